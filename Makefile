@@ -1,0 +1,56 @@
+# Each of demo, test, lint and bench is all the set-up there is: the first one makes .venv, and a change of pyproject.toml
+# or constraints.txt brings it up to date.  PYTHON=python3.12 make test  uses another interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
+
+.PHONY: help demo test lint bench clean compiler
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    train a diffusion transformer on real digits as one program and sample it from a table -> demo/"
+	@echo "make test    run the tests"
+	@echo "make lint    ruff and mypy"
+	@echo "make bench   run the benchmarks"
+	@echo "make clean   remove what these made, except .venv"
+
+demo: $(INSTALLED) compiler
+	@$(BIN)/python examples/train_and_sample_digits.py $(ARGS)
+
+# Two threads: the tests' tensors are small, and more threads would only wait for each other.
+test: export OMP_NUM_THREADS ?= 2
+test: $(INSTALLED) compiler
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(INSTALLED)
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+bench: $(INSTALLED) compiler
+	@for claim in update step sampler; do echo "== $$claim"; $(BIN)/python benchmarks/$$claim.py $(ARGS) || exit 1; done
+
+clean:
+	@rm -rf build dist *.egg-info demo .cache .pytest_cache .mypy_cache .ruff_cache
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# One resolve under the constraints, so that no second torch is ever fetched; setuptools first, so that the build of this
+# package uses the pinned one too.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make: '$(PYTHON)' is not a Python of 3.11 or newer; name one: PYTHON=python3.11 make $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Making $(VENV) from constraints.txt; the first time, torch alone is a download of minutes." >&2
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet --constraint constraints.txt setuptools
+	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[demo,test,dev]'
+	@touch $@
+
+# torch.compile writes C++ for the CPU and calls a compiler, which is no Python package.
+compiler:
+	@command -v "$${CXX:-g++}" >/dev/null || \
+	  { echo "make: no C++ compiler found, and torch.compile needs one on a CPU: install g++, or set CXX." >&2; exit 1; }

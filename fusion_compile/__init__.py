@@ -1,0 +1,7 @@
+"""Diffusion transformers trained as one compiled program and sampled from a table."""
+
+from fusion_compile import optim as optim
+from fusion_compile.training_step import TrainingStep as TrainingStep
+from fusion_compile.training_step import compile_training_step as compile_training_step
+
+__version__ = "0.1.0.dev0"

@@ -1,0 +1,72 @@
+"""What a batch may hold, its signature, and its split into micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+Signature: TypeAlias = tuple[tuple[str, Any], ...]
+"""``(path, (shape, dtype, device))`` of every tensor and ``(path, value)`` of every None, bool or string."""
+
+
+def leaves(tree: Any, path: str = "batch") -> Iterator[tuple[str, Any]]:
+    """``(path, leaf)`` of nested tuples, lists and dictionaries."""
+    if isinstance(tree, dict):
+        for key, child in tree.items():
+            yield from leaves(child, f"{path}[{key!r}]")
+    elif isinstance(tree, tuple | list):
+        for i, child in enumerate(tree):
+            yield from leaves(child, f"{path}[{i}]")
+    else:
+        yield path, tree
+
+
+def signature(batch: tuple[Any, ...], device: torch.device) -> Signature:
+    """What a compiled program is specialised on. Raises ValueError/TypeError for what a program cannot take."""
+    out: list[tuple[str, Any]] = []
+    for path, leaf in leaves(batch):
+        if isinstance(leaf, Tensor):
+            if leaf.device != device:
+                raise ValueError(
+                    f"{path} {list(leaf.shape)} lies on {leaf.device}, the model on {device}; "
+                    f"move it there before the step (tensor.to({str(device)!r}, non_blocking=True))."
+                )
+            out.append((path, (tuple(leaf.shape), leaf.dtype)))
+        elif leaf is None or isinstance(leaf, bool | str):
+            out.append((path, leaf))
+        else:
+            raise TypeError(
+                f"{path} is a {type(leaf).__name__} ({leaf!r}); every new value would need another program. "
+                f"Pass a tensor, torch.tensor({leaf!r}, device={str(device)!r})."
+            )
+    return tuple(out)
+
+
+def dtypes(signature: Signature) -> tuple[tuple[str, Any], ...]:
+    """The signature without shapes: what must stay the same from batch to batch."""
+    return tuple((path, what[1] if isinstance(what, tuple) else what) for path, what in signature)
+
+
+def check_divisible(batch: tuple[Any, ...], accumulate: int) -> None:
+    """Raise ValueError unless every tensor's leading dimension splits in `accumulate`."""
+    for path, leaf in leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] % accumulate:
+            raise ValueError(
+                f"accumulate={accumulate} does not divide the leading dimension of {path} {list(leaf.shape)}; "
+                f"use a batch of a multiple of {accumulate}."
+            )
+
+
+def micro_batch(tree: Any, index: int, accumulate: int) -> Any:
+    """Part `index` of `accumulate` equal parts along the leading dimension; 0-dim tensors and non-tensors whole."""
+    if isinstance(tree, dict):
+        return {k: micro_batch(v, index, accumulate) for k, v in tree.items()}
+    if isinstance(tree, tuple | list):
+        return type(tree)(micro_batch(v, index, accumulate) for v in tree)
+    if isinstance(tree, Tensor) and tree.ndim:
+        size = tree.shape[0] // accumulate
+        return tree[index * size : (index + 1) * size]
+    return tree

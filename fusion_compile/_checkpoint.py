@@ -1,0 +1,177 @@
+"""Checkpoints: state keyed by full parameter name, in safetensors plus a JSON index."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fusion_compile._hyperparameters import Hyperparameters
+from fusion_compile._state import Layout
+from fusion_compile._types import Tensors
+
+FORMAT = 1
+INDEX = "checkpoint.json"
+
+
+def _named_state(layout: Layout, state: Tensors) -> dict[str, Tensor]:
+    """Views of the optimizer's state as ``{"<part>.<parameter>": tensor}``; plain numbers as ``{"<part>": tensor}``.
+
+    The fp32 masters of lower-precision parameters are there too, as ``master.<parameter>``.
+    """
+    named: dict[str, Tensor] = {}
+    for path, tensor in state.items():
+        part, _, rest = path.partition("/")
+        if part == "params" and f"module/{rest}" in state:
+            named |= {f"master.{name}": v for name, v in layout.by_name(rest, tensor)}
+        if part != "optimizer":
+            continue
+        bank = next((b.key for b in layout.banks if rest.endswith(f"/{b.key}")), None)
+        if bank is None:
+            named[rest.replace("/", ".")] = tensor
+        else:
+            prefix = rest.removesuffix(f"/{bank}").replace("/", ".")
+            named |= {f"{prefix}.{name}": v for name, v in layout.by_name(bank, tensor)}
+    return named
+
+
+def state_dict(
+    model: nn.Module, layout: Layout, state: Tensors, hyperparameters: Hyperparameters, steps_called: int
+) -> dict[str, Any]:
+    """Copies of everything that a resumed run needs."""
+    rng = {"cpu": torch.get_rng_state()}
+    if layout.device.type == "cuda":
+        rng["cuda"] = torch.cuda.get_rng_state(layout.device)
+    return {
+        "model": {n: t.detach().clone() for n, t in model.state_dict().items()},
+        "optimizer": {n: t.detach().clone() for n, t in _named_state(layout, state).items()},
+        "counts": {k.removeprefix("counts/"): t.clone() for k, t in state.items() if k.startswith("counts/")},
+        "hyperparameters": hyperparameters.state_dict(),
+        "steps_called": steps_called,
+        "rng": rng,
+    }
+
+
+def load_state_dict(
+    saved: Mapping[str, Any], model: nn.Module, layout: Layout, state: Tensors, hyperparameters: Hyperparameters
+) -> int:
+    """Check everything, then copy everything into place; returns the number of calls so far."""
+    targets = {
+        "model": dict(model.state_dict()),
+        "optimizer": _named_state(layout, state),
+        "counts": {k.removeprefix("counts/"): t for k, t in state.items() if k.startswith("counts/")},
+    }
+    problems: list[str] = []
+    for section, wanted in targets.items():
+        given = saved.get(section, {})
+        problems += [f"missing {section} {n}" for n in wanted if n not in given]
+        problems += [f"unexpected {section} {n}" for n in given if n not in wanted]
+        problems += [
+            f"mismatched {section} {n}: {list(given[n].shape)} in the checkpoint, {list(t.shape)} here"
+            for n, t in wanted.items()
+            if n in given and given[n].shape != t.shape
+        ]
+    if problems:
+        shown = "\n  ".join(problems[:20])
+        more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise ValueError(
+            f"the checkpoint is of another model or optimizer; nothing was loaded:\n  {shown}{more}\n"
+            f"Build the step with the model and recipe that saved it."
+        )
+    with torch.no_grad():
+        for section, wanted in targets.items():
+            for name, tensor in wanted.items():
+                tensor.copy_(saved[section][name])
+        for bank in layout.banks:
+            if f"module/{bank.key}" in state:
+                continue
+    hyperparameters.load_state_dict(saved["hyperparameters"])
+    rng = saved.get("rng", {})
+    if "cpu" in rng:
+        torch.set_rng_state(rng["cpu"].cpu())
+    if "cuda" in rng and layout.device.type == "cuda":
+        torch.cuda.set_rng_state(rng["cuda"].cpu(), layout.device)
+    return int(saved["steps_called"])
+
+
+def save(path: str | PathLike[str], saved: Mapping[str, Any]) -> None:
+    """Write the folder `path`: ``model-….safetensors`` (the deployable weights), ``state-….safetensors`` and the index.
+
+    The tensor files are written under new names and flushed; the index, renamed into place, is the one moment at which
+    the new checkpoint begins to exist. A process killed before it leaves the old checkpoint, after it the new one.
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    tag = f"{saved['steps_called']}-{secrets.token_hex(4)}"
+    files = {"model": f"model-{tag}.safetensors", "state": f"state-{tag}.safetensors"}
+    _write_tensors(folder / files["model"], saved["model"])
+    parts = {f"{s}/{n}": t for s in ("optimizer", "counts", "rng") for n, t in saved[s].items()}
+    _write_tensors(folder / files["state"], parts)
+    index = {
+        "format": FORMAT,
+        "files": files,
+        "steps_called": saved["steps_called"],
+        "hyperparameters": saved["hyperparameters"],
+        "torch": torch.__version__,
+    }
+    temporary = folder / f"{INDEX}.{tag}"
+    with open(temporary, "w") as file:
+        json.dump(index, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / INDEX)
+    _sync_folder(folder)
+    for old in folder.iterdir():
+        if old.name not in (*files.values(), INDEX) and old.name.startswith(("model-", "state-", f"{INDEX}.")):
+            old.unlink(missing_ok=True)
+
+
+def load(path: str | PathLike[str], device: torch.device) -> dict[str, Any]:
+    """Read a folder that `save` wrote. Raises FileNotFoundError/ValueError with a sentence for anything else."""
+    folder = Path(path)
+    if not (folder / INDEX).is_file():
+        raise FileNotFoundError(f"{folder} holds no {INDEX}; give the folder that TrainingStep.save() wrote.")
+    index = json.loads((folder / INDEX).read_text())
+    if index.get("format") != FORMAT:
+        raise ValueError(f"{folder / INDEX} has format {index.get('format')}; this version reads format {FORMAT}.")
+    out: dict[str, Any] = {
+        "model": _read_tensors(folder / index["files"]["model"], device),
+        "steps_called": index["steps_called"],
+        "hyperparameters": index["hyperparameters"],
+        "optimizer": {},
+        "counts": {},
+        "rng": {},
+    }
+    for name, tensor in _read_tensors(folder / index["files"]["state"], device).items():
+        section, _, rest = name.partition("/")
+        out[section][rest] = tensor
+    return out
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    # Tied weights appear under two names with one storage, which safetensors refuses; each name is written in full.
+    save_file({n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}, path)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _read_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt", device=str(device)) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,78 @@
+"""All private torch API, behind feature probes. torch 2.11 to 2.15; never a version compare."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch._dynamo
+from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+
+UnsupportedByDynamo: type[Exception] = torch._dynamo.exc.Unsupported
+DATA_DEPENDENT: tuple[type[Exception], ...] = (DataDependentOutputException, DynamicOutputShapeException)
+"""What fake tensors raise where real ones would have to be read on the host."""
+
+GraphObserver = Callable[[torch.fx.GraphModule, list[Any]], None]
+
+
+def fake_mode() -> Any:
+    """A `FakeTensorMode` that accepts real tensors in closures (constants, frozen parameters)."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+@contextlib.contextmanager
+def tracing_gradients() -> Iterator[None]:
+    """Let Dynamo trace ``torch.autograd.grad`` into the graph."""
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        yield
+
+
+@contextlib.contextmanager
+def backward_region() -> Iterator[None]:
+    """Tag nodes as backward, so that checkpointing is honoured (torch 2.11 needs ``remat_pass_tag``, later ones ``phase``)."""
+    with torch.fx.traceback.annotate({"remat_pass_tag": "is_backward", "phase": "backward"}):
+        yield
+
+
+def mark_static(tensor: Tensor) -> None:
+    """Promise that `tensor` keeps its address: CUDA graphs then update it in place instead of copying."""
+    torch._dynamo.mark_static_address(tensor, guard=False)
+
+
+def own_code(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` with a code object of its own. Dynamo counts recompiles per code object; two steps must not share a budget."""
+    assert isinstance(fn, types.FunctionType)
+    copy = types.FunctionType(fn.__code__.replace(), fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)
+    copy.__kwdefaults__ = fn.__kwdefaults__
+    return copy
+
+
+def observed_backend(backend: str, mode: str, on_graph: GraphObserver) -> Callable[..., Any]:
+    """A torch.compile backend that shows each captured graph to `on_graph` and then does what `backend` does."""
+    if backend == "inductor":
+        inner: Callable[..., Any] = torch._TorchCompileInductorWrapper(
+            None if mode == "default" else mode, None, dynamic=False
+        )
+    else:
+        inner = torch._dynamo.lookup_backend(backend)
+
+    def compile_graph(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        on_graph(graph, inputs)
+        return inner(graph, inputs)
+
+    return compile_graph
+
+
+def user_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """The Python frames of the traced program at which Dynamo gave up, outermost first; empty when unknown."""
+    stack = getattr(error, "real_stack", None)
+    return list(stack) if stack else []

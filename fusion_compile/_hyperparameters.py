@@ -1,0 +1,108 @@
+"""The live numbers: a mapping whose values lie in one device tensor that the compiled program reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusion_compile.optim import _schedules
+from fusion_compile.optim._schedules import Schedule
+
+
+class Hyperparameters(MutableMapping[str, float | Schedule]):
+    """``step.hyperparameters``: set a number or a schedule at any time; it counts from the next step, nothing recompiles.
+
+    Values are written to the device without waiting for it. Reading gives back what was set. `tensor`: ``[n]``, one entry
+    a hyperparameter, fp32 (fp64 for fp64 models).
+    """
+
+    def __init__(self, defaults: Mapping[str, float | Schedule], device: torch.device, dtype: torch.dtype) -> None:
+        self.tensor = torch.zeros(len(defaults), dtype=dtype, device=device)
+        self._values: dict[str, float | Schedule] = {}
+        self._written: dict[str, float] = {}
+        self._index = {name: i for i, name in enumerate(defaults)}
+        for name, value in defaults.items():
+            self[name] = value
+
+    def __getitem__(self, name: str) -> float | Schedule:
+        self._check_known(name)
+        return self._values[name]
+
+    def __setitem__(self, name: str, value: float | Schedule) -> None:
+        self._check_known(name)
+        if isinstance(value, Tensor):
+            raise TypeError(f"hyperparameter {name!r} was given a tensor; give a number or a schedule, a callable of the step.")
+        if isinstance(value, bool) or not (isinstance(value, int | float) or callable(value)):
+            raise TypeError(f"hyperparameter {name!r} was given {value!r}; give a number or a schedule.")
+        number = value(0) if callable(value) else float(value)
+        if math.isnan(number):
+            raise ValueError(f"hyperparameter {name!r} was given nan; give a number.")
+        self._values[name] = value if callable(value) else float(value)
+        if not callable(value):
+            self._write(name, number)
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(f"hyperparameter {name!r} is part of the compiled program and cannot be removed; set it instead.")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"Hyperparameters({', '.join(f'{k}={v}' for k, v in self._values.items())})"
+
+    def apply_schedules(self, step: int) -> None:
+        """Write every schedule's value at `step` steps taken."""
+        for name, value in self._values.items():
+            if callable(value):
+                self._write(name, float(value(step)))
+
+    def by_name(self, tensor: Tensor) -> dict[str, Tensor]:
+        """0-dim tensors by name from a tensor like `tensor` (inside the program, from its input)."""
+        return dict(zip(self._index, tensor.unbind(), strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers as they are, the package's schedules as their fields; another callable as its name only."""
+        return {name: _to_json(value) for name, value in self._values.items()}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Set every name found in `saved`; a callable that is not the package's own keeps what is set now."""
+        for name, value in saved.items():
+            if name in self._index and (restored := _from_json(value)) is not None:
+                self[name] = restored
+
+    def _write(self, name: str, number: float) -> None:
+        if self._written.get(name) != number:
+            self.tensor[self._index[name]].fill_(number)
+            self._written[name] = number
+
+    def _check_known(self, name: str) -> None:
+        if name not in self._index:
+            close = difflib.get_close_matches(str(name), self._index, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise KeyError(f"unknown hyperparameter {name!r}; this step has {', '.join(self._index)}.{hint}")
+
+
+def _to_json(value: float | Schedule) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if dataclasses.is_dataclass(value) and type(value).__module__ == _schedules.__name__:
+        return {"schedule": type(value).__name__, **dataclasses.asdict(value)}  # type: ignore[call-overload]
+    return {"schedule": None, "callable": repr(value)}
+
+
+def _from_json(value: Any) -> float | Schedule | None:
+    if isinstance(value, dict):
+        if value["schedule"] is None:
+            return None
+        schedule: Schedule = getattr(_schedules, value["schedule"])(**{k: v for k, v in value.items() if k != "schedule"})
+        return schedule
+    return float(value)

@@ -1,0 +1,44 @@
+"""A Python callable over tensors -> a compiled callable. The only caller of ``torch.compile``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fusion_compile import _compat
+
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "eager")
+
+
+def resolve_mode(mode: str | None, device: torch.device) -> str:
+    """``None`` means ``"max-autotune"`` on CUDA and ``"default"`` elsewhere; a wrong name is refused."""
+    if mode is None:
+        return "max-autotune" if device.type == "cuda" else "default"
+    if mode not in MODES:
+        raise ValueError(f"mode={mode!r} is not known; use one of {', '.join(map(repr, MODES))}, or None.")
+    return mode
+
+
+def lower(
+    fn: Callable[..., Any],
+    *,
+    mode: str,
+    backend: str = "inductor",
+    on_graph: _compat.GraphObserver | None = None,
+) -> Callable[..., Any]:
+    """Compile `fn` as one full graph with static shapes; ``mode="eager"`` gives `fn` back.
+
+    `backend`: a torch.compile backend's name; `mode` counts for ``"inductor"`` only. `on_graph` is called with each
+    captured FX graph and its inputs before the backend compiles it, and may raise to refuse it.
+    """
+    if mode == "eager":
+        return fn
+    if on_graph is not None:
+        return torch.compile(
+            fn, fullgraph=True, dynamic=False, backend=_compat.observed_backend(backend, mode, on_graph)
+        )
+    if backend != "inductor":
+        return torch.compile(fn, fullgraph=True, dynamic=False, backend=backend)
+    return torch.compile(fn, fullgraph=True, dynamic=False, mode=None if mode == "default" else mode)

@@ -1,0 +1,23 @@
+"""Says on stderr what takes long, when a person is watching."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+
+
+@contextlib.contextmanager
+def stage(what: str) -> Iterator[None]:
+    """Show `what` with a running clock while the block runs and the seconds it took afterwards; silent without a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    console = Console(stderr=True)
+    started = time.perf_counter()
+    with console.status(f"fusion_compile: {what} …"):
+        yield
+    console.print(f"fusion_compile: {what}: {time.perf_counter() - started:.1f} s", highlight=False)

@@ -1,0 +1,157 @@
+"""One training step as a pure function over flat state: ``advance(state, batch) -> the tensors that changed``.
+
+Everything a step does is here and nowhere else: forward, backward, accumulation, clipping, the non-finite skip, the
+optimizer, averaging, buffers and metrics. ``donated`` is the same function with the results written into the state's
+own tensors; Inductor turns those writes into in-place kernels without a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusion_compile import _compat, _flat
+from fusion_compile._batch import micro_batch
+from fusion_compile._hyperparameters import Hyperparameters
+from fusion_compile._loss import LossFacts, LossModule, cast_buffers
+from fusion_compile._state import Layout
+from fusion_compile._types import Tensors
+from fusion_compile.optim._transform import Context, Transform
+from fusion_compile.optim.clip import clip_factor, global_norm
+
+CLIP = "clip_grad_norm"
+"""The hyperparameter that the step itself adds: the bound on the gradient's global norm (infinite: none)."""
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """All that is fixed when a step is compiled. `template`: the optimizer's state, for its form only."""
+
+    layout: Layout
+    transform: Transform
+    template: Any
+    hyperparameters: Hyperparameters
+    accumulate: int
+    skip_nonfinite: bool
+    compute_dtype: torch.dtype | None
+
+
+def initial_state(plan: StepPlan, module_banks: Tensors) -> Tensors:
+    """The flat state before the first step.
+
+    Keys: ``params/<bank>`` (in the state dtype; the module's own banks where the dtypes agree), ``module/<bank>`` (the
+    module's banks where they are of lower precision), ``optimizer/<path>``, ``hyperparameters``, ``counts/…``,
+    ``metrics/…``. Buffers and the user's metrics join when the loss is first seen.
+    """
+    dtype, device = plan.layout.state_dtype, plan.layout.device
+    state: Tensors = {}
+    for key, bank in module_banks.items():
+        same = bank.dtype == dtype
+        state[f"params/{key}"] = bank if same else bank.to(dtype)
+        if not same:
+            state[f"module/{key}"] = bank
+    state.update(_flat.flatten(plan.template, "optimizer"))
+    state["hyperparameters"] = plan.hyperparameters.tensor
+    for name in ("step", "skipped"):
+        state[f"counts/{name}"] = torch.zeros((), dtype=torch.int64, device=device)
+    for name in ("loss", "grad_norm", "update_norm"):
+        state[f"metrics/{name}"] = torch.zeros((), dtype=dtype, device=device)
+    return state
+
+
+def pure_step(plan: StepPlan, loss: LossModule, facts: LossFacts) -> Callable[[Tensors, tuple[Any, ...]], Tensors]:
+    """The step as a function that changes none of its arguments and returns the new values by key."""
+    layout, transform, cast_to = plan.layout, plan.transform, plan.compute_dtype
+
+    def gradients(point: Tensors, buffers: Tensors, batch: tuple[Any, ...]) -> tuple[Tensor, Tensors, Tensors, Tensors]:
+        """loss, gradient banks, metrics, buffers after; at the weights `point`."""
+        if cast_to is not None:
+            point = {k: p.to(cast_to) for k, p in point.items()}
+            weights = layout.views(point)
+        else:
+            weights = {
+                p.name: v if v.dtype == b.dtype else v.to(b.dtype)
+                for b in layout.banks
+                for p, v in zip(b.places, b.split(point[b.key]), strict=True)
+            }
+        leaves = {n: w.detach().requires_grad_() for n, w in weights.items()}
+        with torch.enable_grad():
+            value, metrics, after = loss.run(leaves, buffers, batch)
+            used = [n for n in leaves if n not in facts.unused]
+            with _compat.backward_region():
+                found = dict(zip(used, torch.autograd.grad(value, [leaves[n] for n in used]), strict=True))
+        named = {n: found[n] if n in found else torch.zeros_like(leaf) for n, leaf in leaves.items()}
+        return (
+            value.detach(),
+            layout.join(named),
+            {k: m.detach() for k, m in metrics.items()},
+            {k: b.detach() for k, b in after.items()},
+        )
+
+    def advance(state: Tensors, batch: tuple[Any, ...]) -> Tensors:
+        params = {b.key: state[f"params/{b.key}"] for b in layout.banks}
+        optimizer = _flat.unflatten(plan.template, state, "optimizer")
+        numbers = plan.hyperparameters.by_name(state["hyperparameters"])
+        context = Context(numbers)
+        point = params if transform.gradient_point is None else transform.gradient_point(params, optimizer, context)
+
+        before = {n: state[f"buffers/{n}"] for n in facts.changed_buffers}
+        buffers = before
+        value, grads, metrics = None, {}, {}
+        for i in range(plan.accumulate):
+            part = batch if plan.accumulate == 1 else micro_batch(batch, i, plan.accumulate)
+            # A clone, because the loss may write into its buffers and the old values are needed for a skipped step.
+            own = cast_buffers(loss.model, {n: b.clone() for n, b in buffers.items()}, facts.changed_buffers, cast_to)
+            value_i, grads_i, metrics_i, buffers = gradients(point, {**frozen_buffers(), **own}, part)
+            first = i == 0
+            value = value_i if first else value + value_i
+            grads = grads_i if first else {k: g + grads_i[k] for k, g in grads.items()}
+            metrics = metrics_i if first else {k: m + metrics_i[k] for k, m in metrics.items()}
+        if plan.accumulate > 1:
+            value = value / plan.accumulate
+            grads = {k: g / plan.accumulate for k, g in grads.items()}
+            metrics = {k: m / plan.accumulate for k, m in metrics.items()}
+
+        norm = global_norm(grads)
+        factor = clip_factor(norm, numbers[CLIP])
+        clipped = {k: g * factor.to(g.dtype) for k, g in grads.items()}
+        updates, optimizer = transform.update(clipped, optimizer, params, context._replace(loss=value))
+        new: Tensors = {f"params/{k}": p + updates[k] for k, p in params.items()}
+        new.update(_flat.flatten(optimizer, "optimizer"))
+        new.update({f"buffers/{n}": buffers[n].to(b.dtype) for n, b in before.items()})
+        new["counts/step"] = state["counts/step"] + 1
+        new["metrics/update_norm"] = global_norm(updates)
+        if plan.skip_nonfinite:
+            finite = torch.isfinite(norm)
+            new = {k: torch.where(finite, t, state[k]) for k, t in new.items()}
+            new["counts/skipped"] = state["counts/skipped"] + (~finite)
+        new["metrics/loss"], new["metrics/grad_norm"] = value, norm
+        new.update({f"metrics/{k}": m for k, m in metrics.items()})
+        for b in layout.banks:
+            if b.dtype != layout.state_dtype:
+                new[f"module/{b.key}"] = new[f"params/{b.key}"].to(b.dtype)
+        return new
+
+    def frozen_buffers() -> Tensors:
+        """Buffers that need another dtype than the module's; the others are the module's own."""
+        if cast_to is None:
+            return {}
+        unchanged = {n: b for n, b in loss.model.named_buffers() if n not in facts.changed_buffers}
+        return cast_buffers(loss.model, unchanged, (), cast_to)
+
+    return advance
+
+
+def donated(advance: Callable[[Tensors, tuple[Any, ...]], Tensors]) -> Callable[[Tensors, tuple[Any, ...]], None]:
+    """`advance` with its results written into the state's own tensors."""
+
+    def step(state: Tensors, batch: tuple[Any, ...]) -> None:
+        with torch.no_grad():
+            for key, value in advance(state, batch).items():
+                state[key].copy_(value)
+
+    return step

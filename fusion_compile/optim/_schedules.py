@@ -1,0 +1,83 @@
+"""Hyperparameters as functions of the number of steps taken.
+
+A schedule is evaluated on the host, from the host's own count of steps, and its value is written into the 0-dim device
+tensor that the program reads: replacing a schedule or its arguments never recompiles, and nothing waits for the device.
+Each schedule is a frozen dataclass, so it prints, compares and travels in a checkpoint. ``schedule(step)`` takes the
+number of steps already taken (0 at the first update).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """Anything callable from the number of steps already taken to a number."""
+
+    def __call__(self, step: int) -> float: ...
+
+
+def _warmup(step: int, warmup_steps: int) -> float:
+    return min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else 1.0
+
+
+def _check(total_steps: int | None, warmup_steps: int) -> None:
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps={warmup_steps} is negative; give 0 for no warm-up.")
+    if total_steps is not None and total_steps <= warmup_steps:
+        raise ValueError(f"total_steps={total_steps} must be larger than warmup_steps={warmup_steps}.")
+
+
+@dataclass(frozen=True)
+class constant:
+    """`value` after a linear warm-up ``value * (step + 1) / warmup_steps`` (schedulefree's form)."""
+
+    value: float
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        _check(None, self.warmup_steps)
+
+    def __call__(self, step: int) -> float:
+        return self.value * _warmup(step, self.warmup_steps)
+
+
+@dataclass(frozen=True)
+class cosine:
+    """Linear warm-up to `peak`, then half a cosine down to `final` at `total_steps` (Loshchilov & Hutter, 1608.03983)."""
+
+    peak: float
+    total_steps: int
+    warmup_steps: int = 0
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self.total_steps, self.warmup_steps)
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return self.peak * _warmup(step, self.warmup_steps)
+        done = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
+        return self.final + (self.peak - self.final) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True)
+class linear:
+    """Linear warm-up to `peak`, then a straight line down to `final` at `total_steps`."""
+
+    peak: float
+    total_steps: int
+    warmup_steps: int = 0
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self.total_steps, self.warmup_steps)
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return self.peak * _warmup(step, self.warmup_steps)
+        done = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
+        return self.peak + (self.final - self.peak) * done

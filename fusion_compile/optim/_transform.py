@@ -1,0 +1,109 @@
+"""What an optimizer is made of: a pair of pure functions and the numbers it lets the user change.
+
+A `Transform` maps gradients to updates that are *added* to the parameters. It sees banks (``fusion_compile._state``):
+``{"spectral/384x1536": [K, m, n], "scalar": [N]}``, but is written for ``[..., m, n]`` or for any shape and cannot tell
+a bank from one tensor. Bricks are joined by `chain`, spread over roles by `partition` (``_combine``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fusion_compile._types import Tensors
+from fusion_compile.optim._schedules import Schedule
+
+State: TypeAlias = Any
+"""A NamedTuple (or tuple) of tensors and of dictionaries keyed like the parameters; each transform names its own."""
+
+ELEMENTWISE = "scalar"
+"""Role of parameters that are updated element by element (flat banks)."""
+SPECTRAL = "spectral"
+"""Role of matrices on the spectral path (stacked banks ``[K, m, n]``)."""
+
+
+class Named(NamedTuple):
+    """A hyperparameter under a name of its own, for when two parts of an optimizer must differ: ``Named("scalar_lr", 3e-4)``."""
+
+    name: str
+    value: float | Schedule
+
+
+Scalar: TypeAlias = float | Schedule | Named
+"""What a factory accepts for a live number."""
+
+
+class Context(NamedTuple):
+    """What one step knows besides gradients and parameters.
+
+    `hyperparameters`: 0-dim tensors by name, on the parameters' device. `loss`: 0-dim, the loss at the gradient point
+    (for step sizes that depend on it), or None where no loss exists.
+    """
+
+    hyperparameters: Mapping[str, Tensor]
+    loss: Tensor | None = None
+
+
+class EmptyState(NamedTuple):
+    """The state of a transform that keeps nothing."""
+
+
+class Transform(NamedTuple):
+    """Pure functions, the default hyperparameters, and the roles the transform wants parameters to have.
+
+    ``init(params) -> state``; ``update(updates, state, params, context) -> (updates, state)``; neither changes its
+    arguments. `roles`: empty when any parameter will do. ``gradient_point(params, state, context) -> params`` gives the weights at which the loss is
+    differentiated where they are not the parameters themselves (Schedule-Free's y).
+    """
+
+    init: Callable[[Tensors], State]
+    update: Callable[[Tensors, State, Tensors, Context], tuple[Tensors, State]]
+    hyperparameters: Mapping[str, float | Schedule]
+    roles: tuple[str, ...] = ()
+    gradient_point: Callable[[Tensors, State, Context], Tensors] | None = None
+    name: str = ""
+
+
+def declare(default_name: str, value: Scalar) -> Named:
+    """`value` with its name: its own if it is `Named`, else `default_name`."""
+    if isinstance(value, Named):
+        return value
+    return Named(default_name, value)
+
+
+def stateless(
+    update: Callable[[Tensors, Tensors, Context], Tensors], hyperparameters: Mapping[str, float | Schedule], name: str
+) -> Transform:
+    """A transform from a function of ``(updates, params, context)`` alone."""
+
+    def init(params: Tensors) -> EmptyState:
+        return EmptyState()
+
+    def update_fn(updates: Tensors, state: State, params: Tensors, context: Context) -> tuple[Tensors, State]:
+        return update(updates, params, context), state
+
+    return Transform(init, update_fn, hyperparameters, name=name)
+
+
+def ones_like_scalar(params: Tensors) -> Tensor:
+    """A 0-dim one on the parameters' device, in the dtype their updates are computed in."""
+    for p in params.values():
+        return torch.ones((), dtype=p.dtype, device=p.device)
+    return torch.ones(())
+
+
+def merge_hyperparameters(*declared: Mapping[str, float | Schedule]) -> dict[str, float | Schedule]:
+    """The union of declared hyperparameters; one name is one number, so two different values are refused."""
+    merged: dict[str, float | Schedule] = {}
+    for hyperparameters in declared:
+        for name, value in hyperparameters.items():
+            if name in merged and merged[name] != value:
+                raise ValueError(
+                    f"hyperparameter {name!r} is declared twice with different values ({merged[name]} and {value}); "
+                    f"give one of them its own name, for example Named('scalar_{name}', {value})."
+                )
+            merged[name] = value
+    return merged

@@ -1,0 +1,38 @@
+"""Clipping by the global norm of all gradients (Pascanu et al., 1211.5063)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fusion_compile._types import Tensors
+from fusion_compile.optim._transform import Context, Scalar, Transform, declare, stateless
+
+
+def global_norm(tensors: Tensors) -> Tensor:
+    """Euclidean norm over all entries of all tensors, 0-dim, computed in at least fp32; 0 for no tensor."""
+    squares = [t.to(torch.promote_types(t.dtype, torch.float32)).square().sum() for t in tensors.values()]
+    total = squares[0] if squares else torch.zeros(())
+    for square in squares[1:]:
+        total = total + square
+    return total.sqrt()
+
+
+def clip_factor(norm: Tensor, max_norm: Tensor) -> Tensor:
+    """``min(1, max_norm / (norm + 1e-6))``, as ``torch.nn.utils.clip_grad_norm_``; an infinite `max_norm` gives exactly 1."""
+    return (max_norm / (norm + 1e-6)).clamp(max=1.0)
+
+
+def clip_by_global_norm(max_norm: Scalar = 1.0) -> Transform:
+    """Scale all updates so that their global norm is at most `max_norm` (unit: that of the gradient).
+
+    As a part of a chain it must stand before a `partition`, which sees only a part of the parameters. The training step
+    has its own ``clip_grad_norm``; use this one when composing for something else.
+    """
+    bound = declare("clip_grad_norm", max_norm)
+
+    def update(updates: Tensors, params: Tensors, context: Context) -> Tensors:
+        factor = clip_factor(global_norm(updates), context.hyperparameters[bound.name])
+        return {k: u * factor.to(u.dtype) for k, u in updates.items()}
+
+    return stateless(update, {bound.name: bound.value}, "clip_by_global_norm")

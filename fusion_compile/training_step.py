@@ -1,0 +1,309 @@
+"""`compile_training_step`: forward, backward and optimizer as one program over flat state."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusion_compile import _batch, _checkpoint, _compat, _program
+from fusion_compile._hyperparameters import Hyperparameters
+from fusion_compile._loss import LossFacts, LossFn, LossModule, examine, host_read_message
+from fusion_compile._lower import lower, resolve_mode
+from fusion_compile._progress import stage
+from fusion_compile._routing import Route, route
+from fusion_compile._state import Layout, Residence, build_layout
+from fusion_compile._trace import CLIP, StepPlan, donated, initial_state, pure_step
+from fusion_compile._types import Tensors
+from fusion_compile.optim._schedules import Schedule
+from fusion_compile.optim._transform import Context, Transform
+from fusion_compile.optim.recipes import RECIPES
+
+MAX_PROGRAMS = 8
+"""Different batch shapes that one step compiles before it refuses another."""
+
+
+class TrainingStep:
+    """A compiled training step. Call it with a batch; the module it was built from always holds the deployable weights.
+
+    Attributes: `hyperparameters` (live numbers and schedules), `metrics`, `routes` (which parameter went where and why),
+    `layout` (banks), `programs` (what was captured). Made by `compile_training_step`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFn,
+        transform: Transform,
+        routes: tuple[Route, ...],
+        layout: Layout,
+        hyperparameters: Mapping[str, float | Schedule],
+        *,
+        accumulate: int,
+        skip_nonfinite: bool,
+        compute_dtype: torch.dtype | None,
+        mode: str,
+        backend: str,
+    ) -> None:
+        self.model, self.transform, self.routes, self.layout = model, transform, routes, layout
+        self.mode, self.backend = mode, backend
+        self._loss_fn = loss_fn
+        self._training = model.training
+        self._residence = Residence(model, layout)
+        self.hyperparameters = Hyperparameters(hyperparameters, layout.device, layout.state_dtype)
+        params = {k: b.to(layout.state_dtype) for k, b in self._residence.banks.items()}
+        self._plan = StepPlan(
+            layout,
+            transform,
+            transform.init(params),
+            self.hyperparameters,
+            accumulate,
+            skip_nonfinite,
+            compute_dtype,
+        )
+        self._state = initial_state(self._plan, self._residence.banks)
+        for tensor in self._state.values():
+            _compat.mark_static(tensor)
+        self._module_versions = self._low_precision_versions()
+        self._facts: LossFacts | None = None
+        self._dtypes: tuple[Any, ...] | None = None
+        self._compiled: dict[_batch.Signature, Callable[[Tensors, tuple[Any, ...]], None]] = {}
+        self.programs: list[_program.Program] = []
+        self.steps_called = 0
+
+    # ------------------------------------------------------------------ the step
+
+    def __call__(self, *batch: Any) -> Tensor:
+        """One step on `batch`; the loss, 0-dim, on the device. Nothing waits for the device.
+
+        Raises ValueError/TypeError for a batch or loss the program cannot take and RuntimeError for a model that was
+        rebound; the state is then as before the call.
+        """
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("a training step was asked for inside torch.inference_mode(); call it outside.")
+        if self.model.training != self._training:
+            now, then = ("train", "eval") if self.model.training else ("eval", "train")
+            raise RuntimeError(
+                f"the model is in {now} mode, but the step was compiled in {then} mode; call model.{then}() before the step."
+            )
+        self._residence.check()
+        signature = _batch.signature(batch, self.layout.device)
+        run = self._compiled.get(signature)
+        self.hyperparameters.apply_schedules(self.steps_called)
+        self._adopt_written_weights()
+        if run is None:
+            run = self._compile(signature, batch)
+        else:
+            with torch.enable_grad():
+                run(self._state, batch)
+        self.steps_called += 1
+        self._module_versions = self._low_precision_versions()
+        return self._state["metrics/loss"].clone()
+
+    @property
+    def metrics(self) -> dict[str, Tensor]:
+        """Of the last step, on the device: loss, grad_norm (before clipping), update_norm, step and skipped (counts),
+        every hyperparameter, and the user's own. Copies, safe to keep; reading one on the host waits for the device."""
+        out = {k.removeprefix("metrics/"): v.clone() for k, v in self._state.items() if k.startswith("metrics/")}
+        out |= {k.removeprefix("counts/"): v.clone() for k, v in self._state.items() if k.startswith("counts/")}
+        numbers = self.hyperparameters.by_name(self.hyperparameters.tensor.clone())
+        return {**numbers, **out}
+
+    def _compile(self, signature: _batch.Signature, batch: tuple[Any, ...]) -> Callable[..., None]:
+        dtypes = _batch.dtypes(signature)
+        if self._dtypes is not None and dtypes != self._dtypes:
+            new, old = next((n, o) for n, o in zip(dtypes, self._dtypes, strict=False) if n != o) if len(dtypes) == len(
+                self._dtypes
+            ) else (f"{len(dtypes)} leaves", f"{len(self._dtypes)} leaves")
+            raise ValueError(
+                f"the batch does not look like the first one: got {new}, the step was compiled for {old}; "
+                f"convert it, or compile another step."
+            )
+        if len(self._compiled) >= MAX_PROGRAMS:
+            raise ValueError(
+                f"this would be batch shape number {MAX_PROGRAMS + 1}: each shape is a program of its own. Pad or bucket the "
+                f"batches, or drop the last incomplete one (DataLoader(drop_last=True))."
+            )
+        accumulate = self._plan.accumulate
+        if accumulate > 1:
+            _batch.check_divisible(batch, accumulate)
+        weights = self.layout.views(self._residence.banks)
+        example = _batch.micro_batch(batch, 0, accumulate) if accumulate > 1 else batch
+        facts = examine(self.model, self._loss_fn, weights, example, self._plan.compute_dtype)
+        if self._facts is None:
+            self._adopt(facts)
+        elif facts != self._facts:
+            raise ValueError(
+                f"with this batch shape the loss behaves differently ({facts}) from before ({self._facts}); compile another step."
+            )
+        loss = LossModule(self.model, self._loss_fn, facts.changed_buffers, self._plan.compute_dtype)
+        step = _compat.own_code(donated(pure_step(self._plan, loss, facts)))
+        run = lower(step, mode=self.mode, backend=self.backend, on_graph=self._observe)
+        what = f"compiling the training step ({self.mode if self.backend == 'inductor' else self.backend})"
+        with stage(what), _compat.tracing_gradients(), torch.enable_grad():
+            try:
+                run(self._state, batch)
+            except _compat.UnsupportedByDynamo as error:
+                frames = _compat.user_frames(error)
+                raise ValueError(host_read_message(frames, str(error))) from error
+        self._dtypes = dtypes
+        self._compiled[signature] = run
+        return run
+
+    def _observe(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> None:
+        program = _program.record(graph, inputs, self._state)
+        program.refuse_host_syncs()
+        self.programs.append(program)
+
+    def _adopt(self, facts: LossFacts) -> None:
+        """Make room for what the loss was seen to produce; warn once about parameters it never reads."""
+        for name, (shape, dtype) in facts.metrics.items():
+            key = f"metrics/{name}"
+            if key in self._state or f"counts/{name}" in self._state:
+                raise ValueError(f"the metric name {name!r} is taken by the step itself; give the loss's metric another one.")
+            self._state[key] = torch.zeros(shape, dtype=dtype, device=self.layout.device)
+        for name in facts.changed_buffers:
+            self._state[f"buffers/{name}"] = self.model.get_buffer(name)
+        for key, tensor in self._state.items():
+            if key.startswith(("metrics/", "buffers/")):
+                _compat.mark_static(tensor)
+        if facts.unused:
+            warnings.warn(
+                f"the loss never reads {', '.join(facts.unused)}: their gradient counts as zero, so weight decay still acts. "
+                f"Freeze them (requires_grad=False) before compile_training_step() to leave them alone.",
+                stacklevel=4,
+            )
+        self._facts = facts
+
+    def _low_precision_versions(self) -> dict[str, int]:
+        return {k: t._version for k, t in self._state.items() if k.startswith("module/")}
+
+    def _adopt_written_weights(self) -> None:
+        """Where the module is of lower precision than the state, weights that somebody wrote into it replace the state's."""
+        for key, version in self._module_versions.items():
+            if self._state[key]._version != version:
+                self._state[f"params/{key.removeprefix('module/')}"].copy_(self._state[key])
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """All state keyed by full parameter name: ``model``, ``optimizer`` (``<part>.<parameter>``), ``counts``,
+        ``hyperparameters``, ``rng``. Tensors are copies."""
+        return _checkpoint.state_dict(self.model, self.layout, self._state, self.hyperparameters, self.steps_called)
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Load what `state_dict` gave, into the existing memory. All names and shapes are checked first; on a mismatch
+        a ValueError lists missing, unexpected and mismatched names, and nothing is loaded."""
+        self.steps_called = _checkpoint.load_state_dict(
+            saved, self.model, self.layout, self._state, self.hyperparameters
+        )
+        self._module_versions = self._low_precision_versions()
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write a checkpoint folder: safetensors and a JSON index that is renamed into place last."""
+        _checkpoint.save(path, self.state_dict())
+
+    def load(self, path: str | PathLike[str]) -> None:
+        """Load a folder that `save` wrote; the random state comes back too, so that a resumed run is bitwise the same."""
+        self.load_state_dict(_checkpoint.load(path, self.layout.device))
+
+    def gradient_point(self) -> Tensors:
+        """The weights at which the next gradient is taken, by parameter name (Schedule-Free's y); copies."""
+        from fusion_compile import _flat
+
+        params = {b.key: self._state[f"params/{b.key}"] for b in self.layout.banks}
+        move = self.transform.gradient_point
+        if move is not None:
+            numbers = self.hyperparameters.by_name(self.hyperparameters.tensor)
+            params = move(params, _flat.unflatten(self._plan.template, self._state, "optimizer"), Context(numbers))
+        return {n: v.clone() for n, v in self.layout.views(params).items()}
+
+    def __repr__(self) -> str:
+        matrices = sum(r.role == "spectral" for r in self.routes)
+        return (
+            f"TrainingStep({self.transform.name}, {len(self.routes)} parameters in {len(self.layout.banks)} banks "
+            f"({matrices} spectral), mode={self.mode!r}, {len(self.programs)} programs)"
+        )
+
+
+def compile_training_step(
+    model: nn.Module,
+    loss_fn: LossFn,
+    *,
+    optimizer: str | Transform = "sf_normuon",
+    lr: float | Schedule | None = None,
+    compute_dtype: torch.dtype | None = None,
+    accumulate: int = 1,
+    clip_grad_norm: float | None = None,
+    skip_nonfinite: bool = True,
+    mode: str | None = None,
+    backend: str = "inductor",
+    force_scalar: Sequence[str] = (),
+    force_spectral: Sequence[str] = (),
+) -> TrainingStep:
+    """Turn forward, backward and optimizer of `model` into one compiled program.
+
+    `loss_fn`: ``(model, *batch) -> loss`` or ``(loss, {name: metric})``, a 0-dim loss; it may draw noise and timesteps on
+    the device. `optimizer`: a recipe's name (``fusion_compile.optim.RECIPES``) or a `Transform`. `lr`: replaces the
+    recipe's (unit: see the recipe). `compute_dtype`: weights and the model's floating inputs are cast to it inside the
+    program; state stays fp32. `accumulate`: micro-batches per step, run inside the program; the loss and its gradient
+    are their means. `clip_grad_norm`: bound on the global gradient norm; live under that name. `skip_nonfinite`: a step
+    whose gradient norm is not finite in fp32 changes nothing and counts in ``metrics["skipped"]``. `mode`: torch.compile's
+    modes or ``"eager"`` (the same step, uncompiled); None is ``"max-autotune"`` on CUDA, ``"default"`` on a CPU.
+    `force_scalar`, `force_spectral`: regular expressions over full parameter names that override the routing.
+
+    The model's parameters become views into banks (their objects stay). From then on they always hold the deployable
+    weights: with Schedule-Free the average x. Half-precision parameters get an fp32 master copy in the state.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; compile_training_step needs a torch.nn.Module.")
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn is a {type(loss_fn).__name__}; it must be callable as loss_fn(model, *batch).")
+    if accumulate < 1:
+        raise ValueError(f"accumulate={accumulate} must be at least 1.")
+    transform = _resolve(optimizer)
+    hyperparameters = dict(transform.hyperparameters)
+    if lr is not None:
+        if "lr" not in hyperparameters:
+            raise ValueError(f"lr was given, but {transform.name} has no hyperparameter 'lr'; it has {', '.join(hyperparameters)}.")
+        hyperparameters["lr"] = lr
+    hyperparameters[CLIP] = float("inf") if clip_grad_norm is None else clip_grad_norm
+    roles = transform.roles or ("scalar",)
+    routes = route(model, roles, force_scalar, force_spectral)
+    stray = [r.name for r in routes if r.role not in roles]
+    if stray:
+        raise ValueError(
+            f"{transform.name} handles only {', '.join(roles)} parameters, but {stray[0]} is not one; give the rest a transform "
+            f"of their own: optim.partition({{'spectral': …, 'scalar': …}})."
+        )
+    layout = build_layout(model, routes)
+    return TrainingStep(
+        model,
+        loss_fn,
+        transform,
+        routes,
+        layout,
+        hyperparameters,
+        accumulate=accumulate,
+        skip_nonfinite=skip_nonfinite,
+        compute_dtype=compute_dtype,
+        mode=resolve_mode(mode, layout.device),
+        backend=backend,
+    )
+
+
+def _resolve(optimizer: str | Transform) -> Transform:
+    if isinstance(optimizer, Transform):
+        return optimizer
+    if isinstance(optimizer, str):
+        if optimizer in RECIPES:
+            return RECIPES[optimizer]()
+        raise ValueError(f"optimizer={optimizer!r} is not a recipe; use one of {', '.join(RECIPES)}, or a Transform.")
+    raise TypeError(
+        f"optimizer is a {type(optimizer).__name__}; give a recipe's name ({', '.join(RECIPES)}) or a Transform from "
+        f"fusion_compile.optim (a torch.optim.Optimizer cannot be captured)."
+    )

@@ -1,0 +1,23 @@
+"""Passes over ``torch.fx`` graphs: a graph in, a graph and an account of what was done out.
+
+This room knows torch and itself only. Finders, whose names begin with ``find_``, change nothing.
+"""
+
+from ._cost import Exchange as Exchange
+from ._cost import exchange_rates as exchange_rates
+from ._dependence import BindingTime as BindingTime
+from ._dependence import binding_times as binding_times
+from ._graph import format_graph as format_graph
+from ._graph import format_node as format_node
+from ._pass import Declined as Declined
+from ._pass import Pass as Pass
+from ._pass import PassReport as PassReport
+from ._pass import run_passes as run_passes
+from .drop_metadata_reads import drop_metadata_reads as drop_metadata_reads
+from .find_host_syncs import Finding as Finding
+from .find_host_syncs import find_host_syncs as find_host_syncs
+from .hoist_time_conditioning import Hoisted as Hoisted
+from .hoist_time_conditioning import Stage as Stage
+from .hoist_time_conditioning import hoist_time_conditioning as hoist_time_conditioning
+from .pack_residuals import RowBuffer as RowBuffer
+from .pack_residuals import pack_residuals as pack_residuals

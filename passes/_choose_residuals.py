@@ -1,0 +1,169 @@
+"""Which early values to keep for the body of a split graph, and which to compute again in it: a minimum cut.
+
+Keeping a value costs the traffic of writing, copying and reading it at every step, plus a price for the memory that all
+its rows occupy. Computing it in the body costs its kernel, its arithmetic and the weights it reads. The cheapest choice
+separates the early inputs from the live nodes; the price of memory is raised until the kept values fit the budget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from ._cost import Exchange, flops, launches
+from ._dependence import BindingTime
+from ._graph import bytes_of, is_view, tensor_of
+from ._min_cut import INFINITE, FlowNetwork
+
+FREE_BYTES = 64 << 20
+"""A table of this size is never too large, whatever it saves."""
+
+RELEASED_FRACTION = 8
+"""Beyond FREE_BYTES, a table may take one byte for so many bytes of weights that the body no longer reads."""
+
+_MEMORY_PRICES = (0, 1, 4, 16, 64, 256, 1024, 4096, 16384)
+"""Bytes of traffic that one byte of table is worth, summed over a schedule."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`body`: the nodes of the body, views sunk into it included; `residuals`: early nodes it reads, in graph order.
+
+    `table_bytes`: all rows of all residuals. `budget`: the bytes that were allowed. `memory_price`: see the module.
+    """
+
+    body: frozenset[fx.Node]
+    residuals: tuple[fx.Node, ...]
+    table_bytes: int
+    budget: int
+    memory_price: int
+
+
+def choose_residuals(
+    graph: fx.Graph, times: dict[fx.Node, BindingTime], n_steps: int, byte_budget: int | None, exchange: Exchange
+) -> Choice:
+    """The cheapest choice whose table fits; ``byte_budget=None`` allows FREE_BYTES or a share of the weights released."""
+    choice = everything_early(graph, times, n_steps)
+    for price in _MEMORY_PRICES:
+        body = _cut(graph, times, n_steps, price, exchange)
+        body, residuals = _settle(graph, times, body)
+        table_bytes = sum(rows(times[r], n_steps) * bytes_of(r) for r in residuals)
+        budget = byte_budget
+        if budget is None:
+            budget = max(FREE_BYTES, released_bytes(graph, times, body) // RELEASED_FRACTION)
+        choice = Choice(body, residuals, table_bytes, budget, price)
+        if table_bytes <= budget:
+            break
+    return choice
+
+
+def everything_early(graph: fx.Graph, times: dict[fx.Node, BindingTime], n_steps: int) -> Choice:
+    """The choice that computes nothing in the body that could be known earlier."""
+    live = frozenset(n for n, time in times.items() if n.op == "call_function" and time is BindingTime.LIVE)
+    body, residuals = _settle(graph, times, live)
+    table_bytes = sum(rows(times[r], n_steps) * bytes_of(r) for r in residuals)
+    return Choice(body, residuals, table_bytes, table_bytes, 0)
+
+
+def rows(time: BindingTime, n_steps: int) -> int:
+    """How many rows a value of this binding time has in its table."""
+    return n_steps if time.per_step else 1
+
+
+def released_bytes(graph: fx.Graph, times: dict[fx.Node, BindingTime], body: frozenset[fx.Node]) -> int:
+    """Bytes of the weights that some node reads and no node of `body` does."""
+    return sum(
+        bytes_of(n) for n in graph.find_nodes(op="placeholder")
+        if is_weight(n, times) and n.users and not any(u in body or u.op == "output" for u in n.users)
+    )
+
+
+def is_weight(node: fx.Node, times: dict[fx.Node, BindingTime]) -> bool:
+    """Whether `node` is a constant from outside: it needs no table, the body can read it."""
+    return node.op == "get_attr" or (node.op == "placeholder" and times[node] is BindingTime.CONST)
+
+
+def _cut(
+    graph: fx.Graph, times: dict[fx.Node, BindingTime], n_steps: int, memory_price: int, exchange: Exchange
+) -> frozenset[fx.Node]:
+    """The nodes that the body computes, as the sink's side of a minimum cut (costs per step, in bytes, times n_steps)."""
+    network = FlowNetwork()
+    ends: dict[fx.Node, tuple[int, int]] = {}
+    for node, time in times.items():
+        if time is BindingTime.LIVE or is_weight(node, times):
+            continue
+        start, end = ends[node] = network.node(), network.node()
+        network.edge(start, end, _keeping_costs(node, time, n_steps, memory_price))
+        again = _computing_costs(node, times, n_steps, memory_price, exchange)
+        network.edge(0, start, INFINITE if node.op == "placeholder" else again)
+        for user in node.users:
+            late = user.op == "output" or times[user] is BindingTime.LIVE
+            if late:
+                network.edge(end, 1, INFINITE)
+        for source in node.all_input_nodes:
+            if source in ends:
+                network.edge(ends[source][1], start, INFINITE)
+    early = network.source_side()
+    recomputed = {n for n, (start, _) in ends.items() if start not in early and n.op != "placeholder"}
+    live = {n for n, time in times.items() if n.op == "call_function" and time is BindingTime.LIVE}
+    needed: set[fx.Node] = set()
+    for node in reversed(graph.nodes):  # the cut may leave on the sink's side what no live node needs
+        if node in live or (node in recomputed and any(u in needed or u.op == "output" for u in node.users)):
+            needed.add(node)
+    return frozenset(needed)
+
+
+def _keeping_costs(node: fx.Node, time: BindingTime, n_steps: int, memory_price: int) -> int:
+    if tensor_of(node) is None:
+        return INFINITE  # a tuple: only its items can be kept
+    moved = 3 * n_steps if time.per_step else n_steps  # a row is read and written when copied, and read by the body
+    return bytes_of(node) * (moved + memory_price * rows(time, n_steps))
+
+
+def _computing_costs(
+    node: fx.Node, times: dict[fx.Node, BindingTime], n_steps: int, memory_price: int, exchange: Exchange
+) -> int:
+    if is_view(node):
+        return 0
+    weights = sum(bytes_of(s) for s in node.all_input_nodes if is_weight(s, times))
+    work = launches(node) * exchange.bytes_per_launch + flops(node) // exchange.flops_per_byte
+    return n_steps * (work + weights) + memory_price * weights
+
+
+def _settle(
+    graph: fx.Graph, times: dict[fx.Node, BindingTime], body: frozenset[fx.Node]
+) -> tuple[frozenset[fx.Node], tuple[fx.Node, ...]]:
+    """Sink views into the body where their root is no larger than what is read of it; return the body and what it reads."""
+    inside = set(body)
+    while True:
+        frontier = _frontier(graph, times, inside)
+        by_root: dict[fx.Node, set[fx.Node]] = {}
+        for node in frontier:
+            by_root.setdefault(_root(node), set()).add(node)
+        sunk = [
+            node for root, views in by_root.items() for node in views
+            if node is not root and (is_weight(root, times) or bytes_of(root) <= sum(map(bytes_of, views)))
+        ]
+        tuples = [node for node in frontier if tensor_of(node) is None and node.op != "placeholder"]
+        if not sunk and not tuples:
+            return frozenset(inside), tuple(n for n in graph.nodes if n in frontier)
+        inside.update(tuples)
+        for node in sunk:
+            while node is not _root(node):
+                inside.add(node)
+                node = node.all_input_nodes[0]
+
+
+def _frontier(graph: fx.Graph, times: dict[fx.Node, BindingTime], inside: set[fx.Node]) -> set[fx.Node]:
+    readers = [n for n in graph.nodes if n in inside or n.op == "output"]
+    return {
+        source for reader in readers for source in reader.all_input_nodes
+        if source not in inside and not is_weight(source, times) and times[source] is not BindingTime.LIVE
+    }
+
+
+def _root(node: fx.Node) -> fx.Node:
+    while is_view(node) and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node

@@ -1,0 +1,164 @@
+"""Split a sampler's graph by binding time: what the timestep and the request decide leaves the denoising loop.
+
+A diffusion transformer computes its modulation from the timestep (and perhaps a label) and then spends the rest of the
+step on the latent. All that does not depend on the latent is known before the loop starts. This pass moves it into
+*stages*, one for each earlier binding time, which run once per schedule or once per request; the *body* reads what they
+computed as further inputs (residuals) and takes no timestep. Which values to keep is a minimum cut
+(`_choose_residuals`): what costs more to keep than to compute stays in the body, and the report says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import fx
+
+from ._choose_residuals import Choice, choose_residuals, everything_early, is_weight, rows
+from ._cost import Exchange, exchange_rates
+from ._dependence import BindingTime, binding_times
+from ._graph import bytes_of, calls, format_node, impurity, is_static, op_name, tensor_of
+from ._pass import Declined, PassReport
+
+EARLY = (BindingTime.CONST, BindingTime.STEP, BindingTime.REQUEST, BindingTime.STEP_REQUEST)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A graph of its own: ``graph_module(*inputs) -> tuple of outputs``; both are names of nodes of the whole graph."""
+
+    graph_module: fx.GraphModule
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Hoisted:
+    """A graph split by binding time.
+
+    `stages`: for each early time, the values that later stages or the body read; stages without outputs are left out.
+    `body`: weights, live inputs and residuals in; the whole graph's outputs out. `residuals`: the binding time of each
+    value that the body reads. `node_times`: how many calls of the whole graph are known at each time.
+    """
+
+    stages: dict[BindingTime, Stage]
+    body: Stage
+    residuals: dict[str, BindingTime]
+    node_times: dict[BindingTime, int]
+    report: PassReport
+
+
+def hoist_time_conditioning(
+    graph_module: fx.GraphModule,
+    roles: Mapping[str, BindingTime],
+    *,
+    n_steps: int,
+    byte_budget: int | None = None,
+    exchange: Exchange | None = None,
+) -> Hoisted:
+    """Split `graph_module`, which is left as it was; `roles` gives the binding time of placeholders, the rest are weights.
+
+    `n_steps`: rows of the table. `byte_budget`: upper limit for all rows of all residuals; None allows 64 MiB, or one
+    byte for every eight of weights that the body no longer reads. Run `drop_metadata_reads` first. Raises ValueError for
+    a role that names no placeholder, or for an early value of symbolic size.
+    """
+    graph = graph_module.graph
+    placeholders = {n.name: n for n in graph.find_nodes(op="placeholder")}
+    if unknown := sorted(set(roles) - set(placeholders)):
+        raise ValueError(f"roles name {unknown}, which are no inputs of the graph; its inputs are {sorted(placeholders)}.")
+    times = binding_times(graph, roles)
+    if exchange is None:
+        exchange = exchange_rates(next(t.device for t in map(tensor_of, graph.nodes) if t is not None))
+    choice = choose_residuals(graph, times, n_steps, byte_budget, exchange)
+    for node in choice.residuals:
+        value = tensor_of(node)
+        if value is not None and not is_static(value):
+            raise ValueError(f"{format_node(node)}: a table needs static sizes; export the graph for one shape.")
+
+    stages: dict[BindingTime, Stage] = {}
+    needed = _needed(graph, times, choice)
+    for time in EARLY:
+        nodes = [n for n in needed if times[n] is time]
+        outputs = [
+            n for n in nodes
+            if n in choice.residuals or any(u in needed and times[u] is not time for u in n.users)
+        ]
+        if outputs:
+            stages[time] = _extract(graph_module, nodes, outputs)
+    body_nodes = [n for n in graph.nodes if n in choice.body]
+    body = _extract(graph_module, body_nodes, None)
+    body_calls = len(calls(body.graph_module.graph))
+    report = PassReport(
+        name="hoist_time_conditioning",
+        exact=True,
+        changed=len(calls(graph)) - body_calls,
+        nodes_before=len(calls(graph)),
+        nodes_after=body_calls,
+        bytes_added=choice.table_bytes,
+        declined=_declined(graph, times, choice, n_steps),
+    )
+    counts = {time: sum(1 for n in calls(graph) if times[n] is time) for time in BindingTime}
+    return Hoisted(stages, body, {r.name: times[r] for r in choice.residuals}, counts, report)
+
+
+def _needed(graph: fx.Graph, times: dict[fx.Node, BindingTime], choice: Choice) -> dict[fx.Node, None]:
+    """The early nodes that the residuals are computed from, in graph order."""
+    needed: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and (node in choice.residuals or any(u in needed for u in node.users)):
+            if times[node] is not BindingTime.LIVE:
+                needed.add(node)
+    return {n: None for n in graph.nodes if n in needed}
+
+
+def _extract(graph_module: fx.GraphModule, nodes: list[fx.Node], outputs: list[fx.Node] | None) -> Stage:
+    """`nodes` as a graph of their own; what they read from outside becomes its inputs. None: the whole graph's outputs."""
+    graph = fx.Graph()
+    inside = set(nodes)
+    output = next(iter(graph_module.graph.find_nodes(op="output")))
+    roots = output.all_input_nodes if outputs is None else outputs
+    read = {source for node in nodes for source in node.all_input_nodes} | set(roots)
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph_module.graph.nodes:
+        if node not in read or node in inside:
+            continue
+        copies[node] = graph.get_attr(str(node.target)) if node.op == "get_attr" else graph.placeholder(node.name)
+        copies[node].meta.update(node.meta)
+    for node in nodes:
+        copies[node] = graph.node_copy(node, lambda n: copies[n])
+    if outputs is None:
+        graph.output(fx.node.map_arg(output.args[0], lambda n: copies[n]))
+    else:
+        graph.output(tuple(copies[n] for n in outputs))
+    inputs = tuple(str(n.target) for n in graph.find_nodes(op="placeholder"))
+    names = tuple(n.name for n in roots)
+    return Stage(fx.GraphModule(graph_module, graph), inputs, names)
+
+
+def _declined(
+    graph: fx.Graph, times: dict[fx.Node, BindingTime], choice: Choice, n_steps: int
+) -> tuple[Declined, ...]:
+    """Impure nodes that only an early value reaches, and early values that stay in the body though they could be kept."""
+    declined = []
+    for node in calls(graph):
+        why = impurity(node)
+        if why and all(times[s] is not BindingTime.LIVE for s in node.all_input_nodes):
+            declined.append(Declined(node.name, f"{why}, so it runs at every step."))
+    kept = set(choice.residuals)
+    for node in everything_early(graph, times, n_steps).residuals:
+        if node in kept or is_weight(node, times):
+            continue
+        row, n_rows = bytes_of(node), rows(times[node], n_steps)
+        if choice.memory_price == 0:
+            reason = f"reading its {_mebibytes(row)} at every step costs more than computing it again."
+        else:
+            reason = (
+                f"{n_rows} rows of it take {_mebibytes(row * n_rows)}; the table's budget is {_mebibytes(choice.budget)} "
+                f"and this is among what saves least for its size. Raise byte_budget to keep it."
+            )
+        declined.append(Declined(node.name, f"{op_name(node.target)}: {reason}"))
+    return tuple(declined)
+
+
+def _mebibytes(n: int) -> str:
+    return f"{n / 2**20:.1f} MiB" if n >= 2**20 else f"{n / 2**10:.1f} KiB"
