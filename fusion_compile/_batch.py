@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 Signature: TypeAlias = tuple[tuple[str, Any], ...]
-"""``(path, (shape, dtype, device))`` of every tensor and ``(path, value)`` of every None, bool or string."""
+"""``(path, (shape, dtype, stride))`` of every tensor and ``(path, value)`` of every None, bool or string."""
 
 
 def leaves(tree: Any, path: str = "batch") -> Iterator[tuple[str, Any]]:
@@ -34,7 +34,12 @@ def signature(batch: tuple[Any, ...], device: torch.device) -> Signature:
                     f"{path} {list(leaf.shape)} lies on {leaf.device}, the model on {device}; "
                     f"move it there before the step (tensor.to({str(device)!r}, non_blocking=True))."
                 )
-            out.append((path, (tuple(leaf.shape), leaf.dtype)))
+            if leaf.requires_grad:
+                raise ValueError(
+                    f"{path} {list(leaf.shape)} requires a gradient, but the step differentiates the model's parameters only; "
+                    f"pass tensor.detach()."
+                )
+            out.append((path, (tuple(leaf.shape), leaf.dtype, leaf.stride())))
         elif leaf is None or isinstance(leaf, bool | str):
             out.append((path, leaf))
         else:
@@ -45,9 +50,24 @@ def signature(batch: tuple[Any, ...], device: torch.device) -> Signature:
     return tuple(out)
 
 
-def dtypes(signature: Signature) -> tuple[tuple[str, Any], ...]:
-    """The signature without shapes: what must stay the same from batch to batch."""
-    return tuple((path, what[1] if isinstance(what, tuple) else what) for path, what in signature)
+def check_same_kind(signature: Signature, compiled: Iterable[Signature]) -> None:
+    """Raise ValueError if a batch differs in more than its shapes from those that programs were `compiled` for."""
+    for first in compiled:
+        new, old = _kinds(signature), _kinds(first)
+        if new.keys() != old.keys():
+            odd = sorted(new.keys() ^ old.keys())[0]
+            how = "has no" if odd in old else "has an additional"
+            raise ValueError(f"the batch {how} {odd}, unlike the first one; give the same parts, or compile another step.")
+        for path, kind in new.items():
+            if kind != old[path]:
+                raise ValueError(
+                    f"{path} is {kind}, but the step was compiled for {old[path]}; convert it, or compile another step."
+                )
+        return
+
+
+def _kinds(signature: Signature) -> dict[str, str]:
+    return {path: str(what[1]) if isinstance(what, tuple) else repr(what) for path, what in signature}
 
 
 def check_divisible(batch: tuple[Any, ...], accumulate: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from os import PathLike
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -21,6 +22,9 @@ from fusion_compile._types import Tensors
 
 FORMAT = 1
 INDEX = "checkpoint.json"
+_STATE_SECTIONS = ("optimizer", "counts", "buffers", "rng")
+_WRITTEN = re.compile(rf"(model|state)-\d+-[0-9a-f]{{8}}\.safetensors|{re.escape(INDEX)}\.\d+-[0-9a-f]{{8}}")
+"""Names of the files that `save` makes, other than the index itself: nothing else in the folder is ever removed."""
 
 
 def _named_state(layout: Layout, state: Tensors) -> dict[str, Tensor]:
@@ -44,17 +48,37 @@ def _named_state(layout: Layout, state: Tensors) -> dict[str, Tensor]:
     return named
 
 
+def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    tensors = dict(model.state_dict())
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"{name} in the model's state_dict() is a {type(value).__name__}; a checkpoint holds tensors. Let "
+                f"get_extra_state() return a tensor."
+            )
+    return tensors
+
+
+def _section(state: Tensors, section: str) -> dict[str, Tensor]:
+    return {k.removeprefix(f"{section}/"): t for k, t in state.items() if k.startswith(f"{section}/")}
+
+
 def state_dict(
     model: nn.Module, layout: Layout, state: Tensors, hyperparameters: Hyperparameters, steps_called: int
 ) -> dict[str, Any]:
-    """Copies of everything that a resumed run needs."""
+    """Copies of everything that a resumed run needs. ``buffers``: those the loss changes that ``model`` does not hold."""
     rng = {"cpu": torch.get_rng_state()}
     if layout.device.type == "cuda":
         rng["cuda"] = torch.cuda.get_rng_state(layout.device)
+    tensors = _model_tensors(model)
+    sections = {
+        "model": tensors,
+        "optimizer": _named_state(layout, state),
+        "counts": _section(state, "counts"),
+        "buffers": {n: t for n, t in _section(state, "buffers").items() if n not in tensors},
+    }
     return {
-        "model": {n: t.detach().clone() for n, t in model.state_dict().items()},
-        "optimizer": {n: t.detach().clone() for n, t in _named_state(layout, state).items()},
-        "counts": {k.removeprefix("counts/"): t.clone() for k, t in state.items() if k.startswith("counts/")},
+        **{section: {n: t.detach().clone() for n, t in named.items()} for section, named in sections.items()},
         "hyperparameters": hyperparameters.state_dict(),
         "steps_called": steps_called,
         "rng": rng,
@@ -66,10 +90,15 @@ def load_state_dict(
 ) -> int:
     """Check everything, then copy everything into place; returns the number of calls so far."""
     targets = {
-        "model": dict(model.state_dict()),
+        "model": _model_tensors(model),
         "optimizer": _named_state(layout, state),
-        "counts": {k.removeprefix("counts/"): t for k, t in state.items() if k.startswith("counts/")},
+        "counts": _section(state, "counts"),
     }
+    if absent := [key for key in (*targets, "hyperparameters", "steps_called") if key not in saved]:
+        raise ValueError(f"this is no state of a training step: it lacks {', '.join(absent)}. Give what state_dict() gave.")
+    # A buffer that a state_dict() of the model leaves out is known to change only once the loss was run: ask the checkpoint.
+    buffers = dict(model.named_buffers())
+    targets["buffers"] = {n: buffers[n] for n in saved.get("buffers", {}) if n in buffers}
     problems: list[str] = []
     for section, wanted in targets.items():
         given = saved.get(section, {})
@@ -87,14 +116,12 @@ def load_state_dict(
             f"the checkpoint is of another model or optimizer; nothing was loaded:\n  {shown}{more}\n"
             f"Build the step with the model and recipe that saved it."
         )
+    numbers = hyperparameters.read(saved["hyperparameters"])
     with torch.no_grad():
         for section, wanted in targets.items():
             for name, tensor in wanted.items():
                 tensor.copy_(saved[section][name])
-        for bank in layout.banks:
-            if f"module/{bank.key}" in state:
-                continue
-    hyperparameters.load_state_dict(saved["hyperparameters"])
+    hyperparameters.update(numbers)
     rng = saved.get("rng", {})
     if "cpu" in rng:
         torch.set_rng_state(rng["cpu"].cpu())
@@ -114,7 +141,7 @@ def save(path: str | PathLike[str], saved: Mapping[str, Any]) -> None:
     tag = f"{saved['steps_called']}-{secrets.token_hex(4)}"
     files = {"model": f"model-{tag}.safetensors", "state": f"state-{tag}.safetensors"}
     _write_tensors(folder / files["model"], saved["model"])
-    parts = {f"{s}/{n}": t for s in ("optimizer", "counts", "rng") for n, t in saved[s].items()}
+    parts = {f"{s}/{n}": t for s in _STATE_SECTIONS for n, t in saved[s].items()}
     _write_tensors(folder / files["state"], parts)
     index = {
         "format": FORMAT,
@@ -131,7 +158,7 @@ def save(path: str | PathLike[str], saved: Mapping[str, Any]) -> None:
     os.replace(temporary, folder / INDEX)
     _sync_folder(folder)
     for old in folder.iterdir():
-        if old.name not in (*files.values(), INDEX) and old.name.startswith(("model-", "state-", f"{INDEX}.")):
+        if _WRITTEN.fullmatch(old.name) and old.name not in files.values():
             old.unlink(missing_ok=True)
 
 
@@ -140,20 +167,23 @@ def load(path: str | PathLike[str], device: torch.device) -> dict[str, Any]:
     folder = Path(path)
     if not (folder / INDEX).is_file():
         raise FileNotFoundError(f"{folder} holds no {INDEX}; give the folder that TrainingStep.save() wrote.")
-    index = json.loads((folder / INDEX).read_text())
-    if index.get("format") != FORMAT:
-        raise ValueError(f"{folder / INDEX} has format {index.get('format')}; this version reads format {FORMAT}.")
-    out: dict[str, Any] = {
-        "model": _read_tensors(folder / index["files"]["model"], device),
-        "steps_called": index["steps_called"],
-        "hyperparameters": index["hyperparameters"],
-        "optimizer": {},
-        "counts": {},
-        "rng": {},
-    }
-    for name, tensor in _read_tensors(folder / index["files"]["state"], device).items():
-        section, _, rest = name.partition("/")
-        out[section][rest] = tensor
+    try:
+        index = json.loads((folder / INDEX).read_text())
+        if index["format"] != FORMAT:
+            raise ValueError(f"{folder / INDEX} has format {index['format']}; this version reads format {FORMAT}.")
+        out: dict[str, Any] = {
+            "model": _read_tensors(folder / index["files"]["model"], device),
+            "steps_called": index["steps_called"],
+            "hyperparameters": index["hyperparameters"],
+            **{section: {} for section in _STATE_SECTIONS},
+        }
+        for name, tensor in _read_tensors(folder / index["files"]["state"], device).items():
+            section, _, rest = name.partition("/")
+            out[section][rest] = tensor
+    except (json.JSONDecodeError, KeyError, TypeError, SafetensorError, FileNotFoundError) as error:
+        raise ValueError(
+            f"{folder} is damaged ({type(error).__name__}: {error}); nothing was loaded. Give another checkpoint."
+        ) from error
     return out
 
 

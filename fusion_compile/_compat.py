@@ -36,11 +36,16 @@ def tracing_gradients() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def backward_region() -> Iterator[None]:
-    """Tag nodes as backward, so that checkpointing is honoured (torch 2.11 needs ``remat_pass_tag``, later ones ``phase``)."""
-    with torch.fx.traceback.annotate({"remat_pass_tag": "is_backward", "phase": "backward"}):
-        yield
+def region(name: str) -> contextlib.AbstractContextManager[Any]:
+    """Tag the nodes traced inside with ``meta["custom"]["region"]``.
+
+    ``"backward"`` carries the tags by which torch finds the place to recompute checkpointed activations: torch 2.11 needs
+    ``remat_pass_tag`` and ignores checkpointing without a word otherwise; later ones look for ``phase``.
+    """
+    tags = {"region": name}
+    if name == "backward":
+        tags |= {"remat_pass_tag": "is_backward", "phase": "backward"}
+    return torch.fx.traceback.annotate(tags)
 
 
 def mark_static(tensor: Tensor) -> None:
@@ -76,3 +81,9 @@ def user_frames(error: BaseException) -> list[traceback.FrameSummary]:
     """The Python frames of the traced program at which Dynamo gave up, outermost first; empty when unknown."""
     stack = getattr(error, "real_stack", None)
     return list(stack) if stack else []
+
+
+def refusal_inside(error: Exception) -> ValueError | None:
+    """The ValueError with which a graph's observer refused it, out of Dynamo's wrapping; None for another error."""
+    inner = getattr(error, "inner_exception", None)
+    return inner if isinstance(inner, ValueError) else None

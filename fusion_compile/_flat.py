@@ -28,17 +28,25 @@ def flatten(tree: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
         yield from flatten(child, f"{path}/{key}" if path else key)
 
 
-def unflatten(template: Any, flat: Tensors, path: str = "") -> Any:
-    """The tree of `template`'s form whose tensors are those of `flat`."""
-    if isinstance(template, Tensor):
-        return flat[path]
-    if isinstance(template, dict):
-        return {k: unflatten(v, flat, f"{path}/{k}" if path else k) for k, v in template.items()}
-    if hasattr(template, "_fields"):
-        return type(template)(
-            *(
-                unflatten(v, flat, f"{path}/{k}" if path else k)
-                for k, v in zip(template._fields, template, strict=True)
-            )
+def form(tree: Any, path: str = "") -> Any:
+    """The tree with every tensor replaced by its path: what `unflatten` needs, and nothing that holds memory."""
+    if isinstance(tree, Tensor):
+        return path
+    if isinstance(tree, dict):
+        return {k: form(v, f"{path}/{k}" if path else k) for k, v in tree.items()}
+    if hasattr(tree, "_fields"):
+        return type(tree)(
+            *(form(v, f"{path}/{k}" if path else k) for k, v in zip(tree._fields, tree, strict=True))
         )
-    return tuple(unflatten(v, flat, f"{path}/{i}" if path else str(i)) for i, v in enumerate(template))
+    return tuple(form(v, f"{path}/{i}" if path else str(i)) for i, v in enumerate(tree))
+
+
+def unflatten(form: Any, flat: Tensors) -> Any:
+    """The tree of that `form` with the tensors of `flat` in place of their paths."""
+    if isinstance(form, str):
+        return flat[form]
+    if isinstance(form, dict):
+        return {k: unflatten(v, flat) for k, v in form.items()}
+    if hasattr(form, "_fields"):
+        return type(form)(*(unflatten(v, flat) for v in form))
+    return tuple(unflatten(v, flat) for v in form)

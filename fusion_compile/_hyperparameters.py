@@ -73,11 +73,11 @@ class Hyperparameters(MutableMapping[str, float | Schedule]):
         """Numbers as they are, the package's schedules as their fields; another callable as its name only."""
         return {name: _to_json(value) for name, value in self._values.items()}
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Set every name found in `saved`; a callable that is not the package's own keeps what is set now."""
-        for name, value in saved.items():
-            if name in self._index and (restored := _from_json(value)) is not None:
-                self[name] = restored
+    def read(self, saved: Mapping[str, Any]) -> dict[str, float | Schedule]:
+        """What `state_dict` gave as values for `update`, changing nothing yet: every name found in `saved` that this step
+        has. A callable that is not the package's own is left out, so that what is set now stays."""
+        restored = {name: _from_json(name, value) for name, value in saved.items() if name in self._index}
+        return {name: value for name, value in restored.items() if value is not None}
 
     def _write(self, name: str, number: float) -> None:
         if self._written.get(name) != number:
@@ -99,10 +99,13 @@ def _to_json(value: float | Schedule) -> Any:
     return {"schedule": None, "callable": repr(value)}
 
 
-def _from_json(value: Any) -> float | Schedule | None:
-    if isinstance(value, dict):
-        if value["schedule"] is None:
-            return None
-        schedule: Schedule = getattr(_schedules, value["schedule"])(**{k: v for k, v in value.items() if k != "schedule"})
-        return schedule
-    return float(value)
+def _from_json(name: str, value: Any) -> float | Schedule | None:
+    if not isinstance(value, dict):
+        return float(value)
+    if value["schedule"] is None:
+        return None
+    kind = getattr(_schedules, value["schedule"], None)
+    if kind is None:
+        raise ValueError(f"hyperparameter {name!r} follows the schedule {value['schedule']!r}, which this version does not have.")
+    schedule: Schedule = kind(**{k: v for k, v in value.items() if k != "schedule"})
+    return schedule

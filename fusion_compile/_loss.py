@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import linecache
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile import _compat
+from fusion_compile._host_reads import HostRead, RefuseHostReads, host_read_message
 from fusion_compile._types import Tensors
 
 LossFn = Callable[..., Any]
@@ -76,17 +76,13 @@ class LossFacts:
     unused: tuple[str, ...]
     changed_buffers: tuple[str, ...]
 
-
-def where_in_user_code(frames: list[traceback.FrameSummary]) -> str:
-    """``file:line: source`` of the innermost frame that is neither torch's nor this package's; empty when there is none."""
-    for frame in reversed(frames):
-        if "/torch/" in frame.filename or "/fusion_compile/" in frame.filename.replace("\\", "/") and "/tests/" not in frame.filename:
-            continue
-        if frame.filename.startswith("<"):
-            continue
-        line = frame.line or linecache.getline(frame.filename, frame.lineno or 0).strip()
-        return f"{frame.filename}:{frame.lineno}: {line}"
-    return ""
+    def difference(self, other: LossFacts) -> str:
+        """In words, the first way in which this loss behaves unlike `other`."""
+        if self.metrics != other.metrics:
+            return f"returns the metrics {self.metrics}, before {other.metrics}"
+        if self.unused != other.unused:
+            return f"leaves unread {list(self.unused)}, before {list(other.unused)}"
+        return f"changes the buffers {list(self.changed_buffers)}, before {list(other.changed_buffers)}"
 
 
 def examine(
@@ -114,8 +110,9 @@ def examine(
         versions = {n: b._version for n, b in buffers.items()}
         fakes = _map_tensors(fake, batch)
         try:
-            loss, metrics, after = module.run(used, buffers, fakes)
-        except _compat.DATA_DEPENDENT as error:
+            with RefuseHostReads():
+                loss, metrics, after = module.run(used, buffers, fakes)
+        except (HostRead, *_compat.DATA_DEPENDENT) as error:
             raise ValueError(host_read_message(traceback.extract_tb(error.__traceback__), str(error))) from None
         _check_loss(loss, metrics)
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
@@ -130,15 +127,6 @@ _INDEPENDENT = (
     "the loss does not depend on any trainable parameter of the model; call the model that loss_fn receives as its first "
     "argument (not another one), and keep torch.no_grad() and .detach() out of the way."
 )
-
-
-def host_read_message(frames: list[traceback.FrameSummary], detail: str) -> str:
-    """One sentence for a loss that needs a value on the host."""
-    where = where_in_user_code(frames) or "the loss"
-    return (
-        f"{where}\nreads a tensor's value on the host or has a shape that depends on one ({detail.splitlines()[0]}); a captured "
-        f"step cannot. Keep it on the device: torch.where instead of if, a returned metric instead of .item() or print."
-    )
 
 
 def _check_loss(loss: Any, metrics: Any) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -42,3 +43,19 @@ def lower(
     if backend != "inductor":
         return torch.compile(fn, fullgraph=True, dynamic=False, backend=backend)
     return torch.compile(fn, fullgraph=True, dynamic=False, mode=None if mode == "default" else mode)
+
+
+@contextlib.contextmanager
+def no_recompile() -> Iterator[None]:
+    """Inside, a compiled function whose assumptions no longer hold is a RuntimeError that says which, and nothing has run."""
+    try:
+        with torch.compiler.set_stance("fail_on_recompile"):
+            yield
+    except RuntimeError as error:
+        if "fail_on_recompile" not in str(error):
+            raise
+        reasons = [line.partition(": ")[2] for line in str(error).splitlines() if line.lstrip().startswith("- ")]
+        raise RuntimeError(
+            f"the compiled program no longer fits what surrounds it ({'; '.join(reasons)}). Call it as it was called at first "
+            f"(autocast, train/eval of every submodule, frozen parameters and buffers unchanged), or compile it again."
+        ) from None

@@ -1,42 +1,53 @@
-"""What was captured: the graph, its inputs by name, and which of them it writes."""
+"""What was captured: the graph as Dynamo saw it, and the same in ATen operators when somebody asks."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
-import torch
+from torch import fx
 
-from fusion_compile._types import Tensors
-from fusion_compile.passes import Finding, find_host_syncs
+from fusion_compile.passes import Finding, find_host_syncs, lower_to_aten
+
+REGIONS = ("forward", "backward", "optimizer", "state")
+"""Parts of a step's graph; "state" is the rest: gradient point, views, non-finite skip and write-back."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """One captured graph (Dynamo's level) of a step. `nodes`: calls in it; `state`: how many tensors it updates in place."""
+    """One captured graph of a step."""
 
-    graph: torch.fx.GraphModule
-    nodes: int
-    state: int
-    findings: tuple[Finding, ...]
+    graph: fx.GraphModule
 
-    def operators(self) -> Counter[str]:
-        """Calls by operator name."""
-        return Counter(
-            str(getattr(n.target, "__name__", n.target))
-            for n in self.graph.graph.nodes
-            if n.op in ("call_function", "call_method")
-        )
+    @cached_property
+    def aten(self) -> fx.GraphModule:
+        """The graph in ATen operators; traced on fake tensors when first asked for."""
+        return lower_to_aten(self.graph)
 
-    def refuse_host_syncs(self) -> None:
-        """Raise ValueError naming the user's line if the graph would wait for the device or cannot be captured."""
-        if self.findings:
-            first = self.findings[0]
-            raise ValueError(f"{first.where}\n{first.op}: {first.why} {first.remedy}")
+    @property
+    def nodes(self) -> int:
+        """Calls in the graph as Dynamo captured it."""
+        return sum(n.op in ("call_function", "call_method", "call_module") for n in self.graph.graph.nodes)
+
+    def findings(self, *, thorough: bool) -> tuple[Finding, ...]:
+        """Host syncs and operators that cannot be captured. `thorough` looks at ATen's operators too, backward included."""
+        found = find_host_syncs(self.graph)
+        return tuple(dict.fromkeys((*found, *(find_host_syncs(self.aten) if thorough else ()))))
+
+    def operators(self) -> dict[str, Counter[str]]:
+        """ATen calls by region and operator, views and metadata reads included."""
+        counts: dict[str, Counter[str]] = {region: Counter() for region in REGIONS}
+        for node in self.aten.graph.nodes:
+            if node.op == "call_function":
+                region = (node.meta.get("custom") or {}).get("region", "state")
+                counts[region][str(getattr(node.target, "__name__", node.target)).removesuffix(".default")] += 1
+        return counts
 
 
-def record(graph: torch.fx.GraphModule, inputs: list[Any], state: Tensors) -> Program:
-    """A `Program` from a captured graph."""
-    nodes = sum(n.op in ("call_function", "call_method", "call_module") for n in graph.graph.nodes)
-    return Program(graph, nodes, len(state), tuple(find_host_syncs(graph)))
+def refuse_host_syncs(findings: tuple[Finding, ...]) -> None:
+    """Raise ValueError naming the user's line if a graph would wait for the device or cannot be captured."""
+    if findings:
+        first = findings[0]
+        raise ValueError(f"{first.where or 'the step'}\n{first.op}: {first.why} {first.remedy}")
+

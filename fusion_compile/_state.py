@@ -150,35 +150,67 @@ class Residence:
     """The module's parameters as views into banks, and the check that they still are.
 
     Taking up residence copies every parameter into a bank and points ``parameter.data`` at its place there: the
-    `Parameter` objects stay the same, so optimizers, EMA copies and hooks that hold them keep working.
+    `Parameter` objects stay the same, so optimizers, EMA copies and hooks that hold them keep working. Each view has a
+    storage of its own over its part of the bank's memory: what is written to a file or a pipe by storage (``torch.save``
+    of one layer, ``pickle``) is then that part and not the whole bank.
     """
 
     def __init__(self, model: nn.Module, layout: Layout) -> None:
         self.layout = layout
+        self._model = model
         parameters = dict(model.named_parameters())
         self.banks: Tensors = layout.join({n: p.detach() for n, p in parameters.items()}, in_state_dtype=False)
-        views = layout.views(self.banks)
         owners = {id(p): [] for p in parameters.values()}  # type: dict[int, list[tuple[dict[str, Any], str, str]]]
         for prefix, module in model.named_modules(remove_duplicate=False):
             for key, p in module._parameters.items():
                 if p is not None and id(p) in owners:
                     owners[id(p)].append((module._parameters, key, f"{prefix}.{key}" if prefix else key))
         self._tenants = []
-        for name, view in views.items():
-            p = parameters[name]
-            p.data = view
-            self._tenants += [(o, key, full, p, p.data_ptr()) for o, key, full in owners[id(p)]]
+        self._buffers: list[tuple[dict[str, Any], str, str, Tensor]] = []
+        for name, view in layout.views(self.banks).items():
+            p, place = parameters[name], torch.from_dlpack(view)  # type: ignore[attr-defined]
+            p.data = place
+            self._tenants += [(o, key, full, p, place) for o, key, full in owners[id(p)]]
+
+    def keep_buffers(self, names: Sequence[str]) -> Tensors:
+        """The module's buffers `names`, which the program writes; from now on `check` keeps them in the module."""
+        kept: Tensors = {}
+        for name in names:
+            prefix, _, key = name.rpartition(".")
+            owner = self._model.get_submodule(prefix)._buffers
+            kept[name] = owner[key]  # type: ignore[assignment]
+            self._buffers.append((owner, key, name, kept[name]))
+        return kept
 
     def check(self) -> None:
-        """Raise RuntimeError naming the first parameter that was replaced, moved or rebound since the banks were built."""
-        for owner, key, name, parameter, address in self._tenants:
+        """Raise RuntimeError naming the first parameter that was replaced, moved, rebound or frozen since the banks were
+        built. A buffer that was assigned anew (a forward outside the step may do so) is copied back into its place."""
+        for owner, key, name, parameter, place in self._tenants:
             if owner.get(key) is not parameter:
                 raise RuntimeError(
                     f"{name} {list(parameter.shape)} was replaced by another tensor after compile_training_step(); the compiled "
                     f"program still updates the old one. Copy into it (parameter.copy_) or compile the step again."
                 )
-            if parameter.data_ptr() != address:
+            if not parameter.is_set_to(place):
                 raise RuntimeError(
-                    f"{name} {list(parameter.shape)} was rebound (.data = …, .to(), .half()) after compile_training_step(); the "
+                    f"{name} {list(place.shape)} was rebound (.data = …, .to(), .half()) after compile_training_step(); the "
                     f"compiled program still updates the old memory. Copy into it (parameter.copy_) or compile the step again."
                 )
+            if not parameter.requires_grad:
+                raise RuntimeError(
+                    f"{name} {list(parameter.shape)} was frozen (requires_grad=False) after compile_training_step(); the "
+                    f"compiled program still updates it. Unfreeze it or compile the step again."
+                )
+        for owner, key, name, kept in self._buffers:
+            now = owner.get(key)
+            if now is kept:
+                continue
+            if now is None or (now.shape, now.dtype, now.device) != (kept.shape, kept.dtype, kept.device):
+                what = "removed" if now is None else f"replaced by {now.dtype} {list(now.shape)} on {now.device}"
+                raise RuntimeError(
+                    f"buffer {name} was {what} after compile_training_step(); the compiled program updates {kept.dtype} "
+                    f"{list(kept.shape)} on {kept.device}. Put that back or compile the step again."
+                )
+            with torch.no_grad():
+                kept.copy_(now)
+            owner[key] = kept

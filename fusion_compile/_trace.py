@@ -29,18 +29,18 @@ CLIP = "clip_grad_norm"
 
 @dataclass(frozen=True)
 class StepPlan:
-    """All that is fixed when a step is compiled. `template`: the optimizer's state, for its form only."""
+    """All that is fixed when a step is compiled. `optimizer_form`: the optimizer's state with paths for tensors."""
 
     layout: Layout
     transform: Transform
-    template: Any
+    optimizer_form: Any
     hyperparameters: Hyperparameters
     accumulate: int
     skip_nonfinite: bool
     compute_dtype: torch.dtype | None
 
 
-def initial_state(plan: StepPlan, module_banks: Tensors) -> Tensors:
+def initial_state(plan: StepPlan, module_banks: Tensors, optimizer: Any) -> Tensors:
     """The flat state before the first step.
 
     Keys: ``params/<bank>`` (in the state dtype; the module's own banks where the dtypes agree), ``module/<bank>`` (the
@@ -54,7 +54,7 @@ def initial_state(plan: StepPlan, module_banks: Tensors) -> Tensors:
         state[f"params/{key}"] = bank if same else bank.to(dtype)
         if not same:
             state[f"module/{key}"] = bank
-    state.update(_flat.flatten(plan.template, "optimizer"))
+    state.update(_flat.flatten(optimizer, "optimizer"))
     state["hyperparameters"] = plan.hyperparameters.tensor
     for name in ("step", "skipped"):
         state[f"counts/{name}"] = torch.zeros((), dtype=torch.int64, device=device)
@@ -80,9 +80,10 @@ def pure_step(plan: StepPlan, loss: LossModule, facts: LossFacts) -> Callable[[T
             }
         leaves = {n: w.detach().requires_grad_() for n, w in weights.items()}
         with torch.enable_grad():
-            value, metrics, after = loss.run(leaves, buffers, batch)
+            with _compat.region("forward"):
+                value, metrics, after = loss.run(leaves, buffers, batch)
             used = [n for n in leaves if n not in facts.unused]
-            with _compat.backward_region():
+            with _compat.region("backward"):
                 found = dict(zip(used, torch.autograd.grad(value, [leaves[n] for n in used]), strict=True))
         named = {n: found[n] if n in found else torch.zeros_like(leaf) for n, leaf in leaves.items()}
         return (
@@ -92,9 +93,20 @@ def pure_step(plan: StepPlan, loss: LossModule, facts: LossFacts) -> Callable[[T
             {k: b.detach() for k, b in after.items()},
         )
 
+    def with_written_weights(state: Tensors) -> Tensors:
+        """`state`, in which a lower-precision module's weights count wherever they are not the rounding of their master:
+        there somebody wrote into the module (``load_state_dict``, ``p.data.copy_``) since the last step."""
+        masters: Tensors = {}
+        for b in layout.banks:
+            if b.dtype != layout.state_dtype:
+                master, module = state[f"params/{b.key}"], state[f"module/{b.key}"]
+                masters[f"params/{b.key}"] = torch.where(master.to(b.dtype) == module, master, module.to(master.dtype))
+        return {**state, **masters}
+
     def advance(state: Tensors, batch: tuple[Any, ...]) -> Tensors:
+        state = with_written_weights(state)
         params = {b.key: state[f"params/{b.key}"] for b in layout.banks}
-        optimizer = _flat.unflatten(plan.template, state, "optimizer")
+        optimizer = _flat.unflatten(plan.optimizer_form, state)
         numbers = plan.hyperparameters.by_name(state["hyperparameters"])
         context = Context(numbers)
         point = params if transform.gradient_point is None else transform.gradient_point(params, optimizer, context)
@@ -116,11 +128,12 @@ def pure_step(plan: StepPlan, loss: LossModule, facts: LossFacts) -> Callable[[T
             grads = {k: g / plan.accumulate for k, g in grads.items()}
             metrics = {k: m / plan.accumulate for k, m in metrics.items()}
 
-        norm = global_norm(grads)
-        factor = clip_factor(norm, numbers[CLIP])
-        clipped = {k: g * factor.to(g.dtype) for k, g in grads.items()}
-        updates, optimizer = transform.update(clipped, optimizer, params, context._replace(loss=value))
-        new: Tensors = {f"params/{k}": p + updates[k] for k, p in params.items()}
+        with _compat.region("optimizer"):
+            norm = global_norm(grads)
+            factor = clip_factor(norm, numbers[CLIP])
+            clipped = {k: g * factor.to(g.dtype) for k, g in grads.items()}
+            updates, optimizer = transform.update(clipped, optimizer, params, context._replace(loss=value))
+            new: Tensors = {f"params/{k}": p + updates[k] for k, p in params.items()}
         new.update(_flat.flatten(optimizer, "optimizer"))
         new.update({f"buffers/{n}": buffers[n].to(b.dtype) for n, b in before.items()})
         new["counts/step"] = state["counts/step"] + 1

@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusion_compile import _batch, _checkpoint, _compat, _program
+from fusion_compile import _batch, _checkpoint, _compat, _flat, _program
+from fusion_compile._host_reads import not_captured_message
 from fusion_compile._hyperparameters import Hyperparameters
-from fusion_compile._loss import LossFacts, LossFn, LossModule, examine, host_read_message
-from fusion_compile._lower import lower, resolve_mode
+from fusion_compile._loss import LossFacts, LossFn, LossModule, examine
+from fusion_compile._lower import lower, no_recompile, resolve_mode
 from fusion_compile._progress import stage
 from fusion_compile._routing import Route, route
 from fusion_compile._state import Layout, Residence, build_layout
 from fusion_compile._trace import CLIP, StepPlan, donated, initial_state, pure_step
 from fusion_compile._types import Tensors
+from fusion_compile.explain import Explanation, explain_step
 from fusion_compile.optim._schedules import Schedule
 from fusion_compile.optim._transform import Context, Transform
 from fusion_compile.optim.recipes import RECIPES
@@ -53,24 +55,23 @@ class TrainingStep:
         self.mode, self.backend = mode, backend
         self._loss_fn = loss_fn
         self._training = model.training
-        self._residence = Residence(model, layout)
         self.hyperparameters = Hyperparameters(hyperparameters, layout.device, layout.state_dtype)
+        self._residence = Residence(model, layout)
         params = {k: b.to(layout.state_dtype) for k, b in self._residence.banks.items()}
+        optimizer_state = transform.init(params)
         self._plan = StepPlan(
             layout,
             transform,
-            transform.init(params),
+            _flat.form(optimizer_state, "optimizer"),
             self.hyperparameters,
             accumulate,
             skip_nonfinite,
             compute_dtype,
         )
-        self._state = initial_state(self._plan, self._residence.banks)
+        self._state = initial_state(self._plan, self._residence.banks, optimizer_state)
         for tensor in self._state.values():
             _compat.mark_static(tensor)
-        self._module_versions = self._low_precision_versions()
         self._facts: LossFacts | None = None
-        self._dtypes: tuple[Any, ...] | None = None
         self._compiled: dict[_batch.Signature, Callable[[Tensors, tuple[Any, ...]], None]] = {}
         self.programs: list[_program.Program] = []
         self.steps_called = 0
@@ -94,14 +95,12 @@ class TrainingStep:
         signature = _batch.signature(batch, self.layout.device)
         run = self._compiled.get(signature)
         self.hyperparameters.apply_schedules(self.steps_called)
-        self._adopt_written_weights()
         if run is None:
-            run = self._compile(signature, batch)
+            self._compile(signature, batch)
         else:
-            with torch.enable_grad():
+            with torch.enable_grad(), no_recompile():
                 run(self._state, batch)
         self.steps_called += 1
-        self._module_versions = self._low_precision_versions()
         return self._state["metrics/loss"].clone()
 
     @property
@@ -113,16 +112,9 @@ class TrainingStep:
         numbers = self.hyperparameters.by_name(self.hyperparameters.tensor.clone())
         return {**numbers, **out}
 
-    def _compile(self, signature: _batch.Signature, batch: tuple[Any, ...]) -> Callable[..., None]:
-        dtypes = _batch.dtypes(signature)
-        if self._dtypes is not None and dtypes != self._dtypes:
-            new, old = next((n, o) for n, o in zip(dtypes, self._dtypes, strict=False) if n != o) if len(dtypes) == len(
-                self._dtypes
-            ) else (f"{len(dtypes)} leaves", f"{len(self._dtypes)} leaves")
-            raise ValueError(
-                f"the batch does not look like the first one: got {new}, the step was compiled for {old}; "
-                f"convert it, or compile another step."
-            )
+    def _compile(self, signature: _batch.Signature, batch: tuple[Any, ...]) -> None:
+        """Compile the program for a batch of this signature and take its first step."""
+        _batch.check_same_kind(signature, self._compiled)
         if len(self._compiled) >= MAX_PROGRAMS:
             raise ValueError(
                 f"this would be batch shape number {MAX_PROGRAMS + 1}: each shape is a program of its own. Pad or bucket the "
@@ -137,56 +129,50 @@ class TrainingStep:
         if self._facts is None:
             self._adopt(facts)
         elif facts != self._facts:
-            raise ValueError(
-                f"with this batch shape the loss behaves differently ({facts}) from before ({self._facts}); compile another step."
-            )
+            raise ValueError(f"with this batch shape the loss {facts.difference(self._facts)}; compile another step for it.")
         loss = LossModule(self.model, self._loss_fn, facts.changed_buffers, self._plan.compute_dtype)
         step = _compat.own_code(donated(pure_step(self._plan, loss, facts)))
+        programs = len(self.programs)
         run = lower(step, mode=self.mode, backend=self.backend, on_graph=self._observe)
         what = f"compiling the training step ({self.mode if self.backend == 'inductor' else self.backend})"
-        with stage(what), _compat.tracing_gradients(), torch.enable_grad():
-            try:
+        try:
+            with stage(what), _compat.tracing_gradients(), torch.enable_grad():
                 run(self._state, batch)
-            except _compat.UnsupportedByDynamo as error:
-                frames = _compat.user_frames(error)
-                raise ValueError(host_read_message(frames, str(error))) from error
-        self._dtypes = dtypes
+        except Exception as error:
+            del self.programs[programs:]
+            if isinstance(error, _compat.UnsupportedByDynamo):
+                raise ValueError(not_captured_message(_compat.user_frames(error), str(error))) from error
+            if refusal := _compat.refusal_inside(error):
+                raise refusal from None
+            raise
         self._compiled[signature] = run
-        return run
 
     def _observe(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> None:
-        program = _program.record(graph, inputs, self._state)
-        program.refuse_host_syncs()
+        program = _program.Program(graph)
+        # On a GPU a sync in the backward breaks the capture minutes later, so the whole graph is searched at once.
+        _program.refuse_host_syncs(program.findings(thorough=self.layout.device.type == "cuda"))
         self.programs.append(program)
 
     def _adopt(self, facts: LossFacts) -> None:
         """Make room for what the loss was seen to produce; warn once about parameters it never reads."""
-        for name, (shape, dtype) in facts.metrics.items():
-            key = f"metrics/{name}"
-            if key in self._state or f"counts/{name}" in self._state:
+        taken = {*self.metrics}
+        for name in facts.metrics:
+            if name in taken:
                 raise ValueError(f"the metric name {name!r} is taken by the step itself; give the loss's metric another one.")
-            self._state[key] = torch.zeros(shape, dtype=dtype, device=self.layout.device)
-        for name in facts.changed_buffers:
-            self._state[f"buffers/{name}"] = self.model.get_buffer(name)
+        for name, (shape, dtype) in facts.metrics.items():
+            self._state[f"metrics/{name}"] = torch.zeros(shape, dtype=dtype, device=self.layout.device)
+        for name, buffer in self._residence.keep_buffers(facts.changed_buffers).items():
+            self._state[f"buffers/{name}"] = buffer
         for key, tensor in self._state.items():
             if key.startswith(("metrics/", "buffers/")):
                 _compat.mark_static(tensor)
+        self._facts = facts
         if facts.unused:
             warnings.warn(
                 f"the loss never reads {', '.join(facts.unused)}: their gradient counts as zero, so weight decay still acts. "
                 f"Freeze them (requires_grad=False) before compile_training_step() to leave them alone.",
                 stacklevel=4,
             )
-        self._facts = facts
-
-    def _low_precision_versions(self) -> dict[str, int]:
-        return {k: t._version for k, t in self._state.items() if k.startswith("module/")}
-
-    def _adopt_written_weights(self) -> None:
-        """Where the module is of lower precision than the state, weights that somebody wrote into it replace the state's."""
-        for key, version in self._module_versions.items():
-            if self._state[key]._version != version:
-                self._state[f"params/{key.removeprefix('module/')}"].copy_(self._state[key])
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -201,7 +187,6 @@ class TrainingStep:
         self.steps_called = _checkpoint.load_state_dict(
             saved, self.model, self.layout, self._state, self.hyperparameters
         )
-        self._module_versions = self._low_precision_versions()
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a checkpoint folder: safetensors and a JSON index that is renamed into place last."""
@@ -213,14 +198,24 @@ class TrainingStep:
 
     def gradient_point(self) -> Tensors:
         """The weights at which the next gradient is taken, by parameter name (Schedule-Free's y); copies."""
-        from fusion_compile import _flat
-
         params = {b.key: self._state[f"params/{b.key}"] for b in self.layout.banks}
         move = self.transform.gradient_point
         if move is not None:
             numbers = self.hyperparameters.by_name(self.hyperparameters.tensor)
-            params = move(params, _flat.unflatten(self._plan.template, self._state, "optimizer"), Context(numbers))
+            params = move(params, _flat.unflatten(self._plan.optimizer_form, self._state), Context(numbers))
         return {n: v.clone() for n, v in self.layout.views(params).items()}
+
+    def explain(self) -> Explanation:
+        """Where every parameter went and what was captured; see `fusion_compile.explain`."""
+        return explain_step(
+            title=repr(self),
+            routes=self.routes,
+            layout=self.layout,
+            state=self._state,
+            hyperparameters=self.hyperparameters,
+            programs=self.programs,
+            unused=() if self._facts is None else self._facts.unused,
+        )
 
     def __repr__(self) -> str:
         matrices = sum(r.role == "spectral" for r in self.routes)
@@ -263,8 +258,10 @@ def compile_training_step(
         raise TypeError(f"model is a {type(model).__name__}; compile_training_step needs a torch.nn.Module.")
     if not callable(loss_fn):
         raise TypeError(f"loss_fn is a {type(loss_fn).__name__}; it must be callable as loss_fn(model, *batch).")
-    if accumulate < 1:
-        raise ValueError(f"accumulate={accumulate} must be at least 1.")
+    if not isinstance(accumulate, int) or accumulate < 1:
+        raise ValueError(f"accumulate={accumulate!r} is not a number of micro-batches; give a whole number, at least 1.")
+    if compute_dtype is not None and not compute_dtype.is_floating_point:
+        raise ValueError(f"compute_dtype={compute_dtype} is not a floating-point dtype; give torch.bfloat16, for example.")
     transform = _resolve(optimizer)
     hyperparameters = dict(transform.hyperparameters)
     if lr is not None:

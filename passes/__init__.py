@@ -4,6 +4,7 @@ This room knows torch and itself only. Finders, whose names begin with ``find_``
 """
 
 from ._cost import Exchange as Exchange
+from ._cost import count_launches as count_launches
 from ._cost import exchange_rates as exchange_rates
 from ._dependence import BindingTime as BindingTime
 from ._dependence import binding_times as binding_times
@@ -19,5 +20,7 @@ from .find_host_syncs import find_host_syncs as find_host_syncs
 from .hoist_time_conditioning import Hoisted as Hoisted
 from .hoist_time_conditioning import Stage as Stage
 from .hoist_time_conditioning import hoist_time_conditioning as hoist_time_conditioning
+from .lower_to_aten import lower_to_aten as lower_to_aten
 from .pack_residuals import RowBuffer as RowBuffer
+from .pack_residuals import pack_outputs as pack_outputs
 from .pack_residuals import pack_residuals as pack_residuals

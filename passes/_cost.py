@@ -30,6 +30,11 @@ def launches(node: fx.Node) -> int:
     return int(node.op == "call_function" and not is_view(node) and op_name(node.target) != "getitem")
 
 
+def count_launches(graph_module: fx.GraphModule) -> int:
+    """Kernels that one eager run of `graph_module` starts, views not counted."""
+    return sum(map(launches, graph_module.graph.nodes))
+
+
 def flops(node: fx.Node) -> int:
     """Multiply-adds of matrix products, convolutions and attention, times two; everything else is 0."""
     out = tensor_of(node)

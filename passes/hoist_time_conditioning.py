@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from ._choose_residuals import Choice, choose_residuals, everything_early, is_weight, rows
+from ._choose_residuals import Choice, choose_residuals, everything_early, rows
 from ._cost import Exchange, exchange_rates
 from ._dependence import BindingTime, binding_times
-from ._graph import bytes_of, calls, format_node, impurity, is_static, op_name, tensor_of
+from ._graph import bytes_of, calls, format_node, impurity, is_static, is_view, op_name, tensor_of
 from ._pass import Declined, PassReport
 
 EARLY = (BindingTime.CONST, BindingTime.STEP, BindingTime.REQUEST, BindingTime.STEP_REQUEST)
@@ -79,7 +79,8 @@ def hoist_time_conditioning(
     needed = _needed(graph, times, choice)
     for time in EARLY:
         nodes = [n for n in needed if times[n] is time]
-        outputs = [
+        asked = [n for n in choice.residuals if n.op == "placeholder" and times[n] is time]
+        outputs = asked + [
             n for n in nodes
             if n in choice.residuals or any(u in needed and times[u] is not time for u in n.users)
         ]
@@ -146,7 +147,7 @@ def _declined(
             declined.append(Declined(node.name, f"{why}, so it runs at every step."))
     kept = set(choice.residuals)
     for node in everything_early(graph, times, n_steps).residuals:
-        if node in kept or is_weight(node, times):
+        if node in kept or is_view(node):  # a view in the body is sunk there, not declined: it costs nothing
             continue
         row, n_rows = bytes_of(node), rows(times[node], n_steps)
         if choice.memory_price == 0:

@@ -6,14 +6,16 @@ buffer they are one row copy. A residual keeps its memory layout, so the operato
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from ._dependence import BindingTime
-from ._graph import dense_order, tensor_of
+from ._graph import calls, dense_order, tensor_of
 from ._pass import PassReport
 
 aten = torch.ops.aten
@@ -35,12 +37,6 @@ class Slice:
     def numel(self) -> int:
         return torch.Size(self.shape).numel()
 
-    def write(self, row: Tensor, value: Tensor) -> None:
-        """Copy `value` into its place in `row` ``[total]``."""
-        row[self.offset : self.offset + self.numel].view([self.shape[d] for d in self.order]).copy_(
-            value.permute(self.order)
-        )
-
 
 @dataclass(frozen=True)
 class RowBuffer:
@@ -59,7 +55,7 @@ def pack_residuals(
 ) -> tuple[tuple[RowBuffer, ...], PassReport]:
     """Replace the placeholders `residuals` of `graph_module` by slices of new placeholders, in place."""
     graph = graph_module.graph
-    before = len(graph.find_nodes(op="call_function"))
+    before = len(calls(graph))
     groups: dict[tuple[BindingTime, torch.dtype, torch.device], list[fx.Node]] = {}
     for node in graph.find_nodes(op="placeholder"):
         value = tensor_of(node)
@@ -74,8 +70,7 @@ def pack_residuals(
     graph.lint()
     graph_module.recompile()
     changed = sum(map(len, groups.values()))
-    after = len(graph.find_nodes(op="call_function"))
-    return tuple(buffers), PassReport("pack_residuals", True, changed, before, after)
+    return tuple(buffers), PassReport("pack_residuals", True, changed, before, len(calls(graph)))
 
 
 def _lay_out(nodes: list[fx.Node], dtype: torch.dtype) -> tuple[tuple[Slice, ...], int]:
@@ -110,7 +105,44 @@ def _rewrite(graph: fx.Graph, name: str, nodes: list[fx.Node], slices: tuple[Sli
         graph.erase_node(node)
 
 
-def _call(graph: fx.Graph, target: torch._ops.OpOverload, source: fx.Node, *args: object) -> fx.Node:
-    node = graph.call_function(target, (source, *args))  # type: ignore[arg-type]
+def pack_outputs(
+    graph_module: fx.GraphModule, outputs: Sequence[str], buffers: Sequence[RowBuffer], keep: Sequence[str] = ()
+) -> tuple[fx.GraphModule, PassReport]:
+    """Make a stage give whole rows: ``(*one row [total] each buffer, *the outputs named in keep)``, in a new module.
+
+    `outputs` are the names of what `graph_module` returns; every slice of `buffers` and all of `keep` are among them. One
+    concatenation a row: copying the slices one by one would be hundreds of launches a step.
+    """
+    graph = copy.deepcopy(graph_module.graph)
+    before = len(calls(graph))
+    output = next(iter(graph.find_nodes(op="output")))
+    values = dict(zip(outputs, output.args[0], strict=True))  # type: ignore[arg-type]
+    with graph.inserting_before(output):
+        rows = [_concatenate(graph, buffer, [values[part.name] for part in buffer.slices]) for buffer in buffers]
+    output.args = ((*rows, *(values[name] for name in keep)),)
+    graph.lint()
+    report = PassReport("pack_outputs", True, len(rows), before, len(calls(graph)))
+    return fx.GraphModule(graph_module, graph), report
+
+
+def _concatenate(graph: fx.Graph, buffer: RowBuffer, values: list[fx.Node]) -> fx.Node:
+    pieces: list[fx.Node] = []
+    ends = [part.offset for part in buffer.slices[1:]] + [buffer.total]
+    for part, value, end in zip(buffer.slices, values, ends, strict=True):
+        if part.order != tuple(range(len(part.order))):
+            value = _call(graph, aten.permute.default, value, list(part.order))
+        pieces.append(_call(graph, aten.reshape.default, value, [part.numel]))
+        if padding := end - part.offset - part.numel:
+            metadata = {"dtype": buffer.dtype, "device": buffer.device}
+            zeros = graph.call_function(aten.full.default, ([padding], 0), metadata)
+            zeros.meta["val"] = value.meta["val"].new_zeros(padding)
+            pieces.append(zeros)
+    row = graph.call_function(aten.cat.default, (pieces,))
+    row.meta["val"] = pieces[0].meta["val"].new_empty(buffer.total)
+    return row
+
+
+def _call(graph: fx.Graph, target: torch._ops.OpOverload, source: fx.Node, *args: Any) -> fx.Node:
+    node = graph.call_function(target, (source, *args))
     node.meta["val"] = target(source.meta["val"], *args)
     return node

@@ -36,6 +36,7 @@ FLOORS = {
     "fusion_compile._types": 1,
     "fusion_compile._flat": 1,
     "fusion_compile._batch": 1,
+    "fusion_compile._host_reads": 1,
     "fusion_compile._progress": 1,
     "fusion_compile.optim._transform": 1,
     "fusion_compile.optim._combine": 1,

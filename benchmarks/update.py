@@ -1,0 +1,187 @@
+"""The optimizer's update alone, against torch's own, on the same tensors in one process.
+
+    python benchmarks/update.py [--rounds 15] [--json update.json]
+
+Gradients lie where each contender's step finds them: in ``.grad`` for the peers, in the gradient banks into which the
+compiled backward writes for ours (a step pays nothing for that: Inductor plans the concatenation in place). Each round
+times every contender once, in turn; reported are medians and the median of the per-round ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fusion_compile import _compat, _flat, optim
+from fusion_compile._hyperparameters import Hyperparameters
+from fusion_compile._lower import lower, resolve_mode
+from fusion_compile._routing import route
+from fusion_compile._state import Residence, build_layout
+from fusion_compile.optim import Context, Transform
+
+Shapes = list[tuple[int, ...]]
+
+ADAPTERS: Shapes = [(16, 640), (640, 16)] * 200
+DIT_S: Shapes = [
+    shape
+    for _ in range(12)
+    for shape in (
+        (1152, 384), (1152,), (384, 384), (384,), (1536, 384), (1536,), (384, 1536), (384,), (2304, 384), (2304,),
+    )
+]  # fmt: skip
+
+
+def model_of(shapes: Shapes, device: torch.device) -> nn.Module:
+    """A bare module that holds parameters of `shapes`."""
+    generator = torch.Generator().manual_seed(0)
+    holder = nn.Module()
+    for i, shape in enumerate(shapes):
+        values = torch.randn(shape, generator=generator) * 0.02
+        holder.register_parameter(f"p{i}", nn.Parameter(values.to(device)))
+    return holder
+
+
+def ours(shapes: Shapes, transform: Transform, device: torch.device) -> Callable[[], None]:
+    """The compiled update of `transform` over banks."""
+    model = model_of(shapes, device)
+    layout = build_layout(model, route(model, transform.roles or ("scalar",)))
+    params = Residence(model, layout).banks
+    grads = {k: torch.randn_like(b) * 1e-2 for k, b in params.items()}
+    initial = transform.init(params)
+    form, state = _flat.form(initial), dict(_flat.flatten(initial))
+    numbers = Hyperparameters(transform.hyperparameters, layout.device, layout.state_dtype)
+    for tensor in (*params.values(), *grads.values(), *state.values(), numbers.tensor):
+        _compat.mark_static(tensor)
+
+    def update(params: dict[str, Tensor], grads: dict[str, Tensor], state: dict[str, Tensor], values: Tensor) -> None:
+        context = Context(numbers.by_name(values))
+        updates, after = transform.update(grads, _flat.unflatten(form, state), params, context)
+        changed = dict(_flat.flatten(after))
+        for key, p in params.items():
+            p.copy_(p + updates[key])
+        for key, tensor in state.items():
+            tensor.copy_(changed[key])
+
+    run = lower(_compat.own_code(update), mode=resolve_mode(None, device))
+
+    def step() -> None:
+        with torch.no_grad():
+            run(params, grads, state, numbers.tensor)
+
+    return step
+
+
+def with_gradients(shapes: Shapes, device: torch.device) -> list[nn.Parameter]:
+    """Parameters of `shapes` with a random ``.grad``."""
+    parameters = list(model_of(shapes, device).parameters())
+    for p in parameters:
+        p.grad = torch.randn_like(p) * 1e-2
+    return parameters
+
+
+def torch_adamw(shapes: Shapes, device: torch.device, **kind: bool) -> Callable[[], None]:
+    return torch.optim.AdamW(with_gradients(shapes, device), lr=1e-3, **kind).step
+
+
+def torch_muon(shapes: Shapes, device: torch.device) -> Callable[[], None]:
+    """``torch.optim.Muon`` on the matrices and fused AdamW on the rest."""
+    parameters = with_gradients(shapes, device)
+    muon = torch.optim.Muon([p for p in parameters if p.ndim == 2], lr=1e-3)
+    adamw = torch.optim.AdamW([p for p in parameters if p.ndim != 2], lr=1e-3, fused=True)
+
+    def step() -> None:
+        muon.step()
+        adamw.step()
+
+    return step
+
+
+def measure(contenders: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Milliseconds of every round of each contender, interleaved; two warm-up calls outside."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    for step in contenders.values():
+        for _ in range(3):
+            step()
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, step in contenders.items():
+            wait()
+            started = time.perf_counter()
+            step()
+            wait()
+            times[name].append(1e3 * (time.perf_counter() - started))
+    return times
+
+
+def table(title: str, times: dict[str, list[float]], reference: str) -> dict[str, dict[str, float]]:
+    """Print one table; give back medians and ratios to `reference`."""
+    print(f"\n{title}\n{'':34} {'ms':>9} {'ratio':>7}")
+    rows: dict[str, dict[str, float]] = {}
+    for name, values in times.items():
+        ratio = statistics.median(v / r for v, r in zip(values, times[reference], strict=True))
+        rows[name] = {"ms": statistics.median(values), "ratio": ratio}
+        print(f"{name:34} {rows[name]['ms']:9.2f} {ratio:7.2f}")
+    return rows
+
+
+def main() -> None:
+    """Run all sets and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", choices=("adapters", "dit_s_adamw", "dit_s_muon"))
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {device}")
+    fused = "torch AdamW(fused)"
+    sets: dict[str, tuple[str, str, Callable[[], dict[str, Callable[[], None]]]]] = {
+        "adapters": (
+            "400 adapter tensors (16x640, 640x16)",
+            fused,
+            lambda: {
+                fused: torch_adamw(ADAPTERS, device, fused=True),
+                "torch AdamW(foreach)": torch_adamw(ADAPTERS, device, foreach=True),
+                "fusion_compile adamw": ours(ADAPTERS, optim.adamw(lr=1e-3), device),
+            },
+        ),
+        "dit_s_adamw": (
+            "DiT-S set (120 tensors), AdamW",
+            fused,
+            lambda: {
+                fused: torch_adamw(DIT_S, device, fused=True),
+                "torch AdamW(foreach)": torch_adamw(DIT_S, device, foreach=True),
+                "fusion_compile adamw": ours(DIT_S, optim.adamw(lr=1e-3), device),
+            },
+        ),
+        "dit_s_muon": (
+            "DiT-S set (120 tensors), Newton-Schulz in bf16",
+            "torch Muon + AdamW(fused)",
+            lambda: {
+                "torch Muon + AdamW(fused)": torch_muon(DIT_S, device),
+                "fusion_compile muon": ours(DIT_S, optim.muon(), device),
+                "fusion_compile sf_normuon": ours(DIT_S, optim.sf_normuon(), device),
+            },
+        ),
+    }
+    results = {}
+    for key, (title, reference, contenders) in sets.items():
+        if arguments.only in (None, key):
+            results[key] = table(title, measure(contenders(), arguments.rounds, device), reference)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"torch": torch.__version__, "device": str(device), "sets": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

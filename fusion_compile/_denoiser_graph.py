@@ -1,0 +1,169 @@
+"""A denoiser and one call of it -> an ATen graph whose inputs are the weights and the call's tensors, by name."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from fusion_compile.passes import PassReport, drop_metadata_reads
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module's forward, taken apart.
+
+    `arguments`: name in the signature -> value. `tensors`: the tensor leaves; `owners`: for each, the argument it is
+    in. `key`: equal for calls that one exported graph can serve.
+    """
+
+    arguments: dict[str, Any]
+    tensors: tuple[Tensor, ...]
+    owners: tuple[str, ...]
+    key: tuple[Any, ...]
+
+    def rebuild(self, tensors: Iterable[Tensor]) -> dict[str, Any]:
+        """The arguments with other tensors in the places of `self.tensors`."""
+        fresh = iter(tensors)
+        leaves, structure = pytree.tree_flatten(self.arguments)
+        replaced = [next(fresh) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        rebuilt: dict[str, Any] = pytree.tree_unflatten(replaced, structure)
+        return rebuilt
+
+
+def take_apart(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+    """Bind a call to `signature`; raises TypeError as the call itself would."""
+    bound = signature.bind(*args, **kwargs).arguments
+    tensors: list[Tensor] = []
+    owners: list[str] = []
+    constants: list[Any] = []
+    for name, value in bound.items():
+        for leaf in pytree.tree_leaves(value):
+            if isinstance(leaf, Tensor):
+                tensors.append(leaf)
+                owners.append(name)
+            else:
+                constants.append((name, leaf if _is_plain(leaf) else id(leaf)))
+    device = tensors[0].device.type if tensors else "cpu"
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    described = tuple((t.shape, t.dtype, t.device) for t in tensors)
+    return Call(dict(bound), tuple(tensors), tuple(owners), (tuple(owners), described, tuple(constants), autocast))
+
+
+def invoke(module: Callable[..., Any], signature: inspect.Signature, arguments: Mapping[str, Any]) -> Any:
+    """``module(...)`` with `arguments` in the places that `signature` gives them."""
+    bound = inspect.BoundArguments(signature, dict(arguments))  # type: ignore[arg-type]
+    return module(*bound.args, **bound.kwargs)
+
+
+@dataclass(frozen=True)
+class DenoiserGraph:
+    """`graph_module`: an ATen graph with flat inputs and one tuple of outputs.
+
+    `weights`: input name -> the model's own parameter or buffer (or a constant of the trace). `full_names`: input name
+    -> the parameter's or buffer's full name; constants are left out. `inputs`: input names of the call's tensors, in
+    order. `structure`: of the output.
+    """
+
+    graph_module: fx.GraphModule
+    weights: dict[str, Tensor]
+    full_names: dict[str, str]
+    inputs: tuple[str, ...]
+    structure: pytree.TreeSpec
+    report: PassReport
+
+
+class _FlatCall(nn.Module):
+    """The model as a module of the call's tensors alone; everything else in the call is a constant of the trace."""
+
+    def __init__(self, model: nn.Module, run: Callable[..., tuple[Any, ...]]) -> None:
+        super().__init__()
+        self.model = model
+        self.run = run
+
+    def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
+        return self.run(tensors)
+
+
+def trace_denoiser(model: nn.Module, signature: inspect.Signature, call: Call) -> DenoiserGraph:
+    """Export `model` for the shapes of `call`.
+
+    Raises ValueError if the model cannot be exported, writes a buffer or an input, or returns something else than tensors.
+    """
+    structures: list[pytree.TreeSpec] = []  # export undoes what a module writes to itself while it is traced
+
+    def run(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        leaves, structure = pytree.tree_flatten(invoke(model, signature, call.rebuild(tensors)))
+        structures.append(structure)
+        return tuple(leaves)
+
+    flat = _FlatCall(model, run)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # torch.export warns about itself (LeafSpec, 2.13)
+            exported = torch.export.export(flat, call.tensors, strict=False).run_decompositions({})
+    except Exception as error:
+        raise ValueError(
+            f"{type(model).__name__} could not be exported for {[tuple(t.shape) for t in call.tensors]}: "
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''} "
+            f"Its forward must be free of data-dependent Python control flow (.item(), .tolist(), if tensor)."
+        ) from error
+    for spec in exported.graph_signature.output_specs:
+        if spec.kind is not OutputKind.USER_OUTPUT:
+            raise ValueError(
+                f"{type(model).__name__} writes {spec.target} in its forward ({spec.kind.name}); a table would be computed "
+                f"from what it wrote before. Make forward free of in-place writes to buffers and inputs."
+            )
+    graph_module = exported.graph_module
+    weights: dict[str, Tensor] = {}
+    full_names: dict[str, str] = {}
+    inputs: list[str] = []
+    for spec, node in zip(exported.graph_signature.input_specs, graph_module.graph.find_nodes(op="placeholder"), strict=True):
+        if spec.kind is InputKind.USER_INPUT:
+            inputs.append(node.name)
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target is not None:
+            full_names[node.name] = spec.target.removeprefix("model.")
+            weights[node.name] = find_tensor(model, full_names[node.name])
+        elif spec.target is not None and isinstance(exported.constants.get(spec.target), Tensor):
+            weights[node.name] = exported.constants[spec.target]
+        else:
+            raise ValueError(f"{type(model).__name__} uses {spec.target} ({spec.kind.name}), which a table cannot hold.")
+    outputs = graph_module.graph.output_node().args[0]
+    if not all(isinstance(o, fx.Node) for o in outputs):  # type: ignore[union-attr]
+        raise ValueError(f"{type(model).__name__} returns something that is not a tensor; return tensors only.")
+    named = _rename_inputs(graph_module.graph, inputs, call.owners)
+    report = drop_metadata_reads(graph_module)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+    return DenoiserGraph(graph_module, weights, full_names, named, structures[-1], report)
+
+
+def find_tensor(model: nn.Module, full_name: str) -> Tensor:
+    """The parameter or buffer of that name; raises AttributeError if there is none."""
+    prefix, _, key = full_name.rpartition(".")
+    owner = model.get_submodule(prefix)
+    found = owner._parameters.get(key)
+    found = owner._buffers.get(key) if found is None else found
+    if found is None:
+        raise AttributeError(f"{type(model).__name__} has no parameter or buffer {full_name!r}.")
+    return found
+
+
+def _rename_inputs(graph: fx.Graph, inputs: list[str], owners: tuple[str, ...]) -> tuple[str, ...]:
+    """Give the call's inputs the names of their arguments: what export calls ``tensors_1`` is ``t`` to a reader."""
+    nodes = {n.name: n for n in graph.find_nodes(op="placeholder")}
+    for name, owner in zip(inputs, owners, strict=True):
+        nodes[name]._rename(owner)
+        nodes[name].target = nodes[name].name
+    return tuple(nodes[name].name for name in inputs)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device))

@@ -1,0 +1,134 @@
+"""Which argument of a denoiser is the timestep, which is asked for once per request, and which changes at every call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from torch import Tensor
+
+from fusion_compile.passes import BindingTime
+
+Role = Literal["step", "request", "live"]
+
+BINDING_TIMES: dict[Role, BindingTime] = {
+    "step": BindingTime.STEP,
+    "request": BindingTime.REQUEST,
+    "live": BindingTime.LIVE,
+}
+
+_STEP_NAMES = frozenset(
+    "t ts time times timestep timesteps time_step time_steps sigma sigmas noise_level tau t_cond time_cond".split()
+)
+_LIVE_NAMES = frozenset(
+    "x xt x_t z zt z_t sample latent latents noisy_latents hidden_states noisy input inputs img image images noise".split()
+)
+_REQUEST_NAMES = frozenset(
+    "y label labels class_label class_labels text context cond conditioning encoder_hidden_states pooled_projections "
+    "guidance prompt_embeds caption mask attention_mask encoder_attention_mask img_ids txt_ids c".split()
+)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """`by_argument`: the role of each argument that holds tensors. `guessed`: the names that the caller did not give."""
+
+    by_argument: dict[str, Role]
+    guessed: tuple[str, ...]
+
+    def named(self, role: Role) -> tuple[str, ...]:
+        """The arguments of one role, in the order of the signature."""
+        return tuple(name for name, r in self.by_argument.items() if r == role)
+
+    def __str__(self) -> str:
+        parts = [f"{n}={r}{' (guessed)' if n in self.guessed else ''}" for n, r in self.by_argument.items()]
+        return ", ".join(parts)
+
+
+def assign_roles(arguments: Mapping[str, Any], given: Mapping[str, str] | None) -> Roles:
+    """Roles of `arguments` (name -> value as passed to forward); those not in `given` are guessed.
+
+    Guessed from names first; what names leave open from shapes: of the arguments without a known name, a floating
+    tensor of two or more dimensions is live if no other is, a floating 0-dim or 1-dim tensor is the timestep if no other
+    is, and the rest belongs to the request. Raises ValueError for a role or argument that does not exist, and unless
+    exactly one argument is the timestep, one tensor, and at least one is live.
+    """
+    given = dict(given or {})
+    tensors = {name: value for name, value in arguments.items() if _holds_tensor(value)}
+    for name, role in given.items():
+        if name not in arguments:
+            raise ValueError(f"roles name {name!r}, which is no argument of this call; its arguments are {list(arguments)}.")
+        if role not in BINDING_TIMES:
+            raise ValueError(f"roles[{name!r}] is {role!r}; use 'step', 'request' or 'live'.")
+    roles = {name: cast(Role, given[name]) for name in tensors if name in given}
+    unnamed = []
+    for name in tensors:
+        if name not in roles:
+            guess = _role_of_name(name)
+            if guess is None or (guess == "step" and "step" in given.values()):
+                unnamed.append(name)
+            else:
+                roles[name] = guess
+    for name in unnamed:
+        roles[name] = _role_of_shape(tensors[name], set(roles.values()))
+    result = Roles({name: roles[name] for name in tensors}, tuple(name for name in tensors if name not in given))
+    steps = result.named("step")
+    if len(steps) != 1 or not isinstance(tensors[steps[0]], Tensor):
+        raise ValueError(
+            f"{_found(steps)} is the timestep among {_described(tensors)}; exactly one tensor must be. "
+            f"Pass roles={{'name': 'step' | 'request' | 'live', ...}}."
+        )
+    if not result.named("live"):
+        raise ValueError(
+            f"no argument is live among {_described(tensors)}: the latent, which changes at every call, must be. "
+            f"Pass roles={{'name': 'step' | 'request' | 'live', ...}}."
+        )
+    return result
+
+
+def roles_of_names(names: Sequence[str], given: Mapping[str, str] | None) -> dict[str, Role]:
+    """Roles that `given` or the names alone tell; names that tell nothing are left out."""
+    roles: dict[str, Role] = {}
+    for name in names:
+        role = cast("Role | None", (given or {}).get(name)) or _role_of_name(name)
+        if role is not None:
+            roles[name] = role
+    return roles
+
+
+def _role_of_name(name: str) -> Role | None:
+    lowered = name.lower()
+    if lowered in _STEP_NAMES:
+        return "step"
+    if lowered in _LIVE_NAMES:
+        return "live"
+    return "request" if lowered in _REQUEST_NAMES else None
+
+
+def _role_of_shape(value: Any, taken: set[Role]) -> Role:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        if value.dim() >= 2 and "live" not in taken:
+            return "live"
+        if value.dim() <= 1 and "step" not in taken:
+            return "step"
+    return "request"
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_tensor, value.values()))
+    if isinstance(value, (tuple, list)):
+        return any(map(_holds_tensor, value))
+    return isinstance(value, Tensor)
+
+
+def _found(names: tuple[str, ...]) -> str:
+    return "no argument" if not names else " and ".join(map(repr, names))
+
+
+def _described(tensors: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{n}: {str(v.dtype).removeprefix('torch.')}{list(v.shape)}" if isinstance(v, Tensor) else f"{n}: {type(v).__name__}"
+        for n, v in tensors.items()
+    )

@@ -1,0 +1,170 @@
+"""hoist_time_conditioning and pack_residuals: a graph is split by binding time, and the parts give what the whole gave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from expecttest import assert_expected_inline
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fusion_compile.passes import (
+    BindingTime,
+    Exchange,
+    Hoisted,
+    binding_times,
+    format_graph,
+    hoist_time_conditioning,
+    pack_outputs,
+    pack_residuals,
+)
+
+STEP, REQUEST, LIVE = BindingTime.STEP, BindingTime.REQUEST, BindingTime.LIVE
+ROLES = {"t_1": STEP, "y_1": REQUEST, "x_1": LIVE}
+
+
+def trace(fn: Callable[..., object], *inputs: Tensor) -> fx.GraphModule:
+    graph_module = make_fx(fn, tracing_mode="fake")(*inputs)
+    graph_module.graph.eliminate_dead_code()
+    return graph_module
+
+
+def modulated(x: Tensor, t: Tensor, w: Tensor) -> Tensor:
+    shift, scale = (t.sin() @ w).chunk(2, dim=-1)
+    return x * (1 + scale) + shift
+
+
+def labelled(x: Tensor, t: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    return (x + y.exp()) * torch.tanh(t.sin() + y.exp()) + t.sin() @ w
+
+
+def run(hoisted: Hoisted, values: dict[str, Tensor]) -> tuple[Tensor, ...] | Tensor:
+    """Stages in order, then the body, unpacked."""
+    known = dict(values)
+    for stage in hoisted.stages.values():
+        known.update(zip(stage.outputs, stage.graph_module(*(known[n] for n in stage.inputs)), strict=True))
+    return hoisted.body.graph_module(*(known[n] for n in hoisted.body.inputs))
+
+
+X, T, Y, W = torch.randn(2, 4), torch.randn(2, 8), torch.randn(2, 4), torch.randn(8, 8)
+
+
+def test_applied() -> None:
+    hoisted = hoist_time_conditioning(trace(modulated, X, T, W), {"x_1": LIVE, "t_1": STEP}, n_steps=4)
+    assert_expected_inline(format_graph(hoisted.stages[STEP].graph_module.graph), """\
+t_1: float32[2, 8] = input
+w_1: float32[8, 8] = input
+sin: float32[2, 8] = aten.sin.default(t_1)
+mm: float32[2, 8] = aten.mm.default(sin, w_1)
+split: (float32[2, 4], float32[2, 4]) = aten.split.Tensor(mm, 4, -1)
+getitem: float32[2, 4] = getitem(split, 0)
+getitem_1: float32[2, 4] = getitem(split, 1)
+add: float32[2, 4] = aten.add.Tensor(getitem_1, 1)
+return [getitem, add]""")
+    assert_expected_inline(format_graph(hoisted.body.graph_module.graph), """\
+x_1: float32[2, 4] = input
+getitem: float32[2, 4] = input
+add: float32[2, 4] = input
+mul: float32[2, 4] = aten.mul.Tensor(x_1, add)
+add_1: float32[2, 4] = aten.add.Tensor(mul, getitem)
+return add_1""")
+    pack_residuals(hoisted.body.graph_module, hoisted.residuals)
+    assert_expected_inline(format_graph(hoisted.body.graph_module.graph), """\
+step_row_float32: float32[32] = input
+x_1: float32[2, 4] = input
+slice_tensor: float32[8] = aten.slice.Tensor(step_row_float32, 0, 0, 8)
+view_default: float32[2, 4] = aten.view.default(slice_tensor, [2, 4])
+slice_tensor_1: float32[8] = aten.slice.Tensor(step_row_float32, 0, 16, 24)
+view_default_1: float32[2, 4] = aten.view.default(slice_tensor_1, [2, 4])
+mul: float32[2, 4] = aten.mul.Tensor(x_1, view_default_1)
+add_1: float32[2, 4] = aten.add.Tensor(mul, view_default)
+return add_1""")
+
+
+def test_absent_when_nothing_depends_on_the_step_alone() -> None:
+    hoisted = hoist_time_conditioning(trace(lambda x, t: x * t, X, Y), {"x_1": LIVE, "t_1": LIVE}, n_steps=4)
+    assert not hoisted.stages and not hoisted.residuals
+    assert hoisted.report.changed == 0 and hoisted.report.bytes_added == 0
+
+
+def test_numbers_are_bitwise_equal() -> None:
+    graph_module = trace(labelled, X, T[:, :4], Y, W[:4, :4])
+    values = {"x_1": X, "t_1": T[:, :4], "y_1": Y, "w_1": W[:4, :4]}
+    hoisted = hoist_time_conditioning(graph_module, ROLES, n_steps=4)
+    assert set(hoisted.stages) == {STEP, REQUEST, BindingTime.STEP_REQUEST}
+    assert torch.equal(run(hoisted, values), graph_module(*values.values()))  # type: ignore[arg-type]
+
+
+def test_several_users_read_one_residual() -> None:
+    def fn(x: Tensor, t: Tensor) -> Tensor:
+        s = t.sin().exp()
+        return (x * s).cos() + x * s.unsqueeze(0)[0] - s.view(-1).view(2, 4)
+
+    hoisted = hoist_time_conditioning(trace(fn, X, Y), {"x_1": LIVE, "t_1": STEP}, n_steps=4)
+    assert list(hoisted.residuals) == ["exp"]
+
+
+def test_a_step_that_the_body_reads_itself_is_a_residual() -> None:
+    hoisted = hoist_time_conditioning(trace(lambda x, t: x * t, X, Y), {"x_1": LIVE, "t_1": STEP}, n_steps=4)
+    assert hoisted.residuals == {"t_1": STEP}
+    assert hoisted.stages[STEP].outputs == ("t_1",)
+
+
+def test_declines_what_costs_more_to_read_than_to_compute() -> None:
+    t = torch.randn(1, 1)
+    wide = torch.randn(1, 4096)
+    graph_module = trace(lambda x, t, wide: x + t.sin() * wide, torch.randn(4096, 4096), t, wide)
+    hoisted = hoist_time_conditioning(
+        graph_module, {"x_1": LIVE, "t_1": STEP}, n_steps=4, exchange=Exchange(bytes_per_launch=64, flops_per_byte=8)
+    )
+    assert list(hoisted.residuals) == ["sin"]
+    assert_expected_inline("\n".join(d.reason for d in hoisted.report.declined), """mul: reading its 16.0 KiB at every step costs more than computing it again.""")
+
+
+def test_declines_what_does_not_fit_the_budget_and_says_so() -> None:
+    def fn(x: Tensor, t: Tensor, small: Tensor, large: Tensor) -> Tensor:
+        return x * (t @ small).sum() + t.sin() @ large
+
+    inputs = torch.randn(4, 1024), torch.randn(4, 8), torch.randn(8, 8), torch.randn(8, 1024)
+    roles = {"x_1": LIVE, "t_1": STEP}
+    hoisted = hoist_time_conditioning(trace(fn, *inputs), roles, n_steps=8, byte_budget=4096)
+    assert hoisted.report.bytes_added <= 4096
+    assert_expected_inline("\n".join(d.reason for d in hoisted.report.declined), """mm: 8 rows of it take 128.0 KiB; the table's budget is 4.0 KiB and this is among what saves least for its size. Raise byte_budget to keep it.""")
+    assert not hoist_time_conditioning(trace(fn, *inputs), roles, n_steps=8).report.declined
+
+
+def test_declines_random_numbers_which_stay_in_the_body() -> None:
+    hoisted = hoist_time_conditioning(trace(lambda x, t: x + torch.rand_like(t), X, Y), {"x_1": LIVE, "t_1": STEP}, n_steps=4)
+    assert_expected_inline("\n".join(d.reason for d in hoisted.report.declined), """rand_like draws random numbers, so it runs at every step.""")
+
+
+def test_roles_of_unknown_inputs_are_refused() -> None:
+    with pytest.raises(ValueError, match="no inputs of the graph"):
+        hoist_time_conditioning(trace(modulated, X, T, W), {"nobody": LIVE}, n_steps=4)
+
+
+def test_binding_time_is_the_union_of_what_a_value_depends_on() -> None:
+    graph_module = trace(labelled, X, T[:, :4], Y, W[:4, :4])
+    times = {node.name: time.name for node, time in binding_times(graph_module.graph, ROLES).items()}
+    assert times["sin"] == "STEP" and times["exp"] == "REQUEST" and times["tanh"] == "STEP_REQUEST"
+    assert times["w_1"] == "CONST" and times["mul"] == "LIVE"
+    assert STEP.join(REQUEST) is BindingTime.STEP_REQUEST and REQUEST.join(LIVE) is LIVE
+
+
+def test_a_packed_row_holds_every_layout_and_dtype() -> None:
+    def fn(x: Tensor, t: Tensor) -> Tensor:
+        return x @ t.sin().mT + t.half().cos().float().sum() + (t > 0).sum()
+
+    graph_module = trace(fn, torch.randn(2, 3), torch.randn(5, 3))
+    hoisted = hoist_time_conditioning(graph_module, {"x_1": LIVE, "t_1": STEP}, n_steps=4)
+    body = hoisted.body.graph_module
+    buffers, report = pack_residuals(body, hoisted.residuals)
+    stage = hoisted.stages[STEP]
+    packed, _ = pack_outputs(stage.graph_module, stage.outputs, buffers)
+    x, t = torch.randn(2, 3), torch.randn(5, 3)
+    rows = dict(zip([b.name for b in buffers], packed(*([t] * len(stage.inputs))), strict=True))
+    inputs = {**rows, "x_1": x}
+    got = body(*(inputs[str(n.target)] for n in body.graph.find_nodes(op="placeholder")))
+    assert report.changed == len(hoisted.residuals) and torch.equal(got, graph_module(x, t))

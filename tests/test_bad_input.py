@@ -1,0 +1,439 @@
+"""What a training step refuses: each refusal is a sentence, changes no bit, and leaves the step usable."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fusion_compile as fc
+from tests.small_models import PROGRAMS, batches, bits, compiled, differing, mlp, squared_error
+
+Fault = Callable[[Tensor, Tensor, Tensor], Any]
+
+
+class Faulty:
+    """A loss that has a fault until it is repaired."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+        self.repaired = False
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Any:
+        out = model(x)
+        return F.mse_loss(out, y) if self.repaired else self.fault(out, x, y)
+
+
+@contextmanager
+def refused(step: fc.TrainingStep, error: type[Exception], *words: str) -> Iterator[None]:
+    """The block raises `error` with all of `words` in its message, and no bit of the step's state changes."""
+    before = bits(step)
+    with pytest.raises(error) as caught:
+        yield
+    missing = [w for w in words if w not in str(caught.value)]
+    assert not missing, f"{missing} not in: {caught.value}"
+    assert differing(before, bits(step)) == []
+
+
+def works(step: fc.TrainingStep) -> bool:
+    """Whether a good batch is taken and moves the weights."""
+    before = bits(step)
+    step(*batches(1)[0])
+    return any(n.startswith("module/") for n in differing(before, bits(step)))
+
+
+@pytest.fixture(params=PROGRAMS)
+def program(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Options of a step that runs uncompiled, and of one that is captured."""
+    return PROGRAMS[request.param]
+
+
+# ---------------------------------------------------------------------- losses
+
+WRONG_RESULTS: dict[str, tuple[Fault, type[Exception], str]] = {
+    "a vector": (lambda out, x, y: out.sum(1), ValueError, "loss of shape [8]; return a scalar"),
+    "None": (lambda out, x, y: None, TypeError, "returned a NoneType; return a 0-dim tensor"),
+    "a number": (lambda out, x, y: 0.5, TypeError, "returned a float; return a 0-dim tensor"),
+    "an integer": (lambda out, x, y: (out > 0).sum(), TypeError, "dtype torch.int64; return a floating-point"),
+    "of the batch alone": (lambda out, x, y: x.sum(), ValueError, "does not depend on any trainable parameter"),
+    "detached": (lambda out, x, y: out.detach().sum(), ValueError, "does not depend on any trainable parameter"),
+    "of another leaf": (
+        lambda out, x, y: torch.ones((), requires_grad=True) * x.sum(),
+        ValueError,
+        "does not depend on any trainable parameter",
+    ),
+    "metrics in a list": (lambda out, x, y: (out.sum(), [out.sum()]), TypeError, "must be a dictionary of tensors"),
+    "a metric that is a number": (lambda out, x, y: (out.sum(), {"n": 3}), TypeError, "must be a dictionary of tensors"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_RESULTS)
+def test_a_loss_of_the_wrong_kind_is_refused(kind: str, program: dict[str, Any]) -> None:
+    fault, error, words = WRONG_RESULTS[kind]
+    loss = Faulty(fault)
+    step = compiled(mlp(), loss, **program)
+    with refused(step, error, words):
+        step(*batches(1)[0])
+    loss.repaired = True
+    assert works(step)
+
+
+# One line each: the message must name exactly that line.
+HOST_READS: dict[str, Fault] = {
+    ".item()": lambda out, x, y: out.sum() * out.detach().sum().item(),
+    ".tolist()": lambda out, x, y: out.sum() * out.detach().tolist()[0][0],
+    "float()": lambda out, x, y: out.sum() * float(out.detach().sum()),
+    "print": lambda out, x, y: (out.sum(), print(out))[0],
+    "an f-string": lambda out, x, y: (out.sum(), f"{x.sum():.3f}")[0],
+    "if": lambda out, x, y: out.sum() if out.sum() > 0 else -out.sum(),
+    ".cpu()": lambda out, x, y: out.cpu().sum(),
+    ".numpy()": lambda out, x, y: out.sum() * float(out.detach().numpy()[0, 0]),
+    "torch.nonzero": lambda out, x, y: out.sum() * torch.nonzero(x > 0).shape[0],
+    "a mask": lambda out, x, y: out[y > 0].sum(),
+    "torch.equal": lambda out, x, y: out.sum() * torch.equal(x, x + 1),
+}
+
+
+@pytest.mark.parametrize("kind", HOST_READS)
+def test_a_host_read_in_the_loss_names_the_users_line(kind: str, program: dict[str, Any]) -> None:
+    fault = HOST_READS[kind]
+    loss = Faulty(fault)
+    step = compiled(mlp(), loss, **program)
+    line = f"{__file__}:{fault.__code__.co_firstlineno}: "
+    with refused(step, ValueError, line, "reads a tensor's value on the host", "torch.where instead of if"):
+        step(*batches(1)[0])
+    loss.repaired = True
+    assert works(step)
+
+
+class Gated(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.sum() > 0 else x  # the line that the message must name
+
+
+def test_a_host_read_in_the_model_names_the_models_line(program: dict[str, Any]) -> None:
+    step = compiled(nn.Sequential(Gated(4, 4), nn.Linear(4, 2)), **program)
+    with refused(step, ValueError, f"{__file__}:{Gated.forward.__code__.co_firstlineno + 1}: "):
+        step(*batches(1)[0])
+
+
+def test_a_solver_that_cannot_be_captured_names_the_users_line() -> None:
+    """Only of the captured step: uncompiled there is no graph in which to find it."""
+    fault: Fault = lambda out, x, y: out.sum() + torch.linalg.eigh(x.T @ x)[0].sum()  # noqa: E731
+    loss = Faulty(fault)
+    step = compiled(mlp(), loss)
+    with refused(step, ValueError, f"{__file__}:{fault.__code__.co_firstlineno}", "linalg_eigh", "cannot be captured"):
+        step(*batches(1)[0])
+    assert step.programs == []
+    loss.repaired = True
+    assert works(step)
+
+
+def test_code_that_dynamo_cannot_trace_names_the_users_line() -> None:
+    import _thread
+
+    lock = _thread.allocate_lock()
+    fault: Fault = lambda out, x, y: (out.sum(), lock.acquire(False))[0]  # noqa: E731
+    step = compiled(mlp(), Faulty(fault))
+    with refused(step, ValueError, f"{__file__}:{fault.__code__.co_firstlineno}", "cannot be captured as one graph"):
+        step(*batches(1)[0])
+
+
+@pytest.mark.parametrize("run", [1, 2], ids=["when it is examined", "when it is compiled"])
+def test_a_loss_that_raises_leaves_the_step_as_it_was(run: int, program: dict[str, Any]) -> None:
+    """The loss runs first on fake tensors, then for the program itself; BatchNorm would show a half-done forward."""
+    runs: list[int] = []
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        out = model(x)
+        runs.append(1)
+        if len(runs) == run:
+            raise ArithmeticError("the user's own")
+        return F.mse_loss(out, y)
+
+    step = compiled(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), loss, **program)
+    captured = run == 2 and "backend" in program
+    with refused(step, ValueError if captured else ArithmeticError, "the user's own" if not captured else "line"):
+        step(*batches(1)[0])
+    assert step.programs == [] and works(step)
+
+
+def test_a_metric_must_not_take_a_name_of_the_step(program: dict[str, Any]) -> None:
+    for name in ("loss", "skipped", "lr", "clip_grad_norm"):
+        loss = Faulty(lambda out, x, y, name=name: (out.sum(), {name: out.detach().sum()}))
+        step = compiled(mlp(), loss, **program)
+        with refused(step, ValueError, f"the metric name {name!r} is taken"):
+            step(*batches(1)[0])
+        loss.repaired = True
+        assert works(step)
+
+
+# ---------------------------------------------------------------------- batches
+
+X, Y = batches(1)[0]
+WRONG_BATCHES: dict[str, tuple[tuple[Any, ...], type[Exception], tuple[str, ...]]] = {
+    "of another dtype": ((X.double(), Y), ValueError, ("batch[0] is torch.float64", "compiled for torch.float32")),
+    "on another device": ((X.to("meta"), Y), ValueError, ("batch[0] [8, 4] lies on meta, the model on cpu", ".to('cpu'")),
+    "with a number": ((X, 0.5), TypeError, ("batch[1] is a float (0.5)", "torch.tensor(0.5")),
+    "with a number deep inside": ((X, {"y": [3]}), TypeError, ("batch[1]['y'][0] is a int (3)",)),
+    "with a part too many": ((X, Y, Y), ValueError, ("an additional batch[2]",)),
+    "with a part too few": ((X,), ValueError, ("has no batch[1]",)),
+    "with None for a tensor": ((X, None), ValueError, ("batch[1] is None", "compiled for torch.float32")),
+    "that wants a gradient": ((X.clone().requires_grad_(), Y), ValueError, ("batch[0]", "requires a gradient", ".detach()")),
+    "that does not split": ((X[:6], Y[:6]), ValueError, ("accumulate=4 does not divide", "batch[0] [6, 4]")),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_BATCHES)
+def test_a_batch_unlike_the_first_is_refused(kind: str, program: dict[str, Any]) -> None:
+    batch, error, words = WRONG_BATCHES[kind]
+    step = compiled(mlp(), accumulate=4, **program)
+    step(X, Y)
+    with refused(step, error, *words):
+        step(*batch)
+    assert works(step)
+
+
+@pytest.mark.parametrize("kind", ["on another device", "with a number", "that wants a gradient", "that does not split"])
+def test_such_a_batch_is_refused_as_the_first_one_too(kind: str) -> None:
+    batch, error, words = WRONG_BATCHES[kind]
+    step = compiled(mlp(), accumulate=4)
+    with refused(step, error, *words):
+        step(*batch)
+    assert works(step)
+
+
+def test_a_ninth_batch_shape_is_refused() -> None:
+    step = compiled(mlp(), mode="eager")
+    for size in range(1, 9):
+        step(*batches(1, size)[0])
+    with refused(step, ValueError, "batch shape number 9", "drop_last=True"):
+        step(*batches(1, 9)[0])
+    assert works(step)
+
+
+def test_a_loss_that_depends_on_the_batch_shape_is_refused() -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Any:
+        return F.mse_loss(model(x), y), ({"small": x.sum()} if len(x) < 8 else {})
+
+    step = compiled(mlp(), loss, mode="eager")
+    step(X, Y)
+    with refused(step, ValueError, "with this batch shape the loss returns the metrics", "small"):
+        step(X[:4], Y[:4])
+    assert works(step)
+
+
+# ---------------------------------------------------------------------- models and options
+
+
+def test_a_model_without_trainable_parameter_is_refused() -> None:
+    with pytest.raises(ValueError, match="no trainable parameter; set requires_grad=True"):
+        compiled(mlp().requires_grad_(False))
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        compiled(nn.Tanh())
+
+
+def _with_parameter(tensor: Tensor) -> nn.Module:
+    model = mlp()
+    model.odd = nn.Parameter(tensor)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (torch.zeros(3, dtype=torch.complex64), r"odd \[3\] is a torch.complex64 Tensor; a bank holds dense floating-point"),
+        (torch.eye(3).to_sparse(), r"odd \[3, 3\] is a sparse torch.float32 Tensor"),
+        (torch.zeros(3, device="meta"), "parameters lie on cpu, meta; move them to one device"),
+    ],
+    ids=["complex", "sparse", "on another device"],
+)
+def test_a_parameter_that_no_bank_holds_is_refused_and_the_model_untouched(tensor: Tensor, words: str) -> None:
+    model = _with_parameter(tensor)
+    places = [p.data_ptr() for p in mlp_parameters(model)]
+    with pytest.raises(ValueError, match=words):
+        compiled(model)
+    assert [p.data_ptr() for p in mlp_parameters(model)] == places
+
+
+def mlp_parameters(model: nn.Module) -> list[Tensor]:
+    return [p for n, p in model.named_parameters() if n != "odd"]
+
+
+WRONG_OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "an unknown recipe": ({"optimizer": "adamv"}, ValueError, "'adamv' is not a recipe; use one of adamw, muon, normuon"),
+    "a torch optimizer": (
+        {"optimizer": torch.optim.SGD([torch.zeros(1)], lr=1.0)},
+        TypeError,
+        r"optimizer is a SGD; give a recipe's name \(adamw.*a torch.optim.Optimizer cannot be captured",
+    ),
+    "a class of torch.optim": ({"optimizer": torch.optim.AdamW}, TypeError, "optimizer is a type; give a recipe's name"),
+    "an lr that nothing reads": (
+        {"optimizer": fc.optim.scale_by_adam(), "lr": 1e-3},
+        ValueError,
+        "scale_by_adam has no hyperparameter 'lr'; it has beta1, beta2, eps",
+    ),
+    "an lr that is a tensor": ({"lr": torch.tensor(1e-3)}, TypeError, "'lr' was given a tensor; give a number"),
+    "an lr that is nan": ({"lr": float("nan")}, ValueError, "'lr' was given nan"),
+    "no micro-batch": ({"accumulate": 0}, ValueError, "accumulate=0 is not a number of micro-batches"),
+    "half a micro-batch": ({"accumulate": 2.5}, ValueError, "accumulate=2.5 is not a number of micro-batches"),
+    "an integer compute_dtype": ({"compute_dtype": torch.int8}, ValueError, "torch.int8 is not a floating-point dtype"),
+    "an unknown mode": ({"mode": "fast"}, ValueError, "mode='fast' is not known; use one of 'default'"),
+    "a pattern that fits nothing": ({"force_scalar": ["blocks"]}, ValueError, "'blocks' matches no trainable parameter"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_OPTIONS)
+def test_a_wrong_option_is_refused_and_the_model_untouched(kind: str) -> None:
+    options, error, words = WRONG_OPTIONS[kind]
+    model = mlp()
+    places = [p.data_ptr() for p in model.parameters()]
+    with pytest.raises(error, match=words):
+        compiled(model, **options)
+    assert [p.data_ptr() for p in model.parameters()] == places
+
+
+def test_what_is_no_model_or_no_loss_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"model is a function; compile_training_step needs a torch.nn.Module"):
+        compiled(squared_error)
+    with pytest.raises(TypeError, match=r"loss_fn is a Tensor; it must be callable as loss_fn\(model, \*batch\)"):
+        fc.compile_training_step(mlp(), torch.zeros(()))
+
+
+WRONG_NUMBERS: dict[str, tuple[str, Any, type[Exception], str]] = {
+    "unknown": ("lrr", 0.1, KeyError, "unknown hyperparameter 'lrr'; this step has beta1, beta2, eps, weight_decay, lr, "),
+    "a tensor": ("lr", torch.tensor(0.1), TypeError, "give a number or a schedule"),
+    "a string": ("lr", "0.1", TypeError, "was given '0.1'; give a number or a schedule"),
+    "nan": ("lr", float("nan"), ValueError, "was given nan"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_NUMBERS)
+def test_a_wrong_hyperparameter_is_refused(kind: str) -> None:
+    name, value, error, words = WRONG_NUMBERS[kind]
+    step = compiled(mlp(), mode="eager")
+    with refused(step, error, words):
+        step.hyperparameters[name] = value
+    assert works(step)
+
+
+def test_a_close_hyperparameter_is_suggested_and_none_can_be_removed() -> None:
+    step = compiled(mlp(), mode="eager")
+    with refused(step, KeyError, "Did you mean 'weight_decay'?"):
+        step.hyperparameters["weightdecay"]
+    with refused(step, TypeError, "'lr' is part of the compiled program and cannot be removed"):
+        del step.hyperparameters["lr"]
+
+
+# ---------------------------------------------------------------------- what happens around a compiled step
+
+
+def _replace(model: nn.Sequential) -> None:
+    model[0].weight = nn.Parameter(torch.zeros(8, 4))
+
+
+def _retie(model: nn.Sequential) -> None:
+    model[0].weight = model.twin.weight
+
+
+REBINDINGS: dict[str, tuple[Callable[[Any], object], str, str]] = {
+    ".data =": (lambda m: setattr(m[0].weight, "data", torch.zeros(8, 4)), "0.weight [8, 4]", "was rebound"),
+    ".data = a transposed view": (
+        lambda m: setattr(m.square, "data", m.square.data.t()),
+        "square [3, 3]",
+        "was rebound",
+    ),
+    ".double()": (lambda m: m.double(), "square [3, 3]", "was rebound"),
+    ".to(meta)": (lambda m: m[2].to("meta"), "2.weight", "was re"),
+    "a new Parameter": (_replace, "0.weight [8, 4]", "was replaced by another tensor"),
+    "tied to another": (_retie, "0.weight [8, 4]", "was replaced by another tensor"),
+    "frozen": (lambda m: m[0].weight.requires_grad_(False), "0.weight [8, 4]", "was frozen"),
+}
+
+
+@pytest.mark.parametrize("kind", REBINDINGS)
+def test_a_parameter_rebound_after_compile_is_refused_by_its_full_name(kind: str, program: dict[str, Any]) -> None:
+    rebind, name, how = REBINDINGS[kind]
+    model = mlp()
+    model.square = nn.Parameter(torch.randn(3, 3))
+    model.twin = nn.Linear(4, 8)
+
+    def loss(model: nn.Sequential, x: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(model(x), y) + model.square.square().sum() + model.twin(x).square().mean()
+
+    step = compiled(model, loss, **program)
+    step(X, Y)
+    rebind(model)
+    kept = {n: t.clone() for n, t in step._state.items()}
+    with pytest.raises(RuntimeError, match=rf"{re.escape(name)}.*{how}.*compile the step again"):
+        step(X, Y)
+    assert all(torch.equal(t, kept[n]) for n, t in step._state.items())
+
+
+def test_a_rebound_parameter_that_is_put_back_trains_again(program: dict[str, Any]) -> None:
+    model = mlp()
+    step = compiled(model, **program)
+    step(X, Y)
+    place = model[0].weight.data
+    model[0].weight.data = torch.zeros(8, 4)
+    with pytest.raises(RuntimeError, match="was rebound"):
+        step(X, Y)
+    model[0].weight.data = place
+    assert works(step)
+
+
+def test_a_step_in_inference_mode_is_refused(program: dict[str, Any]) -> None:
+    step = compiled(mlp(), **program)
+    for _ in range(2):  # before it was compiled, and after
+        with refused(step, RuntimeError, "inside torch.inference_mode(); call it outside"), torch.inference_mode():
+            step(X, Y)
+        assert works(step)
+
+
+def test_a_step_with_the_model_in_eval_mode_is_refused(program: dict[str, Any]) -> None:
+    model = mlp()
+    step = compiled(model, **program)
+    for _ in range(2):
+        model.eval()
+        with refused(step, RuntimeError, "the model is in eval mode", "call model.train() before the step"):
+            step(X, Y)
+        model.train()
+        assert works(step)
+
+
+def test_what_would_make_dynamo_compile_again_is_refused_with_its_reason() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 2))
+    step = compiled(model)
+    step(X, Y)
+    with refused(step, RuntimeError, "no longer fits", "autocast"), torch.autocast("cpu", torch.bfloat16):
+        step(X, Y)
+    model[1].eval()
+    with refused(step, RuntimeError, "no longer fits", "train/eval of every submodule"):
+        step(X, Y)
+    model[1].train()
+    assert works(step) and len(step.programs) == 1
+
+
+def test_a_buffer_of_another_shape_is_refused_and_one_of_the_same_taken_over(program: dict[str, Any]) -> None:
+    model = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))
+    step = compiled(model, **program)
+    step(X, Y)
+    kept = model[1].running_mean
+    model[1].running_mean = torch.zeros(3)
+    with pytest.raises(RuntimeError, match=r"buffer 1.running_mean was replaced by torch.float32 \[3\] on cpu"):
+        step(X, Y)
+    model[1].running_mean = torch.full((2,), 5.0)
+    step(X, Y)
+    assert model[1].running_mean is kept
+    torch.testing.assert_close(kept, torch.full((2,), 4.5) + 0.1 * F.linear(X, *before_step(step)).mean(0), rtol=0.1, atol=0.1)
+
+
+def before_step(step: fc.TrainingStep) -> tuple[Tensor, Tensor]:
+    """Weight and bias now: one step of 1e-3 from those the forward used, well within the tolerance."""
+    return step.model[0].weight.detach(), step.model[0].bias.detach()

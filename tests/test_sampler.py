@@ -1,0 +1,297 @@
+"""optimize_sampler: what it serves is what the model computes, whatever the order of calls."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from examples.dit import DiT
+from fusion_compile.sampler import Sampler, optimize_sampler
+
+N_STEPS = 8
+
+
+def random_dit(**config: Any) -> DiT:
+    """Weights that are random and not zero: adaLN-zero's zeros would hide every error of the conditioning."""
+    return randomized(DiT(hidden_size=32, depth=2, num_heads=2, **config))
+
+
+def randomized(model: Any) -> Any:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return model.eval()
+
+
+def difference(sampler: Sampler, *args: Any, **kwargs: Any) -> float:
+    with torch.no_grad():
+        return float((sampler(*args, **kwargs) - sampler.model(*args, **kwargs)).abs().max())
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_exact_mode_is_bitwise_the_model_conditioned_on_labels(batch: int) -> None:
+    sampler = optimize_sampler(random_dit(), N_STEPS, mode="eager")
+    for y in (torch.randint(0, 10, (batch,)), torch.randint(0, 10, (batch,))):
+        for t in sampler.timesteps:
+            assert difference(sampler, torch.randn(batch, 1, 8, 8), t.expand(batch), y) == 0
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_exact_mode_is_bitwise_the_model_conditioned_on_time_alone(batch: int) -> None:
+    sampler = optimize_sampler(random_dit(num_classes=None), N_STEPS, mode="eager")
+    for t in sampler.timesteps:
+        assert difference(sampler, torch.randn(batch, 1, 8, 8), t.expand(batch)) == 0
+
+
+class _Oddly(nn.Module):
+    """Nothing here has a name that any list of names knows; integer time, a dict of conditions, a tuple as output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha, self.beta = nn.Embedding(1000, 12), nn.Linear(6, 12)
+        self.gamma, self.delta = nn.Linear(12, 24), nn.Conv1d(4, 4, 3, padding=1)
+        self.register_buffer("epsilon", torch.randn(12))
+
+    def forward(self, foo: Tensor, *, bar: Tensor, qux: dict[str, Tensor], flag: bool = True) -> tuple[Tensor, Tensor]:
+        c = self.alpha(bar).type_as(foo) + self.beta(qux["one"]) + torch.zeros_like(foo[:, 0]) + self.epsilon
+        shift, scale = self.gamma(c).sigmoid().chunk(2, dim=-1)
+        foo = self.delta(foo) * (1 + scale[:, None]) + shift[:, None]
+        return (foo + qux["two"][:, None] if flag else foo), c
+
+
+def test_any_names_and_structures_work_by_dataflow_alone() -> None:
+    model = randomized(_Oddly())
+    roles = {"foo": "live", "bar": "step", "qux": "request"}
+    sampler = optimize_sampler(model, 4, timesteps=torch.tensor([999, 500, 20, 1]), roles=roles, mode="eager")
+    for _ in range(2):
+        qux = {"one": torch.randn(2, 6), "two": torch.randn(2, 12)}
+        for t in sampler.timesteps:
+            foo, bar = torch.randn(2, 4, 12), t.expand(2)
+            with torch.no_grad():
+                expected = model(foo, bar=bar, qux=qux)
+            got = sampler(foo, bar=bar, qux=qux)
+            assert isinstance(got, tuple) and all(map(torch.equal, got, expected))
+    assert "bar=step" in sampler.explain() and "guessed" not in sampler.explain()
+
+
+def test_roles_are_guessed_from_shapes_when_names_tell_nothing() -> None:
+    class Anonymous(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = random_dit()
+
+        def forward(self, a: Tensor, b: Tensor, d: Tensor) -> Tensor:
+            out: Tensor = self.inner(a, b, d)
+            return out
+
+    sampler = optimize_sampler(Anonymous().eval(), N_STEPS, mode="eager")
+    assert difference(sampler, torch.randn(2, 1, 8, 8), sampler.timesteps[3].expand(2), torch.tensor([4, 7])) == 0
+    assert "a=live (guessed), b=step (guessed), d=request (guessed)" in sampler.explain()
+
+
+def test_serial_guidance_alternates_between_two_requests_without_computing_them_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sampler = optimize_sampler(random_dit(), N_STEPS, mode="eager")
+    y, null = torch.tensor([3, 5]), torch.tensor([10, 10])
+    sampler.prepare(torch.randn(2, 1, 8, 8), sampler.timesteps[:1].expand(2), y)
+    table = next(iter(sampler._programs.values())).table
+    filled: list[object] = []
+    fill = table.fill_request
+    monkeypatch.setattr(table, "fill_request", lambda asked: (filled.append(asked), fill(asked))[1])
+    for t in sampler.timesteps:
+        x = torch.randn(2, 1, 8, 8)
+        assert difference(sampler, x, t.expand(2), y) == 0
+        assert difference(sampler, x, t.expand(2), null.clone()) == 0  # equal numbers in a new tensor are the same request
+    assert len(filled) == 1
+
+
+def test_a_request_changed_in_place_is_a_new_request() -> None:
+    sampler = optimize_sampler(random_dit(), N_STEPS, mode="eager")
+    x, t, y = torch.randn(2, 1, 8, 8), sampler.timesteps[:1].expand(2), torch.tensor([1, 2])
+    assert difference(sampler, x, t, y) == 0
+    y.fill_(7)
+    assert difference(sampler, x, t, y) == 0
+
+
+def test_steps_may_come_in_any_order_and_repeat() -> None:
+    sampler = optimize_sampler(random_dit(), N_STEPS, mode="eager")
+    y = torch.tensor([1, 2])
+    for i in (5, 5, 0, 7, 6, 6, 3, 3):  # Heun repeats, image-to-image starts in the middle
+        assert difference(sampler, torch.randn(2, 1, 8, 8), sampler.timesteps[i].expand(2), y) == 0
+
+
+def test_a_zero_dimensional_timestep_and_equal_entries_of_a_schedule_work() -> None:
+    class Scalar(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Linear(1, 4)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            scale: Tensor = self.scale(t.reshape(1))
+            return x * scale
+
+    sampler = optimize_sampler(randomized(Scalar()), 3, timesteps=[1.0, 0.5, 0.5], mode="eager")
+    for t in sampler.timesteps:
+        assert difference(sampler, torch.randn(2, 4), t) == 0
+    assert sampler.sample(torch.randn(2, 4)).shape == (2, 4)
+
+
+def test_an_unknown_timestep_is_served_by_the_whole_model_and_said_once() -> None:
+    sampler = optimize_sampler(random_dit(), N_STEPS, mode="eager")
+    x, y = torch.randn(2, 1, 8, 8), torch.tensor([1, 2])
+    with pytest.warns(UserWarning, match="not in the sampler's schedule"):
+        assert difference(sampler, x, torch.tensor([0.123, 0.123]), y) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert difference(sampler, x, torch.tensor([0.456, 0.456]), y) == 0
+        assert difference(sampler, x, torch.tensor([1.0, 0.5]), y) == 0  # both known, but two in one batch
+        assert difference(sampler, x, torch.tensor([0.5, 0.5]), y) == 0
+
+
+def test_where_looking_costs_a_wait_an_unknown_timestep_gives_nan_and_then_an_error() -> None:
+    """The rule for a GPU, on a CPU: trusted after two schedules without a miss, and never again after one."""
+    sampler = optimize_sampler(random_dit(), 2, mode="eager")
+    x, y = torch.randn(2, 1, 8, 8), torch.tensor([1, 2])
+    sampler.prepare(x, sampler.timesteps[:1].expand(2), y)
+    next(iter(sampler._programs.values()))._index._look_always = False
+    for t in (*sampler.timesteps, *sampler.timesteps, *sampler.timesteps):
+        assert difference(sampler, x, t.expand(2), y) == 0
+    assert sampler(x, torch.tensor([0.3, 0.3]), y).isnan().all()
+    with pytest.raises(RuntimeError, match="its output is NaN"):
+        sampler(x, sampler.timesteps[:1].expand(2), y)
+    with pytest.warns(UserWarning, match="not in the sampler's schedule"):
+        assert difference(sampler, x, torch.tensor([0.3, 0.3]), y) == 0
+
+
+def test_sample_is_the_euler_loop_over_the_model() -> None:
+    model = random_dit()
+    sampler = optimize_sampler(model, N_STEPS, mode="eager")
+    noise, y, null = torch.randn(2, 1, 8, 8), torch.tensor([1, 2]), torch.tensor([10, 10])
+    ends = [*sampler.timesteps.double().tolist(), 0.0]
+    plain, guided = noise, noise
+    with torch.no_grad():
+        for now, then in itertools.pairwise(ends):
+            t = torch.full((2,), now)
+            plain = plain - (now - then) * model(plain, t, y)
+            v, v_null = model(guided, t, y), model(guided, t, null)
+            guided = guided - (now - then) * (v_null + 2.0 * (v - v_null))
+    assert torch.equal(sampler.sample(noise, y), plain)
+    assert torch.equal(sampler.sample(noise, y=y), plain)
+    assert torch.equal(sampler.sample(noise, y, guidance_scale=2.0, null=null), guided)
+
+
+def test_batched_mode_states_its_difference() -> None:
+    sampler = optimize_sampler(random_dit(), N_STEPS, mode="eager", exact=False)
+    x, y = torch.randn(3, 1, 8, 8), torch.tensor([1, 2, 3])
+    for t in sampler.timesteps:
+        assert difference(sampler, x, t.expand(3), y) < 1e-4  # fp32, another order of summation in the matrix products
+    measured = next(iter(sampler._programs.values())).table.measured_difference
+    assert measured is not None and 0 <= measured < 1e-4
+    assert "batched rows differ" in sampler.explain()
+
+
+def test_another_batch_is_another_program_and_their_number_is_bounded() -> None:
+    sampler = optimize_sampler(random_dit(num_classes=None), 2, mode="eager")
+    with pytest.warns(UserWarning, match="more than 4 combinations"):
+        for batch in range(1, 6):
+            assert difference(sampler, torch.randn(batch, 1, 8, 8), sampler.timesteps[:1].expand(batch)) == 0
+    assert len(sampler._programs) == 4
+
+
+def test_autocast_is_traced_and_not_applied_twice() -> None:
+    sampler = optimize_sampler(random_dit(), N_STEPS, mode="eager")
+    x, y = torch.randn(2, 1, 8, 8), torch.tensor([1, 2])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert difference(sampler, x, sampler.timesteps[2].expand(2), y) == 0
+    assert difference(sampler, x, sampler.timesteps[2].expand(2), y) == 0
+
+
+def test_compiled_by_inductor_it_agrees_with_the_model() -> None:
+    sampler = optimize_sampler(random_dit(depth=1), 2, mode="default")  # type: ignore[misc]
+    x, y = torch.randn(2, 1, 8, 8), torch.tensor([1, 2])
+    for t in sampler.timesteps:
+        assert difference(sampler, x, t.expand(2), y) < 1e-4
+
+
+def test_attributes_of_the_model_are_the_samplers() -> None:
+    sampler = optimize_sampler(random_dit(), N_STEPS, mode="eager")
+    assert sampler.num_classes == 10
+    with pytest.raises(AttributeError):
+        _ = sampler.nothing_of_the_kind
+
+
+def test_the_body_takes_no_timestep_and_its_graph_waits_for_nothing() -> None:
+    from fusion_compile.passes import find_host_syncs
+
+    sampler = optimize_sampler(random_dit(), N_STEPS, mode="eager")
+    sampler.prepare(torch.randn(2, 1, 8, 8), sampler.timesteps[:1].expand(2), torch.tensor([1, 2]))
+    program = next(iter(sampler._programs.values()))
+    assert [n.name for n in program._body_graph.graph.find_nodes(op="placeholder")] == ["x"]
+    assert find_host_syncs(program._body_graph) == ()
+    assert program.launches[1] < program.launches[0]
+
+
+def _call(sampler: Sampler) -> Tensor:
+    out: Tensor = sampler(torch.randn(2, 1, 8, 8), sampler.timesteps[:1].expand(2), torch.tensor([1, 2]))
+    return out
+
+
+REFUSALS: list[tuple[str, Any]] = [
+    ("training mode", lambda: optimize_sampler(random_dit().train(), 4)),
+    ("needs \\[4\\]", lambda: optimize_sampler(random_dit(), 4, timesteps=[1.0, 0.5])),
+    ("at least one step", lambda: optimize_sampler(random_dit(), 0)),
+    ("mode='fast' is not known", lambda: optimize_sampler(random_dit(), 4, mode="fast")),
+    ("does not take", lambda: optimize_sampler(random_dit(), 4, roles={"time": "step"})),
+    ("use 'step', 'request' or 'live'", lambda: _call(optimize_sampler(random_dit(), 4, roles={"t": "now"}, mode="eager"))),
+    ("no argument is the timestep", lambda: _call(optimize_sampler(random_dit(), 4, roles={"t": "request"}, mode="eager"))),
+    ("no argument is live", lambda: _call(optimize_sampler(random_dit(), 4, roles={"x": "request"}, mode="eager"))),
+    ("holds fractions", lambda: optimize_sampler(random_dit(), 4, mode="eager")(
+        torch.randn(2, 1, 8, 8), torch.tensor([1, 1]), torch.tensor([1, 2]))),
+    ("requires a gradient", lambda: optimize_sampler(random_dit(), 4, mode="eager")(
+        torch.randn(2, 1, 8, 8, requires_grad=True), torch.ones(2), torch.tensor([1, 2]))),
+    ("needs null", lambda: optimize_sampler(random_dit(), 4, mode="eager").sample(
+        torch.randn(2, 1, 8, 8), torch.tensor([1, 2]), guidance_scale=2.0)),
+    ("t in \\[0, 1\\]", lambda: optimize_sampler(random_dit(), 1, timesteps=[999.0], mode="eager").sample(
+        torch.randn(2, 1, 8, 8), torch.tensor([1, 2]))),
+]
+
+
+@pytest.mark.parametrize(("sentence", "act"), REFUSALS, ids=[row[0] for row in REFUSALS])
+def test_bad_input_is_refused_with_a_sentence(sentence: str, act: Any) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        act()
+
+
+def test_a_model_that_cannot_be_exported_is_refused_by_name() -> None:
+    class Branches(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return x if t.sum() > 0 else F.relu(x)
+
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            self.calls.add_(1)
+            return x * t.sum()
+
+    with pytest.raises(ValueError, match="Branches could not be exported"):
+        optimize_sampler(Branches().eval(), 2, mode="eager")(torch.randn(2, 3), torch.ones(2))
+    with pytest.raises(ValueError, match="writes model.calls|writes .*calls"):
+        optimize_sampler(Counts().eval(), 2, mode="eager")(torch.randn(2, 3), torch.ones(2))
+
+
+def test_switching_the_model_to_training_is_noticed_at_the_next_call() -> None:
+    sampler = optimize_sampler(random_dit(), 4, mode="eager")
+    _call(sampler)
+    sampler.model.train()
+    with pytest.raises(ValueError, match="training mode"):
+        _call(sampler)
