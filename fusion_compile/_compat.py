@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 UnsupportedByDynamo: type[Exception] = torch._dynamo.exc.Unsupported
 DATA_DEPENDENT: tuple[type[Exception], ...] = (DataDependentOutputException, DynamicOutputShapeException)
@@ -27,6 +28,23 @@ GraphObserver = Callable[[torch.fx.GraphModule, list[Any]], None]
 def fake_mode() -> Any:
     """A `FakeTensorMode` that accepts real tensors in closures (constants, frozen parameters)."""
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+class StatisticsSeen(TorchDispatchMode):
+    """Inside, `tensors` gathers the running statistics that batch norms update: a write that bumps no version, because
+    the operators' schemas do not declare it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        names = [a.name for a in func._schema.arguments]
+        if "running_mean" in names:
+            given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+            if given.get("training", True):
+                self.tensors += [given[n] for n in ("running_mean", "running_var") if given.get(n) is not None]
+        return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager

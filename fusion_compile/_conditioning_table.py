@@ -1,4 +1,4 @@
-"""What a schedule and a request decide, computed ahead: one packed row for each step, and the row the body reads now."""
+"""What a schedule and a request decide, computed ahead: one packed row for each step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Lower = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def bind_weights(graph_module: fx.GraphModule, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Make the inputs named in `tensors` attributes of `graph_module` that are those very tensors; return the inputs left.
+    """Make the inputs named in `tensors` attributes of `graph_module`; return the inputs that are left.
 
     As attributes of a module they are static to torch.compile: a CUDA graph reads them where they are.
     """
@@ -37,6 +37,10 @@ def bind_weights(graph_module: fx.GraphModule, tensors: Mapping[str, Tensor]) ->
     graph.lint()
     graph_module.recompile()
     return tuple(str(n.target) for n in graph.find_nodes(op="placeholder"))
+
+
+def _as_it_is(run: Callable[..., Any]) -> Callable[..., Any]:
+    return run
 
 
 class _PackedStage:
@@ -85,8 +89,12 @@ class RequestSlot:
 
     def is_same_object(self, asked: Sequence[Tensor]) -> bool:
         """Whether `asked` are the very tensors remembered, unchanged since; costs no look at the device."""
-        return self._asked is not None and len(self._identities) == len(asked) and all(
-            ref() is t and version == _version(t) for (ref, version), t in zip(self._identities, asked, strict=True)
+        return (
+            self._asked is not None
+            and len(self._identities) == len(asked)
+            and all(
+                ref() is t and version == _version(t) for (ref, version), t in zip(self._identities, asked, strict=True)
+            )
         )
 
     def is_equal(self, asked: Sequence[Tensor]) -> bool:
@@ -109,8 +117,9 @@ def _version(t: Tensor) -> int | None:
 class ConditioningTable:
     """The tables of one program, and `rows`: for each buffer the ``[total]`` tensor the body reads, at a fixed address.
 
-    `timesteps`: the step input's value at each step. `measured_difference`: when batched, the largest absolute difference
-    between batched rows and rows computed one step at a time, over the first schedule and request; otherwise None.
+    `timesteps`: the step input's value at each step. `measured_difference`: when batched, the largest absolute
+    difference between batched rows and rows computed one step at a time, over the first schedule and request;
+    otherwise None.
     """
 
     def __init__(
@@ -140,7 +149,9 @@ class ConditioningTable:
             read_later = {n for other, s in hoisted.stages.items() if other is not time for n in s.inputs}
             keep = tuple(n for n in stage.outputs if n in read_later)
             mine = tuple(b for b in buffers if b.time is time)
-            self._stages[time] = _PackedStage(stage, mine, keep, weights, lower)
+            # the other stages run once, or once per schedule: compiling them would take longer than they ever do
+            compiled = lower if time is BindingTime.STEP_REQUEST else _as_it_is
+            self._stages[time] = _PackedStage(stage, mine, keep, weights, compiled)
 
     @property
     def bytes(self) -> int:
@@ -208,7 +219,7 @@ class ConditioningTable:
         self._selected = slot
 
     def _fill(self, time: BindingTime, known: Tensors, per_step: list[Tensors], tables: Tensors) -> None:
-        """Run the stage of `time`; its rows go to `tables`, its other values to `known` or, a step each, to `per_step`."""
+        """Run the stage of `time`: rows go to `tables`, other values to `known` or, a step each, to `per_step`."""
         stage = self._stages.get(time)
         if stage is None:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,14 +53,15 @@ def take_apart(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapp
             else:
                 constants.append((name, leaf if _is_plain(leaf) else id(leaf)))
     device = tensors[0].device.type if tensors else "cpu"
-    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    autocast = torch.get_autocast_dtype(device) if casts else None
     described = tuple((t.shape, t.dtype, t.device) for t in tensors)
     return Call(dict(bound), tuple(tensors), tuple(owners), (tuple(owners), described, tuple(constants), autocast))
 
 
 def invoke(module: Callable[..., Any], signature: inspect.Signature, arguments: Mapping[str, Any]) -> Any:
     """``module(...)`` with `arguments` in the places that `signature` gives them."""
-    bound = inspect.BoundArguments(signature, dict(arguments))  # type: ignore[arg-type]
+    bound = inspect.BoundArguments(signature, OrderedDict(arguments))
     return module(*bound.args, **bound.kwargs)
 
 
@@ -95,7 +97,7 @@ class _FlatCall(nn.Module):
 def trace_denoiser(model: nn.Module, signature: inspect.Signature, call: Call) -> DenoiserGraph:
     """Export `model` for the shapes of `call`.
 
-    Raises ValueError if the model cannot be exported, writes a buffer or an input, or returns something else than tensors.
+    Raises ValueError if the model cannot be exported, writes a buffer or an input, or returns more than tensors.
     """
     structures: list[pytree.TreeSpec] = []  # export undoes what a module writes to itself while it is traced
 
@@ -118,14 +120,15 @@ def trace_denoiser(model: nn.Module, signature: inspect.Signature, call: Call) -
     for spec in exported.graph_signature.output_specs:
         if spec.kind is not OutputKind.USER_OUTPUT:
             raise ValueError(
-                f"{type(model).__name__} writes {spec.target} in its forward ({spec.kind.name}); a table would be computed "
-                f"from what it wrote before. Make forward free of in-place writes to buffers and inputs."
+                f"{type(model).__name__} writes {spec.target} in its forward ({spec.kind.name}); a table would be "
+                f"computed from what it wrote before. Make forward free of in-place writes to buffers and inputs."
             )
     graph_module = exported.graph_module
     weights: dict[str, Tensor] = {}
     full_names: dict[str, str] = {}
     inputs: list[str] = []
-    for spec, node in zip(exported.graph_signature.input_specs, graph_module.graph.find_nodes(op="placeholder"), strict=True):
+    placeholders = graph_module.graph.find_nodes(op="placeholder")
+    for spec, node in zip(exported.graph_signature.input_specs, placeholders, strict=True):
         if spec.kind is InputKind.USER_INPUT:
             inputs.append(node.name)
         elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target is not None:
@@ -134,9 +137,11 @@ def trace_denoiser(model: nn.Module, signature: inspect.Signature, call: Call) -
         elif spec.target is not None and isinstance(exported.constants.get(spec.target), Tensor):
             weights[node.name] = exported.constants[spec.target]
         else:
-            raise ValueError(f"{type(model).__name__} uses {spec.target} ({spec.kind.name}), which a table cannot hold.")
+            raise ValueError(
+                f"{type(model).__name__} uses {spec.target} ({spec.kind.name}), which a table cannot hold."
+            )
     outputs = graph_module.graph.output_node().args[0]
-    if not all(isinstance(o, fx.Node) for o in outputs):  # type: ignore[union-attr]
+    if not all(isinstance(o, fx.Node) for o in outputs):
         raise ValueError(f"{type(model).__name__} returns something that is not a tensor; return tensors only.")
     named = _rename_inputs(graph_module.graph, inputs, call.owners)
     report = drop_metadata_reads(graph_module)
@@ -149,8 +154,8 @@ def find_tensor(model: nn.Module, full_name: str) -> Tensor:
     """The parameter or buffer of that name; raises AttributeError if there is none."""
     prefix, _, key = full_name.rpartition(".")
     owner = model.get_submodule(prefix)
-    found = owner._parameters.get(key)
-    found = owner._buffers.get(key) if found is None else found
+    parameter = owner._parameters.get(key)
+    found = owner._buffers.get(key) if parameter is None else parameter
     if found is None:
         raise AttributeError(f"{type(model).__name__} has no parameter or buffer {full_name!r}.")
     return found

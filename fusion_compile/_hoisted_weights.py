@@ -60,13 +60,16 @@ class WeightWatch:
 
     def contents_changed(self) -> bool:
         """Whether the checksum of a hoisted weight differs; reads them all, and on a GPU waits for the result."""
-        return not torch.equal(self._checksum, self._current_checksum())
+        here = [i for i, t in enumerate(self._hoisted.values()) if t.numel()]  # what was released is empty, not changed
+        return not torch.equal(self._checksum[here], self._current_checksum()[here])
 
     def _current_versions(self) -> list[tuple[int, int]]:
         return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._hoisted.values()]
 
     def _current_checksum(self) -> Tensor:
-        sums = [t.detach().contiguous().view(_BITS[t.element_size()]).sum(dtype=torch.int64) for t in self._hoisted.values()]
+        sums = [
+            t.detach().contiguous().view(_BITS[t.element_size()]).sum(dtype=torch.int64) for t in self._hoisted.values()
+        ]
         return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)
 
 
@@ -122,13 +125,12 @@ class ReleasableWeights:
             if not wanted:
                 continue
             storage = everything[members[0]].untyped_storage()
-            if others := [n for n in members if n not in names]:
-                declined.update({n: f"it shares its storage with {others[0]}, which is needed" for n in wanted})
-            elif storage.nbytes() > sum({id(everything[n]): _bytes(everything[n]) for n in members}.values()):
-                declined.update(
-                    {n: "it is a view into a larger storage (a training step's bank?); build the sampler from "
-                        "copy.deepcopy(model)" for n in wanted}
-                )
+            others = [n for n in members if n not in names]
+            if storage.nbytes() > sum({id(everything[n]): _bytes(everything[n]) for n in wanted}.values()):
+                why = "it is a view into a larger storage (a training step's bank?); sample from copy.deepcopy(model)"
+                declined.update(dict.fromkeys(wanted, why))
+            elif others:
+                declined.update(dict.fromkeys(wanted, f"it shares its storage with {others[0]}, which is needed"))
             elif not (to == "cpu" and storage.device.type == "cpu"):
                 released += storage.nbytes()
                 self._take_out({n: everything[n] for n in wanted}, to)

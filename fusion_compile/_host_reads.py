@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import os
+import re
 import traceback
 from typing import Any
 
@@ -61,7 +62,9 @@ def host_read_message(frames: list[traceback.FrameSummary], detail: str) -> str:
 def not_captured_message(frames: list[traceback.FrameSummary], detail: str) -> str:
     """One sentence for a loss of which something other than a host read cannot be part of one graph."""
     where = where_in_user_code(frames) or "the loss"
+    context = re.search(r"Developer debug context: *(\S.*)", detail)
+    what = detail.splitlines()[0] + (f": {context[1]}" if context else "")
     return (
-        f"{where}\ncannot be captured as one graph ({detail.splitlines()[0]}). Keep the loss to tensor operations and plain "
-        f"Python, and do the rest outside it; mode='eager' runs it uncaptured."
+        f"{where}\ncannot be captured as one graph ({what}). Keep the loss to tensor operations and plain Python, and do "
+        f"the rest outside it; mode='eager' runs it uncaptured."
     )

@@ -110,7 +110,7 @@ def examine(
         versions = {n: b._version for n, b in buffers.items()}
         fakes = _map_tensors(fake, batch)
         try:
-            with RefuseHostReads():
+            with RefuseHostReads(), _compat.StatisticsSeen() as seen:
                 loss, metrics, after = module.run(used, buffers, fakes)
         except (HostRead, *_compat.DATA_DEPENDENT) as error:
             raise ValueError(host_read_message(traceback.extract_tb(error.__traceback__), str(error))) from None
@@ -119,7 +119,10 @@ def examine(
     unused = tuple(n for n, g in zip(leaves, gradients, strict=True) if g is None)
     if len(unused) == len(leaves):
         raise ValueError(_INDEPENDENT)
-    changed = tuple(n for n, b in buffers.items() if after[n] is not b or b._version != versions[n])
+    updated = {id(t) for t in seen.tensors}
+    changed = tuple(
+        n for n, b in buffers.items() if after[n] is not b or b._version != versions[n] or id(b) in updated
+    )
     return LossFacts({k: (tuple(v.shape), v.dtype) for k, v in metrics.items()}, unused, changed)
 
 

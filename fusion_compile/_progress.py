@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,8 +13,12 @@ from rich.console import Console
 
 @contextlib.contextmanager
 def stage(what: str) -> Iterator[None]:
-    """Show `what` with a running clock while the block runs and the seconds it took afterwards; silent without a terminal."""
-    if not sys.stderr.isatty():
+    """Show `what` with a running clock while the block runs and the seconds it took afterwards.
+
+    Silent without a terminal and with ``FUSION_COMPILE_PROGRESS=0`` in the environment (for programs with bars of
+    their own).
+    """
+    if not sys.stderr.isatty() or os.environ.get("FUSION_COMPILE_PROGRESS") == "0":
         yield
         return
     console = Console(stderr=True)

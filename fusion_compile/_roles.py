@@ -1,4 +1,4 @@
-"""Which argument of a denoiser is the timestep, which is asked for once per request, and which changes at every call."""
+"""Which argument of a denoiser is the timestep, which belongs to the request, and which changes at every call."""
 
 from __future__ import annotations
 
@@ -18,21 +18,19 @@ BINDING_TIMES: dict[Role, BindingTime] = {
     "live": BindingTime.LIVE,
 }
 
-_STEP_NAMES = frozenset(
-    "t ts time times timestep timesteps time_step time_steps sigma sigmas noise_level tau t_cond time_cond".split()
-)
-_LIVE_NAMES = frozenset(
-    "x xt x_t z zt z_t sample latent latents noisy_latents hidden_states noisy input inputs img image images noise".split()
-)
-_REQUEST_NAMES = frozenset(
-    "y label labels class_label class_labels text context cond conditioning encoder_hidden_states pooled_projections "
-    "guidance prompt_embeds caption mask attention_mask encoder_attention_mask img_ids txt_ids c".split()
-)
+_NAMES: dict[Role, str] = {
+    "step": "t ts time times timestep timesteps time_step time_steps sigma sigmas noise_level tau t_cond time_cond",
+    "live": "x xt x_t z zt z_t sample latent latents noisy_latents hidden_states noisy input inputs img image "
+    "images noise",
+    "request": "y c label labels class_label class_labels text context cond conditioning encoder_hidden_states "
+    "guidance pooled_projections prompt_embeds caption mask attention_mask encoder_attention_mask img_ids txt_ids",
+}
+_ROLE_OF_NAME = {name: role for role, names in _NAMES.items() for name in names.split()}
 
 
 @dataclass(frozen=True)
 class Roles:
-    """`by_argument`: the role of each argument that holds tensors. `guessed`: the names that the caller did not give."""
+    """`by_argument`: the role of each argument that holds tensors. `guessed`: names the caller left out."""
 
     by_argument: dict[str, Role]
     guessed: tuple[str, ...]
@@ -50,22 +48,24 @@ def assign_roles(arguments: Mapping[str, Any], given: Mapping[str, str] | None) 
     """Roles of `arguments` (name -> value as passed to forward); those not in `given` are guessed.
 
     Guessed from names first; what names leave open from shapes: of the arguments without a known name, a floating
-    tensor of two or more dimensions is live if no other is, a floating 0-dim or 1-dim tensor is the timestep if no other
-    is, and the rest belongs to the request. Raises ValueError for a role or argument that does not exist, and unless
-    exactly one argument is the timestep, one tensor, and at least one is live.
+    tensor of two or more dimensions is live if no other is, a floating 0-dim or 1-dim tensor is the timestep if no
+    other is, and the rest belongs to the request. Raises ValueError for a role or argument that does not exist, and
+    unless exactly one argument is the timestep, one tensor, and at least one is live.
     """
     given = dict(given or {})
     tensors = {name: value for name, value in arguments.items() if _holds_tensor(value)}
     for name, role in given.items():
         if name not in arguments:
-            raise ValueError(f"roles name {name!r}, which is no argument of this call; its arguments are {list(arguments)}.")
+            raise ValueError(
+                f"roles name {name!r}, which is no argument of this call; its arguments are {list(arguments)}."
+            )
         if role not in BINDING_TIMES:
             raise ValueError(f"roles[{name!r}] is {role!r}; use 'step', 'request' or 'live'.")
     roles = {name: cast(Role, given[name]) for name in tensors if name in given}
     unnamed = []
     for name in tensors:
         if name not in roles:
-            guess = _role_of_name(name)
+            guess = _ROLE_OF_NAME.get(name.lower())
             if guess is None or (guess == "step" and "step" in given.values()):
                 unnamed.append(name)
             else:
@@ -91,19 +91,10 @@ def roles_of_names(names: Sequence[str], given: Mapping[str, str] | None) -> dic
     """Roles that `given` or the names alone tell; names that tell nothing are left out."""
     roles: dict[str, Role] = {}
     for name in names:
-        role = cast("Role | None", (given or {}).get(name)) or _role_of_name(name)
+        role = cast("Role | None", (given or {}).get(name)) or _ROLE_OF_NAME.get(name.lower())
         if role is not None:
             roles[name] = role
     return roles
-
-
-def _role_of_name(name: str) -> Role | None:
-    lowered = name.lower()
-    if lowered in _STEP_NAMES:
-        return "step"
-    if lowered in _LIVE_NAMES:
-        return "live"
-    return "request" if lowered in _REQUEST_NAMES else None
 
 
 def _role_of_shape(value: Any, taken: set[Role]) -> Role:
@@ -129,6 +120,8 @@ def _found(names: tuple[str, ...]) -> str:
 
 def _described(tensors: Mapping[str, Any]) -> str:
     return ", ".join(
-        f"{n}: {str(v.dtype).removeprefix('torch.')}{list(v.shape)}" if isinstance(v, Tensor) else f"{n}: {type(v).__name__}"
+        f"{n}: {str(v.dtype).removeprefix('torch.')}{list(v.shape)}"
+        if isinstance(v, Tensor)
+        else f"{n}: {type(v).__name__}"
         for n, v in tensors.items()
     )

@@ -89,7 +89,8 @@ class SamplerProgram:
         self.body_names = frozenset(names[n] for n in body_inputs if n in names)
         self.prologue_names = _names_read(names, early_inputs, (BindingTime.REQUEST, BindingTime.STEP_REQUEST))
         self.early_names = self.prologue_names | _names_read(names, early_inputs, (BindingTime.CONST, BindingTime.STEP))
-        self.watch = WeightWatch(model, {names[n]: w for n, w in traced.weights.items() if n in names}, self.early_names)
+        read = {names[n]: weight for n, weight in traced.weights.items() if n in names}
+        self.watch = WeightWatch(model, read, self.early_names)
         self._facts = self._collect_facts(call, traced.weights, names, hoisted, buffers, byte_budget)
 
     def request(self, call: Call) -> dict[str, Tensor]:
@@ -132,7 +133,9 @@ class SamplerProgram:
     ) -> dict[str, Any]:
         places: dict[str, dict[int, Tensor]] = {"table": {}, "prologue": {}, "body": {}}
         for node_name, full_name in names.items():
-            place = "body" if full_name in self.body_names else "prologue" if full_name in self.prologue_names else "table"
+            place = (
+                "body" if full_name in self.body_names else "prologue" if full_name in self.prologue_names else "table"
+            )
             places[place][id(weights[node_name])] = weights[node_name]
         return {
             "model": self._model_name,
@@ -163,8 +166,8 @@ def cast_schedule(schedule: Tensor, t: Tensor) -> Tensor:
     cast = schedule.to(t.device, t.dtype)
     if not t.is_floating_point() and not torch.equal(cast.to(schedule.device, schedule.dtype), schedule):
         raise ValueError(
-            f"the timestep is {t.dtype} and the schedule {schedule[:3].tolist()}… holds fractions; pass timesteps= with "
-            f"the integers that the scheduler gives to the model."
+            f"the timestep is {t.dtype} and the schedule {schedule[:3].tolist()}… holds fractions; pass timesteps= "
+            f"with the integers that the scheduler gives to the model."
         )
     return cast
 

@@ -11,8 +11,8 @@ from fusion_compile.passes import Declined
 class SamplerReport:
     """One program of a sampler.
 
-    `nodes`: calls of the whole graph by the earliest time their value is known. `body_nodes`: calls that are left in the
-    loop, unpacking of the row included. `launches`: calls that start a kernel when run eagerly, before and after.
+    `nodes`: calls of the whole graph by the earliest time their value is known. `body_nodes`: calls that are left in
+    the loop, unpacking of the row included. `launches`: calls that start a kernel when run eagerly, before and after.
     `parameters`, `weight_bytes`: of the weights by the place where they are read last: "table", "prologue", "body".
     `table_bytes`: of one schedule and one request. `measured_difference`: see `ConditioningTable`.
     """
@@ -40,12 +40,13 @@ class SamplerReport:
         hoisted = self.parameters["table"] + self.parameters["prologue"]
         everything = max(1, hoisted + self.parameters["body"])
         lines = [
-            f"sampler of {self.model}, {self.n_steps} steps, mode {self.mode!r}, {'exact' if self.exact else 'batched'}",
+            f"sampler of {self.model}, {self.n_steps} steps, mode {self.mode!r}, "
+            f"{'exact' if self.exact else 'batched'}",
             f"  inputs      {'; '.join(self.inputs)}",
             f"  roles       {self.roles}",
             "  calls       " + ", ".join(f"{name} {count}" for name, count in self.nodes.items()),
-            f"  hoisted     {total} calls -> {self.body_nodes} in the loop; kernels when run eagerly {self.launches[0]} -> "
-            f"{self.launches[1]}",
+            f"  hoisted     {total} calls -> {self.body_nodes} in the loop; kernels when run eagerly "
+            f"{self.launches[0]} -> {self.launches[1]}",
             f"  table       {self.residuals} values in packed rows, {_mebibytes(self.table_bytes)} for one request; "
             f"budget {self.byte_budget}",
         ]
@@ -56,7 +57,7 @@ class SamplerReport:
                 f"{_mebibytes(self.weight_bytes[place])}: {meaning}"
             )
         if self.measured_difference is not None:
-            lines.append(f"  difference  batched rows differ from single steps by at most {self.measured_difference:.3g}")
+            lines.append(f"  difference  batched rows are within {self.measured_difference:.3g} of single steps")
         if self.released:
             lines.append(f"  released    {_mebibytes(self.released)}")
         lines += [f"  declined    {d.node}: {d.reason}" for d in self.declined] or ["  declined    nothing"]

@@ -122,8 +122,9 @@ def build_layout(model: nn.Module, routes: Sequence[Route]) -> Layout:
     for r in routes:
         p = parameters[r.name]
         if not p.dtype.is_floating_point or p.layout is not torch.strided or type(p.data) is not Tensor:
+            kind = f"{p.layout} {p.dtype}".replace("torch.strided ", "") + f" {type(p.data).__name__}"
             raise ValueError(
-                f"{r.name} {list(p.shape)} is a {p.dtype} {type(p.data).__name__}; a bank holds dense floating-point tensors. "
+                f"{r.name} {list(p.shape)} is a {kind}; a bank holds dense floating-point tensors. "
                 f"Freeze it (requires_grad=False) or convert it."
             )
         matrix = (p.shape[0], p.numel() // p.shape[0]) if r.role == "spectral" else None
@@ -166,11 +167,18 @@ class Residence:
                 if p is not None and id(p) in owners:
                     owners[id(p)].append((module._parameters, key, f"{prefix}.{key}" if prefix else key))
         self._tenants = []
+        self._places: list[Tensor] = []
         self._buffers: list[tuple[dict[str, Any], str, str, Tensor]] = []
         for name, view in layout.views(self.banks).items():
             p, place = parameters[name], torch.from_dlpack(view)  # type: ignore[attr-defined]
             p.data = place
+            self._places.append(p)
             self._tenants += [(o, key, full, p, place) for o, key, full in owners[id(p)]]
+
+    def move_out(self) -> None:
+        """Give every parameter memory of its own again; the banks then belong to nobody but this object."""
+        for parameter in self._places:
+            parameter.data = parameter.data.clone()
 
     def keep_buffers(self, names: Sequence[str]) -> Tensors:
         """The module's buffers `names`, which the program writes; from now on `check` keeps them in the module."""
@@ -181,6 +189,11 @@ class Residence:
             kept[name] = owner[key]  # type: ignore[assignment]
             self._buffers.append((owner, key, name, kept[name]))
         return kept
+
+    def say_written(self) -> None:
+        """Bump the version of every parameter: the program writes the banks, whose versions the views do not share, and
+        autograd and caches of values computed from weights must notice."""
+        torch.autograd.graph.increment_version(self._places)
 
     def check(self) -> None:
         """Raise RuntimeError naming the first parameter that was replaced, moved, rebound or frozen since the banks were

@@ -4,13 +4,15 @@ Serial guidance calls the model twice at one `t`, Heun returns to a `t`, image-t
 schedule; the bits of `t` are right in all of them.
 
 Whether `t` is in the schedule at all is known on the device. On a CPU the host may look at once. On a GPU looking makes
-it wait, so the host looks while it gets to know its caller, until a whole schedule has passed without an unknown `t`,
+it wait, so the host looks while it gets to know its caller, until two schedules have passed without an unknown `t`,
 and trusts it from then on: the body turns the output of an unknown `t` into NaN, a flag is copied to the host without
-waiting, and the first call that sees it raised raises RuntimeError. A caller who was ever seen to ask for an unknown `t`
-is never trusted. So an image is never silently wrong.
+waiting, and the first call that sees it raised raises RuntimeError. A caller who was ever seen to ask for an unknown
+`t` is never trusted. So an image is never silently wrong.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,12 +30,13 @@ class StepIndex:
         self._hits_in_a_row = 0
         self._missed = torch.zeros((), dtype=torch.bool, device=schedule.device)
         self._seen = torch.zeros((), dtype=torch.bool, pin_memory=schedule.device.type == "cuda")
-        self._event: torch.cuda.Event | None = None
+        self._event: Any = None  # a torch.cuda.Event once a flag was copied
 
     def find(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """`t` of any shape -> (row ``[1]`` int64, known ``[]`` bool). Known: all entries equal one entry of the schedule.
+        """`t` of any shape -> (row ``[1]`` int64, known ``[]`` bool).
 
-        An unknown `t` gives row 0. Of equal entries of the schedule the first is taken: their rows are the same.
+        Known means that all entries of `t` are one and the same entry of the schedule. An unknown `t` gives row 0. Of
+        equal entries of the schedule the first is taken: their rows are the same.
         """
         bits = _bits(t).reshape(-1, 1)
         matches = (bits == self._bits).all(dim=0)
@@ -59,7 +62,7 @@ class StepIndex:
             self._seen.copy_(self._missed)
         elif self._event is None or self._event.query():
             self._seen.copy_(self._missed, non_blocking=True)
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
     def _raise_if_missed(self) -> None:
@@ -70,9 +73,9 @@ class StepIndex:
             self._seen.zero_()
             self._distrusted = True
             raise RuntimeError(
-                "an earlier call asked for a timestep that is not in the sampler's schedule, after a whole schedule without "
-                "one; its output is NaN. From now on every timestep is checked and unknown ones are served by the whole "
-                "model: repeat that image, or pass timesteps= with all values the scheduler uses."
+                "an earlier call asked for a timestep that is not in the sampler's schedule, after two whole schedules "
+                "without one; its output is NaN. From now on every timestep is checked and unknown ones are served by "
+                "the whole model: repeat that image, or pass timesteps= with all values the scheduler uses."
             )
 
 

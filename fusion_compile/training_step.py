@@ -75,6 +75,7 @@ class TrainingStep:
         self._compiled: dict[_batch.Signature, Callable[[Tensors, tuple[Any, ...]], None]] = {}
         self.programs: list[_program.Program] = []
         self.steps_called = 0
+        self._released = False
 
     # ------------------------------------------------------------------ the step
 
@@ -84,6 +85,8 @@ class TrainingStep:
         Raises ValueError/TypeError for a batch or loss the program cannot take and RuntimeError for a model that was
         rebound; the state is then as before the call.
         """
+        if self._released:
+            raise RuntimeError("this training step was released; call compile_training_step() again to train on.")
         if torch.is_inference_mode_enabled():
             raise RuntimeError("a training step was asked for inside torch.inference_mode(); call it outside.")
         if self.model.training != self._training:
@@ -101,6 +104,7 @@ class TrainingStep:
             with torch.enable_grad(), no_recompile():
                 run(self._state, batch)
         self.steps_called += 1
+        self._residence.say_written()
         return self._state["metrics/loss"].clone()
 
     @property
@@ -173,6 +177,16 @@ class TrainingStep:
                 f"Freeze them (requires_grad=False) before compile_training_step() to leave them alone.",
                 stacklevel=4,
             )
+
+    def release(self) -> nn.Module:
+        """End training: the model's parameters get memory of their own again, the step's state is dropped, and the model is
+        returned. Afterwards the model is as any other (its weights can be freed one by one) and the step refuses to run."""
+        self._residence.move_out()
+        self._state.clear()
+        self._compiled.clear()
+        self._residence.banks.clear()
+        self._released = True
+        return self.model
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -43,7 +43,7 @@ class Choice:
 def choose_residuals(
     graph: fx.Graph, times: dict[fx.Node, BindingTime], n_steps: int, byte_budget: int | None, exchange: Exchange
 ) -> Choice:
-    """The cheapest choice whose table fits; ``byte_budget=None`` allows FREE_BYTES or a share of the weights released."""
+    """The cheapest choice whose table fits; None allows FREE_BYTES or a share of the weights released."""
     choice = everything_early(graph, times, n_steps)
     for price in _MEMORY_PRICES:
         body = _cut(graph, times, n_steps, price, exchange)
@@ -74,7 +74,8 @@ def rows(time: BindingTime, n_steps: int) -> int:
 def released_bytes(graph: fx.Graph, times: dict[fx.Node, BindingTime], body: frozenset[fx.Node]) -> int:
     """Bytes of the weights that some node reads and no node of `body` does."""
     return sum(
-        bytes_of(n) for n in graph.find_nodes(op="placeholder")
+        bytes_of(n)
+        for n in graph.find_nodes(op="placeholder")
         if is_weight(n, times) and n.users and not any(u in body or u.op == "output" for u in n.users)
     )
 
@@ -87,7 +88,7 @@ def is_weight(node: fx.Node, times: dict[fx.Node, BindingTime]) -> bool:
 def _cut(
     graph: fx.Graph, times: dict[fx.Node, BindingTime], n_steps: int, memory_price: int, exchange: Exchange
 ) -> frozenset[fx.Node]:
-    """The nodes that the body computes, as the sink's side of a minimum cut (costs per step, in bytes, times n_steps)."""
+    """The nodes that the body computes: the sink's side of a minimum cut, whose costs are bytes over all steps."""
     network = FlowNetwork()
     ends: dict[fx.Node, tuple[int, int]] = {}
     for node, time in times.items():
@@ -134,7 +135,7 @@ def _computing_costs(
 def _settle(
     graph: fx.Graph, times: dict[fx.Node, BindingTime], body: frozenset[fx.Node]
 ) -> tuple[frozenset[fx.Node], tuple[fx.Node, ...]]:
-    """Sink views into the body where their root is no larger than what is read of it; return the body and what it reads."""
+    """The body with views sunk into it, where their root is no larger than what is read of it, and its residuals."""
     inside = set(body)
     while True:
         frontier = _frontier(graph, times, inside)
@@ -142,7 +143,9 @@ def _settle(
         for node in frontier:
             by_root.setdefault(_root(node), set()).add(node)
         sunk = [
-            node for root, views in by_root.items() for node in views
+            node
+            for root, views in by_root.items()
+            for node in views
             if node is not root and (is_weight(root, times) or bytes_of(root) <= sum(map(bytes_of, views)))
         ]
         tuples = [node for node in frontier if tensor_of(node) is None and node.op != "placeholder"]
@@ -158,7 +161,9 @@ def _settle(
 def _frontier(graph: fx.Graph, times: dict[fx.Node, BindingTime], inside: set[fx.Node]) -> set[fx.Node]:
     readers = [n for n in graph.nodes if n in inside or n.op == "output"]
     return {
-        source for reader in readers for source in reader.all_input_nodes
+        source
+        for reader in readers
+        for source in reader.all_input_nodes
         if source not in inside and not is_weight(source, times) and times[source] is not BindingTime.LIVE
     }
 

@@ -13,8 +13,9 @@ from ._graph import impurity
 class BindingTime(Enum):
     """When a value is known, from earliest to latest; the join of two is the union of what they depend on.
 
-    CONST: from the weights. STEP: from the timestep, so once per schedule. REQUEST: from what is asked for (label, text,
-    guidance), so once per image. STEP_REQUEST: from both, so once per image for all steps. LIVE: at the call only.
+    CONST: from the weights. STEP: from the timestep, so once per schedule. REQUEST: from what is asked for (label,
+    text, guidance), so once per image. STEP_REQUEST: from both, so once per image for all steps. LIVE: at the call
+    only.
     """
 
     CONST = 0

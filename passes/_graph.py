@@ -87,7 +87,7 @@ def op_name(target: Callable[..., Any] | str) -> str:
 
 def dense_order(tensor: Tensor) -> tuple[int, ...] | None:
     """The order of dimensions in which `tensor` lies in memory without gaps, or None if it has gaps or overlaps."""
-    order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), -tensor.shape[d]))
+    order = sorted(range(tensor.dim()), key=lambda d: (tensor.stride(d), tensor.shape[d]), reverse=True)
     expected = 1
     for d in reversed(order):
         if tensor.shape[d] != 1 and tensor.stride(d) != expected:
@@ -100,7 +100,9 @@ def format_node(node: fx.Node) -> str:
     """``silu: float32[2, 4] = aten.silu.default(t_1)``."""
     if node.op == "placeholder":
         return f"{node.name}: {_format_value(value_of(node))} = input"
-    arguments = ", ".join([*map(_format_argument, node.args), *(f"{k}={_format_argument(v)}" for k, v in node.kwargs.items())])
+    arguments = ", ".join(
+        [*map(_format_argument, node.args), *(f"{k}={_format_argument(v)}" for k, v in node.kwargs.items())]
+    )
     if node.op == "output":
         return f"return {arguments}"
     target = str(node.target) if isinstance(node.target, (str, torch._ops.OpOverload)) else op_name(node.target)

@@ -22,7 +22,8 @@ class PassReport:
     """What one pass did.
 
     `exact`: results are bitwise unchanged. `changed`: how many places were rewritten. `nodes_before` and `nodes_after`
-    count calls, not inputs and outputs. `bytes_added`: memory that the rewritten program holds and the original did not.
+    count calls, not inputs and outputs. `bytes_added`: memory that the rewritten program holds and the original did
+    not.
     """
 
     name: str

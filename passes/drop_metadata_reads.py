@@ -8,6 +8,7 @@ without that argument. Assertions that nothing reads, which export leaves in gre
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -21,7 +22,7 @@ _FILLED = {"zeros_like": 0, "ones_like": 1, "new_zeros": 0, "new_ones": 1}
 
 
 def drop_metadata_reads(graph_module: fx.GraphModule) -> PassReport:
-    """Rewrite type_as, expand_as, view_as, reshape_as, zeros_like, ones_like, full_like, new_zeros, new_ones, new_full."""
+    """Rewrite type_as, expand_as, view_as, reshape_as, {zeros,ones,full}_like and new_{zeros,ones,full}, in place."""
     graph = graph_module.graph
     before = len(calls(graph))
     changed = 0
@@ -39,7 +40,9 @@ def drop_metadata_reads(graph_module: fx.GraphModule) -> PassReport:
             declined.append(Declined(node.name, f"{op_name(node.target)} gives a tensor of symbolic size"))
             continue
         if not out.is_contiguous() and op_name(node.target) in _FILLED:
-            declined.append(Declined(node.name, f"{op_name(node.target)} copies a memory format that is not contiguous"))
+            declined.append(
+                Declined(node.name, f"{op_name(node.target)} copies a memory format that is not contiguous")
+            )
             continue
         with graph.inserting_before(node):
             replacement = rewrite(node, out)
@@ -65,7 +68,7 @@ def _full(node: fx.Node, out: Tensor) -> fx.Node:
     name = op_name(node.target)
     at = 1 if name == "full_like" else 2
     fill = _FILLED[name] if name in _FILLED else node.args[at] if len(node.args) > at else node.kwargs["fill_value"]
-    metadata = {"dtype": out.dtype, "device": out.device}
+    metadata: dict[str, Any] = {"dtype": out.dtype, "device": out.device}
     return node.graph.call_function(aten.full.default, (list(out.shape), fill), metadata)
 
 

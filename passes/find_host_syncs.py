@@ -22,8 +22,8 @@ Kind = Literal["host_sync", "capture_unsafe"]
 
 @dataclass(frozen=True)
 class Finding:
-    """`kind`: the host waits, or a CUDA graph cannot hold it. `op`: the operator. `where`: ``"file:line"`` of the user's
-    source, or ``""`` when the trace kept none. `why` and `remedy`: sentences."""
+    """`kind`: the host waits, or a CUDA graph cannot hold it. `op`: the operator. `where`: ``"file:line"`` of the
+    user's source, or ``""`` when the trace kept none. `why` and `remedy`: sentences."""
 
     kind: Kind
     op: str
@@ -84,12 +84,24 @@ _ROWS: tuple[tuple[_Row, tuple[str, ...]], ...] = (
     (_SHAPE, ("unique_consecutive", "unique_dim_consecutive", "bincount", "histc", "combinations")),
     (_COMPARE, ("is_nonzero", "equal", "allclose")),
     (_CPU, ("cpu",)),
-    (_CHECKED, ("_linalg_check_errors", "linalg_cholesky", "cholesky", "linalg_inv", "inverse", "linalg_solve", "solve")),
+    (
+        _CHECKED,
+        ("_linalg_check_errors", "linalg_cholesky", "cholesky", "linalg_inv", "inverse", "linalg_solve", "solve"),
+    ),
     (_CHECKED, ("linalg_lu_factor", "linalg_ldl_factor", "linalg_tensorinv", "linalg_tensorsolve")),
     (_SOLVER, ("linalg_eigh", "_linalg_eigh", "linalg_eigvalsh", "linalg_eig", "_linalg_eigvals", "linalg_eigvals")),
-    (_SOLVER, ("linalg_svd", "_linalg_svd", "svd", "linalg_svdvals", "linalg_pinv", "linalg_matrix_rank", "linalg_lstsq")),
-    (_SOLVER, ("linalg_inv_ex", "_linalg_solve_ex", "linalg_solve_ex", "linalg_lu", "linalg_lu_factor_ex", "linalg_cond")),
-    (_SOLVER, ("_linalg_det", "linalg_det", "_linalg_slogdet", "linalg_slogdet", "logdet", "det", "linalg_ldl_factor_ex")),
+    (
+        _SOLVER,
+        ("linalg_svd", "_linalg_svd", "svd", "linalg_svdvals", "linalg_pinv", "linalg_matrix_rank", "linalg_lstsq"),
+    ),
+    (
+        _SOLVER,
+        ("linalg_inv_ex", "_linalg_solve_ex", "linalg_solve_ex", "linalg_lu", "linalg_lu_factor_ex", "linalg_cond"),
+    ),
+    (
+        _SOLVER,
+        ("_linalg_det", "linalg_det", "_linalg_slogdet", "linalg_slogdet", "logdet", "det", "linalg_ldl_factor_ex"),
+    ),
     (_BRANCH, ("cond", "while_loop")),
     (_RANDOM_COUNT, ("repeat_interleave",)),
 )
@@ -105,7 +117,9 @@ def find_host_syncs(graph_module: fx.GraphModule) -> tuple[Finding, ...]:
                 row = _row_of(node)
                 if row is not None:
                     kind, why, remedy = row
-                    findings.append(Finding(kind, _written(node), user_line(node), f"{why[0].upper()}{why[1:]}", remedy))
+                    findings.append(
+                        Finding(kind, _written(node), user_line(node), f"{why[0].upper()}{why[1:]}", remedy)
+                    )
     return tuple(findings)
 
 
@@ -133,7 +147,7 @@ def _row_of(node: fx.Node) -> _Row | None:
 
 
 def _has_mask(node: fx.Node) -> bool:
-    """Whether a boolean mask selects elements; a mask that is assigned one number becomes masked_fill and needs no count."""
+    """Whether a boolean mask selects elements; assigning one number to them is masked_fill and needs no count."""
     indices = node.args[1] if len(node.args) > 1 else ()
     group = indices if isinstance(indices, (tuple, list)) else (indices,)
     values = [value_of(i) for i in group if isinstance(i, fx.Node)]

@@ -56,16 +56,19 @@ def hoist_time_conditioning(
     byte_budget: int | None = None,
     exchange: Exchange | None = None,
 ) -> Hoisted:
-    """Split `graph_module`, which is left as it was; `roles` gives the binding time of placeholders, the rest are weights.
+    """Split `graph_module`, which is left as it was.
 
-    `n_steps`: rows of the table. `byte_budget`: upper limit for all rows of all residuals; None allows 64 MiB, or one
-    byte for every eight of weights that the body no longer reads. Run `drop_metadata_reads` first. Raises ValueError for
-    a role that names no placeholder, or for an early value of symbolic size.
+    `roles`: the binding time of each placeholder; those left out are weights. `n_steps`: rows of the table.
+    `byte_budget`: upper limit for all rows of all residuals; None allows 64 MiB, or one byte for every eight of weights
+    that the body no longer reads. Run `drop_metadata_reads` first. Raises ValueError for a role that names no
+    placeholder, or for an early value of symbolic size.
     """
     graph = graph_module.graph
     placeholders = {n.name: n for n in graph.find_nodes(op="placeholder")}
     if unknown := sorted(set(roles) - set(placeholders)):
-        raise ValueError(f"roles name {unknown}, which are no inputs of the graph; its inputs are {sorted(placeholders)}.")
+        raise ValueError(
+            f"roles name {unknown}, which are no inputs of the graph; its inputs are {sorted(placeholders)}."
+        )
     times = binding_times(graph, roles)
     if exchange is None:
         exchange = exchange_rates(next(t.device for t in map(tensor_of, graph.nodes) if t is not None))
@@ -81,8 +84,7 @@ def hoist_time_conditioning(
         nodes = [n for n in needed if times[n] is time]
         asked = [n for n in choice.residuals if n.op == "placeholder" and times[n] is time]
         outputs = asked + [
-            n for n in nodes
-            if n in choice.residuals or any(u in needed and times[u] is not time for u in n.users)
+            n for n in nodes if n in choice.residuals or any(u in needed and times[u] is not time for u in n.users)
         ]
         if outputs:
             stages[time] = _extract(graph_module, nodes, outputs)
@@ -106,14 +108,15 @@ def _needed(graph: fx.Graph, times: dict[fx.Node, BindingTime], choice: Choice) 
     """The early nodes that the residuals are computed from, in graph order."""
     needed: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        if node.op == "call_function" and (node in choice.residuals or any(u in needed for u in node.users)):
-            if times[node] is not BindingTime.LIVE:
-                needed.add(node)
+        if node.op != "call_function" or times[node] is BindingTime.LIVE:
+            continue
+        if node in choice.residuals or any(u in needed for u in node.users):
+            needed.add(node)
     return {n: None for n in graph.nodes if n in needed}
 
 
 def _extract(graph_module: fx.GraphModule, nodes: list[fx.Node], outputs: list[fx.Node] | None) -> Stage:
-    """`nodes` as a graph of their own; what they read from outside becomes its inputs. None: the whole graph's outputs."""
+    """`nodes` as a graph of their own; what they read from outside are its inputs. None: the whole graph's outputs."""
     graph = fx.Graph()
     inside = set(nodes)
     output = next(iter(graph_module.graph.find_nodes(op="output")))
@@ -136,10 +139,8 @@ def _extract(graph_module: fx.GraphModule, nodes: list[fx.Node], outputs: list[f
     return Stage(fx.GraphModule(graph_module, graph), inputs, names)
 
 
-def _declined(
-    graph: fx.Graph, times: dict[fx.Node, BindingTime], choice: Choice, n_steps: int
-) -> tuple[Declined, ...]:
-    """Impure nodes that only an early value reaches, and early values that stay in the body though they could be kept."""
+def _declined(graph: fx.Graph, times: dict[fx.Node, BindingTime], choice: Choice, n_steps: int) -> tuple[Declined, ...]:
+    """Impure nodes that only early values reach, and early values that the body computes itself."""
     declined = []
     for node in calls(graph):
         why = impurity(node)
@@ -154,8 +155,9 @@ def _declined(
             reason = f"reading its {_mebibytes(row)} at every step costs more than computing it again."
         else:
             reason = (
-                f"{n_rows} rows of it take {_mebibytes(row * n_rows)}; the table's budget is {_mebibytes(choice.budget)} "
-                f"and this is among what saves least for its size. Raise byte_budget to keep it."
+                f"{n_rows} rows of it take {_mebibytes(row * n_rows)}; the table's budget is "
+                f"{_mebibytes(choice.budget)} and this is among what saves least for its "
+                f"size. Raise byte_budget to keep it."
             )
         declined.append(Declined(node.name, f"{op_name(node.target)}: {reason}"))
     return tuple(declined)

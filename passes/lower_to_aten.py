@@ -21,7 +21,9 @@ def lower_to_aten(module: fx.GraphModule) -> fx.GraphModule:
     for node in module.graph.nodes:
         if node.op == "placeholder":
             if "example_value" not in node.meta:
-                raise ValueError(f"{node.name} has no meta['example_value']; lower_to_aten reads graphs captured by Dynamo.")
+                raise ValueError(
+                    f"{node.name} has no meta['example_value']; lower_to_aten reads graphs captured by Dynamo."
+                )
             examples.append(node.meta["example_value"])
     fake = next((e.fake_mode for e in examples if hasattr(e, "fake_mode")), contextlib.nullcontext())
     with fx.traceback.preserve_node_meta(), fake, torch.enable_grad():

@@ -1,7 +1,7 @@
 """Give a body its residuals as views of one buffer each binding time and dtype, instead of one input each.
 
-A DiT-XL/2 body reads some 30 residuals; copying each from its table would cost more launches than hoisting saved. In one
-buffer they are one row copy. A residual keeps its memory layout, so the operators that read it take the same path.
+A DiT-XL/2 body reads some 30 residuals; copying each from its table would cost more launches than hoisting saved. In
+one buffer they are one row copy. A residual keeps its memory layout, so the operators that read it take the same path.
 """
 
 from __future__ import annotations
@@ -110,13 +110,13 @@ def pack_outputs(
 ) -> tuple[fx.GraphModule, PassReport]:
     """Make a stage give whole rows: ``(*one row [total] each buffer, *the outputs named in keep)``, in a new module.
 
-    `outputs` are the names of what `graph_module` returns; every slice of `buffers` and all of `keep` are among them. One
-    concatenation a row: copying the slices one by one would be hundreds of launches a step.
+    `outputs` are the names of what `graph_module` returns; every slice of `buffers` and all of `keep` are among them.
+    One concatenation a row: copying the slices one by one would be hundreds of launches a step.
     """
     graph = copy.deepcopy(graph_module.graph)
     before = len(calls(graph))
     output = next(iter(graph.find_nodes(op="output")))
-    values = dict(zip(outputs, output.args[0], strict=True))  # type: ignore[arg-type]
+    values = dict(zip(outputs, output.args[0], strict=True))
     with graph.inserting_before(output):
         rows = [_concatenate(graph, buffer, [values[part.name] for part in buffer.slices]) for buffer in buffers]
     output.args = ((*rows, *(values[name] for name in keep)),)
@@ -133,7 +133,7 @@ def _concatenate(graph: fx.Graph, buffer: RowBuffer, values: list[fx.Node]) -> f
             value = _call(graph, aten.permute.default, value, list(part.order))
         pieces.append(_call(graph, aten.reshape.default, value, [part.numel]))
         if padding := end - part.offset - part.numel:
-            metadata = {"dtype": buffer.dtype, "device": buffer.device}
+            metadata: dict[str, Any] = {"dtype": buffer.dtype, "device": buffer.device}
             zeros = graph.call_function(aten.full.default, ([padding], 0), metadata)
             zeros.meta["val"] = value.meta["val"].new_zeros(padding)
             pieces.append(zeros)

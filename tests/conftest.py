@@ -8,8 +8,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# Before torch is imported: Inductor reads it once.
+# Before torch and numpy are imported: each reads its variable once.
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "inductor"))
+# Numpy's own threads beside torch's make the float64 twins 10 times slower on two cores: they spin for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

@@ -68,6 +68,6 @@ class DiTGradient:
             for name, p in self._model.named_parameters():
                 p.copy_(torch.as_tensor(point[name]))
         x, e, t, y = batch(update)
-        loss = LOSS(self._model, x.double(), e.double(), t.double(), y)
+        loss = ridge_loss_fn(self._model, x.double(), e.double(), t.double(), y)
         names, leaves = zip(*self._model.named_parameters(), strict=True)
         return float64_copies(dict(zip(names, torch.autograd.grad(loss, leaves), strict=True)))

@@ -44,12 +44,10 @@ def torch_loop(
     model: nn.Module,
     data: Iterable[tuple[Any, ...]],
     loss_fn: Callable[..., Tensor] = squared_error,
-    *,
-    lr: float = 1e-3,
-    weight_decay: float = 0.01,
+    **options: Any,
 ) -> list[Tensor]:
-    """The ordinary loop: autograd and ``torch.optim.AdamW`` with the defaults of the recipe; the losses."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=weight_decay)
+    """The ordinary loop: autograd and ``torch.optim.AdamW``, whose defaults are the recipe's; the losses."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], **options)
     losses = []
     for batch in data:
         optimizer.zero_grad()

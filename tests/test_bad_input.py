@@ -149,25 +149,27 @@ def test_code_that_dynamo_cannot_trace_names_the_users_line() -> None:
 def test_a_loss_that_raises_leaves_the_step_as_it_was(run: int, program: dict[str, Any]) -> None:
     """The loss runs first on fake tensors, then for the program itself; BatchNorm would show a half-done forward."""
     runs: list[int] = []
+    repaired: list[bool] = []
 
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         out = model(x)
         runs.append(1)
-        if len(runs) == run:
+        if len(runs) == run and not repaired:
             raise ArithmeticError("the user's own")
         return F.mse_loss(out, y)
 
     step = compiled(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), loss, **program)
     captured = run == 2 and "backend" in program
-    with refused(step, ValueError if captured else ArithmeticError, "the user's own" if not captured else "line"):
+    with refused(step, ValueError if captured else ArithmeticError, "the user's own"):
         step(*batches(1)[0])
+    repaired.append(True)
     assert step.programs == [] and works(step)
 
 
-def test_a_metric_must_not_take_a_name_of_the_step(program: dict[str, Any]) -> None:
+def test_a_metric_must_not_take_a_name_of_the_step() -> None:
     for name in ("loss", "skipped", "lr", "clip_grad_norm"):
         loss = Faulty(lambda out, x, y, name=name: (out.sum(), {name: out.detach().sum()}))
-        step = compiled(mlp(), loss, **program)
+        step = compiled(mlp(), loss, mode="eager")
         with refused(step, ValueError, f"the metric name {name!r} is taken"):
             step(*batches(1)[0])
         loss.repaired = True
@@ -191,9 +193,9 @@ WRONG_BATCHES: dict[str, tuple[tuple[Any, ...], type[Exception], tuple[str, ...]
 
 
 @pytest.mark.parametrize("kind", WRONG_BATCHES)
-def test_a_batch_unlike_the_first_is_refused(kind: str, program: dict[str, Any]) -> None:
+def test_a_batch_unlike_the_first_is_refused(kind: str) -> None:
     batch, error, words = WRONG_BATCHES[kind]
-    step = compiled(mlp(), accumulate=4, **program)
+    step = compiled(mlp(), accumulate=4, mode="eager")
     step(X, Y)
     with refused(step, error, *words):
         step(*batch)
@@ -203,7 +205,7 @@ def test_a_batch_unlike_the_first_is_refused(kind: str, program: dict[str, Any])
 @pytest.mark.parametrize("kind", ["on another device", "with a number", "that wants a gradient", "that does not split"])
 def test_such_a_batch_is_refused_as_the_first_one_too(kind: str) -> None:
     batch, error, words = WRONG_BATCHES[kind]
-    step = compiled(mlp(), accumulate=4)
+    step = compiled(mlp(), accumulate=4, mode="eager")
     with refused(step, error, *words):
         step(*batch)
     assert works(step)
@@ -249,7 +251,7 @@ def _with_parameter(tensor: Tensor) -> nn.Module:
     ("tensor", "words"),
     [
         (torch.zeros(3, dtype=torch.complex64), r"odd \[3\] is a torch.complex64 Tensor; a bank holds dense floating-point"),
-        (torch.eye(3).to_sparse(), r"odd \[3, 3\] is a sparse torch.float32 Tensor"),
+        (torch.eye(3).to_sparse(), r"odd \[3, 3\] is a torch.sparse_coo torch.float32 Tensor"),
         (torch.zeros(3, device="meta"), "parameters lie on cpu, meta; move them to one device"),
     ],
     ids=["complex", "sparse", "on another device"],
@@ -339,7 +341,7 @@ def _replace(model: nn.Sequential) -> None:
 
 
 def _retie(model: nn.Sequential) -> None:
-    model[0].weight = model.twin.weight
+    model[0].weight = model[0].twin.weight
 
 
 REBINDINGS: dict[str, tuple[Callable[[Any], object], str, str]] = {
@@ -362,10 +364,10 @@ def test_a_parameter_rebound_after_compile_is_refused_by_its_full_name(kind: str
     rebind, name, how = REBINDINGS[kind]
     model = mlp()
     model.square = nn.Parameter(torch.randn(3, 3))
-    model.twin = nn.Linear(4, 8)
+    model[0].twin = nn.Linear(4, 8)
 
     def loss(model: nn.Sequential, x: Tensor, y: Tensor) -> Tensor:
-        return F.mse_loss(model(x), y) + model.square.square().sum() + model.twin(x).square().mean()
+        return F.mse_loss(model(x), y) + model.square.square().sum() + model[0].twin(x).square().mean()
 
     step = compiled(model, loss, **program)
     step(X, Y)

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
 import torch.nn.functional as F
+from dit import DiT
 from torch import Tensor, nn
 
-from examples.dit import DiT
 from fusion_compile.sampler import Sampler, optimize_sampler
 
 N_STEPS = 8
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def random_dit(**config: Any) -> DiT:
     """Weights that are random and not zero: adaLN-zero's zeros would hide every error of the conditioning."""
-    return randomized(DiT(hidden_size=32, depth=2, num_heads=2, **config))
+    return randomized(DiT(**{"hidden_size": 32, "depth": 1, "num_heads": 2, **config}))
 
 
-def randomized(model: Any) -> Any:
+def randomized(model: ModelT) -> ModelT:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3)
@@ -108,7 +109,9 @@ def test_serial_guidance_alternates_between_two_requests_without_computing_them_
     for t in sampler.timesteps:
         x = torch.randn(2, 1, 8, 8)
         assert difference(sampler, x, t.expand(2), y) == 0
-        assert difference(sampler, x, t.expand(2), null.clone()) == 0  # equal numbers in a new tensor are the same request
+        assert (
+            difference(sampler, x, t.expand(2), null.clone()) == 0
+        )  # equal numbers in a new tensor are the same request
     assert len(filled) == 1
 
 
@@ -194,15 +197,16 @@ def test_batched_mode_states_its_difference() -> None:
         assert difference(sampler, x, t.expand(3), y) < 1e-4  # fp32, another order of summation in the matrix products
     measured = next(iter(sampler._programs.values())).table.measured_difference
     assert measured is not None and 0 <= measured < 1e-4
-    assert "batched rows differ" in sampler.explain()
+    assert "batched rows are within" in sampler.explain()
 
 
-def test_another_batch_is_another_program_and_their_number_is_bounded() -> None:
-    sampler = optimize_sampler(random_dit(num_classes=None), 2, mode="eager")
-    with pytest.warns(UserWarning, match="more than 4 combinations"):
-        for batch in range(1, 6):
+def test_another_batch_is_another_program_and_their_number_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fusion_compile._sampler_module.MAX_PROGRAMS", 2)
+    sampler = optimize_sampler(random_dit(num_classes=None, depth=1), 2, mode="eager")
+    with pytest.warns(UserWarning, match="more than 2 combinations"):
+        for batch in (1, 2, 3):
             assert difference(sampler, torch.randn(batch, 1, 8, 8), sampler.timesteps[:1].expand(batch)) == 0
-    assert len(sampler._programs) == 4
+    assert len(sampler._programs) == 2
 
 
 def test_autocast_is_traced_and_not_applied_twice() -> None:
@@ -214,10 +218,11 @@ def test_autocast_is_traced_and_not_applied_twice() -> None:
 
 
 def test_compiled_by_inductor_it_agrees_with_the_model() -> None:
-    sampler = optimize_sampler(random_dit(depth=1), 2, mode="default")  # type: ignore[misc]
+    sampler = optimize_sampler(random_dit(depth=1), 2, mode="default")
     x, y = torch.randn(2, 1, 8, 8), torch.tensor([1, 2])
     for t in sampler.timesteps:
-        assert difference(sampler, x, t.expand(2), y) < 1e-4
+        scale = float(sampler.model(x, t.expand(2), y).detach().abs().max())
+        assert difference(sampler, x, t.expand(2), y) < 1e-5 * scale  # fp32; Inductor fuses, so it rounds elsewhere
 
 
 def test_attributes_of_the_model_are_the_samplers() -> None:
@@ -249,17 +254,39 @@ REFUSALS: list[tuple[str, Any]] = [
     ("at least one step", lambda: optimize_sampler(random_dit(), 0)),
     ("mode='fast' is not known", lambda: optimize_sampler(random_dit(), 4, mode="fast")),
     ("does not take", lambda: optimize_sampler(random_dit(), 4, roles={"time": "step"})),
-    ("use 'step', 'request' or 'live'", lambda: _call(optimize_sampler(random_dit(), 4, roles={"t": "now"}, mode="eager"))),
-    ("no argument is the timestep", lambda: _call(optimize_sampler(random_dit(), 4, roles={"t": "request"}, mode="eager"))),
+    (
+        "use 'step', 'request' or 'live'",
+        lambda: _call(optimize_sampler(random_dit(), 4, roles={"t": "now"}, mode="eager")),
+    ),
+    (
+        "no argument is the timestep",
+        lambda: _call(optimize_sampler(random_dit(), 4, roles={"t": "request"}, mode="eager")),
+    ),
     ("no argument is live", lambda: _call(optimize_sampler(random_dit(), 4, roles={"x": "request"}, mode="eager"))),
-    ("holds fractions", lambda: optimize_sampler(random_dit(), 4, mode="eager")(
-        torch.randn(2, 1, 8, 8), torch.tensor([1, 1]), torch.tensor([1, 2]))),
-    ("requires a gradient", lambda: optimize_sampler(random_dit(), 4, mode="eager")(
-        torch.randn(2, 1, 8, 8, requires_grad=True), torch.ones(2), torch.tensor([1, 2]))),
-    ("needs null", lambda: optimize_sampler(random_dit(), 4, mode="eager").sample(
-        torch.randn(2, 1, 8, 8), torch.tensor([1, 2]), guidance_scale=2.0)),
-    ("t in \\[0, 1\\]", lambda: optimize_sampler(random_dit(), 1, timesteps=[999.0], mode="eager").sample(
-        torch.randn(2, 1, 8, 8), torch.tensor([1, 2]))),
+    (
+        "holds fractions",
+        lambda: optimize_sampler(random_dit(), 4, mode="eager")(
+            torch.randn(2, 1, 8, 8), torch.tensor([1, 1]), torch.tensor([1, 2])
+        ),
+    ),
+    (
+        "requires a gradient",
+        lambda: optimize_sampler(random_dit(), 4, mode="eager")(
+            torch.randn(2, 1, 8, 8, requires_grad=True), torch.ones(2), torch.tensor([1, 2])
+        ),
+    ),
+    (
+        "needs null",
+        lambda: optimize_sampler(random_dit(), 4, mode="eager").sample(
+            torch.randn(2, 1, 8, 8), torch.tensor([1, 2]), guidance_scale=2.0
+        ),
+    ),
+    (
+        "t in \\[0, 1\\]",
+        lambda: optimize_sampler(random_dit(), 1, timesteps=[999.0], mode="eager").sample(
+            torch.randn(2, 1, 8, 8), torch.tensor([1, 2])
+        ),
+    ),
 ]
 
 
@@ -285,7 +312,7 @@ def test_a_model_that_cannot_be_exported_is_refused_by_name() -> None:
 
     with pytest.raises(ValueError, match="Branches could not be exported"):
         optimize_sampler(Branches().eval(), 2, mode="eager")(torch.randn(2, 3), torch.ones(2))
-    with pytest.raises(ValueError, match="writes model.calls|writes .*calls"):
+    with pytest.raises(ValueError, match=r"writes .*calls"):
         optimize_sampler(Counts().eval(), 2, mode="eager")(torch.randn(2, 3), torch.ones(2))
 
 

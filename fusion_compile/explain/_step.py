@@ -48,7 +48,7 @@ def _banks(layout: Layout, state: Tensors) -> Section:
 def _routes(routes: Sequence[Route]) -> Section:
     """One row for all parameters that differ only in a layer's number."""
     repeats = Counter(
-        (re.sub(r"(?<=\.)\d+(?=\.)", "*", r.name), "×".join(map(str, r.shape)) or "0-D", r.role, r.reason) for r in routes
+        (re.sub(r"(?<=\.)\d+(?=\.)", "*", r.name, count=1), "×".join(map(str, r.shape)) or "0-D", r.role, r.reason) for r in routes
     )
     rows = [(name, count, *rest) for (name, *rest), count in repeats.items()]
     return section("Routing", ("parameter", "how many", "shape", "role", "why"), rows)

@@ -41,7 +41,7 @@ def normalize_neurons(beta2: Scalar = 0.95, *, scale: str = "preserve_norm", eps
         for k, o in updates.items():
             r, c = o.shape[-2:]
             mean_square = o.square().mean(-1, keepdim=True)
-            nu[k] = torch.lerp(state.nu[k], mean_square, 1 - beta2)
+            nu[k] = state.nu[k] + (1 - beta2) * (mean_square - state.nu[k])
             per_row = 1 / (nu[k].sqrt() + eps)
             # Both norms follow from the row means: O is read once, and no second pass over the result is needed.
             new_norm = (c * mean_square * per_row.square()).sum(-2, keepdim=True).sqrt()

@@ -44,8 +44,8 @@ def orthogonalize(
         updates: Tensors, state: OrthogonalizeState, params: Tensors, context: Context
     ) -> tuple[Tensors, OrthogonalizeState]:
         beta_now = context.hyperparameters[beta.name]
-        mu = {k: torch.lerp(state.mu[k], g, 1 - beta_now) for k, g in updates.items()}
-        ahead = {k: torch.lerp(g, mu[k], beta_now) for k, g in updates.items()} if nesterov else mu
+        mu = {k: state.mu[k] + (1 - beta_now) * (g - state.mu[k]) for k, g in updates.items()}
+        ahead = {k: g + beta_now * (mu[k] - g) for k, g in updates.items()} if nesterov else mu
         directions = {k: _orthogonalize(m, table, hot_dtype) for k, m in ahead.items()}
         return directions, OrthogonalizeState(mu)
 

@@ -46,7 +46,7 @@ def scale_by_adam(beta1: Scalar = 0.9, beta2: Scalar = 0.999, eps: Scalar = 1e-8
         beta1, beta2, eps = h[b1.name], h[b2.name], h[e.name]
         power1, power2 = state.beta1_power * beta1, state.beta2_power * beta2
         step_size, root_correction = 1 / (1 - power1), (1 - power2).sqrt()
-        mu = {k: torch.lerp(state.mu[k], g, 1 - beta1) for k, g in updates.items()}
+        mu = {k: state.mu[k] + (1 - beta1) * (g - state.mu[k]) for k, g in updates.items()}
         nu = {k: state.nu[k] * beta2 + (1 - beta2) * g * g for k, g in updates.items()}
         scaled = {k: step_size * mu[k] / (nu[k].sqrt() / root_correction + eps) for k in updates}
         return scaled, ScaleByAdamState(mu, nu, power1, power2)

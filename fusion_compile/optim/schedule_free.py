@@ -60,7 +60,7 @@ def schedule_free(
 
     def gradient_point(params: Tensors, state: ScheduleFreeState, context: Context) -> Tensors:
         beta = context.hyperparameters[b.name]
-        return {k: torch.lerp(state.z[k], x, beta) for k, x in params.items()}
+        return {k: state.z[k] + beta * (x - state.z[k]) for k, x in params.items()}
 
     def update(
         updates: Tensors, state: ScheduleFreeState, params: Tensors, context: Context

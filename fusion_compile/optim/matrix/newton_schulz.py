@@ -18,8 +18,9 @@ def orthogonalize(x: Tensor, table: str = "jordan", hot_dtype: torch.dtype = tor
     coefficients, scale, floor, offset = TABLES[table]
     wide = torch.promote_types(x.dtype, torch.float32)
     tall = x.size(-2) > x.size(-1)
-    norm = torch.linalg.vector_norm(x.to(wide), dim=(-2, -1), keepdim=True)
-    y = (x.to(wide) / ((norm * scale).clamp(min=floor) + offset)).to(hot_dtype)
+    y = x.to(wide)
+    norm = (y * y).sum(-1, keepdim=True).sum(-2, keepdim=True).sqrt()
+    y = (y / ((norm * scale).clamp(min=floor) + offset)).to(hot_dtype)
     if tall:
         y = y.mT
     shape = y.shape
