@@ -1,8 +1,8 @@
 """What really happened on the GPU: CUDA graphs recorded and replayed, what Inductor left out of them, waits, launches.
 
-Two independent witnesses, because neither is an interface that torch promises: `torch.cuda.CUDAGraph`'s own methods, which
-every recording and replay must call, and the private records of Inductor and of its CUDA-graph trees. What a version of
-torch does not have is None, never an error. On a machine without a GPU everything here counts nothing.
+Two independent witnesses, because neither is an interface that torch promises: `torch.cuda.CUDAGraph`'s own methods,
+which every recording and replay must call, and the private records of Inductor and of its CUDA-graph trees. What a
+version of torch does not have is None, never an error. On a machine without a GPU everything here counts nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 @dataclass
 class CompiledGraph:
-    """One graph as Inductor finished it. `partitions`: CUDA graphs it is cut into, None where this torch does not cut."""
+    """One graph as Inductor finished it. `partitions`: CUDA graphs it is cut into, None where torch does not cut."""
 
     partitions: int | None
     refusals: tuple[str, ...]
@@ -38,7 +38,7 @@ class Witness:
     _before: dict[str, int] = field(default_factory=dict)
 
     def counted(self, name: str) -> int:
-        """Of torch's own counters, group ``inductor``: ``cudagraph_skips``, ``cudagraph_recorded_non_static_inputs``, …"""
+        """One of `COUNTED`, torch's own counters."""
         return _counter(name) - self._before.get(name, 0)
 
 
@@ -103,7 +103,9 @@ def _facts(graph: Any) -> CompiledGraph:
     arguments = getattr(graph, "fx_kwargs", None) or {}
     written = set(getattr(graph, "mutated_input_idxs", ()))
     static = set(arguments.get("static_input_idxs") or ())
-    return CompiledGraph(None if maps is None else len(maps), tuple(refusals), len(written - static) if arguments else None)
+    return CompiledGraph(
+        None if maps is None else len(maps), tuple(refusals), len(written - static) if arguments else None
+    )
 
 
 def _trees() -> Any:
@@ -180,7 +182,7 @@ def can_run_without_replay() -> bool:
 
 @contextlib.contextmanager
 def waiting_is_an_error(device: torch.device, mode: str = "error") -> Iterator[None]:
-    """Inside, an operation that makes the host wait for the GPU raises, or with ``mode="warn"`` warns; a CPU waits at will."""
+    """Inside, what makes the host wait for the GPU raises, or warns (``mode="warn"``); a CPU waits at will."""
     if device.type != "cuda":
         yield
         return
@@ -207,8 +209,9 @@ class Launches:
     def __str__(self) -> str:
         n = self.calls
         return (
-            f"per step {self.graphs / n:g} graph launches, outside it {self.kernels / n:g} kernels and {self.copies / n:g} "
-            f"copies; {self.waits} waits; {self.seen_on_gpu / n:g} kernels and copies ran on the GPU per step"
+            f"per step {self.graphs / n:g} graph launches, outside it {self.kernels / n:g} kernels and "
+            f"{self.copies / n:g} copies; {self.waits} waits; "
+            f"{self.seen_on_gpu / n:g} kernels and copies ran on the GPU per step"
         )
 
 

@@ -1,18 +1,20 @@
-"""How every benchmark here measures: contenders by turns in one process, medians, the machine told, a table, JSON beside.
+"""How every benchmark here measures: contenders by turns in one process, medians, the machine told, a table, JSON.
 
-A ratio is the median over rounds of (contender / reference in the same round), so that a machine that slows down half way
-slows both. Warm-up, and with it compilation, stays outside.
+A ratio is the median over rounds of (contender / reference in the same round), so that a machine that slows down half
+way slows both. Warm-up, and with it compilation, stays outside.
 """
 
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
 import platform
 import shutil
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +27,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Timing:
-    """`ms`: median milliseconds of one call. `ratio`: to the reference, the median of the rounds'. `spread`: of `ms`, the
-    interquartile range over the median."""
+    """`ms`: median milliseconds of one call. `ratio`: to the reference, the median of the rounds'. `spread`: of `ms`,
+    the interquartile range over the median."""
 
     ms: float
     ratio: float
@@ -124,6 +126,28 @@ def _driver() -> str:
     query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
     done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
     return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout.strip() else "unknown"
+
+
+def peak_of_call(run: Callable[[], object], device: torch.device, kept: Callable[[], Iterable[Tensor]]) -> int:
+    """Bytes at the highest point of one call on a CPU: what is `kept` between calls, and the most that torch's allocator
+    gave out in the call beyond it, from the profiler's record of every allocation.
+
+    What a library allocates behind torch's back (oneDNN's scratch) is not in it, for any contender.
+    """
+    if device.type != "cpu":
+        raise ValueError(
+            "on a GPU use torch.cuda.max_memory_allocated(): a replayed graph allocates nothing to record."
+        )
+    run()
+    with tempfile.TemporaryDirectory() as folder:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            run()
+        trace = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    changes = [(e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]"]
+    given_out = itertools.accumulate(change for _, change in sorted(changes, key=lambda c: c[0]))
+    return tensor_bytes(kept()) + max([0, *given_out])
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:

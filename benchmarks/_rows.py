@@ -39,8 +39,8 @@ class NotRun(Exception):
 
 
 class Check:
-    """What a check is given: `note` collects the row's text, `require` fails it, `require_on_gpu` fails it on a GPU and on a
-    CPU marks it unverified."""
+    """What a check is given: `note` collects the row's text, `require` fails it, `require_on_gpu` fails it on a GPU and
+    on a CPU marks it unverified."""
 
     def __init__(self, on_gpu: bool) -> None:
         self.on_gpu = on_gpu
@@ -64,8 +64,8 @@ class Check:
 
 
 class Rows:
-    """The rows of one group. No check begins later than `until` (`time.monotonic`), and one that runs `grace` seconds past
-    it is interrupted."""
+    """The rows of one group. No check begins later than `until` (`time.monotonic`), and one that runs `grace` seconds
+    past it is interrupted."""
 
     def __init__(self, group: str, until: float, on_gpu: bool, sink: Callable[[Row], None], grace: float = 20) -> None:
         self.group, self.until, self.on_gpu, self._sink, self._grace = group, until, on_gpu, sink, grace

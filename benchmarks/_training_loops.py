@@ -1,7 +1,7 @@
 """The diffusion problem that steps are timed on, and the ordinary ways to train on it.
 
-Every contender gets the same architecture, the same loss and a batch of the same shapes, and does the same work: forward,
-backward, one update of every parameter, the loss left on the device.
+Every contender gets the same architecture, the same loss and a batch of the same shapes, and does the same work:
+forward, backward, one update of every parameter, the loss left on the device.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MODELS: dict[str, Callable[[], DiT]] = {
 
 
 def build(make: Callable[[], DiT], device: torch.device, seed: int = 0) -> DiT:
-    """A model in training mode, always with the same weights, none of them zero: adaLN-zero starts with gradients of zero."""
+    """A model in training mode, always with the same weights, none zero: adaLN-zero starts with gradients of zero."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make()
@@ -55,7 +55,11 @@ def images(model: DiT, size: int, device: torch.device, seed: int = 0) -> tuple[
     shape = image_shape(model)
     source = torch.Generator().manual_seed(1000 + seed)
     x = torch.randn(size, shape.channels, shape.side, shape.side, generator=source)
-    y = torch.randint(0, shape.classes, (size,), generator=source)
+    if size <= shape.classes:
+        # All different: where labels repeat, a GPU adds their gradients in any order, and no two runs are alike.
+        y = torch.randperm(shape.classes, generator=source)[:size]
+    else:
+        y = torch.randint(0, shape.classes, (size,), generator=source)
     return x.to(device), y.to(device)
 
 
@@ -95,9 +99,11 @@ class Loop(NamedTuple):
     kept: Callable[[], Iterator[Tensor]]
 
 
-def compiled_model_loop(model: nn.Module, loss_fn: LossFn, *, mode: str | None = None, lr: float = 1e-3) -> Loop:
+def compiled_model_loop(
+    model: nn.Module, loss_fn: LossFn, *, mode: str | None = None, backend: str = "inductor", lr: float = 1e-3
+) -> Loop:
     """``torch.compile(model)`` and fused AdamW: the loop that people write."""
-    compiled = torch.compile(model, mode=mode)
+    compiled = torch.compile(model, mode=mode, backend=backend)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
 
     def step(*batch: Tensor) -> Tensor:
@@ -112,13 +118,19 @@ def compiled_model_loop(model: nn.Module, loss_fn: LossFn, *, mode: str | None =
 
 
 def manual_graph_loop(
-    model: nn.Module, loss_fn: LossFn, batch: tuple[Tensor, ...], *, mode: str | None = None, lr: float = 1e-3
+    model: nn.Module,
+    loss_fn: LossFn,
+    batch: tuple[Tensor, ...],
+    *,
+    mode: str | None = None,
+    backend: str = "inductor",
+    lr: float = 1e-3,
 ) -> Loop:
-    """Forward, backward and capturable fused AdamW in a hand-made ``torch.cuda.graph``; on a CPU the same, not captured.
+    """Forward, backward and capturable fused AdamW in a hand-made ``torch.cuda.graph``; on a CPU not captured.
 
     `mode`: of ``torch.compile(model)``, one without CUDA graphs of its own. `batch`: has the shapes of all batches.
     """
-    compiled = torch.compile(model, mode=mode)
+    compiled = torch.compile(model, mode=mode, backend=backend)
     device = batch[0].device
     capturable = device.type == "cuda"
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True, capturable=capturable)
@@ -147,7 +159,7 @@ def manual_graph_loop(
             once()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         loss = once()
 
     def replay(*batch: Tensor) -> Tensor:

@@ -5,8 +5,8 @@
 
 Each group of checks is a process of its own, so that a crash or a hang of one is one row; groups that time nothing run
 several at a time, first. The table comes last; the JSON, and the groups' output beside it, go to ``$OUT`` or to the
-current folder. Exit code 1 if a row failed. What a "not run: time" row left out, ``--only`` gets in another run; Inductor's
-cache on disk is kept between the two.
+current folder. Exit code 1 if a row failed. What a "not run: time" row left out, ``--only`` gets in another run;
+Inductor's cache on disk is kept between the two.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ GROUPS = (
     *(f"recipe-{name}" for name in RECIPES),
     "noise",
     "sampler",
+    "float32-newton-schulz",
     "train-speed",
     "sampler-speed",
     *(f"autotune-{name}" for name in RECIPES),
@@ -102,6 +103,7 @@ def run_group(name: str, arguments: argparse.Namespace, sink: Callable[[Row], No
             "detectors": lambda: _gpu_checks.detectors,
             "recipe": lambda: _gpu_checks.recipe_group(recipe),
             "noise": lambda: _gpu_checks.noise,
+            "float32": lambda: _gpu_checks.float32_newton_schulz,
             "sampler": lambda: _gpu_speed.sampler_speed if recipe else _gpu_checks.sampler,
             "train": lambda: _gpu_speed.train_speed,
             "autotune": lambda: _gpu_checks.autotuned(recipe),
@@ -158,11 +160,24 @@ def _run_process(name: str, arguments: argparse.Namespace, until: float, folder:
     if left <= 5:
         log_file.touch()
         return [Row(name, "all", NOT_RUN, "time")]
-    command = [sys.executable, str(HERE / "gpu_check.py"), "--group", name, "--rows", str(rows_file), "--seconds", f"{left:.1f}"]
+    command = [
+        sys.executable,
+        str(HERE / "gpu_check.py"),
+        "--group",
+        name,
+        "--rows",
+        str(rows_file),
+        "--seconds",
+        f"{left:.1f}",
+    ]
     command += ["--mode", arguments.mode, *(["--dry-run"] if arguments.dry_run else [])]
     began = time.monotonic()
+    # cuBLAS asks for it before it repeats itself under torch.use_deterministic_algorithms, which that group tries.
+    environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if name == "noise" else {}
     with open(log_file, "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **environment}
+        )
         try:
             code = process.wait(timeout=left + GRACE)
             ended = f"the group's process ended with code {code}"
@@ -196,7 +211,10 @@ def write(path: Path, rows: list[Row], arguments: argparse.Namespace) -> None:
 
     from _measure import write_json
 
-    write_json(path, {"arguments": {k: v for k, v in vars(arguments).items() if v is not None}, "rows": list(map(asdict, rows))})
+    write_json(
+        path,
+        {"arguments": {k: v for k, v in vars(arguments).items() if v is not None}, "rows": list(map(asdict, rows))},
+    )
     print(f"written: {path.name}")
 
 

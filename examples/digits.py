@@ -43,7 +43,7 @@ def draw_samples(images: Tensor, asked: NDArray[np.int64], seen: NDArray[np.int6
     cell = SIDE + 2  # one pixel of margin on each side
     sheet = np.ones((len(rows) * cell, columns * cell), dtype=np.float32)
     inch = 0.38
-    figure, axes = plt.subplots(figsize=(columns * inch + 0.6, len(rows) * inch + 0.7), layout="constrained")
+    figure, axes = plt.subplots(figsize=(columns * inch, len(rows) * inch))
     ink = (1 - images.clamp(-1, 1)[:, 0].cpu().numpy()) / 2  # dark on white, as on paper
     for row, digit in enumerate(rows):
         for column, i in enumerate(np.flatnonzero(asked == digit)):
@@ -59,19 +59,20 @@ def draw_samples(images: Tensor, asked: NDArray[np.int64], seen: NDArray[np.int6
     axes.set_ylabel("digit asked for")
     axes.set_title(title, fontsize=10)
     axes.spines[:].set_visible(False)
-    figure.savefig(path, dpi=150)
+    figure.subplots_adjust(0, 0, 1, 1)
+    figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.1)
     plt.close(figure)
 
 
 def draw_loss(losses: Sequence[float], title: str, path: Path) -> None:
-    """The loss of every step, and its running mean."""
+    """The loss of every step, and the mean of those around it."""
     steps, window = np.arange(1, len(losses) + 1), max(1, min(50, len(losses) // 10))
     mean = np.convolve(losses, np.ones(window) / window, mode="valid")
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
     axes.plot(steps, losses, color="#9dbbe3", linewidth=0.6, label="each step")
-    axes.plot(steps[window - 1 :], mean, color="#1f4e9c", linewidth=1.8, label=f"mean of {window} steps")
+    axes.plot(steps[window // 2 :][: len(mean)], mean, color="#1f4e9c", linewidth=1.8, label=f"mean of {window} steps")
     axes.set_yscale("log")
-    ticks = [tick for tick in (0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3) if min(losses) <= tick <= max(losses)]
+    ticks = [tick for tick in (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3) if min(losses) <= tick <= max(losses)]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlim(0, len(losses))

@@ -52,12 +52,12 @@ class Size:
 
     depth: int = 4
     batch: int = 64
-    steps: int = 1500
+    steps: int = 800
     warmup_steps: int = 100
     pairs: int = 30
     sampler_steps: int = 40
     per_digit: int = 20
-    rounds: int = 5
+    rounds: int = 3
 
 
 QUICK = Size(depth=1, batch=8, steps=6, warmup_steps=2, pairs=2, sampler_steps=3, per_digit=2, rounds=1)
@@ -213,25 +213,28 @@ def sample(model: DiT, asked: Tensor, size: Size, mode: str, stages: Stages, dev
 
 def results(trained: Trained, sampled: Sampled) -> Table:
     """What was measured, ours beside the ordinary way."""
-    table = Table(title="fusion_compile beside torch.compile, same batches, same process", title_justify="left")
+    caption = (
+        "Same batches, same process, by turns; medians. Training: against torch.compile(model) and AdamW(fused=True). "
+        "Sampling: against torch.compile(model) in the same Euler loop. Compiling includes the first call."
+    )
+    table = Table(caption=caption, caption_justify="left")
     table.add_column("")
-    for heading in ("fusion_compile", "torch.compile", "ratio"):
+    for heading in ("fusion_compile", "ordinary", "ratio"):
         table.add_column(heading, justify="right")
 
-    def row(what: str, pair: tuple[float, float], digits: int) -> None:
+    def row(what: str, pair: tuple[float, float]) -> None:
         ours, theirs = pair
-        table.add_row(what, f"{ours:.{digits}f}", f"{theirs:.{digits}f}", f"{ours / theirs:.2f}")
+        table.add_row(what, f"{ours:.1f}", f"{theirs:.1f}", f"{ours / theirs:.2f}")
 
-    row("compile the training step, s", trained.compile_s, 1)
-    row("compile the sampler, s", sampled.compile_s, 1)
-    row("training step, ms (SF-NorMuon; fused AdamW)", trained.step_ms, 1)
-    row("sampler step, ms", sampled.step_ms, 1)
-    as_it_is, as_compiled = sampled.differences
+    row("compile the training, s", trained.compile_s)
+    row("compile the sampling, s", sampled.compile_s)
+    row("training step, ms", trained.step_ms)
+    row("sampling step, ms", sampled.step_ms)
     table.add_section()
-    table.add_row("largest difference from the model", f"{as_it_is:.1e}", "", "")
-    table.add_row("largest difference from the compiled model", f"{as_compiled:.1e}", "", "")
-    share = sampled.released / sampled.weights
-    table.add_row("weights released before sampling, bytes", f"{sampled.released:,}", "", f"{share:.0%}")
+    as_it_is, as_compiled = sampled.differences
+    table.add_row("largest difference, model", f"{as_it_is:.1e}", "", "")
+    table.add_row("largest difference, compiled model", f"{as_compiled:.1e}", "", "")
+    table.add_row("bytes released before sampling", f"{sampled.released:,}", f"of {sampled.weights:,}", "")
     return table
 
 
@@ -271,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sampled.images,
         asked.cpu().numpy(),
         seen,
-        f"{len(asked)} digits in {size.sampler_steps} steps; {share} read as asked by {NEIGHBOURS} nearest neighbours",
+        f"{len(asked)} digits in {size.sampler_steps} steps; {share} read as asked by {NEIGHBOURS} nearest neighbours; framed: the others",
         options.out / "samples.png",
     )
     draw_loss(trained.losses, f"SF-NorMuon, batch {size.batch}, one program a step", options.out / "loss.png")
@@ -279,9 +282,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     about = f"torch {torch.__version__}, {where}, mode {trained.mode!r}, {size.steps} steps of {size.batch} images"
     passed = right >= needed
+    word = "NOT JUDGED" if options.quick else "PASS" if passed else "FAIL"
     verdict = (
-        f"{'PASS' if passed else 'FAIL'}: {share} generated images ({right / len(asked):.1%}) are the digit asked for; "
-        f"{needed} ({NEEDED:.0%}) were needed. {time.perf_counter() - STARTED:.0f} s in all."
+        f"{word}: {share} generated images ({100 * right / len(asked):.1f} %) are the digit asked for; "
+        f"{needed} ({100 * NEEDED:.0f} %) were needed. {time.perf_counter() - STARTED:.0f} s in all."
     )
     text = Console(file=StringIO(), width=100)
     text.print(table)

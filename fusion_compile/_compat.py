@@ -71,6 +71,14 @@ def mark_static(tensor: Tensor) -> None:
     torch._dynamo.mark_static_address(tensor, guard=False)
 
 
+def write(target: Tensor, value: Tensor) -> None:
+    """``target.copy_(value)``, inside a traced program. Torch 2.13 takes the write to a 0-dim float64 input on the CPU out
+    of the graph without a word (it holds such inputs for Python numbers, and such writes for unused); through a view it
+    stays."""
+    view = target.view(()) if target.ndim == 0 and target.dtype == torch.float64 else target
+    view.copy_(value)
+
+
 def own_code(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` with a code object of its own. Dynamo counts recompiles per code object; two steps must not share a budget."""
     assert isinstance(fn, types.FunctionType)

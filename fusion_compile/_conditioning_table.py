@@ -153,12 +153,6 @@ class ConditioningTable:
             compiled = lower if time is BindingTime.STEP_REQUEST else _as_it_is
             self._stages[time] = _PackedStage(stage, mine, keep, weights, compiled)
 
-    @property
-    def bytes(self) -> int:
-        """Of all tables that exist now."""
-        tables = [*self._tables.values(), *(t for s in self._slots for t in s.tables.values())]
-        return sum(t.numel() * t.element_size() for t in tables)
-
     def forget(self) -> None:
         """Drop what was computed, because weights changed; memory of the tables is kept for the next."""
         self._filled = False

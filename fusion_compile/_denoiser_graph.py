@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.utils import _pytree as pytree
 
-from fusion_compile.passes import PassReport, drop_metadata_reads
+from fusion_compile.passes import drop_metadata_reads, run_passes
+from fusion_compile.passes._compat import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Call:
     def rebuild(self, tensors: Iterable[Tensor]) -> dict[str, Any]:
         """The arguments with other tensors in the places of `self.tensors`."""
         fresh = iter(tensors)
-        leaves, structure = pytree.tree_flatten(self.arguments)
+        leaves, structure = tree_flatten(self.arguments)
         replaced = [next(fresh) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        rebuilt: dict[str, Any] = pytree.tree_unflatten(replaced, structure)
+        rebuilt: dict[str, Any] = tree_unflatten(replaced, structure)
         return rebuilt
 
 
@@ -46,7 +46,7 @@ def take_apart(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapp
     owners: list[str] = []
     constants: list[Any] = []
     for name, value in bound.items():
-        for leaf in pytree.tree_leaves(value):
+        for leaf in tree_leaves(value):
             if isinstance(leaf, Tensor):
                 tensors.append(leaf)
                 owners.append(name)
@@ -78,8 +78,7 @@ class DenoiserGraph:
     weights: dict[str, Tensor]
     full_names: dict[str, str]
     inputs: tuple[str, ...]
-    structure: pytree.TreeSpec
-    report: PassReport
+    structure: TreeSpec
 
 
 class _FlatCall(nn.Module):
@@ -99,10 +98,10 @@ def trace_denoiser(model: nn.Module, signature: inspect.Signature, call: Call) -
 
     Raises ValueError if the model cannot be exported, writes a buffer or an input, or returns more than tensors.
     """
-    structures: list[pytree.TreeSpec] = []  # export undoes what a module writes to itself while it is traced
+    structures: list[TreeSpec] = []  # export undoes what a module writes to itself while it is traced
 
     def run(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
-        leaves, structure = pytree.tree_flatten(invoke(model, signature, call.rebuild(tensors)))
+        leaves, structure = tree_flatten(invoke(model, signature, call.rebuild(tensors)))
         structures.append(structure)
         return tuple(leaves)
 
@@ -144,10 +143,9 @@ def trace_denoiser(model: nn.Module, signature: inspect.Signature, call: Call) -
     if not all(isinstance(o, fx.Node) for o in outputs):
         raise ValueError(f"{type(model).__name__} returns something that is not a tensor; return tensors only.")
     named = _rename_inputs(graph_module.graph, inputs, call.owners)
-    report = drop_metadata_reads(graph_module)
     graph_module.graph.eliminate_dead_code()
-    graph_module.recompile()
-    return DenoiserGraph(graph_module, weights, full_names, named, structures[-1], report)
+    run_passes(graph_module, [drop_metadata_reads])
+    return DenoiserGraph(graph_module, weights, full_names, named, structures[-1])
 
 
 def find_tensor(model: nn.Module, full_name: str) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile._types import Tensors
+from fusion_compile.passes._compat import empty_unless_held
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -94,7 +95,6 @@ class ReleasableWeights:
         self._model = model
         self._out: dict[str, Tensor] = {}  # by full name: the tensor of the model, which is empty now
         self._kept: Tensors = {}  # their contents on the CPU, unless dropped
-        self._devices: dict[str, torch.device] = {}
 
     @property
     def names(self) -> frozenset[str]:
@@ -109,8 +109,8 @@ class ReleasableWeights:
     def release(self, names: frozenset[str], to: Literal["cpu", "drop"]) -> Released:
         """Empty the storage of `names`, keeping the contents on the CPU or not at all.
 
-        A storage is emptied if every tensor of the model that lies in it is named, and they fill it; the others are
-        declined. `to="cpu"` of a model on the CPU moves nothing and gives 0 bytes.
+        A storage is emptied if every tensor of the model that lies in it is named, they fill it and nothing else holds
+        it; the others are declined. `to="cpu"` of a model on the CPU moves nothing and gives 0 bytes.
         """
         everything: Tensors = dict(self._model.named_parameters(remove_duplicate=False))
         everything.update(self._model.named_buffers(remove_duplicate=False))
@@ -132,20 +132,23 @@ class ReleasableWeights:
             elif others:
                 declined.update(dict.fromkeys(wanted, f"it shares its storage with {others[0]}, which is needed"))
             elif not (to == "cpu" and storage.device.type == "cpu"):
-                released += storage.nbytes()
-                self._take_out({n: everything[n] for n in wanted}, to)
+                size = storage.nbytes()
+                del storage
+                if self._take_out({n: everything[n] for n in wanted}, to):
+                    released += size
+                else:
+                    why = "something else holds its memory (a TrainingStep, an EMA?); sample from copy.deepcopy(model)"
+                    declined.update(dict.fromkeys(wanted, why))
         return Released(released, declined)
 
-    def _take_out(self, tensors: Tensors, to: Literal["cpu", "drop"]) -> None:
-        contents: dict[int, Tensor] = {}
-        for name, tensor in tensors.items():
-            if id(tensor) not in contents:
-                self._devices[name] = tensor.device
-                contents[id(tensor)] = tensor.detach().to("cpu") if to == "cpu" else tensor.new_empty(0)
-                tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-            self._out[name] = tensor
-            if to == "cpu":
-                self._kept[name] = contents[id(tensor)]
+    def _take_out(self, tensors: Tensors, to: Literal["cpu", "drop"]) -> bool:
+        distinct = {id(tensor): tensor for tensor in tensors.values()}
+        contents = {key: tensor.detach().to("cpu") for key, tensor in distinct.items()} if to == "cpu" else {}
+        if not empty_unless_held(distinct.values()):
+            return False
+        self._out.update(tensors)
+        self._kept.update({name: contents[id(tensor)] for name, tensor in tensors.items() if contents})
+        return True
 
     def restore(self, state: Mapping[str, Tensor] | None) -> None:
         """Put everything back: from the CPU, or what was dropped from `state` (full name -> tensor).

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import fx
 
 from fusion_compile.passes import Finding, find_host_syncs, lower_to_aten
@@ -29,6 +30,16 @@ class Program:
     def nodes(self) -> int:
         """Calls in the graph as Dynamo captured it."""
         return sum(n.op in ("call_function", "call_method", "call_module") for n in self.graph.graph.nodes)
+
+    @property
+    def checkpoints(self) -> int:
+        """Calls of activation checkpointing."""
+        return sum("activation_checkpoint" in str(n.target) for n in self.graph.graph.nodes if n.op == "call_function")
+
+    @property
+    def backwards(self) -> int:
+        """Calls of ``torch.autograd.grad``."""
+        return sum(n.target is torch.autograd.grad for n in self.graph.graph.nodes)
 
     def findings(self, *, thorough: bool) -> tuple[Finding, ...]:
         """Host syncs and operators that cannot be captured. `thorough` looks at ATen's operators too, backward included."""

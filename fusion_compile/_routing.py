@@ -73,6 +73,11 @@ def route(
     names = [n for n, _ in trainable]
     _check_patterns("force_scalar", force_scalar, names)
     _check_patterns("force_spectral", force_spectral, names)
+    if force_spectral and "spectral" not in roles:
+        raise ValueError(
+            f"force_spectral={list(force_spectral)} has no effect: the optimizer updates every parameter element by element; "
+            f"drop it, or use one with a spectral part (muon, normuon, sf_normuon)."
+        )
     owners = {
         f"{prefix}.{key}" if prefix else key: module
         for prefix, module in model.named_modules(remove_duplicate=False)
@@ -80,6 +85,12 @@ def route(
     }
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
     head = _output_head(model)
+    # By identity, because a tied parameter goes by the first of its names.
+    heads = {
+        id(p)
+        for name, p in model.named_parameters(remove_duplicate=False)
+        if name == head or (_HEAD_NAME.search(name) and not re.search(r"\.\d+\.", name))
+    }
 
     def decide(name: str, p: nn.Parameter) -> tuple[str, str]:
         if "spectral" not in roles:
@@ -97,7 +108,7 @@ def route(
             return "spectral", f"force_spectral {on!r}"
         if id(p) in embeddings:
             return "scalar", "embedding"
-        if name == head or (_HEAD_NAME.search(name) and not re.search(r"\.\d+\.", name)):
+        if id(p) in heads:
             return "scalar", "output head"
         is_conv = isinstance(owners.get(name), _CONV)
         if p.ndim > 2 and not is_conv:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fusion_compile._conditioning_table import ConditioningTable, RequestSlot, bind_weights
 from fusion_compile._denoiser_graph import Call, trace_denoiser
@@ -19,6 +18,7 @@ from fusion_compile._roles import BINDING_TIMES, Roles
 from fusion_compile._sampler_report import SamplerReport
 from fusion_compile._step_index import StepIndex
 from fusion_compile.passes import BindingTime, count_launches, hoist_time_conditioning, pack_residuals
+from fusion_compile.passes._compat import tree_unflatten
 
 _REPLAYED = ("reduce-overhead", "max-autotune")
 """Modes in which the body's output lies in memory that the next call writes."""
@@ -116,7 +116,7 @@ class SamplerProgram:
             out = [torch.where(known, o, torch.nan) if o.is_floating_point() else o for o in out]
         elif self._mode in _REPLAYED:
             out = [o.clone() for o in out]
-        return pytree.tree_unflatten(list(out), self._structure)
+        return tree_unflatten(list(out), self._structure)
 
     def report(self, released: int) -> SamplerReport:
         """What was hoisted and declined."""

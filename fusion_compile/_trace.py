@@ -63,15 +63,20 @@ def initial_state(plan: StepPlan, module_banks: Tensors, optimizer: Any) -> Tens
     return state
 
 
-def pure_step(plan: StepPlan, loss: LossModule, facts: LossFacts) -> Callable[[Tensors, tuple[Any, ...]], Tensors]:
-    """The step as a function that changes none of its arguments and returns the new values by key."""
+def pure_step(
+    plan: StepPlan, loss: LossModule, facts: LossFacts, *, one_backward: bool = False
+) -> Callable[[Tensors, tuple[Any, ...]], Tensors]:
+    """The step as a function that changes none of its arguments and returns the new values by key.
+
+    `one_backward`: with `accumulate`, all forwards before one backward instead of by turns. torch recomputes checkpointed
+    activations in one backward region only, so a step that checkpoints and accumulates needs this form.
+    """
     layout, transform, cast_to = plan.layout, plan.transform, plan.compute_dtype
 
-    def gradients(point: Tensors, buffers: Tensors, batch: tuple[Any, ...]) -> tuple[Tensor, Tensors, Tensors, Tensors]:
-        """loss, gradient banks, metrics, buffers after; at the weights `point`."""
+    def forward(point: Tensors, buffers: Tensors, batch: tuple[Any, ...]) -> tuple[Tensors, Tensor, Tensors, Tensors]:
+        """leaves, loss, metrics, buffers after; at the weights `point`. The leaves are this forward's own."""
         if cast_to is not None:
-            point = {k: p.to(cast_to) for k, p in point.items()}
-            weights = layout.views(point)
+            weights = layout.views({k: p.to(cast_to) for k, p in point.items()})
         else:
             weights = {
                 p.name: v if v.dtype == b.dtype else v.to(b.dtype)
@@ -79,19 +84,22 @@ def pure_step(plan: StepPlan, loss: LossModule, facts: LossFacts) -> Callable[[T
                 for p, v in zip(b.places, b.split(point[b.key]), strict=True)
             }
         leaves = {n: w.detach().requires_grad_() for n, w in weights.items()}
-        with torch.enable_grad():
-            with _compat.region("forward"):
-                value, metrics, after = loss.run(leaves, buffers, batch)
-            used = [n for n in leaves if n not in facts.unused]
-            with _compat.region("backward"):
-                found = dict(zip(used, torch.autograd.grad(value, [leaves[n] for n in used]), strict=True))
-        named = {n: found[n] if n in found else torch.zeros_like(leaf) for n, leaf in leaves.items()}
-        return (
-            value.detach(),
-            layout.join(named),
-            {k: m.detach() for k, m in metrics.items()},
-            {k: b.detach() for k, b in after.items()},
-        )
+        with torch.enable_grad(), _compat.region("forward"):
+            value, metrics, after = loss.run(leaves, buffers, batch)
+        return leaves, value, {k: m.detach() for k, m in metrics.items()}, {k: b.detach() for k, b in after.items()}
+
+    def backward(values: list[Tensor], forwards: list[Tensors]) -> Tensors:
+        """Gradient banks of the sum of `values`, summed over the leaves of `forwards` in the state dtype."""
+        used = [(i, n) for i, leaves in enumerate(forwards) for n in leaves if n not in facts.unused]
+        with torch.enable_grad(), _compat.region("backward"):
+            found = torch.autograd.grad(_sum(values), [forwards[i][n] for i, n in used])
+        by_place = dict(zip(used, found, strict=True))
+        total: Tensors = {}
+        for i, leaves in enumerate(forwards):
+            named = {n: by_place[i, n] if (i, n) in by_place else torch.zeros_like(w) for n, w in leaves.items()}
+            banks = layout.join(named)
+            total = banks if i == 0 else {k: g + banks[k] for k, g in total.items()}
+        return total
 
     def with_written_weights(state: Tensors) -> Tensors:
         """`state`, in which a lower-precision module's weights count wherever they are not the rounding of their master:
@@ -113,16 +121,25 @@ def pure_step(plan: StepPlan, loss: LossModule, facts: LossFacts) -> Callable[[T
 
         before = {n: state[f"buffers/{n}"] for n in facts.changed_buffers}
         buffers = before
-        value, grads, metrics = None, {}, {}
+        values: list[Tensor] = []
+        forwards: list[Tensors] = []
+        grads: Tensors = {}
+        metrics: Tensors = {}
         for i in range(plan.accumulate):
             part = batch if plan.accumulate == 1 else micro_batch(batch, i, plan.accumulate)
             # A clone, because the loss may write into its buffers and the old values are needed for a skipped step.
             own = cast_buffers(loss.model, {n: b.clone() for n, b in buffers.items()}, facts.changed_buffers, cast_to)
-            value_i, grads_i, metrics_i, buffers = gradients(point, {**frozen_buffers(), **own}, part)
-            first = i == 0
-            value = value_i if first else value + value_i
-            grads = grads_i if first else {k: g + grads_i[k] for k, g in grads.items()}
-            metrics = metrics_i if first else {k: m + metrics_i[k] for k, m in metrics.items()}
+            leaves, value, found, buffers = forward(point, {**frozen_buffers(), **own}, part)
+            values.append(value)
+            metrics = {k: metrics[k] + m if i else m for k, m in found.items()}
+            if one_backward:
+                forwards.append(leaves)
+            else:
+                banks = backward([value], [leaves])
+                grads = {k: grads[k] + g if i else g for k, g in banks.items()}
+        if one_backward:
+            grads = backward(values, forwards)
+        value = _sum([v.detach() for v in values])
         if plan.accumulate > 1:
             value = value / plan.accumulate
             grads = {k: g / plan.accumulate for k, g in grads.items()}
@@ -159,12 +176,19 @@ def pure_step(plan: StepPlan, loss: LossModule, facts: LossFacts) -> Callable[[T
     return advance
 
 
+def _sum(values: list[Tensor]) -> Tensor:
+    total = values[0]
+    for value in values[1:]:
+        total = total + value
+    return total
+
+
 def donated(advance: Callable[[Tensors, tuple[Any, ...]], Tensors]) -> Callable[[Tensors, tuple[Any, ...]], None]:
     """`advance` with its results written into the state's own tensors."""
 
     def step(state: Tensors, batch: tuple[Any, ...]) -> None:
         with torch.no_grad():
             for key, value in advance(state, batch).items():
-                state[key].copy_(value)
+                _compat.write(state[key], value)
 
     return step

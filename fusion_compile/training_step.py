@@ -29,6 +29,10 @@ MAX_PROGRAMS = 8
 """Different batch shapes that one step compiles before it refuses another."""
 
 
+class _DisjointBackwards(ValueError):
+    """A graph that checkpoints activations and has several backwards, between which torch cannot recompute."""
+
+
 class TrainingStep:
     """A compiled training step. Call it with a batch; the module it was built from always holds the deployable weights.
 
@@ -135,13 +139,29 @@ class TrainingStep:
         elif facts != self._facts:
             raise ValueError(f"with this batch shape the loss {facts.difference(self._facts)}; compile another step for it.")
         loss = LossModule(self.model, self._loss_fn, facts.changed_buffers, self._plan.compute_dtype)
-        step = _compat.own_code(donated(pure_step(self._plan, loss, facts)))
-        programs = len(self.programs)
-        run = lower(step, mode=self.mode, backend=self.backend, on_graph=self._observe)
         what = f"compiling the training step ({self.mode if self.backend == 'inductor' else self.backend})"
+        with stage(what), _compat.tracing_gradients(), torch.enable_grad():
+            try:
+                run = self._first_run(pure_step(self._plan, loss, facts), batch)
+            except _DisjointBackwards:
+                run = self._first_run(pure_step(self._plan, loss, facts, one_backward=True), batch)
+        self._compiled[signature] = run
+
+    def _first_run(self, advance: Callable[[Tensors, tuple[Any, ...]], Tensors], batch: tuple[Any, ...]) -> Any:
+        """Compile `advance` and take the first step with it. Raises what refused the graph, and then nothing has run."""
+
+        def observe(graph: torch.fx.GraphModule, inputs: list[Any]) -> None:
+            program = _program.Program(graph)
+            if program.checkpoints and program.backwards > 1:
+                raise _DisjointBackwards
+            # On a GPU a sync in the backward breaks the capture minutes later, so the whole graph is searched at once.
+            _program.refuse_host_syncs(program.findings(thorough=self.layout.device.type == "cuda"))
+            self.programs.append(program)
+
+        programs = len(self.programs)
+        run = lower(_compat.own_code(donated(advance)), mode=self.mode, backend=self.backend, on_graph=observe)
         try:
-            with stage(what), _compat.tracing_gradients(), torch.enable_grad():
-                run(self._state, batch)
+            run(self._state, batch)
         except Exception as error:
             del self.programs[programs:]
             if isinstance(error, _compat.UnsupportedByDynamo):
@@ -149,13 +169,7 @@ class TrainingStep:
             if refusal := _compat.refusal_inside(error):
                 raise refusal from None
             raise
-        self._compiled[signature] = run
-
-    def _observe(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> None:
-        program = _program.Program(graph)
-        # On a GPU a sync in the backward breaks the capture minutes later, so the whole graph is searched at once.
-        _program.refuse_host_syncs(program.findings(thorough=self.layout.device.type == "cuda"))
-        self.programs.append(program)
+        return run
 
     def _adopt(self, facts: LossFacts) -> None:
         """Make room for what the loss was seen to produce; warn once about parameters it never reads."""

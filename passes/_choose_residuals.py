@@ -16,10 +16,10 @@ from ._dependence import BindingTime
 from ._graph import bytes_of, is_view, tensor_of
 from ._min_cut import INFINITE, FlowNetwork
 
-FREE_BYTES = 64 << 20
+FREE_BYTES = 256 << 20
 """A table of this size is never too large, whatever it saves."""
 
-RELEASED_FRACTION = 8
+RELEASED_FRACTION = 16
 """Beyond FREE_BYTES, a table may take one byte for so many bytes of weights that the body no longer reads."""
 
 _MEMORY_PRICES = (0, 1, 4, 16, 64, 256, 1024, 4096, 16384)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ._compat import OpOverload
+
 RANDOM = torch.Tag.nondeterministic_seeded
 _MAY_COPY = ("to", "contiguous", "reshape", "flatten")
 """Operators that give their input back or a copy of it; counted as copies."""
@@ -68,7 +70,7 @@ def impurity(node: fx.Node) -> str | None:
     """Why two evaluations of `node` on equal inputs may differ or have an effect, or None."""
     if node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__"):
         return f"{node.target} writes its input in place"
-    if isinstance(node.target, torch._ops.OpOverload):
+    if isinstance(node.target, OpOverload):
         if RANDOM in node.target.tags:
             return f"{op_name(node.target)} draws random numbers"
         if node.target._schema.is_mutable:
@@ -80,7 +82,7 @@ def op_name(target: Callable[..., Any] | str) -> str:
     """``"silu"`` for aten.silu.default, for torch.nn.functional.silu and for the method name ``"silu"``."""
     if isinstance(target, str):
         return target
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return target._schema.name.partition("::")[2]
     return str(getattr(target, "__name__", target))
 
@@ -105,7 +107,7 @@ def format_node(node: fx.Node) -> str:
     )
     if node.op == "output":
         return f"return {arguments}"
-    target = str(node.target) if isinstance(node.target, (str, torch._ops.OpOverload)) else op_name(node.target)
+    target = str(node.target) if isinstance(node.target, (str, OpOverload)) else op_name(node.target)
     call = target if node.op == "get_attr" else f"{target}({arguments})"
     return f"{node.name}: {_format_value(value_of(node))} = {call}"
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ._compat import OpOverload
 from ._graph import calls, is_assertion, is_static, op_name, tensor_of
 from ._pass import Declined, PassReport
 
@@ -56,7 +57,7 @@ def drop_metadata_reads(graph_module: fx.GraphModule) -> PassReport:
 
 
 def _rewrite_of(node: fx.Node) -> Callable[[fx.Node, Tensor], fx.Node] | None:
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return None
     name = op_name(node.target)
     if name in _FILLED or name in ("full_like", "new_full"):

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, fx
 
+from ._compat import OpOverload
 from ._graph import op_name, value_of
 
 Kind = Literal["host_sync", "capture_unsafe"]
@@ -183,6 +184,6 @@ def _written(node: fx.Node) -> str:
     """The operator as a reader would write it: ``aten.nonzero.default``, ``tensor.item()``, ``torch.linalg_eigh``."""
     if node.op == "call_method":
         return f"tensor.{node.target}()"
-    if isinstance(node.target, torch._ops.OpOverload):
+    if isinstance(node.target, OpOverload):
         return str(node.target)
     return op_name(node.target)

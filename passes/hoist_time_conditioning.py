@@ -59,7 +59,7 @@ def hoist_time_conditioning(
     """Split `graph_module`, which is left as it was.
 
     `roles`: the binding time of each placeholder; those left out are weights. `n_steps`: rows of the table.
-    `byte_budget`: upper limit for all rows of all residuals; None allows 64 MiB, or one byte for every eight of weights
+    `byte_budget`: upper limit for all rows of all residuals; None allows 256 MiB, or one byte for every 16 of weights
     that the body no longer reads. Run `drop_metadata_reads` first. Raises ValueError for a role that names no
     placeholder, or for an early value of symbolic size.
     """

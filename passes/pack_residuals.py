@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ._compat import OpOverload
 from ._dependence import BindingTime
 from ._graph import calls, dense_order, tensor_of
 from ._pass import PassReport
@@ -142,7 +143,7 @@ def _concatenate(graph: fx.Graph, buffer: RowBuffer, values: list[fx.Node]) -> f
     return row
 
 
-def _call(graph: fx.Graph, target: torch._ops.OpOverload, source: fx.Node, *args: Any) -> fx.Node:
+def _call(graph: fx.Graph, target: OpOverload, source: fx.Node, *args: Any) -> fx.Node:
     node = graph.call_function(target, (source, *args))
     node.meta["val"] = target(source.meta["val"], *args)
     return node

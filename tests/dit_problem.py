@@ -8,7 +8,6 @@ size lr; `ridge` adds ridge/2·‖w‖² to the loss so that there, too, the gra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
 
 import torch

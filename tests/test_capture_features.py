@@ -274,11 +274,11 @@ def test_the_loss_may_take_nested_batches_and_keep_tensors_of_its_own() -> None:
 
 def test_two_steps_share_a_process_without_sharing_programs() -> None:
     """As a generator and its critic do; their code is one, and Dynamo counts its compilations by code."""
-    steps = [compiled(around(nn.Tanh())) for _ in range(3)]
+    steps = [compiled(around(nn.Tanh())) for _ in range(2)]
     for x, y in batches(STEPS):
         losses = [float(step(x, y)) for step in steps]
-        assert losses[0] == losses[1] == losses[2]
-    assert [len(step.programs) for step in steps] == [1, 1, 1]
+        assert losses[0] == losses[1]
+    assert [len(step.programs) for step in steps] == [1, 1]
 
 
 def test_an_activation_hook_sees_every_step_and_keeps_no_graph() -> None:
@@ -293,14 +293,3 @@ def test_an_activation_hook_sees_every_step_and_keeps_no_graph() -> None:
         values.append(seen["out"].clone())
     assert type(values[0]) is Tensor and values[0].shape == (8, 8)
     assert not torch.equal(values[0], values[1]) and not torch.equal(values[1], values[2])
-
-
-def test_every_recipe_takes_a_captured_step() -> None:
-    for name in fc.optim.RECIPES:
-        model = around(nn.Linear(8, 8))
-        step = compiled(model, optimizer=name, force_spectral=[r"1\.weight"] if "muon" in name else ())
-        before = [p.detach().clone() for p in model.parameters()]
-        for batch in batches(3):
-            step(*batch)
-        assert len(step.programs) == 1, name
-        assert not any(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)), name

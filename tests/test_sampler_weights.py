@@ -154,6 +154,16 @@ def test_drop_gives_the_bytes_back_and_prepared_requests_are_served_on() -> None
     assert difference(sampler, y=OTHER) == 0 and difference(sampler, twin, y=OTHER) == 0
 
 
+def test_memory_that_something_else_holds_is_neither_given_back_nor_lost() -> None:
+    model = random_dit(None)
+    sampler = make(model)
+    held = [p.data for p in model.parameters()]
+    with pytest.warns(UserWarning, match="something else holds its memory"):
+        assert sampler.free_hoisted_weights(to="drop") == 0
+    assert all(p.is_set_to(place) for p, place in zip(model.parameters(), held, strict=True))
+    assert difference(sampler) == 0
+
+
 def test_drop_may_keep_what_a_new_request_needs() -> None:
     model, twin = random_dit(), random_dit()
     twin.load_state_dict(model.state_dict())

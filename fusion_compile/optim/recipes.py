@@ -90,6 +90,7 @@ def normuon(
 
     lr: with ``scale="preserve_norm"`` in units of spectral norm per step (times √max(1, r/c), as the authors' code), with
     ``"match_rms"`` in AdamW's (an update's root mean square is 0.2 lr). 4 bytes a parameter plus 4 a row on matrices.
+    Deviations: Newton-Schulz divides by a norm clamped at 1e-7, as torch's Muon, where the authors add 1e-7 to it.
     """
     spectral = chain(
         orthogonalize(momentum, nesterov=nesterov, table=table, hot_dtype=hot_dtype),

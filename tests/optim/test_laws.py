@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fusion_compile import TrainingStep, compile_training_step, optim
-from fusion_compile._flat import flatten, unflatten
+from fusion_compile._flat import flatten, form, unflatten
 from fusion_compile._loss import LossModule, examine
 from fusion_compile._routing import route
 from fusion_compile._state import build_layout
@@ -51,6 +51,13 @@ def random_banks(transform: Transform, dtype: torch.dtype = torch.float32, k: in
 
 def like(banks: Tensors, scale: float = 1.0) -> Tensors:
     return {key: scale * torch.randn_like(b) for key, b in banks.items()}
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Equal bit for bit, where a metric is not a number too."""
+    return a.dtype == b.dtype and bool(
+        torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+    )
 
 
 def run(transform: Transform, params: Tensors, gradients: Iterator[Tensors]) -> Tensors:
@@ -105,13 +112,13 @@ def test_structure_shape_and_dtype_are_kept(name: str, dtype: torch.dtype) -> No
     state = transform.init(params)
     updates, after = transform.update(like(params), state, params, numbers(transform, dtype))
 
-    def form(tree: Any) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
+    def leaves(tree: Any) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
         return [(key, tuple(t.shape), t.dtype) for key, t in flatten(tree)]
 
-    assert form(after) == form(state)
-    assert form(updates) == form(params)
-    assert {d for _, _, d in form(after)} == {dtype}
-    again = unflatten(state, dict(flatten(after)))  # a trip through the flat dictionary
+    assert leaves(after) == leaves(state)
+    assert leaves(updates) == leaves(params)
+    assert {d for _, _, d in leaves(after)} == {dtype}
+    again = unflatten(form(state), dict(flatten(after)))  # a trip through the flat dictionary
     assert all(a is b for (_, a), (_, b) in zip(flatten(again), flatten(after), strict=True))
 
 
@@ -144,8 +151,9 @@ def bowl_step(name: str, **options: Any) -> TrainingStep:
     return compile_training_step(Bowl(), loss_fn, optimizer=make(name), **{"mode": "eager", **options})
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "aot_eager"])
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    ("name", "compiled"), [*((name, False) for name in RECIPES), ("adamw", True), ("sf_normuon", True)]
+)
 def test_the_donated_run_is_the_pure_run_bitwise(name: str, compiled: bool) -> None:
     """Five steps with clipping, the third one with an infinite gradient, which changes nothing but the count."""
     mode = {"mode": None, "backend": "aot_eager"} if compiled else {"mode": "eager"}
@@ -159,13 +167,12 @@ def test_the_donated_run_is_the_pure_run_bitwise(name: str, compiled: bool) -> N
     for i, batch in enumerate(batches):
         given = {key: t.clone() for key, t in pure.items()}
         new = advance(pure, batch)
-        assert all(torch.equal(t, given[key]) for key, t in pure.items()), "the pure step wrote into its argument"
+        assert all(same(t, given[key]) for key, t in pure.items()), "the pure step wrote into its argument"
         pure = {**pure, **{key: t.detach() for key, t in new.items()}}
         addresses = {key: t.data_ptr() for key, t in step._state.items()}
         step(*batch)
         assert addresses == {key: t.data_ptr() for key, t in step._state.items()}
-        # bitwise, also where a metric is not a number
-        differing = [k for k, t in step._state.items() if not torch.equal(t.nan_to_num(7.0), pure[k].nan_to_num(7.0))]
+        differing = [k for k, t in step._state.items() if not same(t, pure[k])]
         assert not differing, (i, differing)
         if i == 2:
             kept = [k for k in given if k.startswith(("params/", "optimizer/")) and not torch.equal(given[k], pure[k])]
@@ -202,14 +209,15 @@ def update_nodes(transform: Transform, depth: int) -> int:
     model = meta_dit(depth)
     layout = build_layout(model, route(model, transform.roles or ("scalar",)))
     banks = layout.join({n: p.detach() for n, p in model.named_parameters()})
-    context = Context({n: torch.empty((), device="meta") for n in transform.hyperparameters})
+    hyperparameters = {n: torch.empty((), device="meta") for n in transform.hyperparameters}
     state = transform.init(banks)
+    shape = form(state)
 
-    def update(g: Tensors, p: Tensors, s: Tensors) -> tuple[Tensors, Tensors]:
-        updates, after = transform.update(g, unflatten(state, s), p, context)
+    def update(g: Tensors, p: Tensors, s: Tensors, h: Tensors) -> tuple[Tensors, Tensors]:
+        updates, after = transform.update(g, unflatten(shape, s), p, Context(h))
         return updates, dict(flatten(after))
 
-    graph = make_fx(update)(dict(banks), dict(banks), dict(flatten(state))).graph
+    graph = make_fx(update)(dict(banks), dict(banks), dict(flatten(state)), hyperparameters).graph
     return sum(node.op == "call_function" for node in graph.nodes)
 
 
@@ -281,9 +289,8 @@ GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {
     "zero": torch.zeros_like,
     "1e-9": lambda t: 1e-9 * torch.randn_like(t),
     "1e4": lambda t: 1e4 * torch.randn_like(t),
-    "one row dead": lambda t: torch.randn_like(t) * (torch.arange(t.shape[-2] if t.ndim > 1 else 1)[:, None] > 0).squeeze(),
+    "one row dead": lambda t: t * (torch.arange(t.shape[-2])[:, None] > 0) if t.ndim > 1 else t,
 }
-GRADIENTS["one row dead"] = lambda t: torch.cat([torch.zeros_like(t[..., :1, :]), torch.randn_like(t[..., 1:, :])], -2) if t.ndim > 1 else torch.zeros_like(t)
 
 
 @pytest.mark.parametrize("kind", GRADIENTS)
@@ -318,10 +325,11 @@ def test_elementwise_recipes_stay_finite(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_goes_downhill_on_a_quadratic(name: str) -> None:
-    """To a tenth of the distance from the minimum's loss, which the Bowl gives in closed form, within 150 steps."""
+    """To a tenth of the loss above the minimum's, which is zero, within 150 steps."""
     step = bowl_step(name)
     for rate in rates(step):
-        step.hyperparameters[rate] = optim.linear(1e-2 if rate == "lr" and name != "normuon" else 5e-3, total_steps=150)
+        in_spectral_norm = rate == "lr" and name in ("muon", "normuon")
+        step.hyperparameters[rate] = optim.linear(0.05 if in_spectral_norm else 1e-2, total_steps=150)
     step.hyperparameters["weight_decay"] = 0.0
     still = tuple(torch.zeros(shape) for shape in SHAPES.values())
     first = float(step(*still))

@@ -145,7 +145,9 @@ def test_declines_what_does_not_fit_the_budget_and_says_so() -> None:
     hoisted = hoist_time_conditioning(trace(fn, *inputs), roles, n_steps=8, byte_budget=4096)
     assert hoisted.report.bytes_added <= 4096
     (declined,) = hoisted.report.declined
-    assert_expected_inline(declined.reason.partition(" and this")[0], """mm: 8 rows of it take 128.0 KiB; the table's budget is 4.0 KiB""")
+    assert_expected_inline(
+        declined.reason.partition(" and this")[0], """mm: 8 rows of it take 128.0 KiB; the table's budget is 4.0 KiB"""
+    )
     assert not hoist_time_conditioning(trace(fn, *inputs), roles, n_steps=8).report.declined
 
 

@@ -1,0 +1,471 @@
+"""Checkpoints: a resumed run is the run that never stopped, and no moment of `save` can lose or spoil one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import fusion_compile as fc
+from fusion_compile import _checkpoint
+from tests.small_models import assert_same_weights, batches, bits, compiled, differing, mlp, squared_error
+
+
+class Noisy(nn.Module):
+    """All that a resumed run could forget: dropout, statistics, and a buffer that no state dict holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 8), nn.Linear(8, 2))
+        self.register_buffer("drift", torch.zeros(4), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.drift = 0.9 * self.drift + 0.1 * x.detach().mean(0)
+        return self.inside(x + self.drift)
+
+
+def noisy_error(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    t, e = torch.rand(len(x), 1), torch.randn_like(x)
+    return squared_error(model, (1 - t) * x + t * e, y)
+
+
+def build(recipe: str, seed: int, dtype: torch.dtype = torch.float32, **options: Any) -> fc.TrainingStep:
+    torch.manual_seed(seed)
+    spectral = [r"inside\.3\.weight"] if recipe == "sf_normuon" else []
+    model = Noisy().to(dtype)
+    lr = fc.optim.cosine(1e-2, total_steps=12, warmup_steps=3)
+    return compiled(model, noisy_error, optimizer=recipe, lr=lr, force_spectral=spectral, **options)
+
+
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "adamw": ("adamw", {"mode": "eager"}),
+    "sf_normuon": ("sf_normuon", {"mode": "eager"}),
+    "sf_adamw in bf16": ("sf_adamw", {"mode": "eager", "dtype": torch.bfloat16}),
+    "sf_normuon, captured": ("sf_normuon", {}),
+    "adamw, accumulating": ("adamw", {"mode": "eager", "accumulate": 2}),
+    "adamw by Inductor": ("adamw", {"backend": "inductor", "mode": "default"}),
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_resumed_run_is_bitwise_the_run_that_never_stopped(run: str, tmp_path: Path) -> None:
+    """Weights, optimizer, schedule, statistics, dropout and the noise drawn on the device."""
+    recipe, options = RUNS[run]
+    data = batches(9, dtype=options.get("dtype", torch.float32))
+    whole = build(recipe, 0, **options)
+    for i, batch in enumerate(data):
+        if i == 4:
+            whole.save(tmp_path)  # in the middle, and the run goes on
+        if i == 6:
+            whole.hyperparameters["weight_decay"] = 0.3
+        whole(*batch)
+
+    resumed = build(recipe, 1, **options)
+    if run != "adamw":  # into a step that was never called, and into one that has trained on something else
+        resumed(*data[0])
+    resumed.load(tmp_path)
+    for i, batch in enumerate(data[4:], start=4):
+        if i == 6:
+            resumed.hyperparameters["weight_decay"] = 0.3
+        resumed(*batch)
+    assert differing(bits(whole), bits(resumed)) == []
+    assert torch.equal(whole.metrics["loss"], resumed.metrics["loss"])
+
+
+def test_hyperparameters_and_schedules_come_back(tmp_path: Path) -> None:
+    step = compiled(mlp(), lr=fc.optim.linear(1e-2, 20), clip_grad_norm=None, mode="eager")
+    for batch in batches(3):
+        step(*batch)
+    step.hyperparameters.update(weight_decay=0.25, beta1=0.5)
+    step.save(tmp_path)
+
+    fresh = compiled(mlp(), mode="eager", lr=1.0, clip_grad_norm=3.0)
+    fresh.load(tmp_path)
+    assert dict(fresh.hyperparameters) == dict(step.hyperparameters)
+    assert fresh.hyperparameters["lr"] == fc.optim.linear(1e-2, 20)
+    assert fresh.hyperparameters["clip_grad_norm"] == float("inf")
+    fresh(*batches(1)[0])
+    assert float(fresh.metrics["lr"]) == pytest.approx(fc.optim.linear(1e-2, 20)(3))
+    assert float(fresh.metrics["weight_decay"]) == 0.25 and int(fresh.metrics["step"]) == 4
+
+
+def test_a_schedule_of_the_users_own_stays_the_one_that_is_set(tmp_path: Path) -> None:
+    step = compiled(mlp(), lr=lambda taken: 1e-3 / (1 + taken), mode="eager")
+    step(*batches(1)[0])
+    step.save(tmp_path)
+    fresh = compiled(mlp(), lr=lambda taken: 5e-3 / (1 + taken), mode="eager")
+    fresh.load(tmp_path)
+    fresh(*batches(1)[0])
+    assert float(fresh.metrics["lr"]) == pytest.approx(5e-3 / 2)
+
+
+@pytest.mark.parametrize("recipe", ["adamw", "sf_adamw", "sf_normuon"])
+def test_a_checkpoint_loads_into_another_layout_of_the_same_names(recipe: str, tmp_path: Path) -> None:
+    """The same modules registered in another order lie elsewhere in the banks."""
+
+    class Ordered(nn.Module):
+        def __init__(self, *names: str) -> None:
+            super().__init__()
+            shapes = {"enter": (4, 8), "left": (8, 8), "right": (8, 8), "leave": (8, 2)}
+            for name in names:
+                self.add_module(name, nn.Linear(*shapes[name]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.tanh(self.enter(x))
+            return self.leave(torch.tanh(self.left(x)) + torch.sin(self.right(x)))
+
+    spectral = ["left.weight", "right.weight"] if "muon" in recipe else []
+    options = {"optimizer": recipe, "force_spectral": spectral, "mode": "eager"}
+    step = compiled(Ordered("enter", "left", "right", "leave"), **options)
+    other = compiled(Ordered("leave", "right", "enter", "left"), **options)
+    first, *rest = batches(6)
+    step(*first)
+    step.save(tmp_path)
+    other.load(tmp_path)
+    places = [{p.name: (b.key, p.at) for b in s.layout.banks for p in b.places} for s in (step, other)]
+    assert places[0] != places[1] and places[0].keys() == places[1].keys()
+    for batch in rest:
+        step(*batch)
+        other(*batch)
+    # The two layouts add the same numbers in another order (norms, banks of matrices).
+    for name, tensor in step.model.state_dict().items():
+        torch.testing.assert_close(other.model.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_everything_is_keyed_by_the_parameters_names(tmp_path: Path) -> None:
+    step = build("sf_normuon", 0, mode="eager")
+    saved = step.state_dict()
+    names = {n for n, _ in step.model.named_parameters()}
+    assert saved["model"].keys() == step.model.state_dict().keys()
+    per_parameter = {n.split(".inside.", 1)[1] for n in saved["optimizer"] if ".inside." in n}
+    assert {f"inside.{n}" for n in per_parameter} == names
+    assert not any("float32" in n or "/" in n for n in saved["optimizer"])  # no bank shows
+
+
+def test_the_weights_file_is_the_deployable_model(tmp_path: Path) -> None:
+    step = compiled(mlp(), optimizer="sf_adamw", mode="eager")
+    for batch in batches(3):
+        step(*batch)
+    step.save(tmp_path)
+    index = json.loads((tmp_path / "checkpoint.json").read_text())
+    fresh = mlp()
+    fresh.load_state_dict(load_file(tmp_path / index["files"]["model"]))
+    assert_same_weights(fresh, step.model, rtol=0, atol=0)
+    assert not torch.equal(step.gradient_point()["0.weight"], fresh[0].weight)
+
+
+def test_tied_weights_are_saved_under_both_names_and_stay_tied(tmp_path: Path) -> None:
+    def tied() -> nn.Sequential:
+        model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+        model[2].weight = model[0].weight
+        return model
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return squared_error(model, x, torch.cat([y, y], 1))
+
+    step, other = compiled(tied(), loss, mode="eager"), compiled(tied(), loss, mode="eager")
+    step(*batches(1)[0])
+    step.save(tmp_path)
+    other.load(tmp_path)
+    assert differing(bits(step), bits(other)) == []
+    assert other.model[2].weight is other.model[0].weight
+
+
+def test_a_state_dict_is_a_copy() -> None:
+    step = compiled(mlp(), mode="eager")
+    saved = step.state_dict()
+    kept = {n: t.clone() for part in ("model", "optimizer", "counts") for n, t in saved[part].items()}
+    step(*batches(1)[0])
+    assert all(torch.equal(t, kept[n]) for part in ("model", "optimizer", "counts") for n, t in saved[part].items())
+
+
+# ---------------------------------------------------------------------- checkpoints that do not fit
+
+
+def _refused(step: fc.TrainingStep, load: Callable[[], object], error: type[Exception], *words: str) -> None:
+    """`load` raises `error` with all `words`, no bit and no random number changes, and the step trains on."""
+    before, rng = bits(step), torch.get_rng_state()
+    with pytest.raises(error) as caught:
+        load()
+    missing = [w for w in words if w not in str(caught.value)]
+    assert not missing, f"{missing} not in: {caught.value}"
+    assert differing(before, bits(step)) == [] and torch.equal(torch.get_rng_state(), rng)
+    step(*batches(1)[0])
+    assert differing(before, bits(step)) != []
+
+
+def test_a_checkpoint_of_another_model_lists_what_differs_and_loads_nothing(tmp_path: Path) -> None:
+    other = nn.Sequential(OrderedDict({"0": nn.Linear(4, 6), "1": nn.Tanh(), "last": nn.Linear(6, 2)}))
+    compiled(other, mode="eager").save(tmp_path)
+    step = compiled(mlp(), mode="eager")
+    _refused(
+        step,
+        lambda: step.load(tmp_path),
+        ValueError,
+        "is of another model or optimizer; nothing was loaded",
+        "missing model 2.weight",
+        "unexpected model last.bias",
+        "mismatched model 0.weight: [6, 4] in the checkpoint, [8, 4] here",
+        "missing optimizer 0.mu.2.bias",
+    )
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    compiled(mlp(), optimizer="sf_adamw", mode="eager").save(tmp_path)
+    step = compiled(mlp(), mode="eager")
+    _refused(
+        step, lambda: step.load(tmp_path), ValueError, "missing optimizer 0.mu.0.weight", "unexpected optimizer z.0.weight"
+    )
+
+
+def test_a_long_list_of_differences_is_cut(tmp_path: Path) -> None:
+    compiled(nn.Sequential(*(nn.Linear(4, 4) for _ in range(20))), mode="eager").save(tmp_path)
+    step = compiled(mlp(), mode="eager")
+    _refused(step, lambda: step.load(tmp_path), ValueError, "… and ", " more")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda s: s.clear(), "it lacks model, optimizer, counts, hyperparameters, steps_called"),
+        (lambda s: s.pop("hyperparameters"), "it lacks hyperparameters"),
+        (lambda s: s["buffers"].update(gone=torch.zeros(3)), "unexpected buffers gone"),
+        (lambda s: s["hyperparameters"].update(lr={"schedule": "triangle"}), "the schedule 'triangle', which this version"),
+    ],
+)
+def test_a_spoiled_state_dict_loads_nothing(spoil: Callable[[dict[str, Any]], object], words: str) -> None:
+    step = compiled(mlp(), mode="eager")
+    step(*batches(1)[0])
+    saved = step.state_dict()
+    spoil(saved)
+    step(*batches(1)[0])
+    _refused(step, lambda: step.load_state_dict(saved), ValueError, words)
+
+
+def _truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
+    "no folder": (lambda f: [p.unlink() for p in f.iterdir()] + [f.rmdir()], FileNotFoundError, "holds no checkpoint.json"),
+    "an empty folder": (lambda f: [p.unlink() for p in f.iterdir()], FileNotFoundError, "give the folder that TrainingStep"),
+    "half an index": (lambda f: _truncate(f / "checkpoint.json"), ValueError, "is damaged (JSONDecodeError"),
+    "an index of nothing": (lambda f: (f / "checkpoint.json").write_text("{}"), ValueError, "is damaged (KeyError"),
+    "an index that is a list": (lambda f: (f / "checkpoint.json").write_text("[]"), ValueError, "is damaged (TypeError"),
+    "another format": (
+        lambda f: (f / "checkpoint.json").write_text('{"format": 99}'),
+        ValueError,
+        "has format 99; this version reads format 1",
+    ),
+    "half the weights": (lambda f: _truncate(next(f.glob("model-*"))), ValueError, "is damaged (SafetensorError"),
+    "half the state": (lambda f: _truncate(next(f.glob("state-*"))), ValueError, "is damaged (SafetensorError"),
+    "no weights": (lambda f: next(f.glob("model-*")).unlink(), ValueError, "is damaged (FileNotFoundError"),
+    "noise for state": (lambda f: next(f.glob("state-*")).write_bytes(b"x" * 99), ValueError, "is damaged (SafetensorError"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_missing_or_garbled_checkpoint_is_a_sentence(damage: str, tmp_path: Path) -> None:
+    spoil, error, words = DAMAGES[damage]
+    step = compiled(mlp(), mode="eager")
+    step.save(tmp_path / "ck")
+    spoil(tmp_path / "ck")
+    _refused(step, lambda: step.load(tmp_path / "ck"), error, str(tmp_path / "ck"), words)
+
+
+# ---------------------------------------------------------------------- writing, and dying while writing
+
+
+def test_a_newer_checkpoint_replaces_the_older_and_nothing_else(tmp_path: Path) -> None:
+    strangers = ["model-00001-of-00002.safetensors", "model-card.md", "state-of-the-art.txt", "checkpoint.json.bak"]
+    for name in strangers:
+        (tmp_path / name).write_text("mine")
+    step = compiled(mlp(), mode="eager")
+    for batch in batches(3):
+        step(*batch)
+        step.save(tmp_path)
+    index = json.loads((tmp_path / "checkpoint.json").read_text())
+    ours = {"checkpoint.json", *index["files"].values()}
+    assert {p.name for p in tmp_path.iterdir()} == ours | set(strangers)
+    fresh = compiled(mlp(), mode="eager")
+    fresh.load(tmp_path)
+    assert differing(bits(step), bits(fresh)) == []
+
+
+class Power(BaseException):
+    """The power goes: nothing after this line of `save` happens, not even an ``except Exception``."""
+
+
+CALLS: dict[str, tuple[Any, str]] = {
+    "mkdir": (Path, "mkdir"),
+    "save_file": (_checkpoint, "save_file"),
+    "open": (_checkpoint, "open"),
+    "fsync": (os, "fsync"),
+    "json.dump": (json, "dump"),
+    "replace": (os, "replace"),
+    "os.open": (os, "open"),
+    "iterdir": (Path, "iterdir"),
+    "unlink": (Path, "unlink"),
+}
+
+
+def _half_written(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file(tensors, path)
+    _truncate(Path(path))
+
+
+def _saved_states(tmp_path: Path) -> tuple[fc.TrainingStep, dict[str, bytes]]:
+    """A step one step ahead of the checkpoint in `tmp_path`, and the bits of that checkpoint."""
+    step = compiled(mlp(), mode="eager")
+    first, second = batches(2)
+    step(*first)
+    step.save(tmp_path)
+    before = bits(step)
+    step(*second)
+    return step, before
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("call", CALLS)
+def test_dying_at_any_call_of_save_leaves_the_old_checkpoint_or_the_new(
+    call: str, late: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the first such call, at the second, and so on until save needs no further one; each time before or after it acts."""
+    owner, name = CALLS[call]
+    step, old = _saved_states(tmp_path)
+    new = bits(step)
+    real = getattr(owner, name, open)  # `open` is a builtin, and is put where save looks first
+    died = 0
+    for fatal in range(1, 20):
+        calls = [0]
+
+        def faulty(*args: Any, calls: list[int] = calls, fatal: int = fatal, **kwargs: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == fatal:
+                if late:
+                    real(*args, **kwargs)
+                elif name == "save_file":
+                    _half_written(*args, **kwargs)
+                raise Power
+            return real(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, faulty, raising=False)
+            try:
+                step.save(tmp_path)
+            except Power:
+                died += 1
+        fresh = compiled(mlp(), mode="eager")
+        fresh.load(tmp_path)
+        assert differing(bits(fresh), old) == [] or differing(bits(fresh), new) == []
+        if calls[0] < fatal:
+            break
+    assert died >= 1  # or the call is none that save makes, and this test shows nothing
+    assert differing(bits(fresh), new) == []  # the last save was left in peace
+    assert len(list(tmp_path.iterdir())) == 3  # and it cleared away what the dead ones left
+
+
+def test_the_new_checkpoint_begins_with_the_renaming_of_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file is on disk before; a machine that loses power right after has no index to unwritten tensors."""
+    events: list[str] = []
+
+    def record(owner: Any, name: str, describe: Callable[..., str]) -> None:
+        real = getattr(owner, name)
+
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            events.append(describe(*args))
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, recorded)
+
+    record(os, "fsync", lambda descriptor: f"sync {os.path.basename(os.readlink(f'/proc/self/fd/{descriptor}'))}")
+    record(os, "replace", lambda source, target: f"rename to {os.path.basename(target)}")
+    record(_checkpoint, "save_file", lambda tensors, path: f"write {os.path.basename(path)}")
+    compiled(mlp(), mode="eager").save(tmp_path)
+    said = [e.split("-")[0].removesuffix(".safetensors") for e in events]
+    renamed = said.index("rename to checkpoint.json")
+    assert said[:4] == ["write model", "sync model", "write state", "sync state"]
+    assert any(e.startswith("sync checkpoint.json.") for e in events[:renamed])
+    assert events[renamed + 1] == f"sync {tmp_path.name}"
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = [{root!r}]
+import torch
+from tests.small_models import batches, compiled, mlp
+from fusion_compile import _checkpoint
+
+step = compiled(mlp(), mode="eager")
+step(*batches(1)[0])
+step.save({folder!r})
+step(*batches(2)[1])
+real, calls = {owner}.{name}, 0
+
+def fatal(*args, **kwargs):
+    global calls
+    calls += 1
+    if calls == {at}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args, **kwargs)
+
+{owner}.{name} = fatal
+step.save({folder!r})
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is a POSIX signal.")
+def test_a_killed_process_leaves_a_checkpoint_that_loads(tmp_path: Path) -> None:
+    """The real thing, at four points of save, one process each (at once, as starting torch is what takes the time)."""
+    root = str(Path(__file__).parents[1])
+    points = [("_checkpoint", "save_file", 2), ("os", "fsync", 3), ("os", "replace", 1), ("_checkpoint", "_sync_folder", 1)]
+    children = []
+    for i, (owner, name, at) in enumerate(points):
+        script = KILLED.format(root=root, folder=str(tmp_path / str(i)), owner=owner, name=name, at=at)
+        children.append(subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True))
+    taken = []
+    for i, child in enumerate(children):
+        _, said = child.communicate(timeout=120)
+        assert child.returncode == -signal.SIGKILL, said
+        step = compiled(mlp(), mode="eager")
+        step.load(tmp_path / str(i))
+        taken.append(int(step.state_dict()["counts"]["step"]))
+        step.save(tmp_path / str(i))
+        assert len(list((tmp_path / str(i)).iterdir())) == 3
+    assert taken == [1, 1, 1, 2]  # until the index is renamed it is the old one
+
+
+def test_a_model_whose_state_is_no_tensor_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    class WithExtra(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"version": 1}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            pass
+
+    step = compiled(nn.Sequential(WithExtra(4, 2)), mode="eager")
+    with pytest.raises(ValueError, match=r"0._extra_state .* is a dict; a checkpoint holds tensors"):
+        step.save(tmp_path / "ck")
+    assert not (tmp_path / "ck").exists()
+
+
+def test_safetensors_is_what_is_written(tmp_path: Path) -> None:
+    """Readable without this package, names and all."""
+    step = build("adamw", 0, mode="eager")
+    step(*batches(1)[0])
+    step.save(tmp_path)
+    state = safetensors.torch.load_file(next(tmp_path.glob("state-*")))
+    assert {"optimizer/0.mu.inside.0.weight", "counts/skipped", "rng/cpu", "buffers/drift"} <= state.keys()
+    assert state["optimizer/0.mu.inside.0.weight"].shape == (8, 4)
