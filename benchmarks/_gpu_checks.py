@@ -290,8 +290,8 @@ class RecipeChecks:
         gap = _gap(runs[0]["losses"], runs[1]["losses"])
         c.require(
             self.repeats,
-            f"{len(apart)} tensors differ, first {apart[:3]}, losses by {gap:.1e}: a kernel adds in another order each time "
-            f"(attention's backward, embeddings); see the check with deterministic algorithms",
+            f"{len(apart)} tensors differ, first {apart[:3]}, losses by {gap:.1e}: a kernel adds in another order each "
+            f"time (attention's backward, embeddings); see the check with deterministic algorithms",
         )
         c.note(f"{count} losses and all state bitwise equal")
 

@@ -129,8 +129,8 @@ def _driver() -> str:
 
 
 def peak_of_call(run: Callable[[], object], device: torch.device, kept: Callable[[], Iterable[Tensor]]) -> int:
-    """Bytes at the highest point of one call on a CPU: what is `kept` between calls, and the most that torch's allocator
-    gave out in the call beyond it, from the profiler's record of every allocation.
+    """Bytes at the highest point of one call on a CPU: what is `kept` between calls, and the most that torch's
+    allocator gave out in the call beyond it, from the profiler's record of every allocation.
 
     What a library allocates behind torch's back (oneDNN's scratch) is not in it, for any contender.
     """

@@ -1,12 +1,12 @@
 """The whole training step against the ordinary loop, ``torch.compile(model)`` and fused AdamW, in one process.
 
-    python benchmarks/step.py [--model small] [--batch 128] [--recipes adamw,sf_normuon] [--rounds 15] [--json step.json]
+    python benchmarks/step.py [--model small] [--batch 128] [--recipes adamw,sf_normuon] [--json step.json]
     python benchmarks/step.py --only speed        # or memory, or compile; several with commas
 
 Three tables. Speed: medians and the median of the per-round ratios, contenders by turns, warm-up outside. Memory: the
 highest point of one step. Compile: seconds of the first call, each in a process of its own with an empty cache on disk
-("cold") and again with what the first one left there ("warm"); the peer compiles forward and backward only.
-On a GPU the loss runs under bfloat16 autocast and the default mode is max-autotune, for both sides; on a CPU in float32.
+("cold") and again with what the first one left there ("warm"); the peer compiles forward and backward only. On a GPU
+the loss runs under bfloat16 autocast and the default mode is max-autotune, for both sides; on a CPU in float32.
 """
 
 from __future__ import annotations

@@ -10,14 +10,11 @@ times every contender once, in turn; reported are medians and the median of the 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from _measure import compare, interleaved, machine, print_machine, print_timings, write_json
 from torch import Tensor, nn
 
 from fusion_compile import _compat, _flat, optim
@@ -104,38 +101,6 @@ def torch_muon(shapes: Shapes, device: torch.device) -> Callable[[], None]:
     return step
 
 
-def measure(contenders: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Milliseconds of every round of each contender, interleaved; two warm-up calls outside."""
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    for step in contenders.values():
-        for _ in range(3):
-            step()
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, step in contenders.items():
-            wait()
-            started = time.perf_counter()
-            step()
-            wait()
-            times[name].append(1e3 * (time.perf_counter() - started))
-    return times
-
-
-def table(title: str, times: dict[str, list[float]], reference: str) -> dict[str, dict[str, float]]:
-    """Print one table; give back medians and ratios to `reference`."""
-    print(f"\n{title}\n{'':34} {'ms':>9} {'ratio':>7}")
-    rows: dict[str, dict[str, float]] = {}
-    for name, values in times.items():
-        ratio = statistics.median(v / r for v, r in zip(values, times[reference], strict=True))
-        rows[name] = {"ms": statistics.median(values), "ratio": ratio}
-        print(f"{name:34} {rows[name]['ms']:9.2f} {ratio:7.2f}")
-    return rows
-
-
 def main() -> None:
     """Run all sets and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -144,7 +109,8 @@ def main() -> None:
     parser.add_argument("--only", choices=("adapters", "dit_s_adamw", "dit_s_muon"))
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {device}")
+    facts = machine(device)
+    print_machine(facts)
     fused = "torch AdamW(fused)"
     sets: dict[str, tuple[str, str, Callable[[], dict[str, Callable[[], None]]]]] = {
         "adapters": (
@@ -178,9 +144,11 @@ def main() -> None:
     results = {}
     for key, (title, reference, contenders) in sets.items():
         if arguments.only in (None, key):
-            results[key] = table(title, measure(contenders(), arguments.rounds, device), reference)
+            timings = compare(interleaved(contenders(), device, rounds=arguments.rounds), reference)
+            print_timings(title, timings)
+            results[key] = {name: timing.__dict__ for name, timing in timings.items()}
     if arguments.json:
-        arguments.json.write_text(json.dumps({"torch": torch.__version__, "device": str(device), "sets": results}, indent=1))
+        write_json(arguments.json, {"machine": facts, "sets": results})
 
 
 if __name__ == "__main__":

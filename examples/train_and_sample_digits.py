@@ -80,10 +80,10 @@ def batches(images: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor,
 
 
 class Stages:
-    """A bar for each stage of the work on a terminal; elsewhere only the bars as they ended."""
+    """A bar for each stage of the work on a terminal; elsewhere a line when a stage ends."""
 
     def __init__(self, console: Console, device: torch.device) -> None:
-        self._device = device
+        self._console, self._device = console, device
         self._progress = Progress(
             SpinnerColumn(finished_text="✓"),
             TextColumn("{task.description:<36}"),
@@ -92,6 +92,7 @@ class Stages:
             TextColumn("{task.fields[note]}"),
             console=console,
             refresh_per_second=4,
+            disable=not console.is_terminal,
         )
 
     def __enter__(self) -> Stages:
@@ -106,12 +107,24 @@ class Stages:
         task = self._progress.add_task(what, total=None, note="")
         took, result = seconds(work, self._device)
         self._progress.update(task, total=1, completed=1)
+        self._say(what, took)
         return took, result
+
+    def _say(self, what: str, took: float, note: str = "") -> None:
+        if not self._console.is_terminal:
+            self._console.print(f"{what:<40}{took:7.1f} s  {note}")
 
     def count(self, what: str, total: int) -> Callable[[int, str], None]:
         """A bar that fills up: the function takes how many are done, and a note."""
         task = self._progress.add_task(what, total=total, note="")
-        return lambda done, note: self._progress.update(task, completed=done, note=note)
+        started = time.perf_counter()
+
+        def show(done: int, note: str) -> None:
+            self._progress.update(task, completed=done, note=note)
+            if done == total:
+                self._say(f"{what}, {total} steps", time.perf_counter() - started, note)
+
+        return show
 
 
 @dataclass(frozen=True)
@@ -274,7 +287,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sampled.images,
         asked.cpu().numpy(),
         seen,
-        f"{len(asked)} digits in {size.sampler_steps} steps; {share} read as asked by {NEIGHBOURS} nearest neighbours; framed: the others",
+        f"{len(asked)} digits in {size.sampler_steps} steps; {NEIGHBOURS} nearest neighbours read {share} as asked, "
+        f"the framed ones otherwise",
         options.out / "samples.png",
     )
     draw_loss(trained.losses, f"SF-NorMuon, batch {size.batch}, one program a step", options.out / "loss.png")

@@ -36,8 +36,8 @@ def signature(batch: tuple[Any, ...], device: torch.device) -> Signature:
                 )
             if leaf.requires_grad:
                 raise ValueError(
-                    f"{path} {list(leaf.shape)} requires a gradient, but the step differentiates the model's parameters only; "
-                    f"pass tensor.detach()."
+                    f"{path} {list(leaf.shape)} requires a gradient, but the step differentiates the model's "
+                    f"parameters only; pass tensor.detach()."
                 )
             out.append((path, (tuple(leaf.shape), leaf.dtype, leaf.stride())))
         elif leaf is None or isinstance(leaf, bool | str):
@@ -57,7 +57,9 @@ def check_same_kind(signature: Signature, compiled: Iterable[Signature]) -> None
         if new.keys() != old.keys():
             odd = sorted(new.keys() ^ old.keys())[0]
             how = "has no" if odd in old else "has an additional"
-            raise ValueError(f"the batch {how} {odd}, unlike the first one; give the same parts, or compile another step.")
+            raise ValueError(
+                f"the batch {how} {odd}, unlike the first one; give the same parts, or compile another step."
+            )
         for path, kind in new.items():
             if kind != old[path]:
                 raise ValueError(

@@ -66,7 +66,7 @@ def _section(state: Tensors, section: str) -> dict[str, Tensor]:
 def state_dict(
     model: nn.Module, layout: Layout, state: Tensors, hyperparameters: Hyperparameters, steps_called: int
 ) -> dict[str, Any]:
-    """Copies of everything that a resumed run needs. ``buffers``: those the loss changes that ``model`` does not hold."""
+    """Copies of everything that a resumed run needs. ``buffers``: changed by the loss, but not in ``model``."""
     rng = {"cpu": torch.get_rng_state()}
     if layout.device.type == "cuda":
         rng["cuda"] = torch.cuda.get_rng_state(layout.device)
@@ -95,8 +95,11 @@ def load_state_dict(
         "counts": _section(state, "counts"),
     }
     if absent := [key for key in (*targets, "hyperparameters", "steps_called") if key not in saved]:
-        raise ValueError(f"this is no state of a training step: it lacks {', '.join(absent)}. Give what state_dict() gave.")
-    # A buffer that a state_dict() of the model leaves out is known to change only once the loss was run: ask the checkpoint.
+        raise ValueError(
+            f"this is no state of a training step: it lacks {', '.join(absent)}. Give what state_dict() gave."
+        )
+    # Which buffers outside the model's state_dict() the loss changes is known once it ran; until then the checkpoint
+    # says.
     buffers = dict(model.named_buffers())
     targets["buffers"] = {n: buffers[n] for n in saved.get("buffers", {}) if n in buffers}
     problems: list[str] = []

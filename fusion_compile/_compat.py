@@ -30,12 +30,12 @@ def fake_mode() -> Any:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-class StatisticsSeen(TorchDispatchMode):
+class StatisticsSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside, `tensors` gathers the running statistics that batch norms update: a write that bumps no version, because
     the operators' schemas do not declare it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tensors: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -72,15 +72,15 @@ def mark_static(tensor: Tensor) -> None:
 
 
 def write(target: Tensor, value: Tensor) -> None:
-    """``target.copy_(value)``, inside a traced program. Torch 2.13 takes the write to a 0-dim float64 input on the CPU out
-    of the graph without a word (it holds such inputs for Python numbers, and such writes for unused); through a view it
-    stays."""
+    """``target.copy_(value)``, inside a traced program. Torch 2.13 takes the write to a 0-dim float64 input on the CPU
+    out of the graph without a word (it holds such inputs for Python numbers, and such writes for unused); through a view
+    it stays."""
     view = target.view(()) if target.ndim == 0 and target.dtype == torch.float64 else target
     view.copy_(value)
 
 
 def own_code(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn` with a code object of its own. Dynamo counts recompiles per code object; two steps must not share a budget."""
+    """`fn` with a code object of its own. Dynamo counts recompiles by code object; two steps must not share."""
     assert isinstance(fn, types.FunctionType)
     copy = types.FunctionType(fn.__code__.replace(), fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)
     copy.__kwdefaults__ = fn.__kwdefaults__

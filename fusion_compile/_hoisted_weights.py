@@ -39,14 +39,10 @@ class WeightWatch:
         self.remember()
 
     def remember(self) -> None:
-        """The weights are now what the tables were computed from."""
+        """The weights as they are now belong to the tables, or were just released with them up to date."""
         self._versions = self._current_versions()
         self._checksum = self._current_checksum()
         self.must_compare = any(is_part_of_more(t) for t in self._hoisted.values())
-
-    def remember_addresses(self) -> None:
-        """The hoisted weights were moved, their contents are the same."""
-        self._versions = self._current_versions()
 
     def replaced(self) -> str | None:
         """The name of a parameter or buffer that is no longer the tensor the program reads, or None."""
@@ -127,7 +123,7 @@ class ReleasableWeights:
             storage = everything[members[0]].untyped_storage()
             others = [n for n in members if n not in names]
             if storage.nbytes() > sum({id(everything[n]): _bytes(everything[n]) for n in wanted}.values()):
-                why = "it is a view into a larger storage (a training step's bank?); sample from copy.deepcopy(model)"
+                why = "it is a view into a larger storage (a training step's bank?); call step.release() or sample from a copy"
                 declined.update(dict.fromkeys(wanted, why))
             elif others:
                 declined.update(dict.fromkeys(wanted, f"it shares its storage with {others[0]}, which is needed"))
@@ -137,7 +133,7 @@ class ReleasableWeights:
                 if self._take_out({n: everything[n] for n in wanted}, to):
                     released += size
                 else:
-                    why = "something else holds its memory (a TrainingStep, an EMA?); sample from copy.deepcopy(model)"
+                    why = "something else holds its memory (a TrainingStep, an EMA?); call step.release() or sample from a copy"
                     declined.update(dict.fromkeys(wanted, why))
         return Released(released, declined)
 

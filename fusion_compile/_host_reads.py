@@ -21,7 +21,7 @@ _READS = {
     Tensor.__repr__: "printing a tensor",
     Tensor.__format__: "formatting a tensor",
 }
-"""Reads that fake tensors let pass, or refuse with a riddle. ``.item()``, ``if`` and their like they refuse themselves."""
+"""Reads that fake tensors let pass, or refuse with a riddle; ``.item()``, ``if`` and their like they refuse well."""
 
 
 class HostRead(Exception):
@@ -41,7 +41,7 @@ class RefuseHostReads(TorchFunctionMode):
 
 
 def where_in_user_code(frames: list[traceback.FrameSummary]) -> str:
-    """``file:line: source`` of the innermost frame that is neither torch's nor this package's; empty when there is none."""
+    """``file:line: source`` of the innermost frame that is neither torch's nor this package's; else empty."""
     for frame in reversed(frames):
         if os.path.abspath(frame.filename).startswith(_NOT_THE_USERS) or frame.filename.startswith("<"):
             continue
@@ -54,8 +54,9 @@ def host_read_message(frames: list[traceback.FrameSummary], detail: str) -> str:
     """One sentence for a loss that needs a value on the host."""
     where = where_in_user_code(frames) or "the loss"
     return (
-        f"{where}\nreads a tensor's value on the host or has a shape that depends on one ({detail.splitlines()[0]}); a captured "
-        f"step cannot. Keep it on the device: torch.where instead of if, a returned metric instead of .item() or print."
+        f"{where}\nreads a tensor's value on the host or has a shape that depends on one ({detail.splitlines()[0]}); a "
+        f"captured step cannot. Keep it on the device: torch.where instead of if, a returned metric instead of .item() "
+        f"or print."
     )
 
 
@@ -65,6 +66,6 @@ def not_captured_message(frames: list[traceback.FrameSummary], detail: str) -> s
     context = re.search(r"Developer debug context: *(\S.*)", detail)
     what = detail.splitlines()[0] + (f": {context[1]}" if context else "")
     return (
-        f"{where}\ncannot be captured as one graph ({what}). Keep the loss to tensor operations and plain Python, and do "
-        f"the rest outside it; mode='eager' runs it uncaptured."
+        f"{where}\ncannot be captured as one graph ({what}). Keep the loss to tensor operations and plain Python, and "
+        f"do the rest outside it; mode='eager' runs it uncaptured."
     )

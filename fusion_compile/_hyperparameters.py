@@ -16,10 +16,10 @@ from fusion_compile.optim._schedules import Schedule
 
 
 class Hyperparameters(MutableMapping[str, float | Schedule]):
-    """``step.hyperparameters``: set a number or a schedule at any time; it counts from the next step, nothing recompiles.
+    """``step.hyperparameters``: set a number or a schedule at any time; it counts from the next step.
 
-    Values are written to the device without waiting for it. Reading gives back what was set. `tensor`: ``[n]``, one entry
-    a hyperparameter, fp32 (fp64 for fp64 models).
+    Values are written to the device without waiting for it. Reading gives back what was set. `tensor`: ``[n]``, one
+    entry a hyperparameter, fp32 (fp64 for fp64 models).
     """
 
     def __init__(self, defaults: Mapping[str, float | Schedule], device: torch.device, dtype: torch.dtype) -> None:
@@ -37,7 +37,9 @@ class Hyperparameters(MutableMapping[str, float | Schedule]):
     def __setitem__(self, name: str, value: float | Schedule) -> None:
         self._check_known(name)
         if isinstance(value, Tensor):
-            raise TypeError(f"hyperparameter {name!r} was given a tensor; give a number or a schedule, a callable of the step.")
+            raise TypeError(
+                f"hyperparameter {name!r} was given a tensor; give a number or a schedule, a callable of the step."
+            )
         if isinstance(value, bool) or not (isinstance(value, int | float) or callable(value)):
             raise TypeError(f"hyperparameter {name!r} was given {value!r}; give a number or a schedule.")
         number = value(0) if callable(value) else float(value)
@@ -48,7 +50,9 @@ class Hyperparameters(MutableMapping[str, float | Schedule]):
             self._write(name, number)
 
     def __delitem__(self, name: str) -> None:
-        raise TypeError(f"hyperparameter {name!r} is part of the compiled program and cannot be removed; set it instead.")
+        raise TypeError(
+            f"hyperparameter {name!r} is part of the compiled program and cannot be removed; set it instead."
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -74,8 +78,8 @@ class Hyperparameters(MutableMapping[str, float | Schedule]):
         return {name: _to_json(value) for name, value in self._values.items()}
 
     def read(self, saved: Mapping[str, Any]) -> dict[str, float | Schedule]:
-        """What `state_dict` gave as values for `update`, changing nothing yet: every name found in `saved` that this step
-        has. A callable that is not the package's own is left out, so that what is set now stays."""
+        """What `state_dict` gave as values for `update`, changing nothing yet: every name of `saved` that the step has.
+        A callable that is not the package's own is left out, so that what is set now stays."""
         restored = {name: _from_json(name, value) for name, value in saved.items() if name in self._index}
         return {name: value for name, value in restored.items() if value is not None}
 
@@ -95,7 +99,7 @@ def _to_json(value: float | Schedule) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if dataclasses.is_dataclass(value) and type(value).__module__ == _schedules.__name__:
-        return {"schedule": type(value).__name__, **dataclasses.asdict(value)}  # type: ignore[call-overload]
+        return {"schedule": type(value).__name__, **dataclasses.asdict(value)}
     return {"schedule": None, "callable": repr(value)}
 
 
@@ -106,6 +110,8 @@ def _from_json(name: str, value: Any) -> float | Schedule | None:
         return None
     kind = getattr(_schedules, value["schedule"], None)
     if kind is None:
-        raise ValueError(f"hyperparameter {name!r} follows the schedule {value['schedule']!r}, which this version does not have.")
+        raise ValueError(
+            f"hyperparameter {name!r} follows the schedule {value['schedule']!r}, which this version does not have."
+        )
     schedule: Schedule = kind(**{k: v for k, v in value.items() if k != "schedule"})
     return schedule

@@ -19,7 +19,7 @@ LossFn = Callable[..., Any]
 
 
 class CastingModel(nn.Module):
-    """`model` as the loss sees it under a `compute_dtype`: floating inputs of its call are cast, all else passes through."""
+    """`model` as the loss sees it under a `compute_dtype`: floating inputs of its call are cast, all else passes."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -68,6 +68,9 @@ class LossModule(nn.Module):
         return torch.func.functional_call(self, replaced, batch)
 
 
+_HOST_READS: tuple[type[Exception], ...] = (HostRead, *_compat.DATA_DEPENDENT)
+
+
 @dataclass(frozen=True)
 class LossFacts:
     """What a loss does: its metrics' shapes and dtypes, the parameters it never reads, the buffers it changes."""
@@ -97,12 +100,13 @@ def examine(
     `weights`: trainable parameters by name. Raises TypeError/ValueError for a loss that is not a scalar, that does not
     depend on the weights, or that must be read on the host (with the user's line).
     """
-    every_buffer = {name: b for name, b in model.named_buffers()}
+    every_buffer = dict(model.named_buffers())
     module = LossModule(model, loss_fn, tuple(every_buffer), compute_dtype)
     with _compat.fake_mode() as mode, torch.enable_grad():
 
         def fake(t: Tensor) -> Tensor:
-            return mode.from_tensor(t.detach())
+            faked: Tensor = mode.from_tensor(t.detach())
+            return faked
 
         leaves = {n: fake(w).requires_grad_() for n, w in weights.items()}
         used = leaves if compute_dtype is None else {n: t.to(compute_dtype) for n, t in leaves.items()}
@@ -112,7 +116,7 @@ def examine(
         try:
             with RefuseHostReads(), _compat.StatisticsSeen() as seen:
                 loss, metrics, after = module.run(used, buffers, fakes)
-        except (HostRead, *_compat.DATA_DEPENDENT) as error:
+        except _HOST_READS as error:
             raise ValueError(host_read_message(traceback.extract_tb(error.__traceback__), str(error))) from None
         _check_loss(loss, metrics)
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
@@ -120,23 +124,25 @@ def examine(
     if len(unused) == len(leaves):
         raise ValueError(_INDEPENDENT)
     updated = {id(t) for t in seen.tensors}
-    changed = tuple(
-        n for n, b in buffers.items() if after[n] is not b or b._version != versions[n] or id(b) in updated
-    )
+    changed = tuple(n for n, b in buffers.items() if after[n] is not b or b._version != versions[n] or id(b) in updated)
     return LossFacts({k: (tuple(v.shape), v.dtype) for k, v in metrics.items()}, unused, changed)
 
 
 _INDEPENDENT = (
-    "the loss does not depend on any trainable parameter of the model; call the model that loss_fn receives as its first "
-    "argument (not another one), and keep torch.no_grad() and .detach() out of the way."
+    "the loss does not depend on any trainable parameter of the model; call the model that loss_fn receives as its "
+    "first argument (not another one), and keep torch.no_grad() and .detach() out of the way."
 )
 
 
 def _check_loss(loss: Any, metrics: Any) -> None:
     if not isinstance(loss, Tensor):
-        raise TypeError(f"loss_fn returned a {type(loss).__name__}; return a 0-dim tensor, or (loss, {{name: tensor}}).")
+        raise TypeError(
+            f"loss_fn returned a {type(loss).__name__}; return a 0-dim tensor, or (loss, {{name: tensor}})."
+        )
     if loss.ndim:
-        raise ValueError(f"loss_fn returned a loss of shape {list(loss.shape)}; return a scalar, for example loss.mean().")
+        raise ValueError(
+            f"loss_fn returned a loss of shape {list(loss.shape)}; return a scalar, for example loss.mean()."
+        )
     if not loss.is_floating_point():
         raise TypeError(f"loss_fn returned a loss of dtype {loss.dtype}; return a floating-point scalar.")
     if not isinstance(metrics, dict) or not all(isinstance(v, Tensor) for v in metrics.values()):

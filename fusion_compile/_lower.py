@@ -47,7 +47,7 @@ def lower(
 
 @contextlib.contextmanager
 def no_recompile() -> Iterator[None]:
-    """Inside, a compiled function whose assumptions no longer hold is a RuntimeError that says which, and nothing has run."""
+    """Inside, a compiled function whose assumptions no longer hold is a RuntimeError naming them, before it runs."""
     try:
         with torch.compiler.set_stance("fail_on_recompile"):
             yield
@@ -56,6 +56,7 @@ def no_recompile() -> Iterator[None]:
             raise
         reasons = [line.partition(": ")[2] for line in str(error).splitlines() if line.lstrip().startswith("- ")]
         raise RuntimeError(
-            f"the compiled program no longer fits what surrounds it ({'; '.join(reasons)}). Call it as it was called at first "
-            f"(autocast, train/eval of every submodule, frozen parameters and buffers unchanged), or compile it again."
+            f"the compiled program no longer fits what surrounds it ({'; '.join(reasons)}). Call it as it was called at "
+            f"first (autocast, train/eval of every submodule, frozen parameters and buffers unchanged), or compile it "
+            f"again."
         ) from None

@@ -75,8 +75,8 @@ def route(
     _check_patterns("force_spectral", force_spectral, names)
     if force_spectral and "spectral" not in roles:
         raise ValueError(
-            f"force_spectral={list(force_spectral)} has no effect: the optimizer updates every parameter element by element; "
-            f"drop it, or use one with a spectral part (muon, normuon, sf_normuon)."
+            f"force_spectral={list(force_spectral)} has no effect: the optimizer updates every parameter element by "
+            f"element; drop it, or use one with a spectral part (muon, normuon, sf_normuon)."
         )
     owners = {
         f"{prefix}.{key}" if prefix else key: module

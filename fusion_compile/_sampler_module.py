@@ -82,27 +82,30 @@ class Sampler(nn.Module):
             raise ValueError(
                 f"{names[0]} requires a gradient, which does not flow through a sampler; call the model itself."
             )
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # tables outlive the caller's inference mode
             return self._forward(call)
 
     def _forward(self, call: Call) -> Any:
         program = self._program(call)
-        self._follow_weights(program, look=program.watch.must_compare)
         step, known, verdict = program.find(call)
         if verdict is False:
             return self._serve_whole(call, program)
-        slot = self._slot(program, call)
         with _no_autocast(call):
+            self._follow_weights(program, look=program.watch.must_compare)
+            slot = self._slot(program, call)
             return program.run(slot, step, call.tensors, known if verdict is None else None)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def prepare(self, *args: Any, **kwargs: Any) -> None:
         """Do for this call's shapes and request what can be done before the loop; the first call compiles."""
         call = take_apart(self._signature, args, kwargs)
         program = self._program(call)
-        self._follow_weights(program, look=True)
-        self._slot(program, call)
+        with _no_autocast(call):
+            self._follow_weights(program, look=True)
+            self._slot(program, call)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def sample(
         self,
@@ -129,12 +132,12 @@ class Sampler(nn.Module):
         if guidance_scale != 1.0 and null is None:
             raise ValueError(f"guidance_scale={guidance_scale} needs null=, the request that stands for no condition.")
         program, calls = self._sampling_calls(noise, request, conditioning, null if guidance_scale != 1.0 else None)
-        self._follow_weights(program, look=True)
-        slots = [self._slot(program, call) for call in calls]
         live = calls[0].owners.index(self._roles.named("live")[0])  # type: ignore[union-attr]
         times = [*self.timesteps.double().tolist(), 0.0]
         x = noise
         with _no_autocast(calls[0]):
+            self._follow_weights(program, look=True)
+            slots = [self._slot(program, call) for call in calls]
             for i, step in enumerate(program.steps):
                 tensors = list(calls[0].tensors)
                 tensors[live] = x
@@ -160,8 +163,9 @@ class Sampler(nn.Module):
             raise ValueError(
                 "nothing was hoisted yet: call the sampler once, or pass example_inputs to optimize_sampler."
             )
-        for program in self._programs.values():
-            self._follow_weights(program, look=True)
+        with torch.inference_mode(False), torch.no_grad():
+            for program in self._programs.values():
+                self._follow_weights(program, look=True)
         names = frozenset[str]().union(*(p.early_names for p in self._programs.values()))
         for program in self._programs.values():
             names -= program.body_names
@@ -169,7 +173,7 @@ class Sampler(nn.Module):
                 names -= program.prologue_names
         released = self._weights.release(names, to)
         for program in self._programs.values():
-            program.watch.remember_addresses()
+            program.watch.remember()
         if released.declined:
             name, why = next(iter(released.declined.items()))
             warnings.warn(
@@ -183,13 +187,9 @@ class Sampler(nn.Module):
 
         Raises ValueError, changing nothing, if dropped weights are missing in `state`.
         """
-        dropped = self._weights.dropped
         self._weights.restore(state)
         self._released = 0
-        for program in self._programs.values():
-            if dropped:
-                program.table.forget()
-            program.watch.remember_addresses()
+        self.invalidate()
 
     def invalidate(self) -> None:
         """Compute every table again at its next use; only writes through ``parameter.data`` in mid-loop need it."""

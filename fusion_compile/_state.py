@@ -52,7 +52,7 @@ class Bank:
         return (self.length,) if self.matrix is None else (self.length, *self.matrix)
 
     def split(self, tensor: Tensor) -> list[Tensor]:
-        """`tensor` (shaped like the bank, trailing dimensions free) as one view per place, in the shape of that part."""
+        """`tensor` (shaped like the bank, trailing dimensions free) as one view a place, in that part's shape."""
         if self.matrix is not None:
             parts = list(tensor.unbind(0))
             whole = tuple(tensor.shape[1:]) == self.matrix
@@ -132,9 +132,7 @@ def build_layout(model: nn.Module, routes: Sequence[Route]) -> Layout:
     return Layout(tuple(_bank(*key, members) for key, members in groups.items()), devices.pop())
 
 
-def _bank(
-    role: str, dtype: torch.dtype, matrix: tuple[int, int] | None, members: list[tuple[str, Tensor]]
-) -> Bank:
+def _bank(role: str, dtype: torch.dtype, matrix: tuple[int, int] | None, members: list[tuple[str, Tensor]]) -> Bank:
     name = str(dtype).removeprefix("torch.")
     if matrix is not None:
         places = tuple(Place(n, tuple(p.shape), i) for i, (n, p) in enumerate(members))
@@ -152,8 +150,8 @@ class Residence:
 
     Taking up residence copies every parameter into a bank and points ``parameter.data`` at its place there: the
     `Parameter` objects stay the same, so optimizers, EMA copies and hooks that hold them keep working. Each view has a
-    storage of its own over its part of the bank's memory: what is written to a file or a pipe by storage (``torch.save``
-    of one layer, ``pickle``) is then that part and not the whole bank.
+    storage of its own over its part of the bank's memory: what is written to a file or a pipe by storage
+    (``torch.save`` of one layer, ``pickle``) is then that part and not the whole bank.
     """
 
     def __init__(self, model: nn.Module, layout: Layout) -> None:
@@ -196,23 +194,25 @@ class Residence:
         torch.autograd.graph.increment_version(self._places)
 
     def check(self) -> None:
-        """Raise RuntimeError naming the first parameter that was replaced, moved, rebound or frozen since the banks were
-        built. A buffer that was assigned anew (a forward outside the step may do so) is copied back into its place."""
+        """Raise RuntimeError naming the first parameter that was replaced, moved, rebound or frozen since the banks
+        were built. A buffer that was assigned anew (as a forward outside the step may) is copied back to its place."""
         for owner, key, name, parameter, place in self._tenants:
             if owner.get(key) is not parameter:
                 raise RuntimeError(
-                    f"{name} {list(parameter.shape)} was replaced by another tensor after compile_training_step(); the compiled "
-                    f"program still updates the old one. Copy into it (parameter.copy_) or compile the step again."
+                    f"{name} {list(parameter.shape)} was replaced by another tensor after compile_training_step(); the "
+                    f"compiled program still updates the old one. Copy into it (parameter.copy_) or compile the step "
+                    f"again."
                 )
             if not parameter.is_set_to(place):
                 raise RuntimeError(
-                    f"{name} {list(place.shape)} was rebound (.data = …, .to(), .half()) after compile_training_step(); the "
-                    f"compiled program still updates the old memory. Copy into it (parameter.copy_) or compile the step again."
+                    f"{name} {list(place.shape)} was rebound (.data = …, .to(), .half()) after compile_training_step(); "
+                    f"the compiled program still updates the old memory. Copy into it (parameter.copy_) or compile the "
+                    f"step again."
                 )
             if not parameter.requires_grad:
                 raise RuntimeError(
-                    f"{name} {list(parameter.shape)} was frozen (requires_grad=False) after compile_training_step(); the "
-                    f"compiled program still updates it. Unfreeze it or compile the step again."
+                    f"{name} {list(parameter.shape)} was frozen (requires_grad=False) after compile_training_step(); "
+                    f"the compiled program still updates it. Unfreeze it or compile the step again."
                 )
         for owner, key, name, kept in self._buffers:
             now = owner.get(key)
@@ -221,8 +221,8 @@ class Residence:
             if now is None or (now.shape, now.dtype, now.device) != (kept.shape, kept.dtype, kept.device):
                 what = "removed" if now is None else f"replaced by {now.dtype} {list(now.shape)} on {now.device}"
                 raise RuntimeError(
-                    f"buffer {name} was {what} after compile_training_step(); the compiled program updates {kept.dtype} "
-                    f"{list(kept.shape)} on {kept.device}. Put that back or compile the step again."
+                    f"buffer {name} was {what} after compile_training_step(); the compiled program updates "
+                    f"{kept.dtype} {list(kept.shape)} on {kept.device}. Put that back or compile the step again."
                 )
             with torch.no_grad():
                 kept.copy_(now)

@@ -20,7 +20,8 @@ from fusion_compile._routing import Route, route
 from fusion_compile._state import Layout, Residence, build_layout
 from fusion_compile._trace import CLIP, StepPlan, donated, initial_state, pure_step
 from fusion_compile._types import Tensors
-from fusion_compile.explain import Explanation, explain_step
+from fusion_compile.explain._explanation import Explanation
+from fusion_compile.explain._step import explain_step
 from fusion_compile.optim._schedules import Schedule
 from fusion_compile.optim._transform import Context, Transform
 from fusion_compile.optim.recipes import RECIPES
@@ -137,7 +138,9 @@ class TrainingStep:
         if self._facts is None:
             self._adopt(facts)
         elif facts != self._facts:
-            raise ValueError(f"with this batch shape the loss {facts.difference(self._facts)}; compile another step for it.")
+            raise ValueError(
+                f"with this batch shape the loss {facts.difference(self._facts)}; compile another step for it."
+            )
         loss = LossModule(self.model, self._loss_fn, facts.changed_buffers, self._plan.compute_dtype)
         what = f"compiling the training step ({self.mode if self.backend == 'inductor' else self.backend})"
         with stage(what), _compat.tracing_gradients(), torch.enable_grad():
@@ -176,7 +179,9 @@ class TrainingStep:
         taken = {*self.metrics}
         for name in facts.metrics:
             if name in taken:
-                raise ValueError(f"the metric name {name!r} is taken by the step itself; give the loss's metric another one.")
+                raise ValueError(
+                    f"the metric name {name!r} is taken by the step itself; give the loss's metric another one."
+                )
         for name, (shape, dtype) in facts.metrics.items():
             self._state[f"metrics/{name}"] = torch.zeros(shape, dtype=dtype, device=self.layout.device)
         for name, buffer in self._residence.keep_buffers(facts.changed_buffers).items():
@@ -287,14 +292,20 @@ def compile_training_step(
     if not callable(loss_fn):
         raise TypeError(f"loss_fn is a {type(loss_fn).__name__}; it must be callable as loss_fn(model, *batch).")
     if not isinstance(accumulate, int) or accumulate < 1:
-        raise ValueError(f"accumulate={accumulate!r} is not a number of micro-batches; give a whole number, at least 1.")
+        raise ValueError(
+            f"accumulate={accumulate!r} is not a number of micro-batches; give a whole number, at least 1."
+        )
     if compute_dtype is not None and not compute_dtype.is_floating_point:
-        raise ValueError(f"compute_dtype={compute_dtype} is not a floating-point dtype; give torch.bfloat16, for example.")
+        raise ValueError(
+            f"compute_dtype={compute_dtype} is not a floating-point dtype; give torch.bfloat16, for example."
+        )
     transform = _resolve(optimizer)
     hyperparameters = dict(transform.hyperparameters)
     if lr is not None:
         if "lr" not in hyperparameters:
-            raise ValueError(f"lr was given, but {transform.name} has no hyperparameter 'lr'; it has {', '.join(hyperparameters)}.")
+            raise ValueError(
+                f"lr was given, but {transform.name} has no hyperparameter 'lr'; it has {', '.join(hyperparameters)}."
+            )
         hyperparameters["lr"] = lr
     hyperparameters[CLIP] = float("inf") if clip_grad_norm is None else clip_grad_norm
     roles = transform.roles or ("scalar",)

@@ -79,7 +79,7 @@ def differing(one: Mapping[str, bytes], other: Mapping[str, bytes]) -> list[str]
 
 
 def assert_same_weights(model: nn.Module, reference: nn.Module, rtol: float = 1e-5, atol: float = 1e-6) -> None:
-    """Every entry of both state dicts close: by default to a few rounding errors of fp32, which another order of sums makes."""
+    """Every entry of both state dicts close: by default to a few roundings of fp32, as another order of sums makes."""
     for (name, ours), (_, theirs) in zip(
         sorted(model.state_dict().items()), sorted(reference.state_dict().items()), strict=True
     ):

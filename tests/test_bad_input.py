@@ -69,7 +69,11 @@ WRONG_RESULTS: dict[str, tuple[Fault, type[Exception], str]] = {
         "does not depend on any trainable parameter",
     ),
     "metrics in a list": (lambda out, x, y: (out.sum(), [out.sum()]), TypeError, "must be a dictionary of tensors"),
-    "a metric that is a number": (lambda out, x, y: (out.sum(), {"n": 3}), TypeError, "must be a dictionary of tensors"),
+    "a metric that is a number": (
+        lambda out, x, y: (out.sum(), {"n": 3}),
+        TypeError,
+        "must be a dictionary of tensors",
+    ),
 }
 
 
@@ -181,13 +185,21 @@ def test_a_metric_must_not_take_a_name_of_the_step() -> None:
 X, Y = batches(1)[0]
 WRONG_BATCHES: dict[str, tuple[tuple[Any, ...], type[Exception], tuple[str, ...]]] = {
     "of another dtype": ((X.double(), Y), ValueError, ("batch[0] is torch.float64", "compiled for torch.float32")),
-    "on another device": ((X.to("meta"), Y), ValueError, ("batch[0] [8, 4] lies on meta, the model on cpu", ".to('cpu'")),
+    "on another device": (
+        (X.to("meta"), Y),
+        ValueError,
+        ("batch[0] [8, 4] lies on meta, the model on cpu", ".to('cpu'"),
+    ),
     "with a number": ((X, 0.5), TypeError, ("batch[1] is a float (0.5)", "torch.tensor(0.5")),
     "with a number deep inside": ((X, {"y": [3]}), TypeError, ("batch[1]['y'][0] is a int (3)",)),
     "with a part too many": ((X, Y, Y), ValueError, ("an additional batch[2]",)),
     "with a part too few": ((X,), ValueError, ("has no batch[1]",)),
     "with None for a tensor": ((X, None), ValueError, ("batch[1] is None", "compiled for torch.float32")),
-    "that wants a gradient": ((X.clone().requires_grad_(), Y), ValueError, ("batch[0]", "requires a gradient", ".detach()")),
+    "that wants a gradient": (
+        (X.clone().requires_grad_(), Y),
+        ValueError,
+        ("batch[0]", "requires a gradient", ".detach()"),
+    ),
     "that does not split": ((X[:6], Y[:6]), ValueError, ("accumulate=4 does not divide", "batch[0] [6, 4]")),
 }
 
@@ -250,7 +262,10 @@ def _with_parameter(tensor: Tensor) -> nn.Module:
 @pytest.mark.parametrize(
     ("tensor", "words"),
     [
-        (torch.zeros(3, dtype=torch.complex64), r"odd \[3\] is a torch.complex64 Tensor; a bank holds dense floating-point"),
+        (
+            torch.zeros(3, dtype=torch.complex64),
+            r"odd \[3\] is a torch.complex64 Tensor; a bank holds dense floating-point",
+        ),
         (torch.eye(3).to_sparse(), r"odd \[3, 3\] is a torch.sparse_coo torch.float32 Tensor"),
         (torch.zeros(3, device="meta"), "parameters lie on cpu, meta; move them to one device"),
     ],
@@ -269,13 +284,21 @@ def mlp_parameters(model: nn.Module) -> list[Tensor]:
 
 
 WRONG_OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "an unknown recipe": ({"optimizer": "adamv"}, ValueError, "'adamv' is not a recipe; use one of adamw, muon, normuon"),
+    "an unknown recipe": (
+        {"optimizer": "adamv"},
+        ValueError,
+        "'adamv' is not a recipe; use one of adamw, muon, normuon",
+    ),
     "a torch optimizer": (
         {"optimizer": torch.optim.SGD([torch.zeros(1)], lr=1.0)},
         TypeError,
         r"optimizer is a SGD; give a recipe's name \(adamw.*a torch.optim.Optimizer cannot be captured",
     ),
-    "a class of torch.optim": ({"optimizer": torch.optim.AdamW}, TypeError, "optimizer is a type; give a recipe's name"),
+    "a class of torch.optim": (
+        {"optimizer": torch.optim.AdamW},
+        TypeError,
+        "optimizer is a type; give a recipe's name",
+    ),
     "an lr that nothing reads": (
         {"optimizer": fc.optim.scale_by_adam(), "lr": 1e-3},
         ValueError,
@@ -287,7 +310,11 @@ WRONG_OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "half a micro-batch": ({"accumulate": 2.5}, ValueError, "accumulate=2.5 is not a number of micro-batches"),
     "an integer compute_dtype": ({"compute_dtype": torch.int8}, ValueError, "torch.int8 is not a floating-point dtype"),
     "an unknown mode": ({"mode": "fast"}, ValueError, "mode='fast' is not known; use one of 'default'"),
-    "a pattern that fits nothing": ({"force_scalar": ["blocks"]}, ValueError, "'blocks' matches no trainable parameter"),
+    "a pattern that fits nothing": (
+        {"force_scalar": ["blocks"]},
+        ValueError,
+        "'blocks' matches no trainable parameter",
+    ),
 }
 
 
@@ -309,7 +336,12 @@ def test_what_is_no_model_or_no_loss_is_refused() -> None:
 
 
 WRONG_NUMBERS: dict[str, tuple[str, Any, type[Exception], str]] = {
-    "unknown": ("lrr", 0.1, KeyError, "unknown hyperparameter 'lrr'; this step has beta1, beta2, eps, weight_decay, lr, "),
+    "unknown": (
+        "lrr",
+        0.1,
+        KeyError,
+        "unknown hyperparameter 'lrr'; this step has beta1, beta2, eps, weight_decay, lr, ",
+    ),
     "a tensor": ("lr", torch.tensor(0.1), TypeError, "give a number or a schedule"),
     "a string": ("lr", "0.1", TypeError, "was given '0.1'; give a number or a schedule"),
     "nan": ("lr", float("nan"), ValueError, "was given nan"),
@@ -433,7 +465,9 @@ def test_a_buffer_of_another_shape_is_refused_and_one_of_the_same_taken_over(pro
     model[1].running_mean = torch.full((2,), 5.0)
     step(X, Y)
     assert model[1].running_mean is kept
-    torch.testing.assert_close(kept, torch.full((2,), 4.5) + 0.1 * F.linear(X, *before_step(step)).mean(0), rtol=0.1, atol=0.1)
+    torch.testing.assert_close(
+        kept, torch.full((2,), 4.5) + 0.1 * F.linear(X, *before_step(step)).mean(0), rtol=0.1, atol=0.1
+    )
 
 
 def before_step(step: fc.TrainingStep) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
-"""What a loss may contain: all of it becomes one graph, and trains as the ordinary loop of autograd and torch.optim does.
+"""What a loss may contain: all of it becomes one graph, and trains as autograd and torch.optim do.
 
-The graph here is that of AOTAutograd, run operator by operator: it draws the random numbers in the ordinary loop's order,
+The graph here is that of AOTAutograd, run operator by operator: it draws random numbers in the ordinary loop's order,
 so that dropout and noise too can be compared number by number.
 """
 
@@ -203,8 +203,8 @@ def _operators(model: nn.Module, name: str) -> Counter[str]:
 
 
 def test_checkpointed_activations_are_computed_again_in_the_captured_graph() -> None:
-    """What is kept is the input of the two layers: each of their tanh runs twice, and of their products all but the last,
-    whose result no gradient needs."""
+    """What is kept is the input of the two layers: each of their tanh runs twice, and of their products all but the
+    last, whose result no gradient needs."""
     plain = _operators(around(Checkpointed(again=False)), "count_plain")
     again = _operators(around(Checkpointed(again=True)), "count_again")
     assert plain["aten.tanh.default"] == 2

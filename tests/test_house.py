@@ -50,6 +50,10 @@ FLOORS = {
     "fusion_compile._loss": 2,
     "fusion_compile._checkpoint": 2,
     "fusion_compile._roles": 2,
+    "fusion_compile._denoiser_graph": 2,
+    "fusion_compile._step_index": 2,
+    "fusion_compile._hoisted_weights": 2,
+    "fusion_compile._sampler_report": 2,
     "fusion_compile.optim.*": 2,
     # 3: a function over flat state becomes a program; recipes, and the package that shows them
     "fusion_compile._trace": 3,
@@ -59,7 +63,9 @@ FLOORS = {
     # 4: a program becomes fast, and becomes a replay
     "fusion_compile._lower": 4,
     "fusion_compile._capture": 4,
-    # 5: reads, never changes
+    # 5: the parts of a sampler; what reads and never changes
+    "fusion_compile._sampler_program": 5,
+    "fusion_compile._sampler_module": 5,
     "fusion_compile.explain": 5,
     "fusion_compile.explain.*": 5,
     # 6: the two stories

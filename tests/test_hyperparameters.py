@@ -107,7 +107,7 @@ def test_a_callable_of_the_users_is_saved_by_name_and_kept_on_loading() -> None:
     assert "mine" in json.dumps(saved)
     h = example(lr=mine, weight_decay=0.7)
     h.update(h.read(saved))
-    assert h["lr"] is mine and h["weight_decay"] == 0.7
+    assert h["lr"] is mine and h["weight_decay"] == 0.1
 
 
 def test_names_that_a_checkpoint_has_and_this_step_has_not_are_left_out() -> None:

@@ -1,4 +1,4 @@
-"""The module's parameters lie in banks, and nobody need know: saving, copying, sharing and reading them work as ever."""
+"""The module's parameters lie in banks, and nobody need know: saving, copying and reading them work as ever."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import io
 import multiprocessing
 import pickle
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def test_an_average_by_hand_reads_data_and_can_be_swapped_in() -> None:
         for n, p in held.items():
             average[n].mul_(0.9).add_(p.data, alpha=0.1)
         seen.append(held["0.weight"].data.clone())
-    assert not any(torch.equal(a, b) for a, b in zip(seen, seen[1:], strict=False))
+    assert not any(torch.equal(a, b) for a, b in pairwise(seen))
 
     kept = {n: p.data.clone() for n, p in held.items()}
     for n, p in held.items():
@@ -157,7 +158,7 @@ def test_an_average_by_hand_reads_data_and_can_be_swapped_in() -> None:
 def test_evaluation_beside_training_sees_the_weights_of_now() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
     step = compiled(model)
-    (x, y), *_ = data = batches(4)
+    (x, _), *_ = data = batches(4)
     outputs = []
     for batch in data:
         step(*batch)
@@ -167,7 +168,7 @@ def test_evaluation_beside_training_sees_the_weights_of_now() -> None:
             by_hand = model[3](model[1](model[0](x)))
         assert torch.equal(outputs[-1], by_hand)
         model.train()
-    assert not any(torch.equal(a, b) for a, b in zip(outputs, outputs[1:], strict=False))
+    assert not any(torch.equal(a, b) for a, b in pairwise(outputs))
     assert len(step.programs) == 1
 
 
@@ -234,7 +235,9 @@ def test_weights_written_into_the_module_are_those_that_train_on(how: str, dtype
     for name, p in model.named_parameters():
         weight = masters[f"master.{name}"] if dtype == torch.bfloat16 else p.detach()
         # One step moves an entry by about lr = 1e-4; the write had moved it by 1.
-        torch.testing.assert_close(weight, new[name].float(), rtol=0, atol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            weight, new[name].float(), rtol=0, atol=1e-3, msg=lambda m, name=name: f"{name}: {m}"
+        )
         assert not torch.equal(weight, new[name].float())
 
 

@@ -217,6 +217,36 @@ def test_autocast_is_traced_and_not_applied_twice() -> None:
     assert difference(sampler, x, sampler.timesteps[2].expand(2), y) == 0
 
 
+def test_a_region_without_autocast_stays_without_when_the_table_is_filled() -> None:
+    class Careful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.early, self.late = nn.Linear(1, 64), nn.Linear(64, 64)
+
+        def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            with torch.autocast("cpu", enabled=False):
+                scale = self.early(t[:, None] * 1000) + y
+                scale = self.late(scale)
+            out: Tensor = self.late(x) * scale
+            return out
+
+    sampler = optimize_sampler(randomized(Careful()), 4, mode="eager")
+    y = torch.randn(2, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for t in sampler.timesteps:
+            assert difference(sampler, torch.randn(2, 64), t.expand(2), y) == 0
+
+
+def test_calls_inside_and_outside_inference_mode_share_their_tables() -> None:
+    sampler = optimize_sampler(random_dit(), 2, mode="eager")
+    x, t, y = torch.randn(2, 1, 8, 8), sampler.timesteps[:1].expand(2), torch.tensor([1, 2])
+    with torch.inference_mode():
+        assert difference(sampler, x, t, y) == 0
+        assert difference(sampler, x.clone(), t.clone(), y.clone() + 1) == 0
+    assert difference(sampler, x, t, y + 2) == 0
+    assert difference(sampler, x, t, y) == 0
+
+
 def test_compiled_by_inductor_it_agrees_with_the_model() -> None:
     sampler = optimize_sampler(random_dit(depth=1), 2, mode="default")
     x, y = torch.randn(2, 1, 8, 8), torch.tensor([1, 2])

@@ -141,6 +141,7 @@ def test_drop_gives_the_bytes_back_and_prepared_requests_are_served_on() -> None
     assert sampler.free_hoisted_weights(to="drop") == expected
     assert alive(addresses) == set()
     assert difference(sampler, twin) == 0
+    assert torch.equal(sampler.sample(X, Y), make(twin).sample(X, Y))
     with pytest.raises(RuntimeError, match="a new request needs weights"):
         difference(sampler, twin, y=OTHER)
     with pytest.raises(RuntimeError, match="not in the sampler's schedule"):

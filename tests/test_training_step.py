@@ -1,4 +1,4 @@
-"""The training step against the ordinary torch loop, and the laws of its state: skip, accumulation, dtypes, live numbers."""
+"""The training step against the ordinary torch loop, and its laws: skip, accumulation, dtypes, live numbers."""
 
 from __future__ import annotations
 
@@ -68,8 +68,10 @@ def test_metrics_are_torchs_numbers() -> None:
         norm = torch.nn.utils.clip_grad_norm_(before.parameters(), 0.5)
         moved = [p - q for p, q in zip(model.parameters(), before.parameters(), strict=True)]
         torch.testing.assert_close(metrics["grad_norm"], norm)  # before clipping, as torch reports it
-        # The displacement is that of rounded weights: each of about 60 entries is off by half a rounding of a weight near 1.
-        torch.testing.assert_close(metrics["update_norm"], torch.cat([m.flatten() for m in moved]).norm(), rtol=1e-4, atol=0)
+        # The displacement is that of rounded weights: each of about 60 is off by half a rounding of a number near 1.
+        torch.testing.assert_close(
+            metrics["update_norm"], torch.cat([m.flatten() for m in moved]).norm(), rtol=1e-4, atol=0
+        )
         torch.testing.assert_close(metrics["largest"], out.abs().amax())
         torch.testing.assert_close(metrics["per output"], out.mean(0))
         assert torch.equal(metrics["loss"], value) and value.ndim == 0 and not value.requires_grad
@@ -112,7 +114,9 @@ def test_a_number_set_between_steps_counts_from_the_next_step_without_a_new_prog
     assert_same_weights(model, reference)
 
 
-@pytest.mark.parametrize("schedule", [fc.optim.cosine(1e-2, 10, 3), fc.optim.linear(1e-2, 10), lambda step: 1e-2 / (step + 1)])
+@pytest.mark.parametrize(
+    "schedule", [fc.optim.cosine(1e-2, 10, 3), fc.optim.linear(1e-2, 10), lambda step: 1e-2 / (step + 1)]
+)
 def test_a_schedule_is_followed_step_by_step(schedule: fc.optim.Schedule) -> None:
     model, reference = mlp(), mlp()
     step = compiled(model, lr=schedule, mode="eager")
@@ -269,13 +273,13 @@ def test_bf16_parameters_have_an_fp32_master_and_hold_its_rounding() -> None:
         assert p.dtype == torch.bfloat16 and master.dtype == torch.float32
         assert torch.equal(master.to(torch.bfloat16), p)
         assert not torch.equal(master, start[name].float())
-    # One step of 1e-5 is less than half a bf16 spacing for entries over 0.005; without a master none of these would move.
+    # One step of 1e-5 is less than half a bf16 spacing for entries over 0.005; without a master none would move.
     assert any((p != start[n])[start[n].abs() > 0.01].any() for n, p in model.named_parameters())
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_float64_trains_in_float64(program: str) -> None:
-    """Captured too: torch.compile loses plain writes to 0-dim float64 tensors, such as the loss and the powers of beta."""
+    """Captured too: torch.compile loses plain writes to 0-dim float64 tensors, as the loss and the powers of beta."""
     model, reference = mlp(torch.float64), mlp(torch.float64)
     step = compiled(model, lr=1e-2, **PROGRAMS[program])
     losses = [step(*batch) for batch in batches(10, dtype=torch.float64)]

@@ -3,9 +3,6 @@
 from typing import Any
 
 from fusion_compile.explain._explanation import Explanation as Explanation
-from fusion_compile.explain._explanation import Section as Section
-from fusion_compile.explain._explanation import section as section
-from fusion_compile.explain._step import explain_step as explain_step
 
 
 def explain(compiled: Any) -> Any:

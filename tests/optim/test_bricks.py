@@ -84,7 +84,8 @@ def test_orthogonalize_averages_looks_ahead_and_iterates(table: str, twin: Any, 
     mu = 0.8 * mu + 0.2 * g2
     ahead = 0.2 * g2 + 0.8 * mu if nesterov else mu
     same(walk(g2), torch.from_numpy(newton_schulz(ahead.numpy(), twin)))
-    # The first direction is g1's whatever the momentum: Newton-Schulz is blind to scale (Polar Express adds 1e-6 to the norm)
+    # The first direction is g1's whatever the momentum: Newton-Schulz is blind to scale, but for the 1e-6 or less in
+    # the norm
     torch.testing.assert_close(first, torch.from_numpy(newton_schulz(g1.numpy(), twin)), rtol=0, atol=1e-4)
 
 
@@ -151,7 +152,7 @@ def test_an_option_that_is_not_known_lists_those_that_are(build: Any, words: str
 # -- clipping ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bound", [0.5, 5.4, 100.0, math.inf])
+@pytest.mark.parametrize("bound", [0.5, 4.7, 100.0, math.inf])
 def test_clip_is_torch_clip_grad_norm(bound: float) -> None:
     grads = {"a": G1, "b": G2[0]}
     leaves = [torch.nn.Parameter(torch.zeros_like(g)) for g in grads.values()]
@@ -225,11 +226,11 @@ def test_decay_acts_at_z_inside_the_base_and_at_y_by_name() -> None:
 
 
 def test_schedule_free_refuses_to_wrap_itself() -> None:
-    inner = optim.schedule_free(sgd())
+    inner = optim.schedule_free(sgd(), 0.1)
     with pytest.raises(ValueError, match=r"schedule_free\(sgd\) already moves the gradient point"):
-        optim.schedule_free(inner)
+        optim.schedule_free(inner, 0.1)
     with pytest.raises(ValueError, match=r"partition already moves the gradient point"):
-        optim.schedule_free(optim.partition({"scalar": inner}))
+        optim.schedule_free(optim.partition({"scalar": inner}), 0.1)
 
 
 # -- joining ----------------------------------------------------------------------------------------------------------
@@ -239,7 +240,7 @@ def test_chain_refuses_nothing_at_all_and_two_gradient_points() -> None:
     with pytest.raises(ValueError, match="at least one transform"):
         optim.chain()
     with pytest.raises(ValueError, match=r"schedule_free\(a\), schedule_free\(b\) both move the point"):
-        optim.chain(*(optim.schedule_free(optim.chain(sgd(), name=name)) for name in "ab"))
+        optim.chain(*(optim.schedule_free(optim.chain(sgd(), name=name), 0.1) for name in "ab"))
 
 
 def test_a_chain_passes_on_the_gradient_point_of_its_one_mover() -> None:

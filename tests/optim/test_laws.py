@@ -1,4 +1,4 @@
-"""What holds for every recipe: purity, structure, banks, donation, one graph, live numbers, odd gradients, convergence."""
+"""What holds for every recipe: purity, structure, banks, donation, one graph, live numbers, odd gradients, descent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our recipes, through `compile_training_step`, against what the official implementations did (tests/data/README.md)."""
+"""Our recipes, through `compile_training_step`, against what official implementations did (tests/data/README.md)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ FP32: dict[str, Any] = {"hot_dtype": torch.float32}
 
 
 def sf_muon(weight_decay: float = 0.0) -> Transform:
-    """Schedule-Free over Muon on matrices, plain AdamW on the rest: composed, as a user would, from the public parts."""
+    """Schedule-Free over Muon on matrices, plain AdamW on the rest, composed as a user would from public parts."""
     spectral = optim.chain(
         optim.orthogonalize(0.95, **FP32),
         optim.scale_by_shape("original"),
@@ -64,7 +64,7 @@ def ratios(name: str, transform: Transform, updates: tuple[int, ...] = UPDATES) 
 
 @pytest.mark.parametrize("name", CASES)
 def test_recipe_follows_the_official_trajectory(name: str) -> None:
-    """At most 1: within 3·floor + 2e-5 + 1e-7/‖displacement‖, the README's bound for other kernels and one-ulp gradients."""
+    """At most 1: within 3·floor + 2e-5 + 1e-7/‖displacement‖, the README's bound for other kernels."""
     far = {key: ratio for key, ratio in ratios(name, OFFICIAL[name]()).items() if not ratio <= 1}
     assert not far, far
 

@@ -194,7 +194,7 @@ def test_matrix_recipe_moves_as_the_package_in_bf16(which: str) -> None:
     """Displacement cosine at least 0.999 and norm ratio within 0.5 % (measured: 0.99998 and 0.06 %).
 
     The Newton-Schulz of both is bf16, and ours is batched: other kernels, other roundings. Without the ridge, 50 steps
-    of torch.optim.Muon against itself with gradients moved by one ulp have a cosine of 0.9986 (ours against it: 0.9984).
+    of torch.optim.Muon against itself with gradients moved by one ulp have a cosine of 0.9986 (ours to it: 0.9984).
     """
     model = small_dit()
     peer, start = copy.deepcopy(model), {n: p.detach().clone() for n, p in model.named_parameters()}
