@@ -10,7 +10,7 @@ from typing import Any
 import _cuda_graph_probe as probe
 import torch
 from _gpu_checks import Setting
-from _measure import Timing, compare, interleaved, wait
+from _measure import Timing, compare, interleaved, tensor_bytes, wait
 from _rows import Check, NotRun, Rows
 from _training_loops import (
     Step,
@@ -33,7 +33,8 @@ LOOP, AGAIN, MANUAL = "compiled model + AdamW(fused)", "the same again", "manual
 MODE = "max-autotune"
 BUDGETS = {"fusion_compile adamw": 1.0, "fusion_compile sf_normuon": 1.1}
 """Largest ratio of a whole step to `LOOP`, as docs/performance.md states it."""
-MEMORY_BUDGET = 1.02
+MEMORY_BUDGET = 1.005
+"""Largest ratio of the highest points of memory: no higher, and half a percent for the allocator's rounding."""
 
 
 def train_speed(rows: Rows, setting: Setting, *, batch_size: int = 256, rounds: int = 12) -> None:
@@ -45,6 +46,7 @@ def train_speed(rows: Rows, setting: Setting, *, batch_size: int = 256, rounds: 
     steps: dict[str, Step] = {}
     peaks: dict[str, int] = {}
     batch: list[tuple[Tensor, ...]] = []
+    gradient_bytes = [1]
 
     def loop(model: DiT) -> Step:
         return compiled_model_loop(model, loss_fn, **_how(setting, MODE)).step
@@ -61,6 +63,7 @@ def train_speed(rows: Rows, setting: Setting, *, batch_size: int = 256, rounds: 
             held = torch.cuda.memory_allocated(device) if setting.on_gpu else 0
             began = time.monotonic()
             model = build(make, device)
+            gradient_bytes[0] = tensor_bytes(model.parameters())
             if not batch:
                 batch.append(images(model, size, device))
             step = contender(model)
@@ -82,8 +85,8 @@ def train_speed(rows: Rows, setting: Setting, *, batch_size: int = 256, rounds: 
             if setting.on_gpu:
                 skips = seen.counted("cudagraph_skips")
                 c.note(f"{seen.recordings} graphs recorded, {seen.replays} replays, {skips} skips")
-                c.require(skips == 0, "Inductor left CUDA graphs alone")
                 if isinstance(step, fc.TrainingStep):
+                    c.require(skips == 0, "Inductor left CUDA graphs alone")
                     c.require(seen.replays == 4, f"{seen.replays} replays in four steps")
             steps[name] = step
 
@@ -97,7 +100,11 @@ def train_speed(rows: Rows, setting: Setting, *, batch_size: int = 256, rounds: 
                 c.require_on_gpu(False, "")
                 return
             ratio = peaks[name] / peaks[LOOP]
-            c.note(f"{ratio:.3f} of the ordinary loop's, budget {MEMORY_BUDGET}", ratio=ratio)
+            excess = (peaks[name] - peaks[LOOP]) / gradient_bytes[0]
+            c.note(
+                f"{ratio:.3f} of the ordinary loop's, budget {MEMORY_BUDGET}; {excess:+.2f} times all gradients",
+                ratio=ratio,
+            )
             c.require(ratio <= MEMORY_BUDGET, "over the budget")
 
         return body
@@ -180,6 +187,7 @@ def sampler_speed(rows: Rows, setting: Setting, *, size: int = 4, n_steps: int =
 
         names = ("compiled model", "sampler", "compiled model again")
         contenders = dict(zip(names, map(through, (compiled, fast, compiled)), strict=True))
+        # Two schedules until the sampler trusts its caller and stops looking at the timestep.
         warmup = 3 * n_steps
         timings = compare(interleaved(contenders, device, rounds=rounds, calls=calls, warmup=warmup), "compiled model")
         for name, t in timings.items():

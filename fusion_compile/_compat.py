@@ -57,8 +57,8 @@ def tracing_gradients() -> Iterator[None]:
 def region(name: str) -> contextlib.AbstractContextManager[Any]:
     """Tag the nodes traced inside with ``meta["custom"]["region"]``.
 
-    ``"backward"`` carries the tags by which torch finds the place to recompute checkpointed activations: torch 2.11 needs
-    ``remat_pass_tag`` and ignores checkpointing without a word otherwise; later ones look for ``phase``.
+    ``"backward"`` carries the tags by which torch finds the place to recompute checkpointed activations: torch 2.11
+    needs ``remat_pass_tag`` and ignores checkpointing without a word otherwise; later ones look for ``phase``.
     """
     tags = {"region": name}
     if name == "backward":
@@ -72,9 +72,9 @@ def mark_static(tensor: Tensor) -> None:
 
 
 def write(target: Tensor, value: Tensor) -> None:
-    """``target.copy_(value)``, inside a traced program. Torch 2.13 takes the write to a 0-dim float64 input on the CPU
-    out of the graph without a word (it holds such inputs for Python numbers, and such writes for unused); through a view
-    it stays."""
+    """``target.copy_(value)``, inside a traced program. Torch 2.13 takes the write to a 0-dim float64 input on the
+    CPU out of the graph without a word (it holds such inputs for Python numbers, and such writes for unused); through a
+    view it stays."""
     view = target.view(()) if target.ndim == 0 and target.dtype == torch.float64 else target
     view.copy_(value)
 
@@ -90,9 +90,8 @@ def own_code(fn: Callable[..., Any]) -> Callable[..., Any]:
 def observed_backend(backend: str, mode: str, on_graph: GraphObserver) -> Callable[..., Any]:
     """A torch.compile backend that shows each captured graph to `on_graph` and then does what `backend` does."""
     if backend == "inductor":
-        inner: Callable[..., Any] = torch._TorchCompileInductorWrapper(
-            None if mode == "default" else mode, None, dynamic=False
-        )
+        wrapper: Any = torch._TorchCompileInductorWrapper  # what torch.compile itself makes of its mode
+        inner: Callable[..., Any] = wrapper(None if mode == "default" else mode, None, dynamic=False)
     else:
         inner = torch._dynamo.lookup_backend(backend)
 

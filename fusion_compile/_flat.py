@@ -5,7 +5,7 @@ Kept by hand rather than with torch's pytrees because the paths are a file forma
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +18,7 @@ def flatten(tree: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
     if isinstance(tree, Tensor):
         yield path, tree
         return
+    children: Iterable[tuple[str, Any]]
     if isinstance(tree, dict):
         children = tree.items()
     elif hasattr(tree, "_fields"):
@@ -35,9 +36,7 @@ def form(tree: Any, path: str = "") -> Any:
     if isinstance(tree, dict):
         return {k: form(v, f"{path}/{k}" if path else k) for k, v in tree.items()}
     if hasattr(tree, "_fields"):
-        return type(tree)(
-            *(form(v, f"{path}/{k}" if path else k) for k, v in zip(tree._fields, tree, strict=True))
-        )
+        return type(tree)(*(form(v, f"{path}/{k}" if path else k) for k, v in zip(tree._fields, tree, strict=True)))
     return tuple(form(v, f"{path}/{i}" if path else str(i)) for i, v in enumerate(tree))
 
 

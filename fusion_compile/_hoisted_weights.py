@@ -123,7 +123,7 @@ class ReleasableWeights:
             storage = everything[members[0]].untyped_storage()
             others = [n for n in members if n not in names]
             if storage.nbytes() > sum({id(everything[n]): _bytes(everything[n]) for n in wanted}.values()):
-                why = "it is a view into a larger storage (a training step's bank?); call step.release() or sample from a copy"
+                why = "it is part of a larger storage (a training step's?); call step.release() or sample from a copy"
                 declined.update(dict.fromkeys(wanted, why))
             elif others:
                 declined.update(dict.fromkeys(wanted, f"it shares its storage with {others[0]}, which is needed"))
@@ -133,7 +133,7 @@ class ReleasableWeights:
                 if self._take_out({n: everything[n] for n in wanted}, to):
                     released += size
                 else:
-                    why = "something else holds its memory (a TrainingStep, an EMA?); call step.release() or sample from a copy"
+                    why = "something holds its memory (a TrainingStep?); call step.release() or sample from a copy"
                     declined.update(dict.fromkeys(wanted, why))
         return Released(released, declined)
 

@@ -64,10 +64,17 @@ class Hyperparameters(MutableMapping[str, float | Schedule]):
         return f"Hyperparameters({', '.join(f'{k}={v}' for k, v in self._values.items())})"
 
     def apply_schedules(self, step: int) -> None:
-        """Write every schedule's value at `step` steps taken."""
-        for name, value in self._values.items():
-            if callable(value):
-                self._write(name, float(value(step)))
+        """Write every schedule's value at `step` steps taken. A value that is nan is a ValueError, and none is
+        written.
+        """
+        due = {name: float(value(step)) for name, value in self._values.items() if callable(value)}
+        for name, number in due.items():
+            if math.isnan(number):
+                raise ValueError(
+                    f"the schedule of hyperparameter {name!r} gave nan at step {step}: {self._values[name]}."
+                )
+        for name, number in due.items():
+            self._write(name, number)
 
     def by_name(self, tensor: Tensor) -> dict[str, Tensor]:
         """0-dim tensors by name from a tensor like `tensor` (inside the program, from its input)."""

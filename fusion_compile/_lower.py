@@ -56,7 +56,8 @@ def no_recompile() -> Iterator[None]:
             raise
         reasons = [line.partition(": ")[2] for line in str(error).splitlines() if line.lstrip().startswith("- ")]
         raise RuntimeError(
-            f"the compiled program no longer fits what surrounds it ({'; '.join(reasons)}). Call it as it was called at "
-            f"first (autocast, train/eval of every submodule, frozen parameters and buffers unchanged), or compile it "
+            f"the compiled program no longer fits what surrounds it ({'; '.join(reasons)}). Call it as it was called "
+            f"at first (autocast, train/eval of every submodule, frozen parameters and buffers unchanged), or "
+            f"compile it "
             f"again."
         ) from None

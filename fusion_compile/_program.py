@@ -42,7 +42,9 @@ class Program:
         return sum(n.target is torch.autograd.grad for n in self.graph.graph.nodes)
 
     def findings(self, *, thorough: bool) -> tuple[Finding, ...]:
-        """Host syncs and operators that cannot be captured. `thorough` looks at ATen's operators too, backward included."""
+        """Host syncs and operators that cannot be captured. `thorough` looks at ATen's operators too, backward
+        included.
+        """
         found = find_host_syncs(self.graph)
         return tuple(dict.fromkeys((*found, *(find_host_syncs(self.aten) if thorough else ()))))
 
@@ -61,4 +63,3 @@ def refuse_host_syncs(findings: tuple[Finding, ...]) -> None:
     if findings:
         first = findings[0]
         raise ValueError(f"{first.where or 'the step'}\n{first.op}: {first.why} {first.remedy}")
-

@@ -11,7 +11,9 @@ from torch import nn
 SPECTRAL_MIN_SIDE = 128
 """Matrices with a shorter side are updated element by element: Newton-Schulz gains nothing there."""
 
-_HEAD_NAME = re.compile(r"(^|\.)(lm_head|head|heads|classifier|unembed|to_logits|fc_out|proj_out|final_layer\.linear|final_layer)\.weight$")
+_HEAD_NAME = re.compile(
+    r"(^|\.)(lm_head|head|heads|classifier|unembed|to_logits|fc_out|proj_out|final_layer\.linear|final_layer)\.weight$"
+)
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -40,7 +42,9 @@ def _check_patterns(option: str, patterns: Sequence[str], names: Sequence[str]) 
 
 
 def _output_head(model: nn.Module) -> str | None:
-    """Name of the last linear or convolution, when it is the model's last child itself (``nn.Sequential(..., Linear)``)."""
+    """Name of the last linear or convolution, when it is the model's last child itself (``nn.Sequential(...,
+    Linear)``).
+    """
     module, prefix = model, ""
     while True:
         children = list(module.named_children())

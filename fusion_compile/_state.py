@@ -59,7 +59,7 @@ class Bank:
             return [part.view(p.shape) if whole else part for part, p in zip(parts, self.places, strict=True)]
         ends = [p.at for p in self.places[1:]] + [self.length]
         sizes = [end - p.at for p, end in zip(self.places, ends, strict=True)]
-        padded = tensor.split(sizes)
+        padded = torch.split(tensor, sizes)
         return [part[: p.numel].view(p.shape) for part, p in zip(padded, self.places, strict=True)]
 
     def join(self, parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -205,9 +205,9 @@ class Residence:
                 )
             if not parameter.is_set_to(place):
                 raise RuntimeError(
-                    f"{name} {list(place.shape)} was rebound (.data = …, .to(), .half()) after compile_training_step(); "
-                    f"the compiled program still updates the old memory. Copy into it (parameter.copy_) or compile the "
-                    f"step again."
+                    f"{name} {list(place.shape)} was rebound (.data = …, .to(), .half()) after "
+                    f"compile_training_step(); the compiled program still updates the old memory. Copy into it "
+                    f"(parameter.copy_) or compile the step again."
                 )
             if not parameter.requires_grad:
                 raise RuntimeError(

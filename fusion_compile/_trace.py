@@ -68,8 +68,8 @@ def pure_step(
 ) -> Callable[[Tensors, tuple[Any, ...]], Tensors]:
     """The step as a function that changes none of its arguments and returns the new values by key.
 
-    `one_backward`: with `accumulate`, all forwards before one backward instead of by turns. torch recomputes checkpointed
-    activations in one backward region only, so a step that checkpoints and accumulates needs this form.
+    `one_backward`: with `accumulate`, all forwards before one backward instead of by turns. torch recomputes
+    checkpointed activations in one backward region only, so a step that checkpoints and accumulates needs this form.
     """
     layout, transform, cast_to = plan.layout, plan.transform, plan.compute_dtype
 
@@ -102,8 +102,8 @@ def pure_step(
         return total
 
     def with_written_weights(state: Tensors) -> Tensors:
-        """`state`, in which a lower-precision module's weights count wherever they are not the rounding of their master:
-        there somebody wrote into the module (``load_state_dict``, ``p.data.copy_``) since the last step."""
+        """`state`, in which a lower-precision module's weights count wherever they are not the rounding of their
+        master: there somebody wrote into the module (``load_state_dict``, ``p.data.copy_``) since the last step."""
         masters: Tensors = {}
         for b in layout.banks:
             if b.dtype != layout.state_dtype:

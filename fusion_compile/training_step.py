@@ -37,8 +37,8 @@ class _DisjointBackwards(ValueError):
 class TrainingStep:
     """A compiled training step. Call it with a batch; the module it was built from always holds the deployable weights.
 
-    Attributes: `hyperparameters` (live numbers and schedules), `metrics`, `routes` (which parameter went where and why),
-    `layout` (banks), `programs` (what was captured). Made by `compile_training_step`.
+    Attributes: `hyperparameters` (live numbers and schedules), `metrics`, `routes` (which parameter went where and
+    why), `layout` (banks), `programs` (what was captured). Made by `compile_training_step`.
     """
 
     def __init__(
@@ -97,7 +97,8 @@ class TrainingStep:
         if self.model.training != self._training:
             now, then = ("train", "eval") if self.model.training else ("eval", "train")
             raise RuntimeError(
-                f"the model is in {now} mode, but the step was compiled in {then} mode; call model.{then}() before the step."
+                f"the model is in {now} mode, but the step was compiled in {then} mode; call model.{then}() before "
+                f"the step."
             )
         self._residence.check()
         signature = _batch.signature(batch, self.layout.device)
@@ -126,7 +127,8 @@ class TrainingStep:
         _batch.check_same_kind(signature, self._compiled)
         if len(self._compiled) >= MAX_PROGRAMS:
             raise ValueError(
-                f"this would be batch shape number {MAX_PROGRAMS + 1}: each shape is a program of its own. Pad or bucket the "
+                f"this would be batch shape number {MAX_PROGRAMS + 1}: each shape is a program of its own. Pad or "
+                f"bucket the "
                 f"batches, or drop the last incomplete one (DataLoader(drop_last=True))."
             )
         accumulate = self._plan.accumulate
@@ -151,7 +153,9 @@ class TrainingStep:
         self._compiled[signature] = run
 
     def _first_run(self, advance: Callable[[Tensors, tuple[Any, ...]], Tensors], batch: tuple[Any, ...]) -> Any:
-        """Compile `advance` and take the first step with it. Raises what refused the graph, and then nothing has run."""
+        """Compile `advance` and take the first step with it. Raises what refused the graph, and then nothing has
+        run.
+        """
 
         def observe(graph: torch.fx.GraphModule, inputs: list[Any]) -> None:
             program = _program.Program(graph)
@@ -192,14 +196,17 @@ class TrainingStep:
         self._facts = facts
         if facts.unused:
             warnings.warn(
-                f"the loss never reads {', '.join(facts.unused)}: their gradient counts as zero, so weight decay still acts. "
+                f"the loss never reads {', '.join(facts.unused)}: their gradient counts as zero, so weight decay "
+                f"still acts. "
                 f"Freeze them (requires_grad=False) before compile_training_step() to leave them alone.",
                 stacklevel=4,
             )
 
     def release(self) -> nn.Module:
-        """End training: the model's parameters get memory of their own again, the step's state is dropped, and the model is
-        returned. Afterwards the model is as any other (its weights can be freed one by one) and the step refuses to run."""
+        """End training: the parameters get memory of their own again, the state is dropped, the model is returned.
+
+        Afterwards the model is as any other (its weights can be freed one by one) and the step refuses to run.
+        """
         self._residence.move_out()
         self._state.clear()
         self._compiled.clear()
@@ -226,7 +233,9 @@ class TrainingStep:
         _checkpoint.save(path, self.state_dict())
 
     def load(self, path: str | PathLike[str]) -> None:
-        """Load a folder that `save` wrote; the random state comes back too, so that a resumed run is bitwise the same."""
+        """Load a folder that `save` wrote; the random state comes back too, so that a resumed run is bitwise the
+        same.
+        """
         self.load_state_dict(_checkpoint.load(path, self.layout.device))
 
     def gradient_point(self) -> Tensors:
@@ -275,12 +284,14 @@ def compile_training_step(
 ) -> TrainingStep:
     """Turn forward, backward and optimizer of `model` into one compiled program.
 
-    `loss_fn`: ``(model, *batch) -> loss`` or ``(loss, {name: metric})``, a 0-dim loss; it may draw noise and timesteps on
+    `loss_fn`: ``(model, *batch) -> loss`` or ``(loss, {name: metric})``, a 0-dim loss; it may draw noise and
+    timesteps on
     the device. `optimizer`: a recipe's name (``fusion_compile.optim.RECIPES``) or a `Transform`. `lr`: replaces the
     recipe's (unit: see the recipe). `compute_dtype`: weights and the model's floating inputs are cast to it inside the
     program; state stays fp32. `accumulate`: micro-batches per step, run inside the program; the loss and its gradient
     are their means. `clip_grad_norm`: bound on the global gradient norm; live under that name. `skip_nonfinite`: a step
-    whose gradient norm is not finite in fp32 changes nothing and counts in ``metrics["skipped"]``. `mode`: torch.compile's
+    whose gradient norm is not finite in fp32 changes nothing and counts in ``metrics["skipped"]``. `mode`:
+    torch.compile's
     modes or ``"eager"`` (the same step, uncompiled); None is ``"max-autotune"`` on CUDA, ``"default"`` on a CPU.
     `force_scalar`, `force_spectral`: regular expressions over full parameter names that override the routing.
 
@@ -313,7 +324,8 @@ def compile_training_step(
     stray = [r.name for r in routes if r.role not in roles]
     if stray:
         raise ValueError(
-            f"{transform.name} handles only {', '.join(roles)} parameters, but {stray[0]} is not one; give the rest a transform "
+            f"{transform.name} handles only {', '.join(roles)} parameters, but {stray[0]} is not one; give the rest "
+            f"a transform "
             f"of their own: optim.partition({{'spectral': …, 'scalar': …}})."
         )
     layout = build_layout(model, routes)

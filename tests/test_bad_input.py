@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fusion_compile as fc
-from tests.small_models import PROGRAMS, batches, bits, compiled, differing, mlp, squared_error
+from tests.refusals import refused, works
+from tests.small_models import PROGRAMS, batches, compiled, mlp, squared_error
 
 Fault = Callable[[Tensor, Tensor, Tensor], Any]
 
@@ -28,24 +27,6 @@ class Faulty:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Any:
         out = model(x)
         return F.mse_loss(out, y) if self.repaired else self.fault(out, x, y)
-
-
-@contextmanager
-def refused(step: fc.TrainingStep, error: type[Exception], *words: str) -> Iterator[None]:
-    """The block raises `error` with all of `words` in its message, and no bit of the step's state changes."""
-    before = bits(step)
-    with pytest.raises(error) as caught:
-        yield
-    missing = [w for w in words if w not in str(caught.value)]
-    assert not missing, f"{missing} not in: {caught.value}"
-    assert differing(before, bits(step)) == []
-
-
-def works(step: fc.TrainingStep) -> bool:
-    """Whether a good batch is taken and moves the weights."""
-    before = bits(step)
-    step(*batches(1)[0])
-    return any(n.startswith("module/") for n in differing(before, bits(step)))
 
 
 @pytest.fixture(params=PROGRAMS)
@@ -363,113 +344,3 @@ def test_a_close_hyperparameter_is_suggested_and_none_can_be_removed() -> None:
         step.hyperparameters["weightdecay"]
     with refused(step, TypeError, "'lr' is part of the compiled program and cannot be removed"):
         del step.hyperparameters["lr"]
-
-
-# ---------------------------------------------------------------------- what happens around a compiled step
-
-
-def _replace(model: nn.Sequential) -> None:
-    model[0].weight = nn.Parameter(torch.zeros(8, 4))
-
-
-def _retie(model: nn.Sequential) -> None:
-    model[0].weight = model[0].twin.weight
-
-
-REBINDINGS: dict[str, tuple[Callable[[Any], object], str, str]] = {
-    ".data =": (lambda m: setattr(m[0].weight, "data", torch.zeros(8, 4)), "0.weight [8, 4]", "was rebound"),
-    ".data = a transposed view": (
-        lambda m: setattr(m.square, "data", m.square.data.t()),
-        "square [3, 3]",
-        "was rebound",
-    ),
-    ".double()": (lambda m: m.double(), "square [3, 3]", "was rebound"),
-    ".to(meta)": (lambda m: m[2].to("meta"), "2.weight", "was re"),
-    "a new Parameter": (_replace, "0.weight [8, 4]", "was replaced by another tensor"),
-    "tied to another": (_retie, "0.weight [8, 4]", "was replaced by another tensor"),
-    "frozen": (lambda m: m[0].weight.requires_grad_(False), "0.weight [8, 4]", "was frozen"),
-}
-
-
-@pytest.mark.parametrize("kind", REBINDINGS)
-def test_a_parameter_rebound_after_compile_is_refused_by_its_full_name(kind: str) -> None:
-    rebind, name, how = REBINDINGS[kind]
-    model = mlp()
-    model.square = nn.Parameter(torch.randn(3, 3))
-    model[0].twin = nn.Linear(4, 8)
-
-    def loss(model: nn.Sequential, x: Tensor, y: Tensor) -> Tensor:
-        return F.mse_loss(model(x), y) + model.square.square().sum() + model[0].twin(x).square().mean()
-
-    step = compiled(model, loss, mode="eager")
-    step(X, Y)
-    rebind(model)
-    kept = {n: t.clone() for n, t in step._state.items()}
-    with pytest.raises(RuntimeError, match=rf"{re.escape(name)}.*{how}.*compile the step again"):
-        step(X, Y)
-    assert all(torch.equal(t, kept[n]) for n, t in step._state.items())
-
-
-def test_a_rebound_parameter_that_is_put_back_trains_again(program: dict[str, Any]) -> None:
-    model = mlp()
-    step = compiled(model, **program)
-    step(X, Y)
-    place = model[0].weight.data
-    model[0].weight.data = torch.zeros(8, 4)
-    with pytest.raises(RuntimeError, match="was rebound"):
-        step(X, Y)
-    model[0].weight.data = place
-    assert works(step)
-
-
-def test_a_step_in_inference_mode_is_refused() -> None:
-    step = compiled(mlp(), mode="eager")
-    for _ in range(2):  # before it was compiled, and after
-        with refused(step, RuntimeError, "inside torch.inference_mode(); call it outside"), torch.inference_mode():
-            step(X, Y)
-        assert works(step)
-
-
-def test_a_step_with_the_model_in_eval_mode_is_refused() -> None:
-    model = mlp()
-    step = compiled(model, mode="eager")
-    for _ in range(2):
-        model.eval()
-        with refused(step, RuntimeError, "the model is in eval mode", "call model.train() before the step"):
-            step(X, Y)
-        model.train()
-        assert works(step)
-
-
-def test_what_would_make_dynamo_compile_again_is_refused_with_its_reason() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 2))
-    step = compiled(model)
-    step(X, Y)
-    with refused(step, RuntimeError, "no longer fits", "autocast"), torch.autocast("cpu", torch.bfloat16):
-        step(X, Y)
-    model[1].eval()
-    with refused(step, RuntimeError, "no longer fits", "train/eval of every submodule"):
-        step(X, Y)
-    model[1].train()
-    assert works(step) and len(step.programs) == 1
-
-
-def test_a_buffer_of_another_shape_is_refused_and_one_of_the_same_taken_over(program: dict[str, Any]) -> None:
-    model = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))
-    step = compiled(model, **program)
-    step(X, Y)
-    kept = model[1].running_mean
-    model[1].running_mean = torch.zeros(3)
-    with pytest.raises(RuntimeError, match=r"buffer 1.running_mean was replaced by torch.float32 \[3\] on cpu"):
-        step(X, Y)
-    model[1].running_mean = torch.full((2,), 5.0)
-    step(X, Y)
-    assert model[1].running_mean is kept
-    torch.testing.assert_close(
-        kept, torch.full((2,), 4.5) + 0.1 * F.linear(X, *before_step(step)).mean(0), rtol=0.1, atol=0.1
-    )
-
-
-def before_step(step: fc.TrainingStep) -> tuple[Tensor, Tensor]:
-    """Weight and bias now: one step of 1e-3 from those the forward used, well within the tolerance."""
-    return step.model[0].weight.detach(), step.model[0].bias.detach()

@@ -126,3 +126,13 @@ def test_reading_changes_nothing_and_names_a_schedule_of_another_version() -> No
 def test_fp64_models_get_fp64_numbers() -> None:
     h = Hyperparameters({"lr": 0.1}, CPU, torch.float64)
     assert float(h.tensor[0]) == 0.1
+
+
+def test_a_schedule_that_gives_nan_later_is_refused_and_writes_nothing() -> None:
+    numbers = Hyperparameters({"lr": 1.0, "momentum": 0.9}, torch.device("cpu"), torch.float32)
+    numbers["momentum"] = lambda step: 0.5
+    numbers["lr"] = lambda step: float("nan") if step else 1.0
+    before = numbers.tensor.clone()
+    with pytest.raises(ValueError, match=r"'lr' gave nan at step 3"):
+        numbers.apply_schedules(3)
+    assert torch.equal(numbers.tensor, before)

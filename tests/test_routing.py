@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from dit import DiT
 from torch import nn
 
 from fusion_compile import compile_training_step
 from fusion_compile._routing import Route, route
-from tests.dit_problem import DiT
 
 BOTH = ("spectral", "scalar")
 

@@ -13,6 +13,7 @@ def explain(compiled: Any) -> Any:
     method = getattr(compiled, "explain", None)
     if method is None:
         raise TypeError(
-            f"explain() got a {type(compiled).__name__}; it explains what compile_training_step() and optimize_sampler() return."
+            f"explain() got a {type(compiled).__name__}; it explains what compile_training_step() and "
+            f"optimize_sampler() return."
         )
     return method()

@@ -27,7 +27,8 @@ class Section:
 class Explanation:
     """Facts about a compiled object. ``print(explanation)`` gives plain text; `show` draws tables on the terminal.
 
-    `findings`: host syncs and operators that a CUDA graph cannot hold, each with the user's line, the reason, the remedy.
+    `findings`: host syncs and operators that a CUDA graph cannot hold, each with the user's line, the reason, the
+    remedy.
     """
 
     title: str

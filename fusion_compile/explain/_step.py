@@ -48,7 +48,8 @@ def _banks(layout: Layout, state: Tensors) -> Section:
 def _routes(routes: Sequence[Route]) -> Section:
     """One row for all parameters that differ only in a layer's number."""
     repeats = Counter(
-        (re.sub(r"(?<=\.)\d+(?=\.)", "*", r.name, count=1), "×".join(map(str, r.shape)) or "0-D", r.role, r.reason) for r in routes
+        (re.sub(r"(?<=\.)\d+(?=\.)", "*", r.name, count=1), "×".join(map(str, r.shape)) or "0-D", r.role, r.reason)
+        for r in routes
     )
     rows = [(name, count, *rest) for (name, *rest), count in repeats.items()]
     return section("Routing", ("parameter", "how many", "shape", "role", "why"), rows)
@@ -64,6 +65,5 @@ def _graph(index: int, program: Program) -> Section:
     for region in REGIONS:
         most = ", ".join(f"{name} {n}" for name, n in counts[region].most_common(_MOST_OPERATORS))
         rows.append((region, counts[region].total(), most))
-    return section(
-        f"Program {index}: one graph, {program.nodes} calls as captured", ("region", "ATen calls", "most frequent"), rows
-    )
+    heading = f"Program {index}: one graph, {program.nodes} calls as captured"
+    return section(heading, ("region", "ATen calls", "most frequent"), rows)

@@ -40,13 +40,16 @@ def chain(*transforms: Transform, name: str = "chain") -> Transform:
             return moves(params, state[at], context)
 
     roles = tuple(dict.fromkeys(role for t in transforms for role in t.roles))
-    return Transform(init, update, merge_hyperparameters(*(t.hyperparameters for t in transforms)), roles, gradient_point, name)
+    return Transform(
+        init, update, merge_hyperparameters(*(t.hyperparameters for t in transforms)), roles, gradient_point, name
+    )
 
 
 def partition(transforms: Mapping[str, Transform], name: str = "partition") -> Transform:
     """One transform for each role: bank ``"spectral/384x1536"`` goes to ``transforms["spectral"]``.
 
-    The state is a dictionary by role, of the roles that have parameters. A bank whose role has no transform is a ValueError.
+    The state is a dictionary by role, of the roles that have parameters. A bank whose role has no transform is a
+    ValueError.
     """
 
     def part_of(tensors: Tensors, role: str) -> Tensors:

@@ -26,7 +26,9 @@ SPECTRAL = "spectral"
 
 
 class Named(NamedTuple):
-    """A hyperparameter under a name of its own, for when two parts of an optimizer must differ: ``Named("scalar_lr", 3e-4)``."""
+    """A hyperparameter under a name of its own, for when two parts of an optimizer must differ: ``Named("scalar_lr",
+    3e-4)``.
+    """
 
     name: str
     value: float | Schedule
@@ -55,8 +57,8 @@ class Transform(NamedTuple):
     """Pure functions, the default hyperparameters, and the roles the transform wants parameters to have.
 
     ``init(params) -> state``; ``update(updates, state, params, context) -> (updates, state)``; neither changes its
-    arguments. `roles`: empty when any parameter will do. ``gradient_point(params, state, context) -> params`` gives the weights at which the loss is
-    differentiated where they are not the parameters themselves (Schedule-Free's y).
+    arguments. `roles`: empty when any parameter will do. ``gradient_point(params, state, context) -> params`` gives
+    the weights at which the loss is differentiated where they are not the parameters themselves (Schedule-Free's y).
     """
 
     init: Callable[[Tensors], State]
@@ -103,7 +105,7 @@ def merge_hyperparameters(*declared: Mapping[str, float | Schedule]) -> dict[str
             if name in merged and merged[name] != value:
                 raise ValueError(
                     f"hyperparameter {name!r} is declared twice with different values ({merged[name]} and {value}); "
-                    f"give one of them its own name, for example Named('scalar_{name}', {value})."
+                    f"give both the same value, or one of them a name of its own: Named('scalar_{name}', {value})."
                 )
             merged[name] = value
     return merged

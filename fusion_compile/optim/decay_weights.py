@@ -7,7 +7,8 @@ from fusion_compile.optim._transform import Context, Scalar, Transform, declare,
 
 
 def add_decayed_weights(weight_decay: Scalar = 0.0) -> Transform:
-    """Add ``weight_decay * params`` to the updates; put it before `scale_by_learning_rate`, so that the decay is times lr.
+    """Add ``weight_decay * params`` to the updates; put it before `scale_by_learning_rate`, so that the decay is
+    times lr.
 
     `weight_decay`: per unit of lr; a step multiplies the weights by ``1 - lr * weight_decay``. Inside `schedule_free`
     the params it sees are z, so the decay acts at z.

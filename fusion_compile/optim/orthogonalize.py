@@ -27,8 +27,8 @@ def orthogonalize(
 ) -> Transform:
     """``NS(lerp(g, mu, momentum))`` after ``mu ← lerp(mu, g, 1 - momentum)``; without Nesterov ``NS(mu)``.
 
-    The result has singular values near 1: one unit is one unit of spectral norm. `table`: ``"jordan"``, ``"quintic"`` or
-    ``"polar_express"``; `hot_dtype`: dtype of the matrix products, ``bfloat16``, ``float16`` or ``float32``.
+    The result has singular values near 1: one unit is one unit of spectral norm. `table`: ``"jordan"``, ``"quintic"``
+    or ``"polar_express"``; `hot_dtype`: dtype of the matrix products, ``bfloat16``, ``float16`` or ``float32``.
     Deviations: none from ``torch.optim.Muon`` (exponential-average momentum; norm clamped at 1e-7).
     """
     if table not in TABLES:

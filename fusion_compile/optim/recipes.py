@@ -24,7 +24,9 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.01,
 ) -> Transform:
-    """AdamW for every parameter (1711.05101), as ``torch.optim.AdamW``. lr: size of a step of one entry. 8 bytes a parameter."""
+    """AdamW for every parameter (1711.05101), as ``torch.optim.AdamW``. lr: size of a step of one entry. 8 bytes a
+    parameter.
+    """
     return chain(
         scale_by_adam(betas[0], betas[1], eps),
         add_decayed_weights(weight_decay),
@@ -88,7 +90,8 @@ def normuon(
 ) -> Transform:
     """NorMuon (2510.05491) on hidden matrices; AdamW on the rest under the ``scalar_`` names.
 
-    lr: with ``scale="preserve_norm"`` in units of spectral norm per step (times √max(1, r/c), as the authors' code), with
+    lr: with ``scale="preserve_norm"`` in units of spectral norm per step (times √max(1, r/c), as the authors' code),
+    with
     ``"match_rms"`` in AdamW's (an update's root mean square is 0.2 lr). 4 bytes a parameter plus 4 a row on matrices.
     Deviations: Newton-Schulz divides by a norm clamped at 1e-7, as torch's Muon, where the authors add 1e-7 to it.
     """
@@ -114,8 +117,8 @@ def sf_adamw(
 ) -> Transform:
     """Schedule-Free AdamW for every parameter (2405.15682), as ``schedulefree.AdamWScheduleFree``.
 
-    lr: size of a step of one entry of z; 1 to 10 times a scheduled AdamW's; warm it up with ``constant(lr, warmup_steps)``.
-    `decay_at`: ``"y"`` (the official default) or ``"z"``. 8 bytes a parameter.
+    lr: size of a step of one entry of z; 1 to 10 times a scheduled AdamW's; warm it up with ``constant(lr,
+    warmup_steps)``. `decay_at`: ``"y"`` (the official default) or ``"z"``. 8 bytes a parameter.
     """
     if decay_at not in ("y", "z"):
         raise ValueError(f"decay_at={decay_at!r} is not known; use 'y' or 'z'.")
@@ -141,7 +144,8 @@ def sf_normuon(
     """SF-NorMuon (2605.23061), the default: Schedule-Free over NorMuon on hidden matrices, SF-AdamW on the rest.
 
     One lr for both, in AdamW's unit (a matrix update has root mean square 0.2 lr). Momentum is a plain average without
-    Nesterov; all decay acts at z. No schedule is needed; a warm-up is ``constant(lr, warmup_steps)``. 8 bytes a parameter.
+    Nesterov; all decay acts at z. No schedule is needed; a warm-up is ``constant(lr, warmup_steps)``. 8 bytes a
+    parameter.
     Deviations: the paper's own code was not readable; the equations are those of two agreeing third-party ports.
     """
     spectral = chain(

@@ -62,7 +62,8 @@ class ScaleByRmsState(NamedTuple):
 
 
 def scale_by_rms(beta2: Scalar = 0.999, eps: Scalar = 1e-8) -> Transform:
-    """Adam's direction without a first moment, ``g / (sqrt(nu / (1 - β₂ᵗ)) + eps)``: the inner step of Schedule-Free AdamW.
+    """Adam's direction without a first moment, ``g / (sqrt(nu / (1 - β₂ᵗ)) + eps)``: the inner step of Schedule-Free
+    AdamW.
 
     Source: Defazio et al., 2405.15682, and ``schedulefree.AdamWScheduleFree``. Deviations: none.
     """

@@ -43,8 +43,8 @@ def schedule_free(
     """z ← z + base(∇f(y)); x ← (1 - c) x + c z; c = lr_max² / Σ lr_max².
 
     `base` must already contain the learning rate; `lr` names the same hyperparameter, which weighs the average, and
-    whose running maximum counts (so warm-up steps weigh little). `base` sees z as its parameters: a decay inside it acts at z
-    (SF-NorMuon, ``ScheduleFreeWrapper``). `decay_at_y`: a decay per unit of lr that acts at y instead,
+    whose running maximum counts (so warm-up steps weigh little). `base` sees z as its parameters: a decay inside it
+    acts at z (SF-NorMuon, ``ScheduleFreeWrapper``). `decay_at_y`: a decay per unit of lr that acts at y instead,
     ``z ← z - lr · decay · y`` (the default of ``schedulefree.AdamWScheduleFree``).
 
     Deviations: the exponents of the average are fixed at the defaults r = 0 and weight_lr_power = 2.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from dit import DiT
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -20,7 +21,6 @@ from fusion_compile._trace import pure_step
 from fusion_compile._types import Tensors
 from fusion_compile.optim import Context, Transform
 from tests.data.bowl import SHAPES, Bowl, loss_fn, noise
-from tests.dit_problem import DiT
 
 RECIPES = tuple(optim.RECIPES)
 WITH_HOT_DTYPE = ("muon", "normuon", "sf_normuon")
@@ -130,7 +130,7 @@ def test_a_bank_moves_as_its_members_alone(name: str) -> None:
 
     def apart(tensors: Tensors) -> Tensors:
         """Matrices one by one under their own keys; the flat vector in three pieces."""
-        parts = {}
+        parts: Tensors = {}
         for key, t in tensors.items():
             members = t.unbind(0) if t.ndim == 3 else t.split(15)
             parts |= {f"{key}/{i}": member.clone() for i, member in enumerate(members)}

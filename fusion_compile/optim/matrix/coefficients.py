@@ -7,7 +7,9 @@ from typing import NamedTuple, TypeAlias
 Coefficients: TypeAlias = tuple[tuple[float, float, float], ...]
 
 JORDAN: Coefficients = ((3.4445, -4.7750, 2.0315),) * 5
-"""Keller Jordan's Muon and ``torch.optim.Muon``: the same triple five times. Singular values in [0.68, 1.13] from 1e-2 up."""
+"""Keller Jordan's Muon and ``torch.optim.Muon``: the same triple five times. Singular values in [0.68, 1.13] from
+1e-2 up.
+"""
 
 QUINTIC: Coefficients = (
     (4.0848, -6.8946, 2.9270),
@@ -25,8 +27,9 @@ POLAR_EXPRESS: Coefficients = (
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
-"""Polar Express (Amsel et al., 2505.16932), safety factor 2e-2, cushion 2; expects ``X / (1.02 ‖X‖)``: [0.847, 1.141] from 1e-3 up."""
-
+"""Polar Express (Amsel et al., 2505.16932), safety factor 2e-2, cushion 2; expects ``X / (1.02 ‖X‖)``: [0.847, 1.141]
+from 1e-3 up.
+"""
 
 
 class Table(NamedTuple):

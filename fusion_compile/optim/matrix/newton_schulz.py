@@ -11,9 +11,10 @@ from fusion_compile.optim.matrix.coefficients import TABLES
 def orthogonalize(x: Tensor, table: str = "jordan", hot_dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Approximate U Vᵀ of ``x = U Σ Vᵀ``; shape ``[..., m, n]``, result in x's dtype.
 
-    Five iterations with the named coefficient table (``"jordan"``, ``"quintic"``, ``"polar_express"``), products in `hot_dtype`.
-    The input is divided by its norm (as the table's source does) in fp32 or fp64 *before* the cast, so that fp16 neither
-    overflows nor divides by zero. Works on the short side. Source: Jordan's Muon, ``torch.optim.Muon``.
+    Five iterations with the named coefficient table (``"jordan"``, ``"quintic"``, ``"polar_express"``), products in
+    `hot_dtype`.
+    The input is divided by its norm (as the table's source does) in fp32 or fp64 *before* the cast, so that fp16
+    neither overflows nor divides by zero. Works on the short side. Source: Jordan's Muon, ``torch.optim.Muon``.
     """
     coefficients, scale, floor, offset = TABLES[table]
     wide = torch.promote_types(x.dtype, torch.float32)
