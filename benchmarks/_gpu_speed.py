@@ -9,7 +9,7 @@ from typing import Any
 
 import _cuda_graph_probe as probe
 import torch
-from _gpu_checks import Setting
+from _gpu_setting import Setting
 from _measure import Timing, compare, interleaved, tensor_bytes, wait
 from _rows import Check, NotRun, Rows
 from _training_loops import (
@@ -28,6 +28,7 @@ from dit import DiT
 from torch import Tensor
 
 import fusion_compile as fc
+from fusion_compile.training_step import TrainingStep
 
 LOOP, AGAIN, MANUAL = "compiled model + AdamW(fused)", "the same again", "manual CUDA graph, capturable AdamW"
 MODE = "max-autotune"
@@ -55,7 +56,7 @@ def train_speed(rows: Rows, setting: Setting, *, batch_size: int = 256, rounds: 
         return manual_graph_loop(model, loss_fn, batch[0], **_how(setting, "max-autotune-no-cudagraphs")).step
 
     def ours(recipe: str, **options: Any) -> Callable[[DiT], Step]:
-        how = {"mode": "eager"} if setting.dry else {"mode": MODE}
+        how: dict[str, Any] = {"mode": "eager"} if setting.dry else {"mode": MODE}
         return lambda model: fc.compile_training_step(model, loss_fn, optimizer=recipe, **how, **options)
 
     def add(name: str, contender: Callable[[DiT], Step]) -> Callable[[Check], None]:
@@ -76,6 +77,7 @@ def train_speed(rows: Rows, setting: Setting, *, batch_size: int = 256, rounds: 
                 for _ in range(4):
                     loss = step(*batch[0])
                 wait(device)
+            steps[name] = step
             c.require(bool(torch.isfinite(loss)), f"the loss is {float(loss)}")
             c.note(f"first call {first:.0f} s", first_call_s=first)
             # The manual graph was recorded before the count began.
@@ -85,10 +87,9 @@ def train_speed(rows: Rows, setting: Setting, *, batch_size: int = 256, rounds: 
             if setting.on_gpu:
                 skips = seen.counted("cudagraph_skips")
                 c.note(f"{seen.recordings} graphs recorded, {seen.replays} replays, {skips} skips")
-                if isinstance(step, fc.TrainingStep):
+                if isinstance(step, TrainingStep):
                     c.require(skips == 0, "Inductor left CUDA graphs alone")
                     c.require(seen.replays == 4, f"{seen.replays} replays in four steps")
-            steps[name] = step
 
         return body
 

@@ -95,19 +95,21 @@ def run_group(name: str, arguments: argparse.Namespace, sink: Callable[[Row], No
         else:
             sink(Row(name, "begin", FAILED, "there is no GPU here; --dry-run runs the checks' code on a CPU"))
             return
-        import _gpu_checks
+        import _gpu_features
+        import _gpu_recipes
         import _gpu_speed
+        from _gpu_setting import Setting
 
-        setting = _gpu_checks.Setting(device, arguments.dry_run, arguments.mode)
+        setting = Setting(device, arguments.dry_run, arguments.mode)
         kind, _, recipe = name.partition("-")
-        group: Callable[[Rows, _gpu_checks.Setting], None] = {
-            "detectors": lambda: _gpu_checks.detectors,
-            "recipe": lambda: _gpu_checks.recipe_group(recipe),
-            "noise": lambda: _gpu_checks.noise,
-            "float32": lambda: _gpu_checks.float32_newton_schulz,
-            "sampler": lambda: _gpu_speed.sampler_speed if recipe else _gpu_checks.sampler,
+        group: Callable[[Rows, Setting], None] = {
+            "detectors": lambda: _gpu_features.detectors,
+            "recipe": lambda: _gpu_recipes.recipe_group(recipe),
+            "noise": lambda: _gpu_features.noise,
+            "float32": lambda: _gpu_recipes.float32_newton_schulz,
+            "sampler": lambda: _gpu_speed.sampler_speed if recipe else _gpu_features.sampler,
             "train": lambda: _gpu_speed.train_speed,
-            "autotune": lambda: _gpu_checks.autotuned(recipe),
+            "autotune": lambda: _gpu_recipes.autotuned(recipe),
         }[kind]()
         group(Rows(name, until, setting.on_gpu, sink, GRACE / 2), setting)
     except Exception as error:

@@ -145,7 +145,8 @@ def step_tables(
     """Speed and memory, of steps compiled once for both."""
     loops: dict[str, Loop] = {}
     peaks: dict[str, int] = {}
-    device, content = contenders.device, {}
+    device = contenders.device
+    content: dict[str, dict[str, Any]] = {}
     for name in (LOOP, *arguments.recipes.split(",")):
         held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         loop = contenders.build(name)
@@ -165,7 +166,7 @@ def step_tables(
     if "memory" in parts:
         rows = [(n, f"{p / 2**20:.1f}", f"{p / peaks[LOOP]:.2f}") for n, p in peaks.items()]
         print_table(f"highest point of memory in a step: {about}", ("", "MiB", "ratio"), rows)
-        content["peak_bytes"] = peaks
+        content["peak_bytes"] = dict(peaks)
     return content
 
 

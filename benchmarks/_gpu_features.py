@@ -1,0 +1,261 @@
+"""What is not one recipe's: the witnesses themselves, noise in the loss, other models beside a step, the sampler."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import _cuda_graph_probe as probe
+import torch
+from _gpu_setting import Setting, build_training_step, differing, largest_gap, require_one_graph, why
+from _measure import machine, tensor_bytes, wait
+from _rows import Check, NotRun, Rows
+from _training_loops import images, loss_drawing_noise
+from dit import DiT
+from torch import Tensor
+
+import fusion_compile as fc
+from fusion_compile.sampler import Sampler
+
+
+def detectors(rows: Rows, setting: Setting) -> None:
+    """The machine, and whether the witnesses see what they must: a check that cannot fail proves nothing."""
+
+    def machine_told(c: Check) -> None:
+        facts = machine(setting.device)
+        c.note(", ".join(f"{k} {v}" for k, v in facts.items()), **facts)
+
+    def wait_is_seen(c: Check) -> None:
+        x = torch.ones((), device=setting.device)
+        caught = False
+        try:
+            with probe.waiting_is_an_error(setting.device):
+                x.item()
+        except RuntimeError:
+            caught = True
+        c.require_on_gpu(caught, "set_sync_debug_mode('error') let .item() pass")
+        c.note("set_sync_debug_mode stops .item()" if caught else "nothing to stop here")
+
+    def graphs_are_counted(c: Check) -> None:
+        if not setting.on_gpu:
+            c.require_on_gpu(False, "")
+            return
+        x = torch.ones(8, device=setting.device)
+        with probe.watching() as seen:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                x.add_(1)
+            graph.replay()
+            graph.replay()
+        c.require((seen.recordings, seen.replays) == (1, 2), f"one recording and two replays count as {seen}")
+        launches = probe.launches(graph.replay, setting.device)
+        c.note(f"profiler: {launches}")
+        c.require(launches.graphs == launches.calls, "the profiler does not count graph launches here")
+
+    rows.check("machine", machine_told)
+    rows.check("a wait is seen", wait_is_seen)
+    rows.check("recordings, replays and launches are seen", graphs_are_counted)
+
+
+def noise(rows: Rows, setting: Setting) -> None:
+    """A loss that draws on the device, label dropout, accumulation, half precision; another model in between."""
+
+    def build_step(**options: Any) -> fc.TrainingStep:
+        model = setting.model(depth=1 if setting.dry else 2, hidden_size=128, num_heads=2, **options.pop("shape", {}))
+        mode = "eager" if setting.dry else None
+        return build_training_step(setting, model, "adamw", loss_drawing_noise, mode=mode, **options)
+
+    def data(step: fc.TrainingStep) -> tuple[Tensor, ...]:
+        assert isinstance(step.model, DiT)
+        return images(step.model, 2 * setting.batch_size, setting.device)
+
+    def one_graph(c: Check, **options: Any) -> fc.TrainingStep:
+        step = build_step(**options)
+        batch = data(step)
+        replays, records = [], []
+        with probe.watching() as seen, probe.skipping_is_an_error():
+            for _ in range(setting.steps(20)):
+                before = seen.replays, seen.recordings
+                loss = step(*batch)
+                replays.append(seen.replays - before[0])
+                records.append(seen.recordings - before[1])
+        c.require(math.isfinite(float(loss)), f"the loss is {float(loss)}")
+        require_one_graph(c, step, seen, replays, records)
+        return step
+
+    def resumed_elsewhere(c: Check, step: fc.TrainingStep, batch: tuple[Tensor, ...], **options: Any) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            step.save(folder)
+            losses = torch.stack([step(*batch) for _ in range(5)])
+            on = {"losses": losses, **step.state_dict()}
+            other = build_step(**options)
+            other.load(folder)
+        losses = torch.stack([other(*batch) for _ in range(5)])
+        apart = differing(on, {"losses": losses, **other.state_dict()})
+        gap = largest_gap(on["losses"], losses)
+        c.require(
+            not apart,
+            f"a new step from the checkpoint: {len(apart)} tensors differ, first {apart[:3]}, losses by {gap:.1e}",
+        )
+        c.note("a new step from the checkpoint repeats losses and state bitwise, its first call not replayed")
+
+    def fresh_and_repeatable(c: Check) -> None:
+        step = one_graph(c)
+        batch = data(step)
+        step.hyperparameters["lr"] = 0.0
+        losses = [float(step(*batch)) for _ in range(6)]
+        c.require(len(set(losses)) == 6, f"with lr=0 six replays gave {len(set(losses))} losses: noise is repeated")
+        step.hyperparameters["lr"] = 1e-3
+        c.note("fresh noise at every replay")
+        resumed_elsewhere(c, step, batch)
+
+    def labels_that_repeat(c: Check, **options: Any) -> None:
+        dropout = {"shape": {"class_dropout_prob": 0.5}, **options}
+        step = one_graph(c, **dropout)
+        x, y = data(step)
+        resumed_elsewhere(c, step, (x, y.clamp(max=1)), **dropout)
+
+    def deterministic(c: Check) -> None:
+        if setting.on_gpu and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
+            raise NotRun("CUBLAS_WORKSPACE_CONFIG is not set")
+        torch.use_deterministic_algorithms(True)
+        try:
+            labels_that_repeat(c)
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    def beside_another(c: Check) -> None:
+        step = build_step()
+        batch = data(step)
+        other = setting.model().eval()
+        x, y = images(other, 2, setting.device)
+        t = torch.full((2,), 0.5, device=setting.device)
+        how: dict[str, Any] = {"backend": "eager"} if setting.dry else {"mode": setting.mode}
+        compiled = torch.compile(other, **how)
+        with probe.watching() as seen:
+            for i in range(12):
+                if i == 6:
+                    before = seen.recordings, seen.replays
+                step(*batch)
+                with torch.no_grad():
+                    compiled(x, t, y)
+        records, replays = seen.recordings - before[0], seen.replays - before[1]
+        c.note(f"six rounds of a step and of another compiled model: {records} recordings, {replays} replays")
+        c.require_on_gpu((records, replays) == (0, 12), "the two disturb each other's recordings")
+
+    rows.check("noise is drawn in the graph, resume repeats it", fresh_and_repeatable)
+    _forget()
+    rows.check("accumulate=2 and clipping", lambda c: void(one_graph(c, accumulate=2, clip_grad_norm=1.0)))
+    _forget()
+    rows.check("compute_dtype=bfloat16", lambda c: void(one_graph(c, compute_dtype=torch.bfloat16)))
+    _forget()
+    rows.check("another compiled model in between", beside_another)
+    _forget()
+    rows.check("label dropout, labels that repeat: resume is bitwise", labels_that_repeat)
+    _forget()
+    rows.check("the same with deterministic algorithms", deterministic)
+
+
+def void(_: object) -> None:
+    """For a lambda that must return nothing."""
+
+
+def _forget() -> None:
+    probe.forget_everything()
+
+
+def sampler(rows: Rows, setting: Setting) -> None:
+    """Exactness, capture and memory of `optimize_sampler`."""
+    n_steps, size = (3, 2) if setting.dry else (20, 4)
+    model = setting.model().eval()
+    x, y = images(model, size, setting.device)
+    made: list[Sampler] = []
+
+    def times(s: Sampler) -> Iterator[Tensor]:
+        for t in s.timesteps.to(setting.device):
+            yield t.expand(size).clone()
+
+    def exact(c: Check) -> None:
+        eager = fc.optimize_sampler(model, n_steps, mode="eager")
+        with torch.no_grad():
+            worst = max(float((eager(x, t, y) - model(x, t, y)).abs().max()) for t in times(eager))
+        c.require(worst == 0, f"in mode='eager' the sampler differs from the model by {worst:.3g}")
+        c.note(f"mode='eager' is bitwise the model at {n_steps} steps")
+
+    def captured(c: Check) -> None:
+        with probe.watching() as seen, probe.skipping_is_an_error():
+            fast = fc.optimize_sampler(model, n_steps, mode=setting.options("", setting.mode)["mode"])
+            made.append(fast)
+            with torch.no_grad():
+                for t in itertools.chain(times(fast), times(fast), times(fast)):
+                    fast(x, t, y)
+                before = seen.replays, seen.recordings
+                for t in times(fast):
+                    fast(x, t, y)
+        skips = seen.counted("cudagraph_skips")
+        replays, records = seen.replays - before[0], seen.recordings - before[1]
+        c.note(f"{replays} replays and {records} recordings in {n_steps} steps, {skips} skips")
+        c.require_on_gpu(skips == 0, why(seen))
+        c.require_on_gpu(replays == n_steps and records == 0, "not one replay a step")
+
+    def near(c: Check) -> None:
+        fast = _made(made)
+        compiled = torch.compile(
+            model, mode=None if setting.on_gpu else "default", backend="inductor" if setting.on_gpu else "eager"
+        )
+        ours = theirs = scale = 0.0
+        with torch.no_grad():
+            for t in times(fast):
+                want = model(x, t, y)
+                ours = max(ours, float((fast(x, t, y) - want).abs().max()))
+                theirs = max(theirs, float((compiled(x, t, y) - want).abs().max()))
+                scale = max(scale, float(want.abs().max()))
+        c.note(
+            f"largest difference from eager {ours:.2e}, of torch.compile(model) {theirs:.2e}, outputs up to {scale:.2g}"
+        )
+        c.require(ours <= 3 * theirs + 1e-5 * scale, "the sampler is further from eager than torch.compile(model) is")
+
+    def waits_of_the_loop(c: Check) -> None:
+        fast = _made(made)
+        with warnings.catch_warnings(record=True) as caught, probe.waiting_is_an_error(setting.device, "warn"):
+            warnings.simplefilter("always")
+            fast.sample(x, y)
+        waits = sum("synchroniz" in str(w.message) for w in caught)
+        c.require_on_gpu(waits < n_steps, f"sample() waited {waits} times in {n_steps} steps")
+        c.note(f"sample() of {n_steps} steps waited {waits} times, all before the loop if fewer than the steps")
+
+    def freed(c: Check) -> None:
+        fast = _made(made)
+        t = next(times(fast))
+        with torch.no_grad():
+            want = fast(x, t, y).clone()
+        wait(setting.device)
+        held = tensor_bytes(model.parameters())
+        allocated = torch.cuda.memory_allocated(setting.device) if setting.on_gpu else 0
+        told = fast.free_hoisted_weights(to="drop")
+        gone = held - tensor_bytes(model.parameters())
+        c.require(told > 0, "nothing was freed")
+        if setting.on_gpu:
+            torch.cuda.synchronize(setting.device)
+            gone = allocated - torch.cuda.memory_allocated(setting.device)
+        c.note(f"{told / 2**20:.2f} MiB told, {gone / 2**20:.2f} MiB seen gone, of {held / 2**20:.2f} MiB of weights")
+        c.require_on_gpu(gone >= told, "memory_allocated() fell by less than was told")
+        with torch.no_grad():
+            c.require(torch.equal(want, fast(x, t, y)), "the output changed")
+
+    rows.check("exact against the model", exact)
+    rows.check("the body is one CUDA graph", captured)
+    rows.check("as near to eager as torch.compile(model)", near)
+    rows.check("sample() does not wait in its loop", waits_of_the_loop)
+    rows.check("the bytes told are freed", freed)
+
+
+def _made(made: list[Sampler]) -> Sampler:
+    if not made:
+        raise NotRun("the sampler was not built")
+    return made[0]
