@@ -24,11 +24,14 @@ def orthogonalize(
     nesterov: bool = True,
     table: str = "jordan",
     hot_dtype: torch.dtype = torch.bfloat16,
+    pairs: bool = False,
 ) -> Transform:
     """``NS(lerp(g, mu, momentum))`` after ``mu ← lerp(mu, g, 1 - momentum)``; without Nesterov ``NS(mu)``.
 
     The result has singular values near 1: one unit is one unit of spectral norm. `table`: ``"jordan"``, ``"quintic"``
     or ``"polar_express"``; `hot_dtype`: dtype of the matrix products, ``bfloat16``, ``float16`` or ``float32``.
+    `pairs`: compose iterations two by two (see ``matrix.newton_schulz``): the same polynomial, faster on wide and tall
+    matrices and more exact on ill-conditioned ones, but in bf16 not bit by bit what ``torch.optim.Muon`` computes.
     Deviations: none from ``torch.optim.Muon`` (exponential-average momentum; norm clamped at 1e-7).
     """
     if table not in TABLES:
@@ -46,7 +49,7 @@ def orthogonalize(
         beta_now = context.hyperparameters[beta.name]
         mu = {k: state.mu[k] + (1 - beta_now) * (g - state.mu[k]) for k, g in updates.items()}
         ahead = {k: g + beta_now * (mu[k] - g) for k, g in updates.items()} if nesterov else mu
-        directions = {k: _orthogonalize(m, table, hot_dtype) for k, m in ahead.items()}
+        directions = {k: _orthogonalize(m, table, hot_dtype, pairs) for k, m in ahead.items()}
         return directions, OrthogonalizeState(mu)
 
     return Transform(init, update, {beta.name: beta.value}, roles=(SPECTRAL,), name="orthogonalize")

@@ -53,6 +53,7 @@ def muon(
     adjust_lr: str = "original",
     table: str = "jordan",
     hot_dtype: torch.dtype = torch.bfloat16,
+    pairs: bool = False,
     scalar_lr: float | Schedule = 3e-4,
     scalar_betas: tuple[float, float] = (0.9, 0.95),
     scalar_eps: float = 1e-8,
@@ -61,10 +62,11 @@ def muon(
     """Muon on hidden matrices, as ``torch.optim.Muon``; AdamW on the rest under the ``scalar_`` names.
 
     lr: with ``adjust_lr="original"`` in units of spectral norm per step (times √max(1, r/c)), with
-    ``"match_rms_adamw"`` in AdamW's. The decay is times the unadjusted lr. 4 bytes a parameter on matrices.
+    ``"match_rms_adamw"`` in AdamW's. The decay is times the unadjusted lr. `pairs`: see `orthogonalize`.
+    4 bytes a parameter on matrices.
     """
     spectral = chain(
-        orthogonalize(momentum, nesterov=nesterov, table=table, hot_dtype=hot_dtype),
+        orthogonalize(momentum, nesterov=nesterov, table=table, hot_dtype=hot_dtype, pairs=pairs),
         scale_by_shape(adjust_lr),
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(lr),
@@ -83,6 +85,7 @@ def normuon(
     scale: str = "preserve_norm",
     table: str = "jordan",
     hot_dtype: torch.dtype = torch.bfloat16,
+    pairs: bool = True,
     scalar_lr: float | Schedule = 3e-4,
     scalar_betas: tuple[float, float] = (0.9, 0.95),
     scalar_eps: float = 1e-8,
@@ -96,7 +99,7 @@ def normuon(
     Deviations: Newton-Schulz divides by a norm clamped at 1e-7, as torch's Muon, where the authors add 1e-7 to it.
     """
     spectral = chain(
-        orthogonalize(momentum, nesterov=nesterov, table=table, hot_dtype=hot_dtype),
+        orthogonalize(momentum, nesterov=nesterov, table=table, hot_dtype=hot_dtype, pairs=pairs),
         normalize_neurons(beta2, scale=scale),
         scale_by_shape("original" if scale == "preserve_norm" else "none"),
         add_decayed_weights(weight_decay),
@@ -138,6 +141,7 @@ def sf_normuon(
     *,
     table: str = "jordan",
     hot_dtype: torch.dtype = torch.bfloat16,
+    pairs: bool = True,
     eps: float = 1e-8,
     scalar_beta2: float = 0.999,
 ) -> Transform:
@@ -149,7 +153,7 @@ def sf_normuon(
     Deviations: the paper's own code was not readable; the equations are those of two agreeing third-party ports.
     """
     spectral = chain(
-        orthogonalize(momentum, nesterov=False, table=table, hot_dtype=hot_dtype),
+        orthogonalize(momentum, nesterov=False, table=table, hot_dtype=hot_dtype, pairs=pairs),
         normalize_neurons(beta2, scale="match_rms", eps=eps),
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(lr),
