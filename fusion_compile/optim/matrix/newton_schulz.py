@@ -18,9 +18,9 @@ def orthogonalize(
 
     Five iterations with the named coefficient table (``"jordan"``, ``"quintic"``, ``"polar_express"``), products in
     `hot_dtype`. The input is divided by its norm (as the table's source does) in fp32 or fp64 *before* the cast, so
-    that fp16 neither overflows nor divides by zero. Works on the short side. `pairs`: compose two iterations at a time where
-    one side is at least twice the other: the same polynomial with a fifth fewer operations. Source: Jordan's Muon,
-    ``torch.optim.Muon``; for `pairs`, Gram Newton-Schulz (Zhang, Amsel, Chen & Dao 2026).
+    that fp16 neither overflows nor divides by zero. Works on the short side. `pairs`: compose two iterations at a time
+    where one side is at least twice the other: the same polynomial with a fifth fewer operations. Source: Jordan's
+    Muon, ``torch.optim.Muon``; for `pairs`, Gram Newton-Schulz (Zhang, Amsel, Chen & Dao 2026).
     """
     coefficients, scale, floor, offset = TABLES[table]
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -48,7 +48,7 @@ def _two_iterations(x: Tensor, first: tuple[float, float, float], second: tuple[
     """Two iterations of ``[K, m, n]``, m < n, with one product by n each way: ``x ← Q x``, Q a polynomial in ``x xᵀ``.
 
     Gram Newton-Schulz restarted after every second iteration: 6 products of m²n and 11 of m³ for five iterations,
-    where the plain form needs 10 and 5. In longer runs rounding makes the Gram matrix indefinite, which bf16 does not survive.
+    where the plain form needs 10 and 5. In longer runs rounding makes the Gram matrix indefinite; bf16 fails there.
     Against the exact polynomial in bf16 (384×1536, torch 2.13 CPU): error 0.025 for random matrices (plain 0.010),
     0.035 for a spectrum over five decades (plain 0.058), 0.043 at rank 8 (plain 0.21).
     """
