@@ -193,6 +193,8 @@ def load(path: str | PathLike[str], device: torch.device) -> dict[str, Any]:
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     # Tied weights appear under two names with one storage, which safetensors refuses; each name is written in full.
     save_file({n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}, path)
+    # safetensors makes its files private; a checkpoint is as readable as the folder it lies in.
+    path.chmod(path.parent.stat().st_mode & 0o666)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 

@@ -65,8 +65,7 @@ class Hyperparameters(MutableMapping[str, float | Schedule]):
 
     def apply_schedules(self, step: int) -> None:
         """Write every schedule's value at `step` steps taken. A value that is nan is a ValueError, and none is
-        written.
-        """
+        written."""
         due = {name: float(value(step)) for name, value in self._values.items() if callable(value)}
         for name, number in due.items():
             if math.isnan(number):

@@ -43,8 +43,7 @@ class Program:
 
     def findings(self, *, thorough: bool) -> tuple[Finding, ...]:
         """Host syncs and operators that cannot be captured. `thorough` looks at ATen's operators too, backward
-        included.
-        """
+        included."""
         found = find_host_syncs(self.graph)
         return tuple(dict.fromkeys((*found, *(find_host_syncs(self.aten) if thorough else ()))))
 

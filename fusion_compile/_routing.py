@@ -43,8 +43,7 @@ def _check_patterns(option: str, patterns: Sequence[str], names: Sequence[str]) 
 
 def _output_head(model: nn.Module) -> str | None:
     """Name of the last linear or convolution, when it is the model's last child itself (``nn.Sequential(...,
-    Linear)``).
-    """
+    Linear)``)."""
     module, prefix = model, ""
     while True:
         children = list(module.named_children())

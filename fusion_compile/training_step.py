@@ -153,9 +153,7 @@ class TrainingStep:
         self._compiled[signature] = run
 
     def _first_run(self, advance: Callable[[Tensors, tuple[Any, ...]], Tensors], batch: tuple[Any, ...]) -> Any:
-        """Compile `advance` and take the first step with it. Raises what refused the graph, and then nothing has
-        run.
-        """
+        """Compile `advance` and take the first step with it. What refused the graph is raised; nothing has run then."""
 
         def observe(graph: torch.fx.GraphModule, inputs: list[Any]) -> None:
             program = _program.Program(graph)
@@ -234,8 +232,7 @@ class TrainingStep:
 
     def load(self, path: str | PathLike[str]) -> None:
         """Load a folder that `save` wrote; the random state comes back too, so that a resumed run is bitwise the
-        same.
-        """
+        same."""
         self.load_state_dict(_checkpoint.load(path, self.layout.device))
 
     def gradient_point(self) -> Tensors:
@@ -285,15 +282,14 @@ def compile_training_step(
     """Turn forward, backward and optimizer of `model` into one compiled program.
 
     `loss_fn`: ``(model, *batch) -> loss`` or ``(loss, {name: metric})``, a 0-dim loss; it may draw noise and
-    timesteps on
-    the device. `optimizer`: a recipe's name (``fusion_compile.optim.RECIPES``) or a `Transform`. `lr`: replaces the
-    recipe's (unit: see the recipe). `compute_dtype`: weights and the model's floating inputs are cast to it inside the
-    program; state stays fp32. `accumulate`: micro-batches per step, run inside the program; the loss and its gradient
-    are their means. `clip_grad_norm`: bound on the global gradient norm; live under that name. `skip_nonfinite`: a step
-    whose gradient norm is not finite in fp32 changes nothing and counts in ``metrics["skipped"]``. `mode`:
-    torch.compile's
-    modes or ``"eager"`` (the same step, uncompiled); None is ``"max-autotune"`` on CUDA, ``"default"`` on a CPU.
-    `force_scalar`, `force_spectral`: regular expressions over full parameter names that override the routing.
+    timesteps on the device. `optimizer`: a recipe's name (``fusion_compile.optim.RECIPES``) or a `Transform`. `lr`:
+    replaces the recipe's (unit: see the recipe). `compute_dtype`: weights and the model's floating inputs are cast to
+    it inside the program; state stays fp32. `accumulate`: micro-batches per step, run inside the program; the loss
+    and its gradient are their means. `clip_grad_norm`: bound on the global gradient norm; live under that name.
+    `skip_nonfinite`: a step whose gradient norm is not finite in fp32 changes nothing and counts in
+    ``metrics["skipped"]``. `mode`: torch.compile's modes or ``"eager"`` (the same step, uncompiled); None is
+    ``"max-autotune"`` on CUDA, ``"default"`` on a CPU. `force_scalar`, `force_spectral`: regular expressions over
+    full parameter names that override the routing.
 
     The model's parameters become views into banks (their objects stay). From then on they always hold the deployable
     weights: with Schedule-Free the average x. Half-precision parameters get an fp32 master copy in the state.

@@ -13,10 +13,9 @@ def lower_to_aten(module: fx.GraphModule) -> fx.GraphModule:
     """The ATen graph of a Dynamo graph, its ``torch.autograd.grad`` written out as the backward's operators.
 
     Before: ``loss -> autograd.grad(loss, [w])``; after: ``loss -> aten.mm, aten.sum, …``. `module` is run on the fake
-    tensors
-    in its placeholders' ``meta["example_value"]``: no memory, no arithmetic. Each node keeps the ``meta["custom"]`` and
-    ``meta["stack_trace"]`` of the node it came from; those of the backward come from the call of ``autograd.grad``.
-    Exact; changes nothing in `module`. Raises ValueError when a placeholder has no example.
+    tensors in its placeholders' ``meta["example_value"]``: no memory, no arithmetic. Each node keeps the
+    ``meta["custom"]`` and ``meta["stack_trace"]`` of the node it came from; those of the backward come from the call
+    of ``autograd.grad``. Exact; changes nothing in `module`. Raises ValueError when a placeholder has no example.
     """
     examples = []
     for node in module.graph.nodes:

@@ -48,8 +48,7 @@ class constant:
 @dataclass(frozen=True)
 class cosine:
     """Linear warm-up to `peak`, then half a cosine down to `final` at `total_steps` (Loshchilov & Hutter,
-    1608.03983).
-    """
+    1608.03983)."""
 
     peak: float
     total_steps: int

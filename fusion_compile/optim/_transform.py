@@ -27,8 +27,7 @@ SPECTRAL = "spectral"
 
 class Named(NamedTuple):
     """A hyperparameter under a name of its own, for when two parts of an optimizer must differ: ``Named("scalar_lr",
-    3e-4)``.
-    """
+    3e-4)``."""
 
     name: str
     value: float | Schedule

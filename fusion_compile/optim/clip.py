@@ -25,8 +25,7 @@ def _sum_of_squares(t: Tensor) -> Tensor:
 
 def clip_factor(norm: Tensor, max_norm: Tensor) -> Tensor:
     """``min(1, max_norm / (norm + 1e-6))``, as ``torch.nn.utils.clip_grad_norm_``; an infinite `max_norm` gives
-    exactly 1.
-    """
+    exactly 1."""
     return (max_norm / (norm + 1e-6)).clamp(max=1.0)
 
 

@@ -20,12 +20,12 @@ SCALES = ("preserve_norm", "match_rms")
 
 
 def normalize_neurons(beta2: Scalar = 0.95, *, scale: str = "preserve_norm", eps: float = 1e-10) -> Transform:
-    """``P = O / (sqrt(nu) + eps)`` with ``nu ← lerp(nu, mean_j O_ij², 1 - β₂)``, then one factor for the whole matrix.
+    """``P = O / (sqrt(nu) + eps)`` with ``nu ← lerp(nu, mean_j O_ij², 1 - β₂)``, then one factor for the whole
+    matrix.
 
     `scale`: ``"preserve_norm"`` brings P back to ‖O‖_F (the authors' code); ``"match_rms"`` to a root mean square of
-    0.2,
-    ``0.2 √(rc) P / ‖P‖`` (the paper, and SF-NorMuon), so that one unit of lr moves like one unit of AdamW's. Either way
-    the factor cancels the scale of nu, which is why it needs no bias correction.
+    0.2, ``0.2 √(rc) P / ‖P‖`` (the paper, and SF-NorMuon), so that one unit of lr moves like one unit of AdamW's.
+    Either way the factor cancels the scale of nu, which is why it needs no bias correction.
     """
     if scale not in SCALES:
         raise ValueError(f"scale={scale!r} is not known; use one of {', '.join(map(repr, SCALES))}.")

@@ -25,8 +25,7 @@ def adamw(
     weight_decay: float = 0.01,
 ) -> Transform:
     """AdamW for every parameter (1711.05101), as ``torch.optim.AdamW``. lr: size of a step of one entry. 8 bytes a
-    parameter.
-    """
+    parameter."""
     return chain(
         scale_by_adam(betas[0], betas[1], eps),
         add_decayed_weights(weight_decay),
@@ -94,9 +93,9 @@ def normuon(
     """NorMuon (2510.05491) on hidden matrices; AdamW on the rest under the ``scalar_`` names.
 
     lr: with ``scale="preserve_norm"`` in units of spectral norm per step (times √max(1, r/c), as the authors' code),
-    with
-    ``"match_rms"`` in AdamW's (an update's root mean square is 0.2 lr). 4 bytes a parameter plus 4 a row on matrices.
-    Deviations: Newton-Schulz divides by a norm clamped at 1e-7, as torch's Muon, where the authors add 1e-7 to it.
+    with ``"match_rms"`` in AdamW's (an update's root mean square is 0.2 lr). 4 bytes a parameter plus 4 a row on
+    matrices. Deviations: Newton-Schulz divides by a norm clamped at 1e-7, as torch's Muon, where the authors add 1e-7
+    to it.
     """
     spectral = chain(
         orthogonalize(momentum, nesterov=nesterov, table=table, hot_dtype=hot_dtype, pairs=pairs),
@@ -147,10 +146,10 @@ def sf_normuon(
 ) -> Transform:
     """SF-NorMuon (2605.23061), the default: Schedule-Free over NorMuon on hidden matrices, SF-AdamW on the rest.
 
-    One lr for both, in AdamW's unit (a matrix update has root mean square 0.2 lr). Momentum is a plain average without
-    Nesterov; all decay acts at z. No schedule is needed; a warm-up is ``constant(lr, warmup_steps)``. 8 bytes a
-    parameter.
-    Deviations: the paper's own code was not readable; the equations are those of two agreeing third-party ports.
+    One lr for both, in AdamW's unit (a matrix update has root mean square 0.2 lr). Momentum is a plain average
+    without Nesterov; all decay acts at z. No schedule is needed; a warm-up is ``constant(lr, warmup_steps)``. 8 bytes
+    a parameter. Deviations: the paper's own code was not readable; the equations are those of two agreeing
+    third-party ports.
     """
     spectral = chain(
         orthogonalize(momentum, nesterov=False, table=table, hot_dtype=hot_dtype, pairs=pairs),

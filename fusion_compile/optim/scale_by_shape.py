@@ -11,8 +11,7 @@ ADJUSTMENTS = ("original", "match_rms_adamw", "none")
 
 def scale_by_shape(adjust_lr: str = "original") -> Transform:
     """Multiply ``[..., r, c]`` by √max(1, r/c) (``"original"``), 0.2 √max(r, c) (``"match_rms_adamw"``) or 1
-    (``"none"``).
-    """
+    (``"none"``)."""
     if adjust_lr not in ADJUSTMENTS:
         raise ValueError(f"adjust_lr={adjust_lr!r} is not known; use one of {', '.join(map(repr, ADJUSTMENTS))}.")
 

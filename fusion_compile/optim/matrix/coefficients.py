@@ -8,8 +8,7 @@ Coefficients: TypeAlias = tuple[tuple[float, float, float], ...]
 
 JORDAN: Coefficients = ((3.4445, -4.7750, 2.0315),) * 5
 """Keller Jordan's Muon and ``torch.optim.Muon``: the same triple five times. Singular values in [0.68, 1.13] from
-1e-2 up.
-"""
+1e-2 up."""
 
 QUINTIC: Coefficients = (
     (4.0848, -6.8946, 2.9270),
