@@ -58,6 +58,5 @@ def no_recompile() -> Iterator[None]:
         raise RuntimeError(
             f"the compiled program no longer fits what surrounds it ({'; '.join(reasons)}). Call it as it was called "
             f"at first (autocast, train/eval of every submodule, frozen parameters and buffers unchanged), or "
-            f"compile it "
-            f"again."
+            f"compile it again."
         ) from None

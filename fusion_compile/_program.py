@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,9 +44,18 @@ class Program:
 
     def findings(self, *, thorough: bool) -> tuple[Finding, ...]:
         """Host syncs and operators that cannot be captured. `thorough` looks at ATen's operators too, backward
-        included."""
-        found = find_host_syncs(self.graph)
-        return tuple(dict.fromkeys((*found, *(find_host_syncs(self.aten) if thorough else ()))))
+        included; if the graph cannot be written out in them, that is a warning and the rest is still searched."""
+        found = list(find_host_syncs(self.graph))
+        if thorough:
+            try:
+                found += find_host_syncs(self.aten)
+            except Exception as error:  # of torch's tracing; the step itself may still compile
+                warnings.warn(
+                    f"the backward was not searched for host syncs, because the graph could not be written out in "
+                    f"ATen's operators ({type(error).__name__}: {str(error).partition(chr(10))[0]}).",
+                    stacklevel=2,
+                )
+        return tuple(dict.fromkeys(found))
 
     def operators(self) -> dict[str, Counter[str]]:
         """ATen calls by region and operator, views and metadata reads included."""

@@ -128,8 +128,7 @@ class TrainingStep:
         if len(self._compiled) >= MAX_PROGRAMS:
             raise ValueError(
                 f"this would be batch shape number {MAX_PROGRAMS + 1}: each shape is a program of its own. Pad or "
-                f"bucket the "
-                f"batches, or drop the last incomplete one (DataLoader(drop_last=True))."
+                f"bucket the batches, or drop the last incomplete one (DataLoader(drop_last=True))."
             )
         accumulate = self._plan.accumulate
         if accumulate > 1:
@@ -195,8 +194,7 @@ class TrainingStep:
         if facts.unused:
             warnings.warn(
                 f"the loss never reads {', '.join(facts.unused)}: their gradient counts as zero, so weight decay "
-                f"still acts. "
-                f"Freeze them (requires_grad=False) before compile_training_step() to leave them alone.",
+                f"still acts. Freeze them (requires_grad=False) before compile_training_step() to leave them alone.",
                 stacklevel=4,
             )
 
