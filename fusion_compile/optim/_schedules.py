@@ -46,9 +46,8 @@ class constant:
 
 
 @dataclass(frozen=True)
-class cosine:
-    """Linear warm-up to `peak`, then half a cosine down to `final` at `total_steps` (Loshchilov & Hutter,
-    1608.03983)."""
+class _Decay:
+    """Linear warm-up to `peak`, then down to `final` at `total_steps` and beyond, along `shape`."""
 
     peak: float
     total_steps: int
@@ -62,23 +61,22 @@ class cosine:
         if step < self.warmup_steps:
             return self.peak * _warmup(step, self.warmup_steps)
         done = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
-        return self.final + (self.peak - self.final) * 0.5 * (1.0 + math.cos(math.pi * done))
+        return self.final + (self.peak - self.final) * self.shape(done)
+
+    def shape(self, done: float) -> float:
+        """What is left of the way from `final` to `peak`; `done` in [0, 1]."""
+        raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class linear:
+class cosine(_Decay):
+    """Linear warm-up to `peak`, then half a cosine down to `final` at `total_steps` (Loshchilov & Hutter, 1608.03983)."""
+
+    def shape(self, done: float) -> float:
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+class linear(_Decay):
     """Linear warm-up to `peak`, then a straight line down to `final` at `total_steps`."""
 
-    peak: float
-    total_steps: int
-    warmup_steps: int = 0
-    final: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check(self.total_steps, self.warmup_steps)
-
-    def __call__(self, step: int) -> float:
-        if step < self.warmup_steps:
-            return self.peak * _warmup(step, self.warmup_steps)
-        done = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
-        return self.peak + (self.final - self.peak) * done
+    def shape(self, done: float) -> float:
+        return 1.0 - done
