@@ -69,7 +69,7 @@ class _Decay:
 
 
 class cosine(_Decay):
-    """Linear warm-up to `peak`, then half a cosine down to `final` at `total_steps` (Loshchilov & Hutter, 1608.03983)."""
+    """Linear warm-up to `peak`, then half a cosine down to `final` at `total_steps` (1608.03983)."""
 
     def shape(self, done: float) -> float:
         return 0.5 * (1.0 + math.cos(math.pi * done))
