@@ -9,12 +9,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 
-.PHONY: help demo test lint bench clean compiler
+.PHONY: help demo test exhaustive lint bench clean compiler
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    train a diffusion transformer on real digits as one program and sample it from a table -> demo/"
 	@echo "make test    run the tests"
+	@echo "make exhaustive  run what the tests leave to it: every subset of the optimizer's components (minutes)"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   run the benchmarks"
 	@echo "make clean   remove what these made, except .venv"
@@ -26,6 +27,10 @@ demo: $(INSTALLED) compiler
 test: export OMP_NUM_THREADS ?= 2
 test: $(INSTALLED) compiler
 	@$(BIN)/python -m pytest -q $(ARGS)
+
+exhaustive: export OMP_NUM_THREADS ?= 2
+exhaustive: $(INSTALLED) compiler
+	@$(BIN)/python -m pytest -q -m exhaustive $(ARGS)
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check

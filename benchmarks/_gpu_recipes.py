@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import fusion_compile as fc
 
-SPECTRAL = ("muon", "normuon", "sf_normuon")
+SPECTRAL = ("muon", "normuon", "sf_normuon", "full_fusion")
 LOSS_TOLERANCE = {"elementwise": 1e-3, "spectral": 1e-2}
 """Relative, on every loss of the trajectory against the eager twin. The spectral recipes round to bfloat16 inside
 Newton-Schulz, the compiled one at fewer places than the eager one: where a gradient's singular values are near zero the

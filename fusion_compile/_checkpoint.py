@@ -27,7 +27,7 @@ _WRITTEN = re.compile(rf"(model|state)-\d+-[0-9a-f]{{8}}\.safetensors|{re.escape
 """Names of the files that `save` makes, other than the index itself: nothing else in the folder is ever removed."""
 
 
-def _named_state(layout: Layout, state: Tensors) -> dict[str, Tensor]:
+def named_state(layout: Layout, state: Tensors) -> dict[str, Tensor]:
     """Views of the optimizer's state as ``{"<part>.<parameter>": tensor}``; plain numbers as ``{"<part>": tensor}``.
 
     The fp32 masters of lower-precision parameters are there too, as ``master.<parameter>``.
@@ -48,7 +48,7 @@ def _named_state(layout: Layout, state: Tensors) -> dict[str, Tensor]:
     return named
 
 
-def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     tensors = dict(model.state_dict())
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
@@ -70,10 +70,10 @@ def state_dict(
     rng = {"cpu": torch.get_rng_state()}
     if layout.device.type == "cuda":
         rng["cuda"] = torch.cuda.get_rng_state(layout.device)
-    tensors = _model_tensors(model)
+    tensors = model_tensors(model)
     sections = {
         "model": tensors,
-        "optimizer": _named_state(layout, state),
+        "optimizer": named_state(layout, state),
         "counts": _section(state, "counts"),
         "buffers": {n: t for n, t in _section(state, "buffers").items() if n not in tensors},
     }
@@ -90,8 +90,8 @@ def load_state_dict(
 ) -> int:
     """Check everything, then copy everything into place; returns the number of calls so far."""
     targets = {
-        "model": _model_tensors(model),
-        "optimizer": _named_state(layout, state),
+        "model": model_tensors(model),
+        "optimizer": named_state(layout, state),
         "counts": _section(state, "counts"),
     }
     if absent := [key for key in (*targets, "hyperparameters", "steps_called") if key not in saved]:
@@ -102,6 +102,31 @@ def load_state_dict(
     # says.
     buffers = dict(model.named_buffers())
     targets["buffers"] = {n: buffers[n] for n in saved.get("buffers", {}) if n in buffers}
+    _refuse_mismatches(saved, targets, "Build the step with the model and recipe that saved it.")
+    numbers = hyperparameters.read(saved["hyperparameters"])
+    with torch.no_grad():
+        for section, wanted in targets.items():
+            for name, tensor in wanted.items():
+                tensor.copy_(saved[section][name])
+    hyperparameters.update(numbers)
+    rng = saved.get("rng", {})
+    if "cpu" in rng:
+        torch.set_rng_state(rng["cpu"].cpu())
+    if "cuda" in rng and layout.device.type == "cuda":
+        torch.cuda.set_rng_state(rng["cuda"].cpu(), layout.device)
+    return int(saved["steps_called"])
+
+
+def load_model(saved: Mapping[str, Any], model: nn.Module) -> None:
+    """Copy only the ``model`` section into place; on a mismatch a ValueError, and nothing is loaded."""
+    wanted = model_tensors(model)
+    _refuse_mismatches(saved, {"model": wanted}, "Build the step with the model that the checkpoint is of.")
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(saved["model"][name])
+
+
+def _refuse_mismatches(saved: Mapping[str, Any], targets: Mapping[str, Tensors], remedy: str) -> None:
     problems: list[str] = []
     for section, wanted in targets.items():
         given = saved.get(section, {})
@@ -116,21 +141,8 @@ def load_state_dict(
         shown = "\n  ".join(problems[:20])
         more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise ValueError(
-            f"the checkpoint is of another model or optimizer; nothing was loaded:\n  {shown}{more}\n"
-            f"Build the step with the model and recipe that saved it."
+            f"the checkpoint is of another model or optimizer; nothing was loaded:\n  {shown}{more}\n{remedy}"
         )
-    numbers = hyperparameters.read(saved["hyperparameters"])
-    with torch.no_grad():
-        for section, wanted in targets.items():
-            for name, tensor in wanted.items():
-                tensor.copy_(saved[section][name])
-    hyperparameters.update(numbers)
-    rng = saved.get("rng", {})
-    if "cpu" in rng:
-        torch.set_rng_state(rng["cpu"].cpu())
-    if "cuda" in rng and layout.device.type == "cuda":
-        torch.cuda.set_rng_state(rng["cuda"].cpu(), layout.device)
-    return int(saved["steps_called"])
 
 
 def save(path: str | PathLike[str], saved: Mapping[str, Any]) -> None:

@@ -22,6 +22,11 @@ def resolve_mode(mode: str | None, device: torch.device) -> str:
     return mode
 
 
+def without_cuda_graph(mode: str) -> str:
+    """The mode that compiles as `mode` does and replays nothing: for programs that run now and then."""
+    return {"max-autotune": "max-autotune-no-cudagraphs", "reduce-overhead": "default"}.get(mode, mode)
+
+
 def lower(
     fn: Callable[..., Any],
     *,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fusion_compile._routing import Route
 from fusion_compile._types import Tensors
+from fusion_compile.optim._transform import BankFacts, Blocks, Facts, Member
 
 _ALIGNMENT = 16
 
@@ -38,7 +39,8 @@ class Place:
 class Bank:
     """One tensor that holds many parameters. `matrix`: ``(m, n)`` of a stacked bank, None for a flat one.
 
-    `dtype`: of the module's parameters. `length`: entries of a flat bank, or matrices of a stacked one.
+    `dtype`: of the module's parameters. `length`: entries of a flat bank, or matrices of a stacked one. `blocks`: what
+    every matrix is cut into for its update.
     """
 
     key: str
@@ -46,6 +48,7 @@ class Bank:
     matrix: tuple[int, int] | None
     places: tuple[Place, ...]
     length: int
+    blocks: Blocks | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -91,6 +94,11 @@ class Layout:
             dtype = torch.promote_types(dtype, bank.dtype)
         return dtype
 
+    @property
+    def facts(self) -> Facts:
+        """By bank key, what a transform may know of it."""
+        return {b.key: BankFacts(tuple(Member(p.name, p.shape, p.at) for p in b.places), b.blocks) for b in self.banks}
+
     def views(self, tensors: Tensors) -> Tensors:
         """Banks -> ``{full name: view}``."""
         return {p.name: v for b in self.banks for p, v in zip(b.places, b.split(tensors[b.key]), strict=True)}
@@ -118,7 +126,7 @@ def build_layout(model: nn.Module, routes: Sequence[Route]) -> Layout:
         raise ValueError(
             f"the model's trainable parameters lie on {', '.join(sorted(map(str, devices)))}; move them to one device."
         )
-    groups: dict[tuple[str, torch.dtype, tuple[int, int] | None], list[tuple[str, Tensor]]] = {}
+    groups: dict[tuple[str, torch.dtype, tuple[int, int] | None, Blocks | None], list[tuple[str, Tensor]]] = {}
     for r in routes:
         p = parameters[r.name]
         if not p.dtype.is_floating_point or p.layout is not torch.strided or type(p.data) is not Tensor:
@@ -128,15 +136,24 @@ def build_layout(model: nn.Module, routes: Sequence[Route]) -> Layout:
                 f"Freeze it (requires_grad=False) or convert it."
             )
         matrix = (p.shape[0], p.numel() // p.shape[0]) if r.role == "spectral" else None
-        groups.setdefault((r.role, p.dtype, matrix), []).append((r.name, p))
+        groups.setdefault((r.role, p.dtype, matrix, r.blocks), []).append((r.name, p))
     return Layout(tuple(_bank(*key, members) for key, members in groups.items()), devices.pop())
 
 
-def _bank(role: str, dtype: torch.dtype, matrix: tuple[int, int] | None, members: list[tuple[str, Tensor]]) -> Bank:
+def _bank(
+    role: str,
+    dtype: torch.dtype,
+    matrix: tuple[int, int] | None,
+    blocks: Blocks | None,
+    members: list[tuple[str, Tensor]],
+) -> Bank:
     name = str(dtype).removeprefix("torch.")
     if matrix is not None:
         places = tuple(Place(n, tuple(p.shape), i) for i, (n, p) in enumerate(members))
-        return Bank(f"{role}/{matrix[0]}x{matrix[1]}/{name}", dtype, matrix, places, len(members))
+        parts = [role, f"{matrix[0]}x{matrix[1]}", name]
+        if blocks is not None:
+            parts.insert(2, ("rows" if blocks.axis == -2 else "columns") + "+".join(map(str, blocks.sizes)))
+        return Bank("/".join(parts), dtype, matrix, places, len(members), blocks)
     step = max(1, _ALIGNMENT // dtype.itemsize)
     flat, at = [], 0
     for n, p in members:

@@ -20,7 +20,7 @@ from fusion_compile._hyperparameters import Hyperparameters
 from fusion_compile._loss import LossFacts, LossModule, cast_buffers
 from fusion_compile._state import Layout
 from fusion_compile._types import Tensors
-from fusion_compile.optim._transform import Context, Transform
+from fusion_compile.optim._transform import Context, State, Transform
 from fusion_compile.optim.clip import clip_factor, global_norm
 
 CLIP = "clip_grad_norm"
@@ -64,12 +64,13 @@ def initial_state(plan: StepPlan, module_banks: Tensors, optimizer: Any) -> Tens
 
 
 def pure_step(
-    plan: StepPlan, loss: LossModule, facts: LossFacts, *, one_backward: bool = False
+    plan: StepPlan, loss: LossModule, facts: LossFacts, *, one_backward: bool = False, due: bool = False
 ) -> Callable[[Tensors, tuple[Any, ...]], Tensors]:
     """The step as a function that changes none of its arguments and returns the new values by key.
 
-    `one_backward`: with `accumulate`, all forwards before one backward instead of by turns. torch recomputes
-    checkpointed activations in one backward region only, so a step that checkpoints and accumulates needs this form.
+    `due`: one of the steps that the transform's `period` singles out. `one_backward`: with `accumulate`, all forwards
+    before one backward instead of by turns. torch recomputes checkpointed activations in one backward region only, so
+    a step that checkpoints and accumulates needs this form.
     """
     layout, transform, cast_to = plan.layout, plan.transform, plan.compute_dtype
 
@@ -116,7 +117,7 @@ def pure_step(
         params = {b.key: state[f"params/{b.key}"] for b in layout.banks}
         optimizer = _flat.unflatten(plan.optimizer_form, state)
         numbers = plan.hyperparameters.by_name(state["hyperparameters"])
-        context = Context(numbers)
+        context = Context(numbers, due=due)
         point = params if transform.gradient_point is None else transform.gradient_point(params, optimizer, context)
 
         before = {n: state[f"buffers/{n}"] for n in facts.changed_buffers}
@@ -151,7 +152,8 @@ def pure_step(
             clipped = {k: g * factor.to(g.dtype) for k, g in grads.items()}
             updates, optimizer = transform.update(clipped, optimizer, params, context._replace(loss=value))
             new: Tensors = {f"params/{k}": p + updates[k] for k, p in params.items()}
-        new.update(_flat.flatten(optimizer, "optimizer"))
+        # What a transform hands back untouched (a basis that its periodic work renews) is not written.
+        new.update((k, t) for k, t in _flat.flatten(optimizer, "optimizer") if t is not state[k])
         new.update({f"buffers/{n}": buffers[n].to(b.dtype) for n, b in before.items()})
         new["counts/step"] = state["counts/step"] + 1
         new["metrics/update_norm"] = global_norm(updates)
@@ -183,12 +185,25 @@ def _sum(values: list[Tensor]) -> Tensor:
     return total
 
 
-def donated(advance: Callable[[Tensors, tuple[Any, ...]], Tensors]) -> Callable[[Tensors, tuple[Any, ...]], None]:
-    """`advance` with its results written into the state's own tensors."""
+def pure_periodic(plan: StepPlan, work: Callable[[State, Tensors, Context], State]) -> Callable[[Tensors], Tensors]:
+    """A transform's periodic `work` as a pure function of the flat state; returns what it changed, by key."""
 
-    def step(state: Tensors, batch: tuple[Any, ...]) -> None:
+    def refresh(state: Tensors) -> Tensors:
+        params = {b.key: state[f"params/{b.key}"] for b in plan.layout.banks}
+        context = Context(plan.hyperparameters.by_name(state["hyperparameters"]))
+        with _compat.region("optimizer"):
+            after = work(_flat.unflatten(plan.optimizer_form, state), params, context)
+        return {k: t for k, t in _flat.flatten(after, "optimizer") if t is not state[k]}
+
+    return refresh
+
+
+def donated(advance: Callable[..., Tensors]) -> Callable[..., None]:
+    """`advance` (of the state, and for a step of a batch) with its results written into the state's own tensors."""
+
+    def step(state: Tensors, *batch: tuple[Any, ...]) -> None:
         with torch.no_grad():
-            for key, value in advance(state, batch).items():
+            for key, value in advance(state, *batch).items():
                 _compat.write(state[key], value)
 
     return step

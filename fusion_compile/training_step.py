@@ -15,15 +15,17 @@ from fusion_compile._host_reads import not_captured_message
 from fusion_compile._hyperparameters import Hyperparameters
 from fusion_compile._loss import LossFacts, LossFn, LossModule, examine
 from fusion_compile._lower import lower, no_recompile, resolve_mode
+from fusion_compile._periodic import PeriodicWork
 from fusion_compile._progress import stage
-from fusion_compile._routing import Route, route
+from fusion_compile._routing import Route, SplitBlocks, route
 from fusion_compile._state import Layout, Residence, build_layout
 from fusion_compile._trace import CLIP, StepPlan, donated, initial_state, pure_step
 from fusion_compile._types import Tensors
+from fusion_compile._warm_start import WarmStart, carry_over
 from fusion_compile.explain._explanation import Explanation
 from fusion_compile.explain._step import explain_step
 from fusion_compile.optim._schedules import Schedule
-from fusion_compile.optim._transform import Context, Transform
+from fusion_compile.optim._transform import Context, Transform, bound
 from fusion_compile.optim.recipes import RECIPES
 
 MAX_PROGRAMS = 8
@@ -77,8 +79,10 @@ class TrainingStep:
         for tensor in self._state.values():
             _compat.mark_static(tensor)
         self._facts: LossFacts | None = None
-        self._compiled: dict[_batch.Signature, Callable[[Tensors, tuple[Any, ...]], None]] = {}
+        # By signature, and by whether the transform's period makes it another kind of step.
+        self._compiled: dict[_batch.Signature, dict[bool, Callable[[Tensors, tuple[Any, ...]], None]]] = {}
         self.programs: list[_program.Program] = []
+        self._periodic = PeriodicWork(self._plan, mode=mode, backend=backend)
         self.steps_called = 0
         self._released = False
 
@@ -102,30 +106,36 @@ class TrainingStep:
             )
         self._residence.check()
         signature = _batch.signature(batch, self.layout.device)
-        run = self._compiled.get(signature)
+        due = self.transform.period > 0 and self.steps_called % self.transform.period == 0
+        run = self._compiled.get(signature, {}).get(due)
         self.hyperparameters.apply_schedules(self.steps_called)
         if run is None:
-            self._compile(signature, batch)
+            self._compile(signature, batch, due)
         else:
             with torch.enable_grad(), no_recompile():
                 run(self._state, batch)
         self.steps_called += 1
+        self._periodic.after_step(self.steps_called, self._state)
         self._residence.say_written()
         return self._state["metrics/loss"].clone()
 
     @property
     def metrics(self) -> dict[str, Tensor]:
         """Of the last step, on the device: loss, grad_norm (before clipping), update_norm, step and skipped (counts),
-        every hyperparameter, and the user's own. Copies, safe to keep; reading one on the host waits for the device."""
+        every hyperparameter, what the optimizer's parts tell (``fusion/…``, ``comp/…``), and the user's own. Copies,
+        safe to keep; reading one on the host waits for the device (`ScalarLogger` reads without waiting)."""
         out = {k.removeprefix("metrics/"): v.clone() for k, v in self._state.items() if k.startswith("metrics/")}
         out |= {k.removeprefix("counts/"): v.clone() for k, v in self._state.items() if k.startswith("counts/")}
         numbers = self.hyperparameters.by_name(self.hyperparameters.tensor.clone())
-        return {**numbers, **out}
+        tells = self.transform.diagnostics
+        optimizer = _flat.unflatten(self._plan.optimizer_form, self._state)
+        told = {} if tells is None else {k: v.clone() for k, v in tells(optimizer).items()}
+        return {**numbers, **told, **out}
 
-    def _compile(self, signature: _batch.Signature, batch: tuple[Any, ...]) -> None:
+    def _compile(self, signature: _batch.Signature, batch: tuple[Any, ...], due: bool) -> None:
         """Compile the program for a batch of this signature and take its first step."""
         _batch.check_same_kind(signature, self._compiled)
-        if len(self._compiled) >= MAX_PROGRAMS:
+        if len({*self._compiled, signature}) > MAX_PROGRAMS:
             raise ValueError(
                 f"this would be batch shape number {MAX_PROGRAMS + 1}: each shape is a program of its own. Pad or "
                 f"bucket the batches, or drop the last incomplete one (DataLoader(drop_last=True))."
@@ -146,10 +156,10 @@ class TrainingStep:
         what = f"compiling the training step ({self.mode if self.backend == 'inductor' else self.backend})"
         with stage(what), _compat.tracing_gradients(), torch.enable_grad():
             try:
-                run = self._first_run(pure_step(self._plan, loss, facts), batch)
+                run = self._first_run(pure_step(self._plan, loss, facts, due=due), batch)
             except _DisjointBackwards:
-                run = self._first_run(pure_step(self._plan, loss, facts, one_backward=True), batch)
-        self._compiled[signature] = run
+                run = self._first_run(pure_step(self._plan, loss, facts, one_backward=True, due=due), batch)
+        self._compiled.setdefault(signature, {})[due] = run
 
     def _first_run(self, advance: Callable[[Tensors, tuple[Any, ...]], Tensors], batch: tuple[Any, ...]) -> Any:
         """Compile `advance` and take the first step with it. What refused the graph is raised; nothing has run then."""
@@ -233,6 +243,26 @@ class TrainingStep:
         same."""
         self.load_state_dict(_checkpoint.load(path, self.layout.device))
 
+    def warm_start(self, source: str | PathLike[str] | Mapping[str, Any]) -> WarmStart:
+        """Begin this training from a checkpoint of the same model under *another* recipe: weights, and what of the
+        optimizer's state both have (z, momenta, second moments, …).
+
+        `source`: a folder that `save` wrote, or what `state_dict` gave. Counts, hyperparameters and random state stay
+        as they are here. Returns what was carried, what begins anew and what found no use; printing it sums it up. A
+        checkpoint of another model is a ValueError and nothing is loaded.
+        """
+        saved = source if isinstance(source, Mapping) else _checkpoint.load(source, self.layout.device)
+        _checkpoint.load_model(saved, self.model)
+        with torch.no_grad():
+            for key, bank in self._residence.banks.items():
+                self._state[f"params/{key}"].copy_(bank)
+            params = {b.key: self._state[f"params/{b.key}"] for b in self.layout.banks}
+            for path, tensor in _flat.flatten(self.transform.init(params), "optimizer"):
+                self._state[path].copy_(tensor)
+        self._residence.say_written()
+        own = _checkpoint.named_state(self.layout, self._state)
+        return carry_over(saved["optimizer"], own, tuple(r.name for r in self.routes))
+
     def gradient_point(self) -> Tensors:
         """The weights at which the next gradient is taken, by parameter name (Schedule-Free's y); copies."""
         params = {b.key: self._state[f"params/{b.key}"] for b in self.layout.banks}
@@ -251,6 +281,7 @@ class TrainingStep:
             state=self._state,
             hyperparameters=self.hyperparameters,
             programs=self.programs,
+            periodic_programs=self._periodic.programs,
             unused=() if self._facts is None else self._facts.unused,
         )
 
@@ -276,6 +307,7 @@ def compile_training_step(
     backend: str = "inductor",
     force_scalar: Sequence[str] = (),
     force_spectral: Sequence[str] = (),
+    split_blocks: SplitBlocks = None,
 ) -> TrainingStep:
     """Turn forward, backward and optimizer of `model` into one compiled program.
 
@@ -287,7 +319,9 @@ def compile_training_step(
     `skip_nonfinite`: a step whose gradient norm is not finite in fp32 changes nothing and counts in
     ``metrics["skipped"]``. `mode`: torch.compile's modes or ``"eager"`` (the same step, uncompiled); None is
     ``"max-autotune"`` on CUDA, ``"default"`` on a CPU. `force_scalar`, `force_spectral`: regular expressions over
-    full parameter names that override the routing.
+    full parameter names that override the routing. `split_blocks`: fused matrices (q, k and v; gate and up; adaLN's
+    six) that are orthogonalized block by block (CMuon): ``"auto"`` by name, or ``{regular expression: blocks}``, see
+    docs/optimizers.md.
 
     The model's parameters become views into banks (their objects stay). From then on they always hold the deployable
     weights: with Schedule-Free the average x. Half-precision parameters get an fp32 master copy in the state.
@@ -314,7 +348,7 @@ def compile_training_step(
         hyperparameters["lr"] = lr
     hyperparameters[CLIP] = float("inf") if clip_grad_norm is None else clip_grad_norm
     roles = transform.roles or ("scalar",)
-    routes = route(model, roles, force_scalar, force_spectral)
+    routes = route(model, roles, force_scalar, force_spectral, split_blocks)
     stray = [r.name for r in routes if r.role not in roles]
     if stray:
         raise ValueError(
@@ -323,6 +357,7 @@ def compile_training_step(
             f"of their own: optim.partition({{'spectral': …, 'scalar': …}})."
         )
     layout = build_layout(model, routes)
+    transform = bound(transform, layout.facts)
     return TrainingStep(
         model,
         loss_fn,

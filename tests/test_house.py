@@ -46,31 +46,41 @@ FLOORS = {
     "fusion_compile._state": 2,
     "fusion_compile._program": 2,
     "fusion_compile._routing": 2,
+    "fusion_compile._parameter_group": 2,
+    "fusion_compile._named_groups": 2,
     "fusion_compile._hyperparameters": 2,
     "fusion_compile._loss": 2,
     "fusion_compile._checkpoint": 2,
+    "fusion_compile._warm_start": 2,
     "fusion_compile._roles": 2,
     "fusion_compile._denoiser_graph": 2,
     "fusion_compile._step_index": 2,
     "fusion_compile._hoisted_weights": 2,
     "fusion_compile._sampler_report": 2,
     "fusion_compile.optim.*": 2,
-    # 3: a function over flat state becomes a program; recipes, and the package that shows them
+    # 3: a function over flat state becomes a program; recipes
     "fusion_compile._trace": 3,
     "fusion_compile._conditioning_table": 3,
+    "fusion_compile.optim.fusion": 3,
     "fusion_compile.optim.recipes": 3,
-    "fusion_compile.optim": 3,
     # 4: a program becomes fast, and becomes a replay
     "fusion_compile._lower": 4,
     "fusion_compile._capture": 4,
-    # 5: the parts of a sampler; what reads and never changes
+    # 5: the parts of a sampler; work between steps; what reads and never changes
+    "fusion_compile._periodic": 5,
+    "fusion_compile._update_program": 5,
+    "fusion_compile._grouped_update": 5,
     "fusion_compile._sampler_program": 5,
     "fusion_compile._sampler_module": 5,
     "fusion_compile.explain": 5,
     "fusion_compile.explain.*": 5,
-    # 6: the two stories
+    # 6: the two stories, and what watches them
+    "fusion_compile.scalar_logger": 6,
     "fusion_compile.training_step": 6,
     "fusion_compile.sampler": 6,
+    # the parts of an optimizer lie low; the package's own door also shows the whole: a torch optimizer
+    "fusion_compile.torch_optimizer": 6,
+    "fusion_compile.optim": 6,
     # 7: the front door
     "fusion_compile": 7,
 }

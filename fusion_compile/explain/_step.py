@@ -24,12 +24,15 @@ def explain_step(
     state: Tensors,
     hyperparameters: Mapping[str, Any],
     programs: Sequence[Program],
+    periodic_programs: Mapping[str, Program],
     unused: Sequence[str],
 ) -> Explanation:
     """Tables of what went where, and findings over every captured graph."""
     sections = [_banks(layout, state), _routes(routes), _numbers(hyperparameters)]
-    sections += [_graph(i, program) for i, program in enumerate(programs)]
-    findings = tuple(dict.fromkeys(f for p in programs for f in p.findings(thorough=True)))
+    sections += [_graph(f"Program {i}", program) for i, program in enumerate(programs)]
+    sections += [_graph(f"Now and then, without a CUDA graph: {n}", p) for n, p in periodic_programs.items()]
+    everything = (*programs, *periodic_programs.values())
+    findings = tuple(dict.fromkeys(f for p in everything for f in p.findings(thorough=True)))
     notes = [f"the loss never reads {name}; its gradient counts as zero." for name in unused]
     if not programs:
         notes.append("nothing was captured yet: call the step once (with mode='eager' nothing ever is).")
@@ -59,11 +62,11 @@ def _numbers(hyperparameters: Mapping[str, Any]) -> Section:
     return section("Hyperparameters (live)", ("name", "value"), list(hyperparameters.items()))
 
 
-def _graph(index: int, program: Program) -> Section:
+def _graph(what: str, program: Program) -> Section:
     counts = program.operators()
     rows = []
     for region in REGIONS:
         most = ", ".join(f"{name} {n}" for name, n in counts[region].most_common(_MOST_OPERATORS))
         rows.append((region, counts[region].total(), most))
-    heading = f"Program {index}: one graph, {program.nodes} calls as captured"
+    heading = f"{what}: one graph, {program.nodes} calls as captured"
     return section(heading, ("region", "ATen calls", "most frequent"), rows)

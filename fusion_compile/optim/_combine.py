@@ -1,11 +1,22 @@
-"""`chain` and `partition`: how transforms are joined."""
+"""`chain` and `partition`: how transforms are joined; `wrapped`: what a transform around another passes on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
 
 from fusion_compile._types import Tensors
-from fusion_compile.optim._transform import Context, State, Transform, merge_hyperparameters
+from fusion_compile.optim._transform import (
+    Context,
+    Facts,
+    Periodic,
+    State,
+    Transform,
+    bound,
+    merge_hyperparameters,
+)
 
 
 def chain(*transforms: Transform, name: str = "chain") -> Transform:
@@ -39,10 +50,32 @@ def chain(*transforms: Transform, name: str = "chain") -> Transform:
             assert moves is not None
             return moves(params, state[at], context)
 
-    roles = tuple(dict.fromkeys(role for t in transforms for role in t.roles))
+    def bind(facts: Facts) -> Transform:
+        return chain(*(bound(t, facts) for t in transforms), name=name)
+
+    def put(state: State, i: int, part: State) -> State:
+        return (*state[:i], part, *state[i + 1 :])
+
+    parts: dict[int, Transform] = dict(enumerate(transforms))
     return Transform(
-        init, update, merge_hyperparameters(*(t.hyperparameters for t in transforms)), roles, gradient_point, name
+        init,
+        update,
+        merge_hyperparameters(*(t.hyperparameters for t in transforms)),
+        tuple(dict.fromkeys(role for t in transforms for role in t.roles)),
+        gradient_point,
+        name,
+        _merged_diagnostics(parts),
+        _merged_periodic(parts, lambda params, _: params, put),
+        _one_period(transforms),
+        None
+        if all(t.bind is None for t in transforms)
+        else lambda f: chain(*(bound(t, f) for t in transforms), name=name),
     )
+
+
+def part_of(tensors: Mapping[str, Any], role: str) -> dict[str, Any]:
+    """What of a dictionary by bank key belongs to `role`."""
+    return {key: t for key, t in tensors.items() if key.split("/", 1)[0] == role}
 
 
 def partition(transforms: Mapping[str, Transform], name: str = "partition") -> Transform:
@@ -51,9 +84,6 @@ def partition(transforms: Mapping[str, Transform], name: str = "partition") -> T
     The state is a dictionary by role, of the roles that have parameters. A bank whose role has no transform is a
     ValueError.
     """
-
-    def part_of(tensors: Tensors, role: str) -> Tensors:
-        return {key: t for key, t in tensors.items() if key.split("/", 1)[0] == role}
 
     def check(params: Tensors) -> None:
         for key in params:
@@ -85,6 +115,9 @@ def partition(transforms: Mapping[str, Transform], name: str = "partition") -> T
                 points.update(part if moves is None else moves(part, state[role], context))
             return {key: points[key] for key in params}
 
+    def bind(facts: Facts) -> Transform:
+        return partition({role: bound(t, part_of(facts, role)) for role, t in transforms.items()}, name)
+
     return Transform(
         init,
         update,
@@ -92,4 +125,78 @@ def partition(transforms: Mapping[str, Transform], name: str = "partition") -> T
         tuple(transforms),
         gradient_point,
         name,
+        _merged_diagnostics(transforms),
+        _merged_periodic(transforms, part_of, lambda state, role, part: {**state, role: part}),
+        _one_period(tuple(transforms.values())),
+        None if all(t.bind is None for t in transforms.values()) else bind,
     )
+
+
+def wrapped(
+    base: Transform, field: str = "base", params_of: Callable[[Tensors, State], Tensors] = lambda params, _: params
+) -> dict[str, Any]:
+    """What a transform whose state keeps the state of `base` under `field` passes on: keywords of `Transform`.
+
+    `params_of(params, state)`: what `base` sees as its parameters (Schedule-Free's z). The wrapper's `bind` is its own.
+    """
+
+    def inside(periodic: Periodic) -> Periodic:
+        def lift(fn: Callable[[State, Tensors, Context], State]) -> Callable[[State, Tensors, Context], State]:
+            return lambda state, params, context: state._replace(
+                **{field: fn(getattr(state, field), params_of(params, state), context)}
+            )
+
+        first = None if periodic.first is None else lift(periodic.first)
+        return periodic._replace(update=lift(periodic.update), first=first)
+
+    passed: dict[str, Any] = {"periodic": tuple(map(inside, base.periodic)), "period": base.period}
+    tells = base.diagnostics
+    if tells is not None:
+        passed["diagnostics"] = lambda state: tells(getattr(state, field))
+    return passed
+
+
+def _merged_diagnostics(parts: Mapping[Any, Transform]) -> Callable[[State], dict[str, Tensor]] | None:
+    """What every part tells, by the place of its state; a name that two parts use is told by the later one."""
+    telling = {at: t.diagnostics for at, t in parts.items() if t.diagnostics is not None}
+    if not telling:
+        return None
+
+    def diagnostics(state: State) -> dict[str, Tensor]:
+        told: dict[str, Tensor] = {}
+        for at, tells in telling.items():
+            if isinstance(state, tuple) or at in state:
+                told |= tells(state[at])
+        return told
+
+    return diagnostics
+
+
+def _merged_periodic(
+    parts: Mapping[Any, Transform],
+    params_of: Callable[[Tensors, Any], Tensors],
+    put: Callable[[State, Any, State], State],
+) -> tuple[Periodic, ...]:
+    """The parts' periodic work on the whole state; `put(state, at, part)` is `state` with one part replaced."""
+
+    def at_place(at: Any, periodic: Periodic) -> Periodic:
+        def lift(fn: Callable[[State, Tensors, Context], State]) -> Callable[[State, Tensors, Context], State]:
+            def on_whole(state: State, params: Tensors, context: Context) -> State:
+                if isinstance(state, dict) and at not in state:  # a role without parameters
+                    return state
+                return put(state, at, fn(state[at], params_of(params, at), context))
+
+            return on_whole
+
+        first = None if periodic.first is None else lift(periodic.first)
+        return periodic._replace(update=lift(periodic.update), first=first)
+
+    return tuple(at_place(at, periodic) for at, t in parts.items() for periodic in t.periodic)
+
+
+def _one_period(transforms: Sequence[Transform]) -> int:
+    periods = sorted({t.period for t in transforms if t.period})
+    if len(periods) > 1:
+        several = " and every ".join(map(str, periods))
+        raise ValueError(f"two parts single out every {several} steps; give them one period.")
+    return periods[0] if periods else 0

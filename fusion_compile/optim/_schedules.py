@@ -80,3 +80,31 @@ class linear(_Decay):
 
     def shape(self, done: float) -> float:
         return 1.0 - done
+
+
+@dataclass(frozen=True)
+class wsd:
+    """Warm-up, stable, decay (2404.06395): linear warm-up to `peak`, which holds until the last `decay_fraction` of all
+    steps, then a straight line down to `final` at `total_steps` and beyond."""
+
+    peak: float
+    total_steps: int
+    warmup_steps: int = 0
+    decay_fraction: float = 0.2
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self.total_steps, self.warmup_steps)
+        if not 0 < self.decay_fraction <= 1:
+            raise ValueError(
+                f"decay_fraction={self.decay_fraction} is not a share of the steps; give 0 to 1, 0 excluded."
+            )
+        if self.warmup_steps > self.total_steps * (1 - self.decay_fraction):
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} reaches into the decay, the last {self.decay_fraction} of "
+                f"{self.total_steps} steps; shorten one of them."
+            )
+
+    def __call__(self, step: int) -> float:
+        left = max(0.0, (1.0 - step / self.total_steps) / self.decay_fraction)
+        return self.final + (self.peak * _warmup(step, self.warmup_steps) - self.final) * min(1.0, left)

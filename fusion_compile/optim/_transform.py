@@ -41,11 +41,57 @@ class Context(NamedTuple):
     """What one step knows besides gradients and parameters.
 
     `hyperparameters`: 0-dim tensors by name, on the parameters' device. `loss`: 0-dim, the loss at the gradient point
-    (for step sizes that depend on it), or None where no loss exists.
+    (for step sizes that depend on it), or None where no loss exists. `due`: whether this is one of the steps that a
+    transform's `period` singles out; a Python bool, so that each of the two kinds of step is a program of its own.
     """
 
     hyperparameters: Mapping[str, Tensor]
     loss: Tensor | None = None
+    due: bool = False
+
+
+class Member(NamedTuple):
+    """One parameter of a bank: its full name, its shape, and at which index (or offset, in a flat bank) it lies."""
+
+    name: str
+    shape: tuple[int, ...]
+    at: int
+
+
+class Blocks(NamedTuple):
+    """Sizes of the blocks into which every matrix of a bank falls: along its rows (`axis` -2) or columns (-1)."""
+
+    sizes: tuple[int, ...]
+    axis: int = -2
+
+
+class BankFacts(NamedTuple):
+    """What a transform may know of a bank besides its tensors: whose they are, and how the matrices are divided."""
+
+    members: tuple[Member, ...]
+    blocks: Blocks | None = None
+
+
+Facts: TypeAlias = Mapping[str, BankFacts]
+"""By bank key."""
+
+
+class Periodic(NamedTuple):
+    """Work on the state that is too dear for every step: a second program, run after steps 1, 1 + `every`, 1 + 2
+    `every`, … (as the official codes of SOAP and KL-Shampoo count).
+
+    ``update(state, params, context) -> state``, pure; it is compiled for itself and without a CUDA graph. `first`,
+    where given, runs in its place, uncompiled, after the very first step (it may use what cannot be captured).
+    """
+
+    name: str
+    every: int
+    update: Callable[[State, Tensors, Context], State]
+    first: Callable[[State, Tensors, Context], State] | None = None
+
+    def is_due(self, steps: int) -> bool:
+        """Whether it runs when `steps` steps have been taken."""
+        return (steps - 1) % self.every == 0
 
 
 class EmptyState(NamedTuple):
@@ -58,6 +104,11 @@ class Transform(NamedTuple):
     ``init(params) -> state``; ``update(updates, state, params, context) -> (updates, state)``; neither changes its
     arguments. `roles`: empty when any parameter will do. ``gradient_point(params, state, context) -> params`` gives
     the weights at which the loss is differentiated where they are not the parameters themselves (Schedule-Free's y).
+
+    ``diagnostics(state) -> {name: 0-dim tensor}`` reads what `update` left in the state for people to see. `periodic`:
+    see `Periodic`. `period`: every `period`-th step, the first included, runs with ``context.due`` (0: none does).
+    ``bind(facts) -> Transform`` gives the same transform once it is known which parameters the banks hold; the form of
+    its state may depend on it, so it is called before `init`.
     """
 
     init: Callable[[Tensors], State]
@@ -66,6 +117,15 @@ class Transform(NamedTuple):
     roles: tuple[str, ...] = ()
     gradient_point: Callable[[Tensors, State, Context], Tensors] | None = None
     name: str = ""
+    diagnostics: Callable[[State], Mapping[str, Tensor]] | None = None
+    periodic: tuple[Periodic, ...] = ()
+    period: int = 0
+    bind: Callable[[Facts], Transform] | None = None
+
+
+def bound(transform: Transform, facts: Facts) -> Transform:
+    """`transform` with its banks known; itself where it does not ask."""
+    return transform if transform.bind is None else transform.bind(facts)
 
 
 def declare(default_name: str, value: Scalar) -> Named:

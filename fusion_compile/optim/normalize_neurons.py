@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from fusion_compile._types import Tensors
-from fusion_compile.optim._transform import SPECTRAL, Context, Scalar, Transform, declare
+from fusion_compile.optim._transform import SPECTRAL, Blocks, Context, Facts, Scalar, Transform, declare
+from fusion_compile.optim.matrix.blocks import in_blocks
 
 
 class NormalizeNeuronsState(NamedTuple):
-    """`nu`: running mean of squares of each row, ``[..., r, 1]``."""
+    """`nu`: running mean of squares of each row, ``[..., r, 1]``; with blocks of columns ``[..., r, blocks]``."""
 
     nu: Tensors
 
@@ -25,32 +27,46 @@ def normalize_neurons(beta2: Scalar = 0.95, *, scale: str = "preserve_norm", eps
 
     `scale`: ``"preserve_norm"`` brings P back to ‖O‖_F (the authors' code); ``"match_rms"`` to a root mean square of
     0.2, ``0.2 √(rc) P / ‖P‖`` (the paper, and SF-NorMuon), so that one unit of lr moves like one unit of AdamW's.
-    Either way the factor cancels the scale of nu, which is why it needs no bias correction.
+    Either way the factor cancels the scale of nu, which is why it needs no bias correction. Of a bank with blocks every
+    block has neurons and a factor of its own. Memory: 4 bytes a row (and block of columns).
     """
     if scale not in SCALES:
         raise ValueError(f"scale={scale!r} is not known; use one of {', '.join(map(repr, SCALES))}.")
     b2 = declare("beta2", beta2)
 
-    def init(params: Tensors) -> NormalizeNeuronsState:
-        return NormalizeNeuronsState({k: torch.zeros_like(p[..., :1]) for k, p in params.items()})
+    def normalized(o: Tensor, nu: Tensor, beta2: Tensor) -> tuple[Tensor, Tensor]:
+        r, c = o.shape[-2:]
+        mean_square = o.square().mean(-1, keepdim=True)
+        nu = nu + (1 - beta2) * (mean_square - nu)
+        per_row = 1 / (nu.sqrt() + eps)
+        # Both norms follow from the row means: O is read once, and no second pass over the result is needed.
+        new_norm = (c * mean_square * per_row.square()).sum(-2, keepdim=True).sqrt()
+        if scale == "preserve_norm":
+            target = (c * mean_square).sum(-2, keepdim=True).sqrt()
+        else:
+            target = torch.full_like(new_norm, 0.2 * (r * c) ** 0.5)
+        return o * (per_row * (target / (new_norm + eps))), nu
 
-    def update(
-        updates: Tensors, state: NormalizeNeuronsState, params: Tensors, context: Context
-    ) -> tuple[Tensors, NormalizeNeuronsState]:
-        beta2 = context.hyperparameters[b2.name]
-        normalized, nu = {}, {}
-        for k, o in updates.items():
-            r, c = o.shape[-2:]
-            mean_square = o.square().mean(-1, keepdim=True)
-            nu[k] = state.nu[k] + (1 - beta2) * (mean_square - state.nu[k])
-            per_row = 1 / (nu[k].sqrt() + eps)
-            # Both norms follow from the row means: O is read once, and no second pass over the result is needed.
-            new_norm = (c * mean_square * per_row.square()).sum(-2, keepdim=True).sqrt()
-            if scale == "preserve_norm":
-                target = (c * mean_square).sum(-2, keepdim=True).sqrt()
-            else:
-                target = torch.full_like(new_norm, 0.2 * (r * c) ** 0.5)
-            normalized[k] = o * (per_row * (target / (new_norm + eps)))
-        return normalized, NormalizeNeuronsState(nu)
+    def built(facts: Facts) -> Transform:
+        blocks = {key: bank.blocks for key, bank in facts.items()}
 
-    return Transform(init, update, {b2.name: b2.value}, roles=(SPECTRAL,), name="normalize_neurons")
+        def init(params: Tensors) -> NormalizeNeuronsState:
+            return NormalizeNeuronsState({k: _zeros(p, blocks.get(k)) for k, p in params.items()})
+
+        def update(
+            updates: Tensors, state: NormalizeNeuronsState, params: Tensors, context: Context
+        ) -> tuple[Tensors, NormalizeNeuronsState]:
+            beta2 = context.hyperparameters[b2.name]
+            moves, nu = {}, {}
+            for k, o in updates.items():
+                moves[k], nu[k] = in_blocks(lambda o, nu: normalized(o, nu, beta2), blocks.get(k), o, state.nu[k])
+            return moves, NormalizeNeuronsState(nu)
+
+        return Transform(init, update, {b2.name: b2.value}, roles=(SPECTRAL,), name="normalize_neurons", bind=built)
+
+    return built({})
+
+
+def _zeros(p: Tensor, blocks: Blocks | None) -> Tensor:
+    """nu at the start: one number a row, and one a row and block where rows are cut."""
+    return p.new_zeros(*p.shape[:-1], len(blocks.sizes) if blocks is not None and blocks.axis == -1 else 1)

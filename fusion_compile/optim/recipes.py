@@ -10,6 +10,8 @@ from fusion_compile.optim._combine import chain, partition
 from fusion_compile.optim._schedules import Schedule
 from fusion_compile.optim._transform import ELEMENTWISE, SPECTRAL, Named, Transform
 from fusion_compile.optim.decay_weights import add_decayed_weights
+from fusion_compile.optim.fusion import full_fusion
+from fusion_compile.optim.lion import scale_by_lion
 from fusion_compile.optim.normalize_neurons import normalize_neurons
 from fusion_compile.optim.orthogonalize import orthogonalize
 from fusion_compile.optim.scale_by_adam import scale_by_adam, scale_by_rms
@@ -52,7 +54,7 @@ def muon(
     adjust_lr: str = "original",
     table: str = "jordan",
     hot_dtype: torch.dtype = torch.bfloat16,
-    pairs: bool = False,
+    gram_restarts: tuple[int, ...] | str | None = None,
     scalar_lr: float | Schedule = 3e-4,
     scalar_betas: tuple[float, float] = (0.9, 0.95),
     scalar_eps: float = 1e-8,
@@ -61,11 +63,11 @@ def muon(
     """Muon on hidden matrices, as ``torch.optim.Muon``; AdamW on the rest under the ``scalar_`` names.
 
     lr: with ``adjust_lr="original"`` in units of spectral norm per step (times √max(1, r/c)), with
-    ``"match_rms_adamw"`` in AdamW's. The decay is times the unadjusted lr. `pairs`: see `orthogonalize`.
+    ``"match_rms_adamw"`` in AdamW's. The decay is times the unadjusted lr. `gram_restarts`: see `orthogonalize`.
     4 bytes a parameter on matrices.
     """
     spectral = chain(
-        orthogonalize(momentum, nesterov=nesterov, table=table, hot_dtype=hot_dtype, pairs=pairs),
+        orthogonalize(momentum, nesterov=nesterov, table=table, hot_dtype=hot_dtype, gram_restarts=gram_restarts),
         scale_by_shape(adjust_lr),
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(lr),
@@ -84,7 +86,7 @@ def normuon(
     scale: str = "preserve_norm",
     table: str = "jordan",
     hot_dtype: torch.dtype = torch.bfloat16,
-    pairs: bool = True,
+    gram_restarts: tuple[int, ...] | str | None = "auto",
     scalar_lr: float | Schedule = 3e-4,
     scalar_betas: tuple[float, float] = (0.9, 0.95),
     scalar_eps: float = 1e-8,
@@ -98,7 +100,7 @@ def normuon(
     to it.
     """
     spectral = chain(
-        orthogonalize(momentum, nesterov=nesterov, table=table, hot_dtype=hot_dtype, pairs=pairs),
+        orthogonalize(momentum, nesterov=nesterov, table=table, hot_dtype=hot_dtype, gram_restarts=gram_restarts),
         normalize_neurons(beta2, scale=scale),
         scale_by_shape("original" if scale == "preserve_norm" else "none"),
         add_decayed_weights(weight_decay),
@@ -140,7 +142,7 @@ def sf_normuon(
     *,
     table: str = "jordan",
     hot_dtype: torch.dtype = torch.bfloat16,
-    pairs: bool = True,
+    gram_restarts: tuple[int, ...] | str | None = "auto",
     eps: float = 1e-8,
     scalar_beta2: float = 0.999,
 ) -> Transform:
@@ -152,7 +154,7 @@ def sf_normuon(
     third-party ports.
     """
     spectral = chain(
-        orthogonalize(momentum, nesterov=False, table=table, hot_dtype=hot_dtype, pairs=pairs),
+        orthogonalize(momentum, nesterov=False, table=table, hot_dtype=hot_dtype, gram_restarts=gram_restarts),
         normalize_neurons(beta2, scale="match_rms", eps=eps),
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(lr),
@@ -168,10 +170,23 @@ def sf_normuon(
     return partition(wrapped, name="sf_normuon")
 
 
+def lion(lr: float | Schedule = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0) -> Transform:
+    """Lion for every parameter (2302.06675), as ``lion-pytorch``. lr: every entry moves by it, so 3 to 10 times under
+    AdamW's, with a decay as many times over. 4 bytes a parameter."""
+    return chain(
+        scale_by_lion(betas[0], betas[1]),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(lr),
+        name="lion",
+    )
+
+
 RECIPES: dict[str, Callable[..., Transform]] = {
     "adamw": adamw,
+    "lion": lion,
     "muon": muon,
     "normuon": normuon,
     "sf_adamw": sf_adamw,
     "sf_normuon": sf_normuon,
+    "full_fusion": full_fusion,
 }

@@ -13,11 +13,15 @@ import torch
 from torch import Tensor
 
 from fusion_compile._types import Tensors
+from fusion_compile.optim._averaging import Averaging
+from fusion_compile.optim._combine import wrapped
 from fusion_compile.optim._transform import (
     Context,
+    Facts,
     Scalar,
     State,
     Transform,
+    bound,
     declare,
     merge_hyperparameters,
     ones_like_scalar,
@@ -25,12 +29,14 @@ from fusion_compile.optim._transform import (
 
 
 class ScheduleFreeState(NamedTuple):
-    """`z`: shaped like the parameters; `lr_max`, `weight_sum`: 0-dim; `base`: the wrapped transform's state."""
+    """`z`: shaped like the parameters; `lr_max`, `weight_sum`: 0-dim; `base`: the wrapped transform's state; `taken`:
+    ``{"k": updates taken}`` where `anneal`, `c_warmup` or `r` needs it, else empty."""
 
     z: Tensors
     lr_max: Tensor
     weight_sum: Tensor
     base: State
+    taken: Tensors
 
 
 def schedule_free(
@@ -39,28 +45,49 @@ def schedule_free(
     beta: Scalar = 0.9,
     *,
     decay_at_y: Scalar | None = None,
+    beta_max: Scalar = 0.965,
+    anneal: int = 0,
+    c_warmup: int = 0,
+    r: float = 0.0,
+    weight_lr_power: float = 2.0,
+    average: str = "lr_max",
 ) -> Transform:
-    """z ← z + base(∇f(y)); x ← (1 - c) x + c z; c = lr_max² / Σ lr_max².
+    """z ← z + base(∇f(y)); x ← (1 - c) x + c z; c = w / Σ w, w = lr_max².
 
     `base` must already contain the learning rate; `lr` names the same hyperparameter, which weighs the average, and
     whose running maximum counts (so warm-up steps weigh little). `base` sees z as its parameters: a decay inside it
     acts at z (SF-NorMuon, ``ScheduleFreeWrapper``). `decay_at_y`: a decay per unit of lr that acts at y instead,
-    ``z ← z - lr · decay · y`` (the default of ``schedulefree.AdamWScheduleFree``).
+    ``z ← z - lr · decay · y`` (the default of ``schedulefree.AdamWScheduleFree``). 4 bytes a parameter.
 
-    Deviations: the exponents of the average are fixed at the defaults r = 0 and weight_lr_power = 2.
+    Options, for updates k = 0, 1, …; all but `beta_max` are fixed when the program is built. `average`: ``"lr"`` puts
+    this update's lr in the place of lr_max (SF-NorMuon's paper, 2605.23061; the same until the lr falls).
+    ``w = (k + 1)^r lr_max^weight_lr_power`` (``schedulefree``). From ScheduleFree+ (2605.19095): `c_warmup`: ``c = 1``,
+    so x = z, while k < c_warmup, and those updates weigh nothing later; `anneal`: β grows to `beta_max` over so many
+    updates, ``β_k = 1 - (1 - β)^(1-p) (1 - β_max)^p`` with ``p = min(k / anneal, 1)``.
+
+    Deviations: none from ``schedulefree``, which has `r` and `weight_lr_power` of these options.
     """
-    rate, b = declare("lr", lr), declare("schedule_free_beta", beta)
+    rate = declare("lr", lr)
+    averaging = Averaging(
+        declare("schedule_free_beta", beta),
+        declare("schedule_free_beta_max", beta_max),
+        anneal,
+        c_warmup,
+        r,
+        weight_lr_power,
+        average,
+    )
     decay = None if decay_at_y is None else declare("weight_decay", decay_at_y)
     if base.gradient_point is not None:
         raise ValueError(f"{base.name} already moves the gradient point; schedule_free() cannot wrap it again.")
 
     def init(params: Tensors) -> ScheduleFreeState:
         zero = torch.zeros_like(ones_like_scalar(params))
-        return ScheduleFreeState({k: p.clone() for k, p in params.items()}, zero, zero.clone(), base.init(params))
+        z = {k: p.clone() for k, p in params.items()}
+        return ScheduleFreeState(z, zero, zero.clone(), base.init(params), averaging.taken(params))
 
     def gradient_point(params: Tensors, state: ScheduleFreeState, context: Context) -> Tensors:
-        beta = context.hyperparameters[b.name]
-        return {k: state.z[k] + beta * (x - state.z[k]) for k, x in params.items()}
+        return averaging.point(params, state.z, state.taken, context)
 
     def update(
         updates: Tensors, state: ScheduleFreeState, params: Tensors, context: Context
@@ -72,14 +99,32 @@ def schedule_free(
         if decay is not None:
             y = gradient_point(params, state, context)
             z = {k: z[k] - lr * h[decay.name] * y[k] for k in params}
-        lr_max = torch.maximum(state.lr_max, lr)
-        weight = lr_max * lr_max
-        weight_sum = state.weight_sum + weight
-        # At lr = 0 from the start both are zero: the average then stays where it is.
-        c = torch.where(weight_sum > 0, weight / weight_sum, torch.zeros_like(weight))
-        averaged = {k: c * (z[k] - x) for k, x in params.items()}
-        return averaged, ScheduleFreeState(z, lr_max, weight_sum, base_state)
+        averaged, lr_max, weight_sum, taken = averaging.move(params, z, lr, state.lr_max, state.weight_sum, state.taken)
+        return averaged, ScheduleFreeState(z, lr_max, weight_sum, base_state, taken)
 
-    named = [rate, b] if decay is None else [rate, b, decay]
-    hyperparameters = merge_hyperparameters(base.hyperparameters, {n.name: n.value for n in named})
-    return Transform(init, update, hyperparameters, base.roles, gradient_point, f"schedule_free({base.name})")
+    named = [rate, *averaging.numbers, *([] if decay is None else [decay])]
+
+    def bind(facts: Facts) -> Transform:
+        return schedule_free(
+            bound(base, facts),
+            lr,
+            beta,
+            decay_at_y=decay_at_y,
+            beta_max=beta_max,
+            anneal=anneal,
+            c_warmup=c_warmup,
+            r=r,
+            weight_lr_power=weight_lr_power,
+            average=average,
+        )
+
+    return Transform(
+        init,
+        update,
+        merge_hyperparameters(base.hyperparameters, {n.name: n.value for n in named}),
+        base.roles,
+        gradient_point,
+        f"schedule_free({base.name})",
+        **wrapped(base, params_of=lambda _, state: state.z),
+        bind=None if base.bind is None else bind,
+    )

@@ -2,66 +2,163 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from math import prod
+
 import torch
 from torch import Tensor
 
-from fusion_compile.optim.matrix.coefficients import TABLES
+from fusion_compile.optim.matrix.coefficients import TABLES, Coefficients
 
-_PAIRS_FROM = 2
-"""Ratio of the sides from which two iterations are composed in the Gram matrix."""
+GRAM_FROM = 2
+"""Ratio of the sides from which the iterations run in the Gram matrix when they may."""
+
+_ROUNDING = 1.05
+"""What rounding may add to the norm of a result before the guard acts; seen: 1.003 times the table's bound."""
 
 
 def orthogonalize(
-    x: Tensor, table: str = "jordan", hot_dtype: torch.dtype = torch.bfloat16, pairs: bool = False
+    x: Tensor,
+    table: str = "jordan",
+    hot_dtype: torch.dtype = torch.bfloat16,
+    gram_restarts: tuple[int, ...] | None = None,
+    guard: bool | None = None,
 ) -> Tensor:
     """Approximate U Vᵀ of ``x = U Σ Vᵀ``; shape ``[..., m, n]``, result in x's dtype.
 
     Five iterations with the named coefficient table (``"jordan"``, ``"quintic"``, ``"polar_express"``), products in
     `hot_dtype`. The input is divided by its norm (as the table's source does) in fp32 or fp64 *before* the cast, so
-    that fp16 neither overflows nor divides by zero. Works on the short side. `pairs`: compose two iterations at a time
-    where one side is at least twice the other: the same polynomial with a fifth fewer operations. Source: Jordan's
-    Muon, ``torch.optim.Muon``; for `pairs`, Gram Newton-Schulz (Zhang, Amsel, Chen & Dao 2026).
+    that fp16 neither overflows nor divides by zero. The Gram matrix is taken on the short side. Source: Jordan's Muon,
+    ``torch.optim.Muon``.
+
+    `gram_restarts`: run the same polynomial in the Gram matrix where one side is at least twice the other (Gram
+    Newton-Schulz: Zhang, Amsel, Chen & Dao 2026), starting afresh from x at these iterations; None: plain iterations.
+    `safe_gram_restarts` says which are safe.
+
+    `guard`: bound ‖O‖_F, see `_guarded`. None: where the iterations run in the Gram matrix; plain ones need none, as
+    each multiplies x by a polynomial of x itself, and no singular value was ever seen 0.4 % over the table's bound.
     """
-    coefficients, scale, floor, offset = TABLES[table]
+    coefficients, bound, _, scale, floor, offset = TABLES[table]
     wide = torch.promote_types(x.dtype, torch.float32)
-    tall = x.size(-2) > x.size(-1)
     y = x.to(wide)
     norm = (y * y).sum(-1, keepdim=True).sum(-2, keepdim=True).sqrt()
     y = (y / ((norm * scale).clamp(min=floor) + offset)).to(hot_dtype)
-    if tall:
-        y = y.mT
     shape = y.shape
     y = y.reshape(-1, *shape[-2:]) if y.ndim != 3 else y
-    if pairs and y.size(-1) >= _PAIRS_FROM * y.size(-2):
-        while len(coefficients) >= 2:
-            y = _two_iterations(y, *coefficients[:2])
-            coefficients = coefficients[2:]
-    for a, b, c in coefficients:
-        gram = torch.bmm(y, y.mT)
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        y = torch.baddbmm(y, polynomial, y, beta=a, alpha=1.0)
+    long, short = max(shape[-2:]), min(shape[-2:])
+    in_gram = gram_restarts is not None and long >= GRAM_FROM * short
+    for begin, end in _groups(gram_restarts, len(coefficients)):
+        if in_gram:
+            y = _iterate_in_gram(y, coefficients[begin:end])
+        else:
+            for triple in coefficients[begin:end]:
+                y = _iterate(y, *triple)
     y = y.reshape(shape)
-    return (y.mT if tall else y).to(x.dtype)
+    if in_gram if guard is None else guard:
+        y = _guarded(y, norm, _ROUNDING * bound * short**0.5)
+    return y.to(x.dtype)
 
 
-def _two_iterations(x: Tensor, first: tuple[float, float, float], second: tuple[float, float, float]) -> Tensor:
-    """Two iterations of ``[K, m, n]``, m < n, with one product by n each way: ``x ← Q x``, Q a polynomial in ``x xᵀ``.
+def _groups(gram_restarts: tuple[int, ...] | None, iterations: int) -> list[tuple[int, int]]:
+    """First iteration, and the one after the last, of what runs between two restarts."""
+    return list(pairwise((0, *(gram_restarts or ()), iterations)))
 
-    Gram Newton-Schulz restarted after every second iteration: 6 products of m²n and 11 of m³ for five iterations,
-    where the plain form needs 10 and 5. In longer runs rounding makes the Gram matrix indefinite; bf16 fails there.
-    Against the exact polynomial in bf16 (384×1536, torch 2.13 CPU): error 0.011 for random matrices (plain 0.010),
-    0.039 for a spectrum over five decades (plain 0.058), 0.052 at rank 8 (plain 0.21).
+
+def _guarded(o: Tensor, given: Tensor, limit: float) -> Tensor:
+    """`o` where ``‖o‖_F ≤ limit``, the largest norm that orthogonalized matrices have; else ``o (limit / ‖o‖_F)²``.
+
+    A larger `o` is what rounding became in a few directions, so the further over it is, the smaller it comes out:
+    brought down to the limit, it would move those directions √min(m, n) times too far. A matrix that is not finite is
+    zero, the end of that scale, unless its input (norm `given`) was not finite either: a broken gradient stays visible.
+    One direction a few times too large goes unseen in a Frobenius norm: the guard keeps a run alive, and is no
+    substitute for safe restarts. Costs one read of o for its norm; the scale joins whatever comes next.
     """
-    (a, b, c), (a2, b2, c2) = first, second
-    r = torch.bmm(x, x.mT)
-    z = torch.baddbmm(r, r, r, beta=b, alpha=c)  # the first step multiplies by z + a I
-    rz = torch.baddbmm(r, r, z, beta=a)
-    r2 = torch.baddbmm(rz, z, rz, beta=a)  # the Gram matrix after it
-    z2 = torch.baddbmm(r2, r2, r2, beta=b2, alpha=c2)
+    o = o.to(torch.promote_types(o.dtype, torch.float32))
+    norm = (o * o).sum(-1, keepdim=True).sum(-2, keepdim=True).sqrt()
+    shrink = (limit / norm).clamp(max=1.0).square()
+    failed = ~torch.isfinite(norm) & torch.isfinite(given)
+    return torch.where(failed, 0.0, o * shrink)
+
+
+def _gram(x: Tensor) -> Tensor:
+    """``x xᵀ`` of a wide, ``xᵀ x`` of a tall ``[K, m, n]``: each orientation is read as it lies, nothing is transposed
+    in memory."""
+    return torch.bmm(x.mT, x) if x.size(-2) > x.size(-1) else torch.bmm(x, x.mT)
+
+
+def _iterate(x: Tensor, a: float, b: float, c: float) -> Tensor:
+    """``a x + (b A + c A²) x``, A the Gram matrix; 4 products of mn·min and 2 of min³ in half-FLOPs."""
+    gram = _gram(x)
+    polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    if x.size(-2) > x.size(-1):
+        return torch.baddbmm(x, x, polynomial, beta=a)
+    return torch.baddbmm(x, polynomial, x, beta=a)
+
+
+def _iterate_in_gram(x: Tensor, coefficients: Coefficients) -> Tensor:
+    """All of `coefficients` with one rectangular product each way: ``x ← Q x``, Q a polynomial in the Gram matrix.
+
+    An iteration multiplies x by Z + a I, Z = b R + c R², and the Gram matrix by its square: R ← (Z + a I)² R. The
+    identity stays out of the factors while they grow and joins Q in fp32, inside the last product: added to x, or to a
+    Q rounded already, it would cancel against what was rounded (bf16, random 384×1536: error 0.061 instead of 0.019).
+    """
     wide = torch.promote_types(x.dtype, torch.float32)
-    # (z2 + a2 I)(z + a I) with the identity inside: added to x afterwards it would cancel against q, rounded twice.
-    rest = a2 * z.to(wide) + a * z2.to(wide) + a * a2 * torch.eye(r.size(-1), dtype=wide, device=x.device)
-    return torch.bmm(torch.baddbmm(rest.to(x.dtype), z2, z), x)
+    identity = torch.eye(min(x.shape[-2:]), dtype=wide, device=x.device)
+    r = _gram(x)
+    q, shift = r, 0.0  # so far Q = q + shift I
+    for i, (a, b, c) in enumerate(coefficients):
+        z = torch.baddbmm(r, r, r, beta=b, alpha=c)
+        last = i + 1 == len(coefficients)
+        if i == 0:
+            q, shift = (z.to(wide) + a * identity).to(x.dtype) if last else z, a
+        else:
+            rest = shift * z.to(wide) + a * q.to(wide)
+            shift = a * shift
+            q = torch.baddbmm((rest + shift * identity if last else rest).to(x.dtype), z, q)
+        if not last:
+            rz = torch.baddbmm(r, r, z, beta=a)
+            r = torch.baddbmm(rz, z, rz, beta=a)
+    return torch.bmm(x, q) if x.size(-2) > x.size(-1) else torch.bmm(q, x)
+
+
+AUTO = "auto"
+
+
+def safe_gram_restarts(table: str, hot_dtype: torch.dtype) -> tuple[int, ...] | None:
+    """The cheapest restarts with which a table is as safe as with plain iterations; None where there are none.
+
+    Q's rounding is relative to its largest eigenvalue, the product of the group's a, and strikes directions in which Q
+    is near 1: with a share ε/4 of it a singular value near 1 leaves its band by ``ε/4 · Π a``, and where that is more
+    than the table's `room`, the next group diverges. It does: with one or two directions that hold most of the norm,
+    (3,) in bf16 gave singular values of 50 (Jordan, 256×512) and 1e6 (Polar Express), (2, 4) at most 1.003 times the
+    bound. fp32: (3,); fp16: (3,), Polar Express (2, 4); bf16: (2, 4), Polar Express None.
+    """
+    coefficients, _, room, *_ = TABLES[table]
+    for restarts in ((3,), (2, 4)):
+        before_the_last = _groups(restarts, len(coefficients))[:-1]
+        gains = [prod(a for a, _, _ in coefficients[begin:end]) for begin, end in before_the_last]
+        if max(gains) * torch.finfo(hot_dtype).eps / 4 <= room:
+            return restarts
+    return None
+
+
+def resolve_gram_restarts(
+    gram_restarts: tuple[int, ...] | str | None, table: str, hot_dtype: torch.dtype
+) -> tuple[int, ...] | None:
+    """``"auto"``: the safe ones. ValueError unless the restarts are increasing iteration numbers inside the table."""
+    last = len(TABLES[table].coefficients) - 1
+    if gram_restarts is None:
+        return None
+    if gram_restarts == AUTO:
+        return safe_gram_restarts(table, hot_dtype)
+    numbers = isinstance(gram_restarts, tuple) and all(type(i) is int for i in gram_restarts)
+    if not numbers or any(b <= a for a, b in pairwise((0, *gram_restarts, last + 1))):
+        raise ValueError(
+            f"gram_restarts={gram_restarts!r} are not increasing iteration numbers between 1 and {last}; give 'auto', "
+            f"a tuple like (2, 4), or None for plain iterations."
+        )
+    assert isinstance(gram_restarts, tuple)
+    return gram_restarts
 
 
 def shape_factor(x: Tensor, adjust_lr: str) -> float:

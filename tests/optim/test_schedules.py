@@ -1,0 +1,77 @@
+"""`wsd`, and the floor of all decaying schedules. (`constant`, `cosine` and `linear`: test_bricks.py.)"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from fusion_compile import compile_training_step, optim
+from fusion_compile.optim._schedules import Schedule, cosine, linear, wsd
+from tests.data.bowl import Bowl, loss_fn, noise
+
+
+def fusionopt(kind: str, step: int, total: int, warmup: int, decay_min: float, start: float = 0.8) -> float:
+    """FusionOpt's warm-up times its `decay_factor`, restated from its equations."""
+    warm = (step + 1) / warmup if step < warmup else 1.0
+    if step < warmup:
+        return warm
+    done = min(1.0, (step - warmup) / (total - warmup))
+    of_all = min(1.0, step / total)
+    shape = {
+        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+        "linear": 1 - done,
+        "wsd": 1.0 if of_all < start else 1 - (of_all - start) / (1 - start),
+    }[kind]
+    return warm * (decay_min + (1 - decay_min) * max(0.0, shape))
+
+
+@pytest.mark.parametrize("kind", [cosine, linear, wsd])
+@pytest.mark.parametrize("warmup", [0, 10])
+@pytest.mark.parametrize("floor", [0.0, 0.1, 1.0])
+def test_a_decaying_schedule_is_fusionopts_with_final_for_its_floor(kind: Any, warmup: int, floor: float) -> None:
+    schedule = kind(3e-4, 120, warmup, final=floor * 3e-4)
+    for step in range(200):
+        wanted = 3e-4 * fusionopt(kind.__name__, step, 120, warmup, floor)
+        assert schedule(step) == pytest.approx(wanted, rel=1e-9, abs=1e-18), step
+
+
+def test_wsd_at_its_corners() -> None:
+    schedule = wsd(2.0, total_steps=100, warmup_steps=4, decay_fraction=0.25, final=1.0)
+    values = {0: 0.5, 3: 2.0, 4: 2.0, 75: 2.0, 80: 1.8, 99: 1.04, 100: 1.0, 10**6: 1.0}
+    assert {step: schedule(step) for step in values} == pytest.approx(values, rel=1e-12)
+    straight = linear(2.0, 50)
+    assert [wsd(2.0, 50, decay_fraction=1.0)(step) for step in range(60)] == pytest.approx(
+        [straight(step) for step in range(60)], abs=1e-15
+    )
+    assert isinstance(schedule, Schedule)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"total_steps": 10, "warmup_steps": -1}, "warmup_steps=-1 is negative"),
+        ({"total_steps": 10, "warmup_steps": 10}, "total_steps=10 must be larger than warmup_steps=10"),
+        ({"total_steps": 10, "decay_fraction": 0.0}, "decay_fraction=0.0 is not a share"),
+        ({"total_steps": 10, "decay_fraction": 1.5}, "decay_fraction=1.5 is not a share"),
+        ({"total_steps": 10, "warmup_steps": 9}, "warmup_steps=9 reaches into the decay, the last 0.2 of 10 steps"),
+    ],
+)
+def test_a_wsd_without_room_is_refused(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        wsd(1.0, **arguments)
+
+
+def test_wsd_prints_compares_and_travels_in_a_checkpoint() -> None:
+    schedule = wsd(1e-3, total_steps=20, warmup_steps=2)
+    assert schedule == wsd(1e-3, 20, 2, 0.2, 0.0) != wsd(1e-3, 20, 2, 0.3)
+    assert repr(schedule) == "wsd(peak=0.001, total_steps=20, warmup_steps=2, decay_fraction=0.2, final=0.0)"
+    step = compile_training_step(Bowl(), loss_fn, optimizer="adamw", lr=schedule, mode="eager")
+    step(*noise(0))
+    other = compile_training_step(Bowl(), loss_fn, optimizer="adamw", mode="eager")
+    other.load_state_dict(step.state_dict())
+    assert other.hyperparameters["lr"] == schedule
+    other(*noise(1))
+    assert float(other.metrics["lr"]) == pytest.approx(1e-3, rel=1e-6)
+    assert optim.Schedule is Schedule

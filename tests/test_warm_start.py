@@ -1,0 +1,77 @@
+"""`warm_start`: weights and what both recipes keep go over; the rest begins from the loaded weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusion_compile import TrainingStep, compile_training_step, optim
+from fusion_compile.optim import Transform
+from tests.data.bowl import Bowl, loss_fn, noise
+
+
+def trained(optimizer: str | Transform, steps: int = 5) -> TrainingStep:
+    step = compile_training_step(Bowl(), loss_fn, optimizer=optimizer, mode="eager")
+    for i in range(steps):
+        step(*noise(i))
+    return step
+
+
+def test_from_sf_normuon_to_the_same_recipe_everything_is_carried_and_training_goes_on_as_it_would(
+    tmp_path: Path,
+) -> None:
+    first = trained("sf_normuon")
+    first.save(tmp_path / "ck")
+    second = compile_training_step(Bowl(seed=3), loss_fn, optimizer="sf_normuon", mode="eager")
+    report = second.warm_start(tmp_path / "ck")
+    assert report.fresh == () and report.unused == ()
+    assert second.steps_called == 0
+    bowl = Bowl()  # the second problem's own target lies in buffers, which the checkpoint brought along
+    assert torch.equal(second.model.t_tall, bowl.t_tall)
+    for i in range(5, 8):
+        first(*noise(i))
+        second(*noise(i))
+    for (name, a), b in zip(first.model.named_parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_into_another_recipe_momenta_and_z_go_over_by_what_they_are() -> None:
+    first = trained(optim.muon())
+    second = compile_training_step(Bowl(seed=3), loss_fn, optimizer=optim.sf_normuon(), mode="eager")
+    report = second.warm_start(first.state_dict())
+    assert {"mu.tall", "mu.wide", "mu.square"} <= set(report.carried)
+    assert {"nu.table", "nu.bias", "nu.gain", "beta2_power"} <= set(report.carried)
+    assert {"mu.table", "beta1_power"} <= set(report.unused)  # AdamW's first moment; Schedule-Free has none
+    assert {"z.tall", "nu.tall", "weight_sum"} <= set(report.fresh)
+    state = second.state_dict()
+    for name, weight in first.model.named_parameters():
+        role = "spectral" if name in ("tall", "wide", "square") else "scalar"
+        assert torch.equal(state["optimizer"][f"{role}.z.{name}"], weight), "z begins at the loaded weights"
+    assert "carried mu, nu, beta2_power" in str(report) and "begins anew" in str(report)
+    assert torch.equal(
+        state["optimizer"]["spectral.base.0.mu.tall"], first.state_dict()["optimizer"]["spectral.0.mu.tall"]
+    )
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_changes_nothing() -> None:
+    step = trained("sf_normuon")
+    before = step.state_dict()
+    saved = trained("adamw").state_dict()
+    saved["model"]["tall"] = torch.zeros(3, 3)
+    with pytest.raises(ValueError, match=r"mismatched model tall: \[3, 3\] in the checkpoint, \[192, 128\] here"):
+        step.warm_start(saved)
+    after = step.state_dict()
+    assert all(torch.equal(after["optimizer"][k], t) for k, t in before["optimizer"].items())
+    assert all(torch.equal(after["model"][k], t) for k, t in before["model"].items())
+
+
+def test_bf16_parameters_keep_the_saved_masters() -> None:
+    first = compile_training_step(Bowl().bfloat16(), loss_fn, optimizer="adamw", mode="eager")
+    batches = [tuple(n.bfloat16() for n in noise(i)) for i in range(3)]
+    first(*batches[0])
+    second = compile_training_step(Bowl(seed=3).bfloat16(), loss_fn, optimizer="sf_adamw", mode="eager")
+    report = second.warm_start(first.state_dict())
+    assert "master.tall" in report.carried
+    assert torch.equal(second.state_dict()["optimizer"]["master.tall"], first.state_dict()["optimizer"]["master.tall"])
