@@ -40,6 +40,7 @@ GROUPS = (
     "detectors",
     *(f"recipe-{name}" for name in RECIPES),
     "noise",
+    "facade",
     "sampler",
     "float32-newton-schulz",
     "train-speed",
@@ -95,6 +96,7 @@ def run_group(name: str, arguments: argparse.Namespace, sink: Callable[[Row], No
         else:
             sink(Row(name, "begin", FAILED, "there is no GPU here; --dry-run runs the checks' code on a CPU"))
             return
+        import _gpu_facade
         import _gpu_features
         import _gpu_recipes
         import _gpu_speed
@@ -106,6 +108,7 @@ def run_group(name: str, arguments: argparse.Namespace, sink: Callable[[Row], No
             "detectors": lambda: _gpu_features.detectors,
             "recipe": lambda: _gpu_recipes.recipe_group(recipe),
             "noise": lambda: _gpu_features.noise,
+            "facade": lambda: _gpu_facade.facade,
             "float32": lambda: _gpu_recipes.float32_newton_schulz,
             "sampler": lambda: _gpu_speed.sampler_speed if recipe else _gpu_features.sampler,
             "train": lambda: _gpu_speed.train_speed,

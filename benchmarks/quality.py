@@ -4,11 +4,13 @@
     python benchmarks/quality.py --table docs/benchmarks/quality-*.json
 
 The measure is the rectified-flow loss on held-out images, at the deployable weights, over times and noise that are the
-same for everybody. Each contender gets the same list of multiples of its customary learning rate, one seed each; the
-best goes on to three other seeds. "Same time" gives a slower contender as many fewer steps (its schedule shortened with
-them) as its step takes longer than AdamW's, measured in this process, by turns. AdamW, Muon and Muon+MONA follow a
-cosine to zero; Schedule-Free ones need no schedule, and all warm up alike. Contenders run one after another, written to
-the JSON file as they finish; a run that was broken off goes on with those that are missing.
+same for everybody. Each contender gets four runs of one seed and half the steps to find its learning rate: the same
+three multiples of its customary one, then beyond the best where that lies at the edge, or between the two best; the
+winner goes on to three other seeds at full length. "Same time" gives a slower contender as many fewer steps
+(its schedule shortened with them) as its step takes longer than AdamW's, measured in this process, by turns. AdamW,
+Muon and Muon+MONA follow a cosine to zero; Schedule-Free ones need no schedule, and all warm up alike. Contenders run
+one after another, written to the JSON file as they finish; a run that was broken off goes on with those that are
+missing.
 """
 
 from __future__ import annotations
@@ -36,10 +38,12 @@ from dit import DiT
 from fusion_compile import TrainingStep, compile_training_step, optim
 from fusion_compile.optim import Schedule, Transform
 
-MULTIPLES = (0.25, 0.5, 1.0, 2.0)
+MULTIPLES = (0.4, 1.0, 2.5)
 SEEDS = (1, 2, 3)
 TUNING_SEED = 0
 WARMUP = 0.05
+TUNING_SHARE = 0.5
+"""Of the steps, for a run that only compares learning rates."""
 DRAWS = 4
 
 
@@ -100,8 +104,8 @@ def photographs() -> tuple[Tensor, Tensor]:
 
 
 PROBLEMS = {
-    "digits": Problem(lambda: DiT(8, 2, 1, 128, 4, 4), digits, 64, 400),
-    "photographs": Problem(lambda: DiT(16, 4, 3, 256, 6, 4, num_classes=2), photographs, 32, 300),
+    "digits": Problem(lambda: DiT(8, 2, 1, 128, 4, 4), digits, 64, 300),
+    "photographs": Problem(lambda: DiT(16, 4, 3, 256, 6, 4, num_classes=2), photographs, 32, 140),
 }
 
 
@@ -124,7 +128,6 @@ class Course:
         self.times = [torch.rand(len(held), generator=draw) for _ in range(DRAWS)]
         self.noises = [torch.randn(self.held_out[0].shape, generator=draw) for _ in range(DRAWS)]
         self.step = self._step()
-        self.seconds = 0.0
 
     def _step(self) -> TrainingStep:
         torch.manual_seed(0)
@@ -168,20 +171,32 @@ class Course:
         return total / DRAWS if total < float("inf") else float("inf")
 
 
-def relative_times(problem: Problem, rounds: int) -> dict[str, float]:
+def relative_times(courses: dict[str, Course], rounds: int) -> dict[str, float]:
     """Milliseconds of a step over AdamW's, all contenders by turns in one process."""
-    courses = {name: Course(problem, c) for name, c in CONTENDERS.items()}
     feeds = {name: course.batches(0) for name, course in courses.items()}
     runs = {name: (lambda n=name: courses[n].step(*next(feeds[n]))) for name in courses}
-    times = interleaved(runs, torch.device("cpu"), rounds=rounds, calls=10, warmup=3)
+    times = interleaved(runs, torch.device("cpu"), rounds=rounds, calls=5, warmup=3)
     return {name: statistics.median(a / b for a, b in zip(times[name], times["AdamW"], strict=True)) for name in times}
 
 
-def study(problem: Problem, name: str, slowness: float) -> dict[str, Any]:
+def next_rate(tuned: dict[float, float]) -> float:
+    """Beyond the best rate, by the same factor, where it lies at the edge; else between the two best."""
+    rates = sorted(tuned)
+    best, second = sorted(rates, key=lambda lr: tuned[lr])[:2]
+    if best == rates[0]:
+        return best * best / rates[1]
+    if best == rates[-1]:
+        return best * best / rates[-2]
+    return (best * second) ** 0.5
+
+
+def study(course: Course, slowness: float) -> dict[str, Any]:
     """Tune, then run the seeds, at the same steps and in the same time."""
-    contender, started = CONTENDERS[name], time.perf_counter()
-    course = Course(problem, contender)
-    tuned = {m * contender.lr: course.run(m * contender.lr, TUNING_SEED, problem.steps) for m in MULTIPLES}
+    problem, customary, started = course.problem, course.contender.lr, time.perf_counter()
+    short = round(TUNING_SHARE * problem.steps)
+    tuned = {m * customary: course.run(m * customary, TUNING_SEED, short) for m in MULTIPLES}
+    fourth = next_rate(tuned)
+    tuned[fourth] = course.run(fourth, TUNING_SEED, short)
     best = min(tuned, key=lambda lr: tuned[lr])
     same_steps = [course.run(best, seed, problem.steps) for seed in SEEDS]
     fewer = round(problem.steps / max(1.0, slowness))
@@ -244,12 +259,13 @@ def main() -> None:
         "seeds": SEEDS,
         "parameters": sum(p.numel() for p in problem.model().parameters()),
     }
+    courses = {name: Course(problem, c) for name, c in CONTENDERS.items()}
     if "slowness" not in stored:
-        stored["slowness"] = relative_times(problem, options.rounds)
+        stored["slowness"] = relative_times(courses, options.rounds)
         write_json(path, stored)
     for name in CONTENDERS:
         if name not in stored["contenders"]:
-            stored["contenders"][name] = study(problem, name, stored["slowness"][name])
+            stored["contenders"][name] = study(courses[name], stored["slowness"][name])
             write_json(path, stored)
             print(name, json.dumps(stored["contenders"][name]), flush=True)
     show(path)

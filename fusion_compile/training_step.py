@@ -132,6 +132,11 @@ class TrainingStep:
         told = {} if tells is None else {k: v.clone() for k, v in tells(optimizer).items()}
         return {**numbers, **told, **out}
 
+    @property
+    def periodic_programs(self) -> dict[str, _program.Program]:
+        """What was captured of the work that the optimizer does now and then, by name."""
+        return dict(self._periodic.programs)
+
     def _compile(self, signature: _batch.Signature, batch: tuple[Any, ...], due: bool) -> None:
         """Compile the program for a batch of this signature and take its first step."""
         _batch.check_same_kind(signature, self._compiled)
@@ -281,7 +286,7 @@ class TrainingStep:
             state=self._state,
             hyperparameters=self.hyperparameters,
             programs=self.programs,
-            periodic_programs=self._periodic.programs,
+            periodic_programs=self.periodic_programs,
             unused=() if self._facts is None else self._facts.unused,
         )
 

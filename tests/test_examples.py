@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import diversity
 import torch
+from rich.console import Console
 
 from fusion_compile import _checkpoint
 
@@ -38,3 +40,15 @@ def test_the_demo_runs_and_leaves_its_files(tmp_path: Path) -> None:
         assert said in report
     names = _checkpoint.load(tmp_path / "checkpoint", torch.device("cpu"))["model"]
     assert "blocks.0.attn.qkv.weight" in names
+
+
+def test_the_diversity_example_runs_every_arm() -> None:
+    """A few uncompiled steps: warm arms begin where the reference ended, fresh ones far from it."""
+    size = diversity.Size(depth=1, batch=8, first=3, steps=2, per_digit=1)
+    outcomes = diversity.run(size, 1.05, Console(quiet=True), mode="eager")
+    assert list(outcomes) == ["the reference", *diversity.ARMS]
+    assert outcomes["the reference"].distance == 0
+    for name, (_, warm) in diversity.ARMS.items():
+        outcome = outcomes[name]
+        assert outcome.ended is None and outcome.skipped == 0 and outcome.task > 0
+        assert (outcome.distance < 0.05) == warm, (name, outcome)

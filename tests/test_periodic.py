@@ -92,7 +92,7 @@ def test_work_that_changes_nothing_else_writes_nothing_else() -> None:
     """Only the tensors that the work replaced are inputs and outputs of its program."""
     step = compile_training_step(Bowl(), loss_fn, optimizer=optim.chain(tally(2), optim.adamw()), backend="aot_eager")
     walk(step, 0, 3)
-    (program,) = step._periodic.programs.values()
+    (program,) = step.periodic_programs.values()
     inputs = [n.name for n in program.graph.graph.nodes if n.op == "placeholder"]
     assert len(inputs) == 2 and sum("basis" in name for name in inputs) == 1  # the other: the hyperparameters
     assert program.graph.code.count("copy_(") == 1

@@ -66,7 +66,7 @@ def fusion(
     step_size: str | None = None,
     layer_weights: Mapping[int, float] | None = None,
     table: str = "jordan",
-    hot_dtype: torch.dtype = torch.bfloat16,
+    hot_dtype: torch.dtype | str = torch.bfloat16,
     gram_restarts: tuple[int, ...] | str | None = "auto",
     audit_every: int = 0,
 ) -> Transform:

@@ -129,7 +129,7 @@ def test_the_full_set_lowered_to_aten_has_nothing_that_waits_or_cannot_be_captur
     for i in range(6):
         step(batch(i))
     assert step.programs[0].findings(thorough=True) == ()
-    assert set(step._periodic.programs) == {"kl_shampoo_bases"}
+    assert set(step.periodic_programs) == {"kl_shampoo_bases"}
     assert "linalg_eigh" not in step.programs[0].aten.code
 
 

@@ -105,12 +105,13 @@ def spectrum(values: Tensor, m: int, n: int) -> Tensor:
 
 
 def test_in_bf16_restarts_cost_a_little_on_random_matrices_and_gain_on_ill_conditioned_ones() -> None:
-    """Error against exact arithmetic at 256×1024 (seen: random 0.012 plain, 0.013 (2, 4), 0.020 (3,); five decades
-    0.086, 0.070, 0.064; rank 8 0.33, 0.26, 0.26).
+    """Error against exact arithmetic at 256×1024 (seen: random 0.012 plain, 0.013 (2, 4), 0.033 (2,); five decades
+    0.086, 0.070, 0.15; rank 8 0.33, 0.26, 0.27).
 
     Plain iterations round X five times, and what is rounded grows like a direction without gradient, 3.4 times an
     iteration; restarts round X two or three times. Q in turn is rounded relative to its largest eigenvalue, the product
-    of the group's a: 12 for two iterations, 41 for three. That is what random matrices see.
+    of the group's a: 12 for two iterations, 41 for three. That is what random matrices see, and in a last group of
+    three the Gram matrix has been rounded twice besides: small singular values come out up to twice too large.
     """
     m, n = 256, 1024
     generator = torch.Generator().manual_seed(0)
@@ -122,11 +123,13 @@ def test_in_bf16_restarts_cost_a_little_on_random_matrices_and_gain_on_ill_condi
     errors = {}
     for name, x in cases.items():
         exact = orthogonalize(x.double(), hot_dtype=torch.float64)
-        errors[name] = [relative_error(orthogonalize(x, gram_restarts=g), exact) for g in (None, (2, 4), (3,))]
-    plain, twice, once = errors.pop("random")
-    assert plain < 0.02 and twice < 1.3 * plain and once < 2.5 * plain
-    for plain, twice, once in errors.values():
-        assert twice < 0.95 * plain and once < 0.95 * plain
+        errors[name] = [relative_error(orthogonalize(x, gram_restarts=g), exact) for g in (None, (2, 4), (2,))]
+    plain, twice, once = errors["random"]
+    assert plain < 0.02 and twice < 1.3 * plain and once < 4 * plain
+    plain, twice, once = errors["five decades"]
+    assert twice < 0.95 * plain and once < 2.2 * plain
+    plain, twice, once = errors["rank 8"]
+    assert twice < 0.95 * plain and once < 0.95 * plain
 
 
 # -- what is safe -----------------------------------------------------------------------------------------------------
@@ -135,10 +138,10 @@ def test_in_bf16_restarts_cost_a_little_on_random_matrices_and_gain_on_ill_condi
 def test_the_safe_restarts() -> None:
     found = {(t, d): safe_gram_restarts(t, d) for t in TABLES for d in (BF16, FP16, torch.float32, torch.float64)}
     half = {
-        ("jordan", BF16): (2, 4),
-        ("quintic", BF16): (2, 4),
+        ("jordan", BF16): (2,),
+        ("quintic", BF16): (2,),
         ("polar_express", BF16): None,  # 2 % of room, and bf16 alone rounds at 0.4 %
-        ("polar_express", FP16): (2, 4),
+        ("polar_express", FP16): (2,),
     }
     assert found == {key: half.get(key, (3,)) for key in found}
 
@@ -148,7 +151,8 @@ def test_the_safe_restarts() -> None:
     [("jordan", BF16), ("quintic", BF16), ("polar_express", BF16), ("jordan", FP16), ("polar_express", FP16)],
 )
 def test_with_safe_restarts_dominant_directions_do_no_harm(table: str, hot_dtype: torch.dtype) -> None:
-    """No singular value over the table's bound by more than 1 % (seen: 0.4 %), as with plain iterations.
+    """No singular value over the table's bound by more than 1 % (seen: 0.4 %), as with plain iterations; with the last
+    three iterations in one group by 2 % in fp16 (seen: 1.1 %) and a third in bf16 (seen: Jordan 30 %, quintic 14 %).
 
     One to eight directions with a tenth to a hundred times the norm of the rest: a momentum of low effective rank.
     """
@@ -160,7 +164,9 @@ def test_with_safe_restarts_dominant_directions_do_no_harm(table: str, hot_dtype
                     x = dominated(m, n, count, times, signs)
                     with WideAccumulation():
                         o = orthogonalize(x, table, hot_dtype, restarts, guard=False)
-                    assert largest(o) < 1.01 * TABLES[table].bound, (m, n, signs, count, times)
+                    late = restarts == (2,)
+                    allowed = (1.35 if hot_dtype is BF16 else 1.02) if late else 1.01
+                    assert largest(o) < allowed * TABLES[table].bound, (m, n, signs, count, times)
 
 
 @pytest.mark.parametrize("table", ["quintic", "polar_express"])
@@ -252,7 +258,7 @@ def test_the_transform_takes_auto_a_tuple_or_none() -> None:
         context = optim.Context({"momentum": torch.tensor(0.0)})
         updates, _ = transform.update({"spectral/32x128": x}, transform.init(params), params, context)
         found[given] = updates["spectral/32x128"]
-    for given, restarts in ((None, None), ((3,), (3,)), ("auto", (2, 4))):
+    for given, restarts in ((None, None), ((3,), (3,)), ("auto", (2,))):
         assert torch.equal(found[given], orthogonalize(x, gram_restarts=restarts))
     assert not torch.equal(found[None], found["auto"])
 
@@ -264,3 +270,18 @@ def test_restarts_that_are_none_are_refused(restarts: Any) -> None:
     ):
         optim.orthogonalize(gram_restarts=restarts)
     assert resolve_gram_restarts((1, 2, 3, 4), "jordan", BF16) == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("bf16", BF16), ("fp16", FP16), ("fp32", torch.float32)])
+def test_hot_dtypes_go_by_short_names_too(name: str, dtype: torch.dtype) -> None:
+    x = {"spectral/8x32": torch.randn(1, 8, 32)}
+    found = []
+    for given in (name, dtype):
+        transform = optim.orthogonalize(None, hot_dtype=given)
+        found.append(transform.update(x, transform.init(x), x, optim.Context({}))[0]["spectral/8x32"])
+    assert torch.equal(*found)
+
+
+def test_a_hot_dtype_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"hot_dtype='bf61' cannot run Newton-Schulz; use torch.bfloat16, .* 'bf16'"):
+        optim.orthogonalize(hot_dtype="bf61")
