@@ -77,7 +77,8 @@ def pure_update(groups: Mapping[int, ParameterGroup], signature: Signature) -> C
         for b in layout.banks:
             if group.apart(b):
                 new[f"{at}/module/{b.key}"] = point[b.key].to(b.dtype)
-        return new
+        # What a transform hands back untouched (a basis that its periodic work renews) is not written.
+        return {k: t for k, t in new.items() if t is not state[k]}
 
     def advance(state: Tensors, given: Arrivals) -> Tensors:
         new: Tensors = {}

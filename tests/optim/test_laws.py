@@ -17,7 +17,7 @@ from fusion_compile._flat import flatten, form, unflatten
 from fusion_compile._loss import LossModule, examine
 from fusion_compile._routing import route
 from fusion_compile._state import build_layout
-from fusion_compile._trace import pure_step
+from fusion_compile._trace import pure_periodic, pure_step
 from fusion_compile._types import Tensors
 from fusion_compile.optim import Context, Transform
 from tests.data.bowl import SHAPES, Bowl, loss_fn, noise
@@ -149,8 +149,10 @@ def test_a_bank_moves_as_its_members_alone(name: str) -> None:
 # -- the donated program is the pure one ------------------------------------------------------------------------------
 
 
-def bowl_step(name: str, **options: Any) -> TrainingStep:
-    return compile_training_step(Bowl(), loss_fn, optimizer=make(name), **{"mode": "eager", **options})
+def bowl_step(name: str, recipe: dict[str, Any] | None = None, **options: Any) -> TrainingStep:
+    return compile_training_step(
+        Bowl(), loss_fn, optimizer=make(name, **(recipe or {})), **{"mode": "eager", **options}
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,6 +173,9 @@ def test_the_donated_run_is_the_pure_run_bitwise(name: str, compiled: bool) -> N
         new = advance(pure, batch)
         assert all(same(t, given[key]) for key, t in pure.items()), "the pure step wrote into its argument"
         pure = {**pure, **{key: t.detach() for key, t in new.items()}}
+        for work in step.transform.periodic:
+            if i == 0 and work.first is not None:
+                pure |= pure_periodic(plan, work.first)(pure)
         addresses = {key: t.data_ptr() for key, t in step._state.items()}
         step(*batch)
         assert addresses == {key: t.data_ptr() for key, t in step._state.items()}
@@ -190,9 +195,12 @@ def test_one_graph_and_no_recompile_while_lr_decay_and_clip_change_every_step(na
     step = bowl_step(name, mode=None, backend="aot_eager", clip_grad_norm=1.0)
     changing = [h for h in step.hyperparameters if h.endswith(("lr", "weight_decay", "clip_grad_norm"))]
     assert {"lr", "weight_decay", "clip_grad_norm"} <= set(changing)
-    step(*noise(0))
+    # What runs now and then is compiled when it first runs.
+    ready = 1 + max((work.every for work in step.transform.periodic), default=0)
+    for i in range(ready):
+        step(*noise(i))
     with torch.compiler.set_stance("fail_on_recompile"):
-        for i in range(1, 50):
+        for i in range(ready, 50):
             for j, hyperparameter in enumerate(changing):
                 step.hyperparameters[hyperparameter] = 1e-3 * (1 + i + j)
             step(*noise(i))
@@ -327,8 +335,11 @@ def test_elementwise_recipes_stay_finite(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_goes_downhill_on_a_quadratic(name: str) -> None:
-    """To a tenth of the loss above the minimum's, which is zero, within 150 steps."""
-    step = bowl_step(name)
+    """To a tenth of the loss above the minimum's, which is zero, within 150 steps.
+
+    MONA's slow average at its own β of 0.99 is over 100 steps long and still remembers the first ones by then.
+    """
+    step = bowl_step(name, {"mona_beta": 0.9} if name == "full_fusion" else {})
     for rate in rates(step):
         in_spectral_norm = rate == "lr" and name in ("muon", "normuon")
         step.hyperparameters[rate] = optim.linear(0.05 if in_spectral_norm else 1e-2, total_steps=150)
