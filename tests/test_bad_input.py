@@ -268,7 +268,7 @@ WRONG_OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "an unknown recipe": (
         {"optimizer": "adamv"},
         ValueError,
-        "'adamv' is not a recipe; use one of adamw, muon, normuon",
+        "'adamv' is not a recipe; use one of adamw, lion, muon, normuon",
     ),
     "a torch optimizer": (
         {"optimizer": torch.optim.SGD([torch.zeros(1)], lr=1.0)},
