@@ -90,7 +90,7 @@ PAIRS: dict[str, Pair] = {
 
 ELSEWHERE = {
     "lion": "a sign that rounds the other way moves an entry by 2 lr: test_lion.py has twin, package and bound",
-    "full_fusion": "no eigenbasis of a rank-deficient factor is the twin's: test_fusion.py, where gradients have full rank",
+    "full_fusion": "no basis of a rank-deficient factor is the twin's: test_fusion.py, where gradients have full rank",
 }
 
 
