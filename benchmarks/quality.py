@@ -105,7 +105,7 @@ def photographs() -> tuple[Tensor, Tensor]:
 
 PROBLEMS = {
     "digits": Problem(lambda: DiT(8, 2, 1, 128, 4, 4), digits, 64, 300),
-    "photographs": Problem(lambda: DiT(16, 4, 3, 256, 6, 4, num_classes=2), photographs, 32, 140),
+    "photographs": Problem(lambda: DiT(16, 4, 3, 256, 6, 4, num_classes=2), photographs, 32, 70),
 }
 
 

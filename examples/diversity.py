@@ -1,6 +1,6 @@
 """Diversity training: move away from a frozen reference without losing the task, from a warm start.
 
-    python examples/diversity.py [--steps 300] [--json diversity.json]
+    python examples/diversity.py [--first 600] [--steps 300] [--mode eager] [--json diversity.json]
 
 A diffusion transformer is trained on real digits with SF-NorMuon and saved. Then every arm trains on
 
@@ -172,12 +172,14 @@ def run(size: Size, weight: float, console: Console, mode: str | None = None) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=Size.steps)
+    parser.add_argument("--first", type=int, default=Size.first, help="steps that make the reference")
+    parser.add_argument("--steps", type=int, default=Size.steps, help="of each arm")
+    parser.add_argument("--mode", help="torch.compile's, or eager: the same steps, uncompiled")
     parser.add_argument("--weight", type=float, default=1.05, help="of the distance; above 1 nothing bounds it")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     console = Console()
-    outcomes = run(Size(steps=options.steps), options.weight, console)
+    outcomes = run(Size(first=options.first, steps=options.steps), options.weight, console, options.mode)
     table = Table("arm", "held-out flow loss", "distance", "digits right", "skipped", "not finite from")
     for name, o in outcomes.items():
         ended = "-" if o.ended is None else f"step {o.ended}"
