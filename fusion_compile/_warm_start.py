@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,38 +28,62 @@ class WarmStart:
         return f"carried {fields(self.carried)}; begins anew: {fields(self.fresh)}; not used: {fields(self.unused)}"
 
 
-def _by_field(entries: Mapping[str, Tensor], parameters: tuple[str, ...]) -> dict[str, list[str]]:
-    """``{"z.blocks.0.weight": [entry names]}``: where in the recipe a part stands does not matter, what it is does."""
-    found: dict[str, list[str]] = {}
-    by_length = sorted(parameters, key=len, reverse=True)
-    for name in entries:
-        parameter = next((p for p in by_length if name.endswith(f".{p}")), None)
-        path = name if parameter is None else name.removesuffix(f".{parameter}")
-        field = path.rpartition(".")[2]
-        found.setdefault(field if parameter is None else f"{field}.{parameter}", []).append(name)
-    return found
+class _Entry(NamedTuple):
+    """One name of the optimizer's state, taken apart: ``<part>.<field>.<parameter>``, or ``<part>.<field>`` of a number
+    that all parameters of the part share."""
+
+    part: str
+    field: str
+    parameter: str | None
+
+    @property
+    def key(self) -> str:
+        return self.field if self.parameter is None else f"{self.field}.{self.parameter}"
+
+
+def _taken_apart(name: str, parameters: tuple[str, ...]) -> _Entry:
+    fitting = [p for p in parameters if name.endswith(f".{p}")]
+    parameter = max(fitting, key=len) if fitting else None
+    path = name if parameter is None else name.removesuffix(f".{parameter}")
+    part, _, field = path.rpartition(".")
+    # The fp32 masters are the step's own, and stand beside the outermost part by name only.
+    return _Entry(field if field == "master" else part, field, parameter)
 
 
 def carry_over(saved: Mapping[str, Any], own: Tensors, parameters: tuple[str, ...]) -> WarmStart:
     """Copy what fits from the saved optimizer entries into `own` (views of the state by name), and say what did.
 
     An entry fits when the field (``z``, ``mu``, ``nu``, ``weight_sum``, …), the parameter and the shape are the same,
-    and the checkpoint has one value for it: where it has several that differ (two parts' counts), none is taken.
+    and the checkpoint has one value for it. A field goes over for all of a part's parameters or for none; and a part
+    that keeps numbers for all of them together (Adam's powers of β, an average's weight) goes over whole or not at all:
+    a moment that begins anew beside a count that does not would be corrected for a past that it never had.
     """
-    given = _by_field(saved, parameters)
-    wanted = _by_field(own, parameters)
-    carried: list[str] = []
-    for key, targets in wanted.items():
-        values = [saved[name] for name in given.get(key, ())]
-        if not values or any(v.shape != values[0].shape or not torch.equal(v, values[0]) for v in values):
-            continue
-        if any(own[t].shape != values[0].shape for t in targets):
-            continue
-        with torch.no_grad():
-            for target in targets:
-                own[target].copy_(values[0])
-        carried.append(key)
-    taken = set(carried)
+    given: dict[str, list[Tensor]] = {}
+    for name, value in saved.items():
+        given.setdefault(_taken_apart(name, parameters).key, []).append(value)
+
+    def value_for(name: str, entry: _Entry) -> Tensor | None:
+        values = given.get(entry.key, [])
+        one = values and all(v.shape == values[0].shape and torch.equal(v, values[0]) for v in values)
+        return values[0] if one and values[0].shape == own[name].shape else None
+
+    entries = {name: _taken_apart(name, parameters) for name in own}
+    found = {name: value_for(name, entry) for name, entry in entries.items()}
+    lacking_fields = {(e.part, e.field) for n, e in entries.items() if found[n] is None}
+    with_shared = {e.part for e in entries.values() if e.parameter is None}
+    lacking_parts = {part for part, _ in lacking_fields} & with_shared
+    carried: dict[str, None] = {}
+    with torch.no_grad():
+        for name, entry in entries.items():
+            value = found[name]
+            if (
+                value is not None
+                and (entry.part, entry.field) not in lacking_fields
+                and entry.part not in lacking_parts
+            ):
+                own[name].copy_(value)
+                carried[entry.key] = None
+    wanted = dict.fromkeys(entry.key for entry in entries.values())
     return WarmStart(
-        tuple(carried), tuple(k for k in wanted if k not in taken), tuple(k for k in given if k not in taken)
+        tuple(carried), tuple(k for k in wanted if k not in carried), tuple(k for k in given if k not in carried)
     )

@@ -55,6 +55,30 @@ def test_into_another_recipe_momenta_and_z_go_over_by_what_they_are() -> None:
     )
 
 
+def test_a_part_goes_over_whole_or_not_at_all() -> None:
+    """Adam's powers of β without all of its moments would correct for a past that the fresh ones never had: the first
+    step would be many times lr."""
+    first = trained("sf_normuon", steps=20)
+    second = compile_training_step(Bowl(seed=3), loss_fn, optimizer=optim.adamw(1e-3, weight_decay=0.0), mode="eager")
+    report = second.warm_start(first.state_dict())
+    assert not {"beta1_power", "beta2_power", "nu.table", "mu.tall"} & set(report.carried)
+    before = {n: p.detach().clone() for n, p in second.model.named_parameters()}
+    second(*noise(20))
+    for name, p in second.model.named_parameters():
+        assert float((p.detach() - before[name]).abs().max()) <= 1.001e-3, name  # lr, and a rounding
+
+
+def test_the_full_recipe_takes_z_averages_and_momenta_from_sf_normuon() -> None:
+    first = trained("sf_normuon")
+    second = compile_training_step(Bowl(seed=3), loss_fn, optimizer="full_fusion", mode="eager")
+    report = second.warm_start(first.state_dict())
+    every = ("tall", "wide", "square", "table", "bias", "gain")
+    assert {f"z.{n}" for n in every} | {"weight_sum", "lr_max"} <= set(report.carried)
+    assert {f"{f}.{n}" for f in ("mu", "nu") for n in ("tall", "wide", "square")} <= set(report.carried)
+    assert {"nu.table", "beta2_power"} <= set(report.carried) and report.unused == ()
+    assert {"left.tall", "started"} <= set(report.fresh)
+
+
 def test_a_checkpoint_of_another_model_is_refused_and_changes_nothing() -> None:
     step = trained("sf_normuon")
     before = step.state_dict()
