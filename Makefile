@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 
-.PHONY: help demo test exhaustive lint bench clean compiler
+.PHONY: help demo test exhaustive lint bench clean compiler browser
 .DELETE_ON_ERROR:
 
 help:
@@ -23,14 +23,15 @@ help:
 demo: $(INSTALLED) compiler
 	@$(BIN)/python examples/train_and_sample_digits.py $(ARGS)
 
-# Two threads: the tests' tensors are small, and more threads would only wait for each other.
-test: export OMP_NUM_THREADS ?= 2
-test: $(INSTALLED) compiler
-	@$(BIN)/python -m pytest -q $(ARGS)
+# Processes, of one thread each: the tests' tensors are small, and more threads would only wait for each other.
+WORKERS ?= 2
+test: export OMP_NUM_THREADS ?= 1
+test: $(INSTALLED) compiler browser
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
 
-exhaustive: export OMP_NUM_THREADS ?= 2
+exhaustive: export OMP_NUM_THREADS ?= 1
 exhaustive: $(INSTALLED) compiler
-	@$(BIN)/python -m pytest -q -m exhaustive $(ARGS)
+	@$(BIN)/python -m pytest -q -m exhaustive -n $(WORKERS) $(ARGS)
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check
@@ -59,3 +60,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 compiler:
 	@command -v "$${CXX:-g++}" >/dev/null || \
 	  { echo "make: no C++ compiler found, and torch.compile needs one on a CPU: install g++, or set CXX." >&2; exit 1; }
+
+# The report of `explain` is tested in a real browser. Where Debian's package manager may be used it is fetched once;
+# elsewhere the tests that need it say that they were skipped, unless FUSION_COMPILE_REQUIRE_BROWSER is set.
+browser:
+	@command -v chromium >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
+	  { echo "Fetching chromium, for the tests of the report." >&2; \
+	    (apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium fonts-dejavu-core) >/dev/null 2>&1 || \
+	    echo "make: chromium could not be installed; the tests that need it are skipped." >&2; }

@@ -42,6 +42,7 @@ GROUPS = (
     "noise",
     "facade",
     "sampler",
+    "modes-sampler",
     "float32-newton-schulz",
     "train-speed",
     "sampler-speed",
@@ -99,6 +100,7 @@ def run_group(name: str, arguments: argparse.Namespace, sink: Callable[[Row], No
         import _gpu_facade
         import _gpu_features
         import _gpu_recipes
+        import _gpu_sampler
         import _gpu_speed
         from _gpu_setting import Setting
 
@@ -110,7 +112,8 @@ def run_group(name: str, arguments: argparse.Namespace, sink: Callable[[Row], No
             "noise": lambda: _gpu_features.noise,
             "facade": lambda: _gpu_facade.facade,
             "float32": lambda: _gpu_recipes.float32_newton_schulz,
-            "sampler": lambda: _gpu_speed.sampler_speed if recipe else _gpu_features.sampler,
+            "sampler": lambda: _gpu_speed.sampler_speed if recipe else _gpu_sampler.sampler,
+            "modes": lambda: _gpu_sampler.sampler_modes,
             "train": lambda: _gpu_speed.train_speed,
             "autotune": lambda: _gpu_recipes.autotuned(recipe),
         }[kind]()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import traceback
 import types
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
+import sympy  # type: ignore[import-untyped]
 import torch
 import torch._dynamo
 from torch import Tensor
@@ -28,6 +30,39 @@ GraphObserver = Callable[[torch.fx.GraphModule, list[Any]], None]
 def fake_mode() -> Any:
     """A `FakeTensorMode` that accepts real tensors in closures (constants, frozen parameters)."""
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def size_expression(size: int | torch.SymInt) -> Any:
+    """The sympy expression of a traced size; a number where tracing fixed it."""
+    return sympy.Integer(size) if isinstance(size, int) else size.node.expr
+
+
+class SizeAssumption(NamedTuple):
+    """What tracing took for granted about symbolic sizes. `holds`: a sympy condition on the symbols that are left.
+    `met`: the condition as it was met, before symbols were replaced by numbers. `where`: ``"file:line"`` or ""."""
+
+    holds: Any
+    met: Any
+    where: str
+
+
+def size_assumptions(sizes: Iterable[int | torch.SymInt]) -> list[SizeAssumption]:
+    """All of them; a trace is right for the numbers that fulfil every one."""
+    env = next((size.node.shape_env for size in sizes if isinstance(size, torch.SymInt)), None)
+    if env is None:
+        return []
+    met = [(guard.expr, _outside_torch(guard.sloc.framework_loc)) for guard in env.guards]
+    for symbol, allowed in env.var_to_range.items():
+        for condition, bound in ((sympy.Ge, allowed.lower), (sympy.Le, allowed.upper)):
+            if isinstance(bound, sympy.Integer):
+                met.append((condition(symbol, bound), ""))
+    return [SizeAssumption(env.replace(condition), condition, where) for condition, where in met]
+
+
+def _outside_torch(frame: Any) -> str:
+    if not isinstance(frame, traceback.FrameSummary) or frame.filename.startswith(os.path.dirname(torch.__file__)):
+        return ""
+    return f"{frame.filename}:{frame.lineno}"
 
 
 class StatisticsSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -112,3 +147,10 @@ def refusal_inside(error: Exception) -> ValueError | None:
     """The ValueError with which a graph's observer refused it, out of Dynamo's wrapping; None for another error."""
     inner = getattr(error, "inner_exception", None)
     return inner if isinstance(inner, ValueError) else None
+
+
+def input_source(node: torch.fx.Node) -> str:
+    """The expression by which a captured program finds one of its inputs, ``L['state']['counts/step']``; "" if unknown.
+    A method in torch 2.11, a property later."""
+    name = getattr(getattr(node, "_dynamo_source", None), "name", "")
+    return str(name() if callable(name) else name)

@@ -1,14 +1,14 @@
-"""What a schedule and a request decide, computed ahead: one packed row for each step."""
+"""What a timestep and a request decide, computed ahead: one packed row for each timestep."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from fusion_compile._request_slot import Part, RequestSlot
 from fusion_compile._types import Tensors
 from fusion_compile.passes import BindingTime, Hoisted, RowBuffer, Stage, pack_outputs
 
@@ -50,76 +50,31 @@ class _PackedStage:
         self, stage: Stage, buffers: tuple[RowBuffer, ...], keep: tuple[str, ...], weights: Tensors, lower: Lower
     ) -> None:
         self.buffers, self.keep = buffers, keep
-        self._module, _ = pack_outputs(stage.graph_module, stage.outputs, buffers, keep)
-        self.inputs = bind_weights(self._module, weights)
-        self._run = lower(self._module)
+        self.module, _ = pack_outputs(stage.graph_module, stage.outputs, buffers, keep)
+        self.inputs = bind_weights(self.module, weights)
+        self._run = lower(self.module)
 
     def __call__(self, values: Tensors) -> tuple[Tensors, Tensors]:
         """``({buffer: row [total]}, {kept name: value})``."""
         return self._split(self._run(*(values[name] for name in self.inputs)))
 
     def batched(self, values: Tensors, stacked: Tensors) -> tuple[Tensors, Tensors]:
-        """All steps at once, without a loop: values in `stacked` and all that is returned lead with ``[n_steps]``."""
+        """All rows at once, without a loop: values in `stacked` and all that is returned lead with ``[n_rows]``."""
         dims = tuple(0 if name in stacked else None for name in self.inputs)
         everything = {**values, **stacked}
-        return self._split(torch.vmap(self._module, in_dims=dims)(*(everything[name] for name in self.inputs)))
+        return self._split(torch.vmap(self.module, in_dims=dims)(*(everything[name] for name in self.inputs)))
 
     def _split(self, out: Sequence[Tensor]) -> tuple[Tensors, Tensors]:
         names = [b.name for b in self.buffers]
         return dict(zip(names, out[: len(names)], strict=True)), dict(zip(self.keep, out[len(names) :], strict=True))
 
 
-class RequestSlot:
-    """One request: what was asked for, and its tables by buffer name, ``[n_rows, total]``."""
-
-    def __init__(self) -> None:
-        self.tables: dict[str, Tensor] = {}
-        self._asked: tuple[Tensor, ...] | None = None
-        self._identities: tuple[tuple[weakref.ref[Tensor], int], ...] = ()
-
-    def remember(self, asked: Sequence[Tensor]) -> None:
-        """`asked` is what the tables now belong to."""
-        self._asked = tuple(t.detach().clone() for t in asked)
-        self._identify(asked)
-
-    def forget(self) -> None:
-        """The tables belong to nothing."""
-        self._asked = None
-        self._identities = ()
-
-    def is_same_object(self, asked: Sequence[Tensor]) -> bool:
-        """Whether `asked` are the very tensors remembered, unchanged since; costs no look at the device."""
-        return (
-            self._asked is not None
-            and len(self._identities) == len(asked)
-            and all(
-                ref() is t and version == _version(t) for (ref, version), t in zip(self._identities, asked, strict=True)
-            )
-        )
-
-    def is_equal(self, asked: Sequence[Tensor]) -> bool:
-        """Whether `asked` holds the same numbers; on a GPU this waits for the device."""
-        if self._asked is None or not all(map(torch.equal, self._asked, asked)):
-            return False
-        self._identify(asked)
-        return True
-
-    def _identify(self, asked: Sequence[Tensor]) -> None:
-        tracked = all(_version(t) is not None for t in asked)
-        self._identities = tuple((weakref.ref(t), _version(t) or 0) for t in asked) if tracked else ()
-
-
-def _version(t: Tensor) -> int | None:
-    """None for an inference tensor, which counts no versions; its contents are compared at every call."""
-    return None if t.is_inference() else t._version
-
-
 class ConditioningTable:
     """The tables of one program, and `rows`: for each buffer the ``[total]`` tensor the body reads, at a fixed address.
 
-    `timesteps`: the step input's value at each step. `measured_difference`: when batched, the largest absolute
-    difference between batched rows and rows computed one step at a time, over the first schedule and request;
-    otherwise None.
+    A table has room for `capacity` rows; which timestep a row is for is said by `place`, and `fill` computes rows that
+    are needed and not there. `measured_difference`: when `batched`, the largest absolute difference between rows that
+    were first computed in one batch and the same rows computed one at a time; otherwise None.
     """
 
     def __init__(
@@ -128,7 +83,7 @@ class ConditioningTable:
         buffers: tuple[RowBuffer, ...],
         weights: Tensors,
         step_input: str,
-        timesteps: Sequence[Tensor],
+        capacity: int,
         *,
         batched: bool,
         n_slots: int,
@@ -136,45 +91,67 @@ class ConditioningTable:
     ) -> None:
         self.rows = {b.name: torch.zeros(b.total, dtype=b.dtype, device=b.device) for b in buffers}
         self.measured_difference: float | None = 0.0 if batched else None
-        self._buffers, self._step_input, self._timesteps, self._batched = buffers, step_input, timesteps, batched
-        self._tables: Tensors = {}
-        self._known: Tensors = {}
-        self._known_per_step: list[Tensors] = []
-        self._filled = False
+        self._buffers, self._step_input, self._capacity, self._batched = buffers, step_input, capacity, batched
+        self._schedule = Part()
         self._measured: set[BindingTime] = set()
+        self._alone: dict[int, dict[str, Tensor]] = {}  # by row, what one step alone gives to the stage measured next
         self._slots = [RequestSlot() for _ in range(n_slots)]  # the most recently used last
         self._selected: RequestSlot | None = None
         self._stages: dict[BindingTime, _PackedStage] = {}
+        self._feeds: dict[BindingTime, set[BindingTime]] = {}  # stage -> the stages that read its values
         for time, stage in hoisted.stages.items():
-            read_later = {n for other, s in hoisted.stages.items() if other is not time for n in s.inputs}
+            readers = {
+                other for other, s in hoisted.stages.items() if other is not time and {*s.inputs} & {*stage.outputs}
+            }
+            read_later = {n for other in readers for n in hoisted.stages[other].inputs}
             keep = tuple(n for n in stage.outputs if n in read_later)
             mine = tuple(b for b in buffers if b.time is time)
             # the other stages run once, or once per schedule: compiling them would take longer than they ever do
             compiled = lower if time is BindingTime.STEP_REQUEST else _as_it_is
             self._stages[time] = _PackedStage(stage, mine, keep, weights, compiled)
+            self._feeds[time] = readers
 
-    def forget(self) -> None:
-        """Drop what was computed, because weights changed; memory of the tables is kept for the next."""
-        self._filled = False
-        self._selected = None
-        for slot in self._slots:
-            slot.forget()
+    def place(self, row: int, t: Tensor, capacity: int) -> None:
+        """Row `row` is for the step input `t` from now on; the table has room for `capacity` rows."""
+        self._capacity = max(self._capacity, capacity)
+        self._schedule.per_row[row] = {self._step_input: t.detach().clone()}
+        for part in (self._schedule, *self._slots):
+            part.done.discard(row)
 
-    @property
-    def is_filled(self) -> bool:
-        """Whether the schedule's part is there."""
-        return self._filled
+    def forget(self, stages: Iterable[BindingTime] = tuple(BindingTime)) -> None:
+        """What `stages` computed, and what depends on it, is no longer right, because weights changed."""
+        stale, found = set[BindingTime](), set(stages)
+        while found:
+            stale |= found
+            found = {reader for time in found for reader in self._feeds.get(time, ())} - stale
+        for part, once, per_row in self._parts():
+            part.once &= once not in stale
+            if per_row in stale:
+                part.done.clear()
 
-    def fill_schedule(self) -> None:
-        """Compute what weights and timesteps decide."""
-        self._known = {}
-        self._known_per_step = [{self._step_input: t} for t in self._timesteps]
-        self._fill(BindingTime.CONST, self._known, [], self._tables)
-        self._fill(BindingTime.STEP, self._known, self._known_per_step, self._tables)
-        for buffer in self._buffers:
-            if buffer.time is BindingTime.CONST:
-                self.rows[buffer.name].copy_(self._tables[buffer.name][0])
-        self._filled = True
+    def missing(self, slot: RequestSlot | None, rows: Iterable[int]) -> frozenset[BindingTime]:
+        """The stages that must run before `rows` of `slot` can be selected; None for the schedule's part alone."""
+        rows, needed = set(rows), set[BindingTime]()
+        parts = [(self._schedule, *_SCHEDULE), *([] if slot is None else [(slot, *_REQUEST)])]
+        for part, once, per_row in parts:
+            needed |= set() if part.once else {once}
+            needed |= {per_row} if rows - part.done else set()
+        return frozenset(needed & set(self._stages))
+
+    def fill(self, slot: RequestSlot | None, rows: Iterable[int]) -> None:
+        """Compute what is `missing` of `rows`; without a slot the schedule's part."""
+        rows = sorted(rows)
+        self._fill(self._schedule, *_SCHEDULE, rows, {})
+        if slot is not None and self._fill(slot, *_REQUEST, rows, self._schedule.known) and self._selected is slot:
+            self._selected = None
+
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The stages, with their weights."""
+        return tuple(stage.module for stage in self._stages.values())
+
+    def live_slots(self) -> tuple[RequestSlot, ...]:
+        """The slots that stand for a request."""
+        return tuple(slot for slot in self._slots if slot.is_live)
 
     def find_request(self, asked: Mapping[str, Tensor]) -> RequestSlot | None:
         """The slot that holds `asked` (request inputs by name), or None."""
@@ -187,18 +164,11 @@ class ConditioningTable:
                     return slot
         return None
 
-    def fill_request(self, asked: Mapping[str, Tensor]) -> RequestSlot:
-        """Compute what `asked` decides, for all steps, in the slot that was not used for longest."""
+    def take_slot(self, asked: Mapping[str, Tensor]) -> RequestSlot:
+        """The slot that was not used for longest, now for `asked` and with nothing computed."""
         slot = self._slots.pop(0)
         self._slots.append(slot)
-        slot.forget()
-        if self._selected is slot:
-            self._selected = None
-        known = {**self._known, **asked}
-        per_step = [dict(values) for values in self._known_per_step]
-        self._fill(BindingTime.REQUEST, known, [], slot.tables)
-        self._fill(BindingTime.STEP_REQUEST, known, per_step, slot.tables)
-        slot.remember(list(asked.values()))
+        slot.remember(asked)
         return slot
 
     def select(self, slot: RequestSlot, step: Tensor) -> None:
@@ -206,45 +176,74 @@ class ConditioningTable:
         for buffer in self._buffers:
             row = self.rows[buffer.name]
             if buffer.time.per_step:
-                table = (self._tables if buffer.time is BindingTime.STEP else slot.tables)[buffer.name]
+                table = (self._schedule if buffer.time is BindingTime.STEP else slot).tables[buffer.name]
                 torch.index_select(table, 0, step, out=row.view(1, -1))
             elif buffer.time is BindingTime.REQUEST and self._selected is not slot:
                 row.copy_(slot.tables[buffer.name][0])
         self._selected = slot
 
-    def _fill(self, time: BindingTime, known: Tensors, per_step: list[Tensors], tables: Tensors) -> None:
-        """Run the stage of `time`: rows go to `tables`, other values to `known` or, a step each, to `per_step`."""
-        stage = self._stages.get(time)
-        if stage is None:
-            return
-        n_rows = len(self._timesteps) if time.per_step else 1
-        for buffer in stage.buffers:
-            if buffer.name not in tables:
-                tables[buffer.name] = torch.empty(n_rows, buffer.total, dtype=buffer.dtype, device=buffer.device)
-        if not time.per_step:
-            rows, kept = stage(known)
-            known.update(kept)
-            for name, row in rows.items():
-                tables[name][0].copy_(row)
-            return
-        if not self._batched or time not in self._measured:
-            for i, values in enumerate(per_step):
-                rows, kept = stage({**known, **values})
-                values.update(kept)
-                for name, row in rows.items():
-                    tables[name][i].copy_(row)
-        if self._batched:
-            stacked = {n: torch.stack([v[n] for v in per_step]) for n in stage.inputs if n in per_step[0]}
-            rows, kept = stage.batched(known, stacked)
-            if time not in self._measured:
-                self._measure(time, rows, tables)
-            for name, table in rows.items():
-                tables[name].copy_(table)
-            for i, values in enumerate(per_step):
-                values.update({name: value[i] for name, value in kept.items()})
+    def _parts(self) -> list[tuple[Part, BindingTime, BindingTime]]:
+        return [(self._schedule, *_SCHEDULE), *((slot, *_REQUEST) for slot in self._slots)]
 
-    def _measure(self, time: BindingTime, rows: Tensors, tables: Tensors) -> None:
-        """Note how far the batched `rows` are from those in `tables`, which were computed one step at a time."""
-        self._measured.add(time)
-        differences = [(row.double() - tables[name].double()).abs().max() for name, row in rows.items() if row.numel()]
-        self.measured_difference = max([self.measured_difference or 0.0, *map(float, differences)])
+    def _fill(self, part: Part, once: BindingTime, per_row: BindingTime, rows: list[int], outside: Tensors) -> bool:
+        """Run the stages `once` and `per_row` of `part` where they have not run; whether the first has."""
+        for time in (once, per_row):
+            self._make_room(part, time)
+        ran = not part.once
+        if ran and once in self._stages:
+            computed, kept = self._stages[once]({**outside, **part.known})
+            part.known.update(kept)
+            for name, row in computed.items():
+                part.tables[name][0].copy_(row)
+                if once is BindingTime.CONST:
+                    self.rows[name].copy_(row)
+        part.once = True
+        if (todo := [row for row in rows if row not in part.done]) and per_row in self._stages:
+            self._fill_rows(part, per_row, todo, {**outside, **part.known})
+        part.done.update(todo)
+        return ran
+
+    def _fill_rows(self, part: Part, time: BindingTime, rows: list[int], known: Tensors) -> None:
+        stage, values = self._stages[time], self._schedule.per_row
+        in_batch = self._batched and len(rows) > 1
+        if not in_batch or time not in self._measured:
+            for row in rows:
+                computed, kept = stage({**known, **values[row], **self._alone.get(row, {})})
+                values[row].update(kept)
+                if in_batch:
+                    self._alone.setdefault(row, {}).update(kept)
+                for name, one in computed.items():
+                    part.tables[name][row].copy_(one)
+        if in_batch:
+            stacked = {n: torch.stack([values[row][n] for row in rows]) for n in stage.inputs if n in values[rows[0]]}
+            computed, kept = stage.batched(known, stacked)
+            at = torch.tensor(rows, device=next(iter(stacked.values())).device)
+            for name, several in computed.items():
+                if time not in self._measured:
+                    self._measure(several, part.tables[name][at])
+                part.tables[name][at] = several
+            self._measured.add(time)
+            if time is BindingTime.STEP_REQUEST:
+                self._alone.clear()
+            for i, row in enumerate(rows):
+                values[row].update({name: value[i] for name, value in kept.items()})
+
+    def _make_room(self, part: Part, time: BindingTime) -> None:
+        for buffer in self._stages[time].buffers if time in self._stages else ():
+            n_rows = self._capacity if time.per_step else 1
+            old = part.tables.get(buffer.name)
+            if old is None or len(old) < n_rows:
+                table = torch.empty(n_rows, buffer.total, dtype=buffer.dtype, device=buffer.device)
+                if old is not None:
+                    table[: len(old)].copy_(old)
+                part.tables[buffer.name] = table
+
+    def _measure(self, batched: Tensor, single: Tensor) -> None:
+        if batched.numel():
+            wide = torch.promote_types(batched.dtype, torch.float64)  # complex stays complex
+            difference = float((batched.to(wide) - single.to(wide)).abs().max())
+            self.measured_difference = max(self.measured_difference or 0.0, difference)
+
+
+_SCHEDULE = (BindingTime.CONST, BindingTime.STEP)
+_REQUEST = (BindingTime.REQUEST, BindingTime.STEP_REQUEST)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,56 +12,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
-from fusion_compile.passes import drop_metadata_reads, run_passes
-from fusion_compile.passes._compat import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a module's forward, taken apart.
-
-    `arguments`: name in the signature -> value. `tensors`: the tensor leaves; `owners`: for each, the argument it is
-    in. `key`: equal for calls that one exported graph can serve.
-    """
-
-    arguments: dict[str, Any]
-    tensors: tuple[Tensor, ...]
-    owners: tuple[str, ...]
-    key: tuple[Any, ...]
-
-    def rebuild(self, tensors: Iterable[Tensor]) -> dict[str, Any]:
-        """The arguments with other tensors in the places of `self.tensors`."""
-        fresh = iter(tensors)
-        leaves, structure = tree_flatten(self.arguments)
-        replaced = [next(fresh) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        rebuilt: dict[str, Any] = tree_unflatten(replaced, structure)
-        return rebuilt
-
-
-def take_apart(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-    """Bind a call to `signature`; raises TypeError as the call itself would."""
-    bound = signature.bind(*args, **kwargs).arguments
-    tensors: list[Tensor] = []
-    owners: list[str] = []
-    constants: list[Any] = []
-    for name, value in bound.items():
-        for leaf in tree_leaves(value):
-            if isinstance(leaf, Tensor):
-                tensors.append(leaf)
-                owners.append(name)
-            else:
-                constants.append((name, leaf if _is_plain(leaf) else id(leaf)))
-    device = tensors[0].device.type if tensors else "cpu"
-    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    autocast = torch.get_autocast_dtype(device) if casts else None
-    described = tuple((t.shape, t.dtype, t.device) for t in tensors)
-    return Call(dict(bound), tuple(tensors), tuple(owners), (tuple(owners), described, tuple(constants), autocast))
-
-
-def invoke(module: Callable[..., Any], signature: inspect.Signature, arguments: Mapping[str, Any]) -> Any:
-    """``module(...)`` with `arguments` in the places that `signature` gives them."""
-    bound = inspect.BoundArguments(signature, OrderedDict(arguments))
-    return module(*bound.args, **bound.kwargs)
+from fusion_compile._compat import fake_mode
+from fusion_compile._denoiser_call import Call, Dim, invoke
+from fusion_compile._export_refusal import refusal
+from fusion_compile.passes import drop_metadata_reads, run_passes, split_concatenations
+from fusion_compile.passes._compat import TreeSpec, tree_flatten
 
 
 @dataclass(frozen=True)
@@ -79,6 +33,12 @@ class DenoiserGraph:
     full_names: dict[str, str]
     inputs: tuple[str, ...]
     structure: TreeSpec
+
+    def tidied(self) -> DenoiserGraph:
+        """Itself, for whose sizes are numbers: without dead nodes and reads of metadata that look like dependencies."""
+        self.graph_module.graph.eliminate_dead_code()
+        run_passes(self.graph_module, [drop_metadata_reads, split_concatenations])
+        return self
 
 
 class _FlatCall(nn.Module):
@@ -98,6 +58,13 @@ def trace_denoiser(model: nn.Module, signature: inspect.Signature, call: Call) -
 
     Raises ValueError if the model cannot be exported, writes a buffer or an input, or returns more than tensors.
     """
+    return export_denoiser(model, signature, call).tidied()
+
+
+def export_denoiser(
+    model: nn.Module, signature: inspect.Signature, call: Call, symbolic: Collection[Dim] = ()
+) -> DenoiserGraph:
+    """As `trace_denoiser`, as export left it, and with the sizes in `symbolic` symbols unless the model fixes them."""
     structures: list[TreeSpec] = []  # export undoes what a module writes to itself while it is traced
 
     def run(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
@@ -105,16 +72,17 @@ def trace_denoiser(model: nn.Module, signature: inspect.Signature, call: Call) -
         structures.append(structure)
         return tuple(leaves)
 
-    flat = _FlatCall(model, run)
+    inputs = tuple(t.detach() for t in call.tensors)  # export marks what it is given as dynamic, for torch.compile too
+    dims = [{axis: torch.export.Dim.AUTO for t, axis in symbolic if t == i} for i in range(len(call.tensors))]
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch.export warns about itself (LeafSpec, 2.13)
-            exported = torch.export.export(flat, call.tensors, strict=False).run_decompositions({})
+            exported = torch.export.export(
+                _FlatCall(model, run), inputs, dynamic_shapes=(tuple(dims),) if symbolic else None, strict=False
+            ).run_decompositions({})
     except Exception as error:
-        raise ValueError(
-            f"{type(model).__name__} could not be exported for {[tuple(t.shape) for t in call.tensors]}: "
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''} "
-            f"Its forward must be free of data-dependent Python control flow (.item(), .tolist(), if tensor)."
+        raise refusal(
+            type(model).__name__, call.key.sizes, error, lambda: _call_on_fakes(model, signature, call)
         ) from error
     for spec in exported.graph_signature.output_specs:
         if spec.kind is not OutputKind.USER_OUTPUT:
@@ -125,11 +93,11 @@ def trace_denoiser(model: nn.Module, signature: inspect.Signature, call: Call) -
     graph_module = exported.graph_module
     weights: dict[str, Tensor] = {}
     full_names: dict[str, str] = {}
-    inputs: list[str] = []
+    names: list[str] = []
     placeholders = graph_module.graph.find_nodes(op="placeholder")
     for spec, node in zip(exported.graph_signature.input_specs, placeholders, strict=True):
         if spec.kind is InputKind.USER_INPUT:
-            inputs.append(node.name)
+            names.append(node.name)
         elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target is not None:
             full_names[node.name] = spec.target.removeprefix("model.")
             weights[node.name] = find_tensor(model, full_names[node.name])
@@ -142,9 +110,7 @@ def trace_denoiser(model: nn.Module, signature: inspect.Signature, call: Call) -
     outputs = graph_module.graph.output_node().args[0]
     if not all(isinstance(o, fx.Node) for o in outputs):
         raise ValueError(f"{type(model).__name__} returns something that is not a tensor; return tensors only.")
-    named = _rename_inputs(graph_module.graph, inputs, call.owners)
-    graph_module.graph.eliminate_dead_code()
-    run_passes(graph_module, [drop_metadata_reads])
+    named = _rename_inputs(graph_module.graph, names, call.owners)
     return DenoiserGraph(graph_module, weights, full_names, named, structures[-1])
 
 
@@ -168,5 +134,6 @@ def _rename_inputs(graph: fx.Graph, inputs: list[str], owners: tuple[str, ...]) 
     return tuple(nodes[name].name for name in inputs)
 
 
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device))
+def _call_on_fakes(model: nn.Module, signature: inspect.Signature, call: Call) -> object:
+    with fake_mode() as mode, torch.no_grad():
+        return invoke(model, signature, call.rebuild([mode.from_tensor(t) for t in call.tensors]))

@@ -1,4 +1,4 @@
-"""The weights behind a table: noticing that they changed, and letting go of those that only the table needed."""
+"""Letting go of the weights that only a table needed."""
 
 from __future__ import annotations
 
@@ -13,72 +13,11 @@ from torch import Tensor, nn
 from fusion_compile._types import Tensors
 from fusion_compile.passes._compat import empty_unless_held
 
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def is_part_of_more(tensor: Tensor) -> bool:
-    """Whether `tensor` is a view into a larger storage, as parameters of a `TrainingStep` are views into its banks.
-
-    Writes to such a storage do not count in the view's `_version` when the view was installed by ``.data =``.
-    """
-    return tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
-
-
-class WeightWatch:
-    """Notices changes of the weights that one program was built from.
-
-    `weights`: full name -> the tensor, for all that the program reads; `hoisted`: the names that its tables depend on.
-    Seen at every call, without looking at the device: a parameter replaced by another, in-place writes that count
-    versions, ``.data =``. Writes through ``.data`` or to a storage that the parameter is a view of count no version;
-    `contents_changed` sees them and waits for the device.
-    """
-
-    def __init__(self, model: nn.Module, weights: Tensors, hoisted: Iterable[str]) -> None:
-        self._places = [(*_place(model, name), tensor, name) for name, tensor in weights.items()]
-        self._hoisted = {name: weights[name] for name in hoisted}
-        self.remember()
-
-    def remember(self) -> None:
-        """The weights as they are now belong to the tables, or were just released with them up to date."""
-        self._versions = self._current_versions()
-        self._checksum = self._current_checksum()
-        self.must_compare = any(is_part_of_more(t) for t in self._hoisted.values())
-
-    def replaced(self) -> str | None:
-        """The name of a parameter or buffer that is no longer the tensor the program reads, or None."""
-        for owner, key, tensor, name in self._places:
-            if owner.get(key) is not tensor:
-                return name
-        return None
-
-    def versions_changed(self) -> bool:
-        """Whether a hoisted weight has another address or version than remembered."""
-        return self._versions != self._current_versions()
-
-    def contents_changed(self) -> bool:
-        """Whether the checksum of a hoisted weight differs; reads them all, and on a GPU waits for the result."""
-        here = [i for i, t in enumerate(self._hoisted.values()) if t.numel()]  # what was released is empty, not changed
-        return not torch.equal(self._checksum[here], self._current_checksum()[here])
-
-    def _current_versions(self) -> list[tuple[int, int]]:
-        return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._hoisted.values()]
-
-    def _current_checksum(self) -> Tensor:
-        sums = [
-            t.detach().contiguous().view(_BITS[t.element_size()]).sum(dtype=torch.int64) for t in self._hoisted.values()
-        ]
-        return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)
-
-
-def _place(model: nn.Module, full_name: str) -> tuple[dict[str, Tensor | None], str]:
-    prefix, _, key = full_name.rpartition(".")
-    owner = model.get_submodule(prefix)
-    return (owner._parameters if key in owner._parameters else owner._buffers), key  # type: ignore[return-value]
-
 
 @dataclass(frozen=True)
 class Released:
-    """`bytes`: given back on the model's device. `declined`: full name -> why it was kept."""
+    """`bytes`: given back on the model's device: on CUDA by the allocator's count, elsewhere the size of storages that
+    nothing holds any more. `declined`: full name -> why it was kept."""
 
     bytes: int
     declined: dict[str, str]
@@ -102,26 +41,28 @@ class ReleasableWeights:
         """Those whose contents are nowhere."""
         return frozenset(self._out) - frozenset(self._kept)
 
-    def release(self, names: frozenset[str], to: Literal["cpu", "drop"]) -> Released:
-        """Empty the storage of `names`, keeping the contents on the CPU or not at all.
+    def release(self, names: frozenset[str], needed: frozenset[str], to: Literal["cpu", "drop"]) -> Released:
+        """Empty the storage of `names` that are not `needed`, keeping the contents on the CPU or not at all.
 
-        A storage is emptied if every tensor of the model that lies in it is named, they fill it and nothing else holds
-        it; the others are declined. `to="cpu"` of a model on the CPU moves nothing and gives 0 bytes.
+        A tensor with several names goes by any of them. A storage is emptied if every tensor of the model that lies in
+        it may go, they fill it and nothing else holds it; the others are declined. `to="cpu"` of a model on the CPU
+        moves nothing and gives 0 bytes.
         """
         everything: Tensors = dict(self._model.named_parameters(remove_duplicate=False))
         everything.update(self._model.named_buffers(remove_duplicate=False))
+        may_go = {id(everything[n]) for n in names} - {id(everything[n]) for n in needed}
         by_storage: dict[int, list[str]] = {}
         for name, tensor in everything.items():
             if name not in self._out:
                 by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
-        released = 0
+        released, allocated = 0, _allocated()
         declined: dict[str, str] = {}
         for members in by_storage.values():
-            wanted = [n for n in members if n in names]
+            wanted = [n for n in members if id(everything[n]) in may_go]
             if not wanted:
                 continue
             storage = everything[members[0]].untyped_storage()
-            others = [n for n in members if n not in names]
+            others = [n for n in members if id(everything[n]) not in may_go]
             if storage.nbytes() > sum({id(everything[n]): _bytes(everything[n]) for n in wanted}.values()):
                 why = "it is part of a larger storage (a training step's?); call step.release() or sample from a copy"
                 declined.update(dict.fromkeys(wanted, why))
@@ -135,7 +76,8 @@ class ReleasableWeights:
                 else:
                     why = "something holds its memory (a TrainingStep?); call step.release() or sample from a copy"
                     declined.update(dict.fromkeys(wanted, why))
-        return Released(released, declined)
+        on_gpu = any(t.device.type == "cuda" for t in everything.values())
+        return Released(allocated - _allocated() if on_gpu else released, declined)
 
     def _take_out(self, tensors: Tensors, to: Literal["cpu", "drop"]) -> bool:
         distinct = {id(tensor): tensor for tensor in tensors.values()}
@@ -162,6 +104,37 @@ class ReleasableWeights:
                 tensor.data = source[name].detach().to(tensor.device, tensor.dtype, copy=True)
         self._out, self._kept = {}, {}
 
+    def refuse_if_out(self, what: str) -> None:
+        """RuntimeError, said of `what`, if any weight is out of memory."""
+        if self._out:
+            raise RuntimeError(
+                f"{what} needs weights that free_hoisted_weights took out of memory ({min(self._out)} and "
+                f"{len(self._out) - 1} more); call restore_weights first."
+            )
+
+    def refuse_if_out_among(self, needed: Iterable[str], what: str) -> None:
+        """RuntimeError, said of `what`, if one of the weights `needed` is out of memory."""
+        if missing := sorted(set(self._out) & set(needed)):
+            raise RuntimeError(
+                f"{what} reads weights that free_hoisted_weights took out of memory ({missing[0]} and "
+                f"{len(missing) - 1} more): its cost model keeps other values than that of the shapes before. Call "
+                f"restore_weights first."
+            )
+
+    def refuse_if_dropped(self, needed: Iterable[str], what: str, remedy: str) -> None:
+        """RuntimeError, said of `what`, if one of the weights `needed` was dropped."""
+        if missing := sorted(self.dropped & set(needed)):
+            raise RuntimeError(
+                f"{what} needs weights that free_hoisted_weights(to='drop') dropped ({missing[0]} and "
+                f"{len(missing) - 1} more); restore_weights(state_dict) first, or {remedy}."
+            )
+
+    def were_replaced(self, names: Iterable[str]) -> None:
+        """The model has other tensors under `names` now, which are not out."""
+        for name in names:
+            self._out.pop(name, None)
+            self._kept.pop(name, None)
+
     @contextlib.contextmanager
     def resident(self) -> Iterator[None]:
         """Everything that was moved to the CPU is on its device inside, and out again afterwards."""
@@ -174,6 +147,11 @@ class ReleasableWeights:
         finally:
             for tensor in moved.values():
                 tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+
+
+def _allocated() -> int:
+    """Bytes of all GPUs that tensors occupy."""
+    return sum(map(torch.cuda.memory_allocated, range(torch.cuda.device_count())))
 
 
 def _bytes(tensor: Tensor) -> int:

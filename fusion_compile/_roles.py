@@ -21,11 +21,24 @@ BINDING_TIMES: dict[Role, BindingTime] = {
 _NAMES: dict[Role, str] = {
     "step": "t ts time times timestep timesteps time_step time_steps sigma sigmas noise_level tau t_cond time_cond",
     "live": "x xt x_t z zt z_t sample latent latents noisy_latents hidden_states noisy input inputs img image "
-    "images noise",
+    "images noise action actions noisy_actions block_controlnet_hidden_states",
     "request": "y c label labels class_label class_labels text context cond conditioning encoder_hidden_states "
-    "guidance pooled_projections prompt_embeds caption mask attention_mask encoder_attention_mask img_ids txt_ids",
+    "guidance pooled_projections prompt_embeds caption mask attention_mask encoder_attention_mask img_ids txt_ids "
+    "global_hidden_states rotary_embedding freqs_cis style ofs obs obs_tokens observation observations state "
+    "states proprio",
 }
 _ROLE_OF_NAME = {name: role for role, names in _NAMES.items() for name in names.split()}
+
+_PREFIXES: dict[Role, tuple[str, ...]] = {
+    "live": ("controlnet_", "noisy_"),  # a ControlNet sees the latent
+    "request": ("encoder_", "text_", "txt_", "prompt_", "pooled_", "caption_", "cap_", "class_", "added_cond"),
+}
+_SUFFIXES: dict[Role, tuple[str, ...]] = {
+    "request": (
+        *("_mask", "_masks", "_ids", "_emb", "_embed", "_embeds", "_embedding", "_embeddings", "_feats"),
+        *("_shapes", "_size", "_coords", "_cond", "_kwargs", "_labels"),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ def assign_roles(arguments: Mapping[str, Any], given: Mapping[str, str] | None) 
     unnamed = []
     for name in tensors:
         if name not in roles:
-            guess = _ROLE_OF_NAME.get(name.lower())
+            guess = _role_of_name(name)
             if guess is None or (guess == "step" and "step" in given.values()):
                 unnamed.append(name)
             else:
@@ -91,10 +104,21 @@ def roles_of_names(names: Sequence[str], given: Mapping[str, str] | None) -> dic
     """Roles that `given` or the names alone tell; names that tell nothing are left out."""
     roles: dict[str, Role] = {}
     for name in names:
-        role = cast("Role | None", (given or {}).get(name)) or _ROLE_OF_NAME.get(name.lower())
+        role = cast("Role | None", (given or {}).get(name)) or _role_of_name(name)
         if role is not None:
             roles[name] = role
     return roles
+
+
+def _role_of_name(name: str) -> Role | None:
+    """What the whole name tells, else how it begins, else how it ends."""
+    name = name.lower()
+    if name in _ROLE_OF_NAME:
+        return _ROLE_OF_NAME[name]
+    for role, prefixes in _PREFIXES.items():
+        if name.startswith(prefixes):
+            return role
+    return next((role for role, suffixes in _SUFFIXES.items() if name.endswith(suffixes)), None)
 
 
 def _role_of_shape(value: Any, taken: set[Role]) -> Role:

@@ -2,78 +2,76 @@
 
 from __future__ import annotations
 
-import inspect
-import sys
 import warnings
 import weakref
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fusion_compile._conditioning_table import RequestSlot
-from fusion_compile._denoiser_graph import Call, invoke, take_apart
+from fusion_compile._denoiser_call import Call, invoke, take_apart
 from fusion_compile._hoisted_weights import ReleasableWeights
-from fusion_compile._roles import Roles, assign_roles, roles_of_names
+from fusion_compile._pass_watch import Verify
+from fusion_compile._rectified_flow import euler, first_timestep, flow_calls, refuse_other_times
+from fusion_compile._request_slot import RequestSlot
 from fusion_compile._sampler_program import SamplerProgram
+from fusion_compile._sampler_programs import SamplerPrograms
 from fusion_compile._sampler_report import SamplerReport
-
-MAX_PROGRAMS = 4
-"""Shapes that one sampler serves at a time; beyond it the one not used for longest is dropped."""
-
-REQUEST_SLOTS = 2
-"""Requests whose rows are kept: a condition and its null, called by turns."""
+from fusion_compile._say_once import SayOnce
+from fusion_compile._stand_in import StandIn
+from fusion_compile._step_index import Seen
+from fusion_compile.passes import BindingTime
 
 
-class Sampler(nn.Module):
+class Sampler(StandIn):
     """Call it as the model it was made from; made by `optimize_sampler`.
 
-    `model`: the model. `timesteps`: the schedule, ``[n_steps]`` on the CPU. Attributes that a sampler does not have are
-    the model's.
+    `model`: the model. `timesteps`: the schedule that was given last, ``[n]`` on the CPU, or the preset of `sample`.
+    Attributes, parameters and the state dict are the model's (see `StandIn`). Code that asks for the model's class
+    (``isinstance(model, ModelMixin)``) must be given ``sampler.model``.
     """
 
     def __init__(
-        self, model: nn.Module, schedule: Tensor, roles: Mapping[str, str] | None, options: dict[str, Any]
+        self,
+        model: nn.Module,
+        n_steps: int,
+        schedule: Tensor | None,
+        roles: Mapping[str, str] | None,
+        verify: Verify,
+        options: dict[str, Any],
     ) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.eval()
-        self.timesteps = schedule
-        self._signature = inspect.signature(model.forward)
-        self._given_roles = roles
-        self._roles: Roles | None = None
-        self._options = options
-        self._programs: OrderedDict[tuple[Any, ...], SamplerProgram] = OrderedDict()
+        self._n_steps, self._schedule, self._is_fixed = n_steps, schedule, schedule is not None
+        self._preset = torch.linspace(1, 0, n_steps + 1)[:-1]
+        self._options, self._verify = options, verify
         self._weights = ReleasableWeights(model)
         self._released = 0
-        self._warned: set[str] = set()
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in self._signature.parameters.values())
-        if not open_ended and (unknown := sorted(set(roles or ()) - set(self._signature.parameters))):
-            raise ValueError(
-                f"roles name {unknown}, which {type(model).__name__}.forward does not take; its arguments are "
-                f"{list(self._signature.parameters)}."
-            )
+        self._say_once = SayOnce()
         itself = weakref.ref(self)
+        self._programs = SamplerPrograms(
+            model, self._signature, roles, self._weights, self._say_once, lambda: _options_of(itself())
+        )
 
         def weights_were_loaded(*_: object) -> None:
-            if (sampler := itself()) is not None:
-                sampler.invalidate()
+            for program in () if (sampler := itself()) is None else sampler._programs.values():
+                program.forget(program.watch.uncounted())
 
         model.register_load_state_dict_post_hook(weights_were_loaded)  # type: ignore[no-untyped-call]
+        self._passes_on = True
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("model"), name)
+    @property
+    def timesteps(self) -> Tensor:
+        """The schedule given last, ``[n]`` on the CPU, or the preset ``linspace(1, 0)`` of `sample`."""
+        return self._preset if self._schedule is None else self._schedule
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def _serve(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output, without gradient.
 
-        A timestep outside the schedule is served by the whole model, which is said once. Raises ValueError for a model
-        in training mode or an input that requires a gradient.
+        A timestep without a row gets one, or, where the schedule was fixed by ``timesteps=``, is served by the whole
+        model, which is said once; so are timesteps that differ within a call. Raises ValueError for a model in training
+        mode or an input that requires a gradient, RuntimeError if what is asked for needs weights that were dropped.
         """
         call = take_apart(self._signature, args, kwargs)
         if torch.is_grad_enabled() and (
@@ -83,27 +81,57 @@ class Sampler(nn.Module):
                 f"{names[0]} requires a gradient, which does not flow through a sampler; call the model itself."
             )
         with torch.inference_mode(False), torch.no_grad():  # tables outlive the caller's inference mode
-            return self._forward(call)
+            return self._step(call)
 
-    def _forward(self, call: Call) -> Any:
+    def _step(self, call: Call) -> Any:
         program = self._program(call)
-        step, known, verdict = program.find(call)
-        if verdict is False:
-            return self._serve_whole(call, program)
-        with _no_autocast(call):
-            self._follow_weights(program, look=program.watch.must_compare)
-            slot = self._slot(program, call)
-            return program.run(slot, step, call.tensors, known if verdict is None else None)
+        slot = program.table.find_request(program.request(call))
+        seen = program.see(call, slot)
+        if seen is not None and seen.row is None and (self._is_fixed or not seen.even):
+            program.passes.missed(fixed=True)
+            return self._serve_whole(call, seen)
+        with _no_autocast(call.tensors[0].device):
+            if seen is None:
+                step, known = program.find(call)
+                self._follow_weights(program, look=False)
+                slot = self._ready(program, call, slot, program.rows())
+                return program.run(slot, step, call.tensors, known)
+            row = seen.row
+            if row is None:
+                self._refuse_without_weights(program, program.table.missing(slot, (-1,)), seen.values)
+                row = program.learn(call)
+            new = slot is None
+            slot = slot or self._new_slot(program, call)
+            begins = program.passes.seen(row, slot, new=new)
+            self._follow_weights(program, look=begins)
+            self._ready(program, call, slot, (row, *self._rows_ahead(program)))
+            return program.run(slot, program.step(row), call.tensors)
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def prepare(self, *args: Any, **kwargs: Any) -> None:
-        """Do for this call's shapes and request what can be done before the loop; the first call compiles."""
-        call = take_apart(self._signature, args, kwargs)
-        program = self._program(call)
-        with _no_autocast(call):
-            self._follow_weights(program, look=True)
-            self._slot(program, call)
+    def prepare(self, *args: Any, timesteps: Tensor | Sequence[float] | None = None, **kwargs: Any) -> None:
+        """Do what can be done before the loop; the first call or preparation for a shape compiles.
+
+        `timesteps`: the schedule from now on, ``[n]`` with any n, as the model will be given its values; should the
+        model have an argument of that name, give that one by position. The others are arguments of a call: all of them,
+        or those of a request by name, with which the shapes of the latent are the last call's. Without an earlier call
+        a schedule is kept and what it decides is computed at the first.
+
+        Raises ValueError for a schedule that is not one-dimensional, and TypeError for arguments that the model does
+        not take or that are missing.
+        """
+        if timesteps is not None:
+            self._schedule = as_schedule(timesteps)
+        call = self._programs.completed(args, kwargs)
+        for program in self._programs.values() if call is None else (self._program(call),):
+            self._place_schedule(program)
+            with _no_autocast(program.like.device):
+                self._follow_weights(program, look=True)
+                if call is None:
+                    self._ready_all(program, program.scheduled)
+                else:
+                    slot = program.table.find_request(program.request(call))
+                    self._ready(program, call, slot, program.scheduled or program.rows())
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -120,42 +148,52 @@ class Sampler(nn.Module):
         The model predicts ``v = noise - data`` at ``x_t = (1 - t) data + t noise``; each step is ``x - (t - t_next)
         v``, and the last `t_next` is 0. `request`, `conditioning`: the model's other arguments, in the order of its
         signature or by name. `guidance_scale`: with `null` (one value, or a tuple or dict of them, in the place of the
-        request) the velocity is ``v_null + guidance_scale * (v - v_null)``. Returns a tensor like `noise`.
+        request) the velocity is ``v_null + guidance_scale * (v - v_null)``. Returns a tensor like `noise`. Without
+        `timesteps` the schedule is ``linspace(1, 0, n_steps + 1)[:-1]``.
 
         Raises ValueError for a schedule that leaves [0, 1], more than one live argument, or an output unlike `noise`.
         """
-        if float(self.timesteps.max()) > 1 or float(self.timesteps.min()) < 0:
-            raise ValueError(
-                f"sample() integrates a rectified flow with t in [0, 1] and the schedule begins "
-                f"{self.timesteps[:3].tolist()}; write the loop of your scheduler around sampler(x, t, ...)."
-            )
+        refuse_other_times(self.timesteps)
         if guidance_scale != 1.0 and null is None:
             raise ValueError(f"guidance_scale={guidance_scale} needs null=, the request that stands for no condition.")
-        program, calls = self._sampling_calls(noise, request, conditioning, null if guidance_scale != 1.0 else None)
-        live = calls[0].owners.index(self._roles.named("live")[0])  # type: ignore[union-attr]
-        times = [*self.timesteps.double().tolist(), 0.0]
-        x = noise
-        with _no_autocast(calls[0]):
+        like = self._programs.values()[-1].like if self._programs else None
+        name, calls = flow_calls(
+            self._signature,
+            self._programs.roles,
+            noise,
+            first_timestep(self.timesteps, noise, like),
+            request,
+            conditioning,
+            null if guidance_scale != 1.0 else None,
+        )
+        program = self._program(calls[0])
+        with _no_autocast(noise.device):
+            rows = self._place(program, self.timesteps)
             self._follow_weights(program, look=True)
-            slots = [self._slot(program, call) for call in calls]
-            for i, step in enumerate(program.steps):
-                tensors = list(calls[0].tensors)
+            slots = [
+                self._ready(program, call, program.table.find_request(program.request(call)), rows) for call in calls
+            ]
+            live = calls[0].owners.index(name)
+            tensors = list(calls[0].tensors)
+
+            def velocities(i: int, x: Tensor) -> list[Any]:
                 tensors[live] = x
-                velocities = [_one_tensor_like(noise, program.run(slot, step, tensors)) for slot in slots]
-                v = velocities[0]
-                if len(velocities) == 2:
-                    v = velocities[1] + guidance_scale * (v - velocities[1])
-                x = (x - (times[i] - times[i + 1]) * v).to(noise.dtype)
-        return x
+                program.set_timestep(tensors, self.timesteps[i])
+                return [program.run(slot, program.step(rows[i]), tensors) for slot in slots]
+
+            return euler(noise, self.timesteps, guidance_scale, velocities)
 
     def free_hoisted_weights(self, to: Literal["cpu", "drop"] = "drop", *, keep_prologue: bool = False) -> int:
         """Take the weights that no step of the loop reads out of the model's memory; return the bytes given back.
 
         ``to="cpu"`` keeps them in main memory, where a new request or an unknown timestep fetches them for a moment.
-        ``to="drop"`` keeps nothing: the requests that are prepared are still served, others and unknown timesteps raise
-        RuntimeError until `restore_weights`. `keep_prologue`: keep what a new request needs. The parameters stay where
-        they are in the model, with no elements. Weights that lie in a larger storage cannot be given back and stay;
-        a warning says so.
+        ``to="drop"`` keeps nothing: the requests that are prepared are still served at the timesteps that have rows,
+        others raise RuntimeError until `restore_weights`. If no timesteps were given and none but those of the preset
+        of `sample` were asked for, the preset is completed first. `keep_prologue`: keep what a new request needs. The
+        parameters stay where they are in the model, with no elements. Weights that lie in a larger storage cannot be
+        given back and stay; a warning says so.
+
+        Raises ValueError if nothing was hoisted yet, and for ``"drop"`` if no timestep has a row.
         """
         if to not in ("cpu", "drop"):
             raise ValueError(f"to={to!r}; use 'cpu' or 'drop'.")
@@ -166,12 +204,13 @@ class Sampler(nn.Module):
         with torch.inference_mode(False), torch.no_grad():
             for program in self._programs.values():
                 self._follow_weights(program, look=True)
-        names = frozenset[str]().union(*(p.early_names for p in self._programs.values()))
-        for program in self._programs.values():
-            names -= program.body_names
-            if keep_prologue:
-                names -= program.prologue_names
-        released = self._weights.release(names, to)
+                if to == "drop":
+                    self._complete(program)
+        programs = self._programs.values()
+        needed = frozenset[str]().union(*(p.body_names for p in programs))
+        if keep_prologue:
+            needed = needed.union(*(p.prologue_names for p in programs))
+        released = self._weights.release(frozenset[str]().union(*(p.early_names for p in programs)), needed, to)
         for program in self._programs.values():
             program.watch.remember()
         if released.declined:
@@ -194,7 +233,7 @@ class Sampler(nn.Module):
     def invalidate(self) -> None:
         """Compute every table again at its next use; only writes through ``parameter.data`` in mid-loop need it."""
         for program in self._programs.values():
-            program.table.forget()
+            program.forget(None)
 
     def reports(self) -> tuple[SamplerReport, ...]:
         """What was hoisted and declined, for each combination of shapes seen lately."""
@@ -202,155 +241,118 @@ class Sampler(nn.Module):
 
     def explain(self) -> str:
         """`reports` as text."""
-        unseen = (
-            f"sampler of {type(self.model).__name__}, {len(self.timesteps)} steps: not called yet, nothing is known"
-        )
+        unseen = f"sampler of {type(self.model).__name__}, {self._n_steps} steps: not called yet, nothing is known"
         return "\n".join(map(str, self.reports())) or unseen
 
     def _program(self, call: Call) -> SamplerProgram:
-        """The program of the call's shapes, made if need be."""
-        if self.model.training:
-            raise ValueError(f"{type(self.model).__name__} is in training mode; call model.eval() before sampling.")
-        program = self._programs.get(call.key)
-        if program is not None and (name := program.watch.replaced()) is not None:
-            self._say_once("replaced", f"{name} was replaced by another tensor; the sampler is built again.")
-            self._programs.clear()
-            program = None
-        if program is None:
-            program = self._build(call)
-            self._programs[call.key] = program
-            if len(self._programs) > MAX_PROGRAMS:
-                self._programs.popitem(last=False)
-                self._say_once(
-                    "programs",
-                    f"the sampler was called with more than {MAX_PROGRAMS} combinations of shapes, dtypes and "
-                    f"constants; each is exported and compiled by itself and the one not used for longest is dropped. "
-                    f"Pad to fewer shapes.",
-                )
-        self._programs.move_to_end(call.key)
+        program = self._programs.of(call)
+        self._place_schedule(program)
         return program
 
-    def _build(self, call: Call) -> SamplerProgram:
-        self._refuse_if_out("a new shape")
-        roles = assign_roles(call.arguments, self._given_roles)
-        if roles.guessed and self._roles is None and sys.stderr.isatty():
-            print(f"fusion_compile: roles {roles}; pass roles= to say otherwise", file=sys.stderr)
-        self._roles = roles
-        devices = {
-            str(t.device) for t, o in zip(call.tensors, call.owners, strict=True) if roles.by_argument[o] == "live"
-        }
-        weights = {str(p.device) for p in self.model.parameters()}
-        if len(devices | weights) > 1 and weights:
-            raise ValueError(
-                f"the latent is on {', '.join(sorted(devices))} and {type(self.model).__name__} on "
-                f"{', '.join(sorted(weights))}; move them to one device."
-            )
-        return SamplerProgram(
-            self.model, self._signature, call, roles, self.timesteps, n_slots=REQUEST_SLOTS, **self._options
+    def _place(self, program: SamplerProgram, schedule: Tensor) -> list[int]:
+        """Rows of `program` for `schedule`; RuntimeError if they cannot be computed."""
+        if unknown := program.without_row(schedule):
+            self._refuse_without_weights(program, (BindingTime.STEP, BindingTime.STEP_REQUEST), unknown[:4])
+        return program.place(schedule)
+
+    def _refuse_without_weights(
+        self, program: SamplerProgram, stages: Iterable[BindingTime], values: Sequence[float]
+    ) -> None:
+        self._weights.refuse_if_dropped(
+            program.weights_of(stages),
+            f"timestep {values} is not in the sampler's schedule of {len(program.rows())} rows, and its own row",
+            "prepare all timesteps before weights are dropped",
         )
 
-    def _follow_weights(self, program: SamplerProgram, *, look: bool) -> None:
-        """Forget tables whose weights changed, and have the schedule's part ready. `look`: compare contents."""
-        changed = program.watch.versions_changed() or (look and program.watch.contents_changed())
-        if changed:
-            program.table.forget()
-        if not program.table.is_filled:
-            self._refuse_if_out("changed weights")
-            program.watch.remember()
-            program.table.fill_schedule()
+    def _place_schedule(self, program: SamplerProgram) -> None:
+        """Rows for the schedule that was given, once."""
+        if self._schedule is not None and program.follows is not self._schedule:
+            program.scheduled = self._place(program, self._schedule)
+            program.follows = self._schedule
 
-    def _slot(self, program: SamplerProgram, call: Call) -> RequestSlot:
-        asked = program.request(call)
-        slot = program.table.find_request(asked)
-        if slot is None:
-            if missing := sorted(self._weights.dropped & program.prologue_names):
-                raise RuntimeError(
-                    f"a new request needs weights that free_hoisted_weights(to='drop') dropped ({missing[0]} and "
-                    f"{len(missing) - 1} more); restore_weights(state_dict) first, or free with keep_prologue=True."
-                )
-            with self._weights.resident():
-                slot = program.table.fill_request(asked)
+    def _rows_ahead(self, program: SamplerProgram) -> Iterable[int]:
+        """Rows to compute together with the one that is asked for: none while they are learned one by one."""
+        if self._schedule is not None:
+            return program.scheduled
+        return () if self._options["exact"] and not self._weights.names else program.rows()
+
+    def _complete(self, program: SamplerProgram) -> None:
+        """Compute all that can be served once weights are gone."""
+        if self._schedule is None and program.like.is_floating_point() and program.has_only(self._preset):
+            program.place(self._preset)
+        if not program.rows():
+            raise ValueError(
+                "no timestep is known yet, so nothing could be served without the weights: call "
+                "prepare(timesteps=...), or sample one image, before free_hoisted_weights(to='drop')."
+            )
+        self._ready_all(program, program.rows())
+
+    def _ready_all(self, program: SamplerProgram, rows: Iterable[int]) -> None:
+        """Compute what is missing of `rows` for every request that is kept."""
+        for slot in (None, *program.table.live_slots()):
+            self._fill(program, slot, rows)
+
+    def _ready(self, program: SamplerProgram, call: Call, slot: RequestSlot | None, rows: Iterable[int]) -> RequestSlot:
+        slot = slot or self._new_slot(program, call)
+        self._fill(program, slot, rows)
         return slot
 
-    def _serve_whole(self, call: Call, program: SamplerProgram) -> Any:
-        t = call.arguments[self._roles.named("step")[0]]  # type: ignore[union-attr]
-        value = t.flatten()[:4].tolist()
+    def _new_slot(self, program: SamplerProgram, call: Call) -> RequestSlot:
+        self._weights.refuse_if_dropped(program.prologue_names, "a new request", "free with keep_prologue=True")
+        return program.table.take_slot(program.request(call))
+
+    def _fill(self, program: SamplerProgram, slot: RequestSlot | None, rows: Iterable[int]) -> None:
+        rows = list(rows)
+        if needed := program.table.missing(slot, rows):
+            self._weights.refuse_if_dropped(program.weights_of(needed), "what was changed", "do not change them")
+            with self._weights.resident():
+                program.table.fill(slot, rows)
+
+    def _follow_weights(self, program: SamplerProgram, *, look: bool) -> None:
+        """Forget what changed weights fed. `look`: compare contents too, unless ``verify="never"``."""
+        changed = program.watch.versions_changed()
+        if self._verify != "never" and (look or self._verify == "always" or program.watch.must_compare):
+            changed |= program.watch.contents_changed()
+        if changed:
+            program.forget(changed)
+            program.watch.remember()
+
+    def _serve_whole(self, call: Call, seen: Seen) -> Any:
+        about, why = "unknown t", f"is not in the sampler's schedule of {len(self.timesteps)} steps"
+        remedy = "Pass timesteps= with the values that the model is given"
+        if (covers := self._options["covers"]) is not None:
+            about, why = "outside t", f"is outside of [{covers.low:g}, {covers.high:g}], which rank= was fitted to"
+            remedy = "Pass t_range= with the first and the last that the model is given"
+        elif not seen.even:
+            about, why = "uneven t", "differs within one call, and a row of a table is for one timestep"
+            remedy = "Call once for each timestep"
         if missing := sorted(self._weights.dropped):
             raise RuntimeError(
-                f"timestep {value} is not in the sampler's schedule, and the whole model cannot serve it: "
-                f"{missing[0]} and {len(missing) - 1} more were dropped. restore_weights(state_dict) first, or pass "
-                f"timesteps= with all values."
+                f"timestep {seen.values} {why}, and the whole model cannot serve it: {missing[0]} and "
+                f"{len(missing) - 1} more were dropped. restore_weights(state_dict) first. {remedy}."
             )
-        self._say_once(
-            "unknown t",
-            f"timestep {value} is not in the sampler's schedule of {len(self.timesteps)} steps; the whole model "
-            f"serves it, which is slower. Pass timesteps= with the values that the model is given.",
-        )
+        self._say_once(about, f"timestep {seen.values} {why}; the whole model serves it, which is slower. {remedy}.")
         with self._weights.resident():
-            return invoke(self.model, self._signature, call.arguments)
-
-    def _sampling_calls(
-        self, noise: Tensor, request: tuple[Any, ...], conditioning: dict[str, Any], null: Any
-    ) -> tuple[SamplerProgram, list[Call]]:
-        """The call of the first step, and the same with `null` in the place of the request."""
-        names = list(self._signature.parameters)
-        roles = self._roles.by_argument if self._roles else roles_of_names(names, self._given_roles)
-        live = [n for n in names if roles.get(n) == "live"]
-        step = [n for n in names if roles.get(n) == "step"]
-        if len(live) != 1 or len(step) != 1:
-            raise ValueError(
-                f"sample() needs one live argument and one timestep among {names} and finds {live} and {step}; pass "
-                f"roles=, or write the loop around sampler(x, t, ...)."
-            )
-        others = [n for n in names if n not in (*live, *step, *conditioning)]
-        if len(request) > len(others):
-            raise ValueError(f"sample() got {len(request)} requests for the arguments {others}.")
-        asked = {**dict(zip(others, request, strict=False)), **conditioning}
-        t = self._first_timestep(noise)
-        requests = [asked]
-        if null is not None:
-            places = [n for n in names if n in asked]
-            if not isinstance(null, Mapping):
-                null = dict(zip(places, null if isinstance(null, tuple) else (null,), strict=False))
-            requests.append({**asked, **null})
-        calls = [take_apart(self._signature, (), {live[0]: noise, step[0]: t, **r}) for r in requests]
-        if len(calls) == 2 and calls[0].key != calls[1].key:
-            raise ValueError("null must have the shapes and dtypes of the request it stands for.")
-        return self._program(calls[0]), calls
-
-    def _first_timestep(self, noise: Tensor) -> Tensor:
-        """``[B]`` of the noise's dtype, or shaped and typed as the timestep was in the last call."""
-        first = self.timesteps[0]
-        if self._programs:
-            t = next(reversed(self._programs.values())).timesteps[0]
-            shape = t.shape if t.dim() == 0 else (len(noise), *t.shape[1:])
-            return first.to(t.device, t.dtype).expand(shape).clone()
-        return first.to(noise.device, noise.dtype).expand(len(noise)).clone()
-
-    def _refuse_if_out(self, why: str) -> None:
-        if self._weights.names:
-            raise RuntimeError(
-                f"{why} needs weights that free_hoisted_weights took out of memory ({min(self._weights.names)} and "
-                f"{len(self._weights.names) - 1} more); call restore_weights first."
-            )
-
-    def _say_once(self, about: str, sentence: str) -> None:
-        if about not in self._warned:
-            self._warned.add(about)
-            warnings.warn(sentence, stacklevel=4)
+            out = invoke(self.model, self._signature, call.arguments)
+        self._programs.model_wrote_to_itself()
+        return out
 
 
-def _one_tensor_like(noise: Tensor, out: Any) -> Tensor:
-    if not isinstance(out, Tensor):
-        out = next(iter(out.values())) if isinstance(out, Mapping) else out[0]
-    if not isinstance(out, Tensor) or out.shape != noise.shape:
-        raise ValueError(
-            f"the model gives {list(out.shape) if isinstance(out, Tensor) else type(out).__name__} for noise of "
-            f"{list(noise.shape)}; sample() needs a velocity of the same shape."
-        )
-    return out
+def _options_of(sampler: Sampler | None) -> dict[str, Any]:
+    """For `SamplerProgram`; the sampler asks while it is alive."""
+    assert sampler is not None
+    n_steps = sampler._n_steps if sampler._schedule is None else len(sampler._schedule)
+    return {"n_steps": n_steps, "verify": sampler._verify, **sampler._options}
 
 
-def _no_autocast(call: Call) -> torch.autocast:
+def as_schedule(timesteps: Tensor | Sequence[float]) -> Tensor:
+    """``[n]`` on the CPU; ValueError if it has another number of dimensions or no entries."""
+    schedule = torch.as_tensor(timesteps).detach().cpu()
+    if schedule.dim() != 1 or not len(schedule):
+        raise ValueError(f"timesteps has shape {list(schedule.shape)}; a schedule is one value for each step, [n].")
+    return schedule
+
+
+def _no_autocast(device: torch.device) -> torch.autocast:
     """Casts were traced into the graph; doing them again would round twice."""
-    return torch.autocast(call.tensors[0].device.type, enabled=False)
+    return torch.autocast(device.type, enabled=False)

@@ -2,48 +2,68 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from fusion_compile._conditioning_table import ConditioningTable, RequestSlot, bind_weights
-from fusion_compile._denoiser_graph import Call, trace_denoiser
-from fusion_compile._hoisted_weights import WeightWatch
+from fusion_compile._conditioning_table import ConditioningTable, bind_weights
+from fusion_compile._denoiser_call import Call
+from fusion_compile._denoiser_graph import DenoiserGraph
 from fusion_compile._lower import lower, resolve_mode
+from fusion_compile._pass_watch import PassWatch, Verify
 from fusion_compile._progress import stage
+from fusion_compile._rank_conditioning import RankConditioning
+from fusion_compile._request_slot import RequestSlot
 from fusion_compile._roles import BINDING_TIMES, Roles
+from fusion_compile._sampler_facts import sampler_facts
 from fusion_compile._sampler_report import SamplerReport
-from fusion_compile._step_index import StepIndex
-from fusion_compile.passes import BindingTime, count_launches, hoist_time_conditioning, pack_residuals
-from fusion_compile.passes._compat import tree_unflatten
+from fusion_compile._step_index import Seen, StepIndex, UnknownTimestep
+from fusion_compile._timestep_range import CallCount, RangeIndex, TimestepRange
+from fusion_compile._weight_watch import WeightWatch
+from fusion_compile.passes import (
+    BindingTime,
+    count_launches,
+    count_regions,
+    fold_repeated_regions,
+    hoist_time_conditioning,
+    pack_residuals,
+)
+from fusion_compile.passes._compat import tree_map, tree_unflatten
 
 _REPLAYED = ("reduce-overhead", "max-autotune")
 """Modes in which the body's output lies in memory that the next call writes."""
+
+MOST_SCHEDULES = 4
+"""Schedules' worth of rows that a table grows to."""
 
 
 class SamplerProgram:
     """Serves every call whose `Call.key` is that of the call it was built from.
 
-    `early_names`, `body_names`: full names of the weights that the stages read and that the body reads. `launches`,
-    `report()`: what was done. Raises ValueError if the schedule cannot be represented in the dtype of the step input.
+    `early_names`, `body_names`: full names of the weights that the stages read and that the body reads. `index`: which
+    timesteps have rows, at first none; `follows`, `scheduled`: the schedule that was placed last, and its rows, for the
+    owner's use. `like`: the timestep it was built with. `split`: for explain, the whole graph, its inputs' binding
+    times and its weights' full names, and what was made of it. `launches`, `report()`: what was done.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        signature: inspect.Signature,
+        trace: Callable[[Call], DenoiserGraph],
         call: Call,
         roles: Roles,
-        schedule: Tensor,
+        n_steps: int,
         *,
         exact: bool,
         mode: str | None,
         backend: str,
         byte_budget: int | None,
         n_slots: int,
+        verify: Verify,
+        rank: int | None = None,
+        covers: TimestepRange | None = None,
     ) -> None:
         self._model_name = type(model).__name__
         self._roles, self._exact = roles, exact
@@ -53,57 +73,189 @@ class SamplerProgram:
         device = call.tensors[self._at["live"][0]].device
         self._mode = resolve_mode(mode, device)
         with stage(f"splitting {self._model_name}"):
-            traced = trace_denoiser(model, signature, call)
+            traced = trace(call)
             self._structure = traced.structure
             times = {n: BINDING_TIMES[r] for n, r in zip(traced.inputs, by_role, strict=True)}
-            hoisted = hoist_time_conditioning(
-                traced.graph_module, times, n_steps=len(schedule), byte_budget=byte_budget
-            )
+            graph_module, self.rank = traced.graph_module, None
+            if rank is not None and covers is not None:
+                self.rank = RankConditioning(rank, covers, t)
+                graph_module, times = self.rank.factor(graph_module, times)
+            hoisted = hoist_time_conditioning(graph_module, times, n_steps=n_steps, byte_budget=byte_budget)
         body = hoisted.body.graph_module
         self.launches = (count_launches(traced.graph_module), count_launches(body))
         buffers, _ = pack_residuals(body, hoisted.residuals)
         prologue_mode = "max-autotune-no-cudagraphs" if self._mode in _REPLAYED else self._mode
-        schedule = cast_schedule(schedule, t)
-        self.timesteps = [value.expand(t.shape).clone() for value in schedule]
+        self.like, self._n_steps, self._device = t.detach(), n_steps, device
+        self.index: StepIndex | RangeIndex = StepIndex(t, n_steps, MOST_SCHEDULES * n_steps)
+        self.passes: PassWatch | CallCount = PassWatch(look_always=t.device.type == "cpu", verify=verify)
+        if self.rank is not None:
+            self.index, self.passes = RangeIndex(self.rank.covers), CallCount(n_steps)
+        self._example = {
+            name: tree_map(lambda leaf: leaf.detach().to("meta") if isinstance(leaf, Tensor) else leaf, value)
+            for name, value in call.arguments.items()
+        }
+        self.follows: Tensor | None = None
+        self.scheduled: list[int] = []
+        self._steps: list[Tensor] = []
         self.table = ConditioningTable(
             hoisted,
             buffers,
             traced.weights,
             traced.inputs[self._at["step"][0]],
-            self.timesteps,
+            n_steps,
             batched=not exact,
             n_slots=n_slots,
-            lower=lambda fn: lower(fn, mode=prologue_mode, backend=backend),
+            lower=lambda fn: lower(fn, mode=prologue_mode, backend=backend, on_graph=_folding({})),
         )
         left = bind_weights(body, {**traced.weights, **self.table.rows})
         self._live = tuple(map(traced.inputs.index, left))
         self._body_graph = body
-        self._body = lower(body, mode=self._mode, backend=backend)
+        self.split = (graph_module, times, traced.full_names, hoisted)
+        self._regions: dict[str, int] = {}
+        self._body = lower(body, mode=self._mode, backend=backend, on_graph=_folding(self._regions))
         self._request_names = tuple(traced.inputs[i] for i in self._at["request"])
-        self._index = StepIndex(schedule, look_always=t.device.type == "cpu")
-        self.steps = [torch.tensor([i], device=device) for i in range(len(schedule))]
 
-        body_inputs = set(hoisted.body.inputs)
-        early_inputs = {time: set(s.inputs) for time, s in hoisted.stages.items()}
-        names = traced.full_names
-        self.body_names = frozenset(names[n] for n in body_inputs if n in names)
-        self.prologue_names = _names_read(names, early_inputs, (BindingTime.REQUEST, BindingTime.STEP_REQUEST))
-        self.early_names = self.prologue_names | _names_read(names, early_inputs, (BindingTime.CONST, BindingTime.STEP))
+        self._names = names = traced.full_names
+        self._reads = {
+            time: frozenset(names[n] for n in part.inputs if n in names) for time, part in hoisted.stages.items()
+        }
+        self.body_names = frozenset(names[n] for n in hoisted.body.inputs if n in names)
+        self.prologue_names = self.weights_of((BindingTime.REQUEST, BindingTime.STEP_REQUEST))
+        self.early_names = self.weights_of(hoisted.stages)
         read = {names[n]: weight for n, weight in traced.weights.items() if n in names}
-        self.watch = WeightWatch(model, read, self.early_names)
-        self._facts = self._collect_facts(call, traced.weights, names, hoisted, buffers, byte_budget)
+        self.watch = WeightWatch({name: read[name] for name in self.early_names})
+        self._facts = sampler_facts(
+            model_name=self._model_name,
+            call=call,
+            roles=roles,
+            traced=traced,
+            hoisted=hoisted,
+            buffers=buffers,
+            body_nodes=sum(n.op == "call_function" for n in body.graph.nodes),
+            launches=self.launches,
+            n_steps=n_steps,
+            mode=self._mode,
+            exact=exact,
+            byte_budget=byte_budget,
+        )
 
     def request(self, call: Call) -> dict[str, Tensor]:
         """The request's tensors of `call` by input name."""
         return {name: call.tensors[i] for name, i in zip(self._request_names, self._at["request"], strict=True)}
 
-    def find(self, call: Call) -> tuple[Tensor, Tensor, bool | None]:
-        """``(row [1] on the live device, known [], what the host knows of known)`` for the timestep of `call`."""
-        step, known = self._index.find(call.tensors[self._at["step"][0]])
-        verdict = self._index.host_knows(known)
-        if step.device != self.steps[0].device:
-            step = self.steps[int(step)]
-        return step, known, verdict
+    def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """`given` and, where left out, what the call that this was built from had: latents and timestep (zeros of their
+        shape) and constants.
+
+        Raises TypeError if a tensor of the request is left out.
+        """
+        arguments = {**self._example, **given}
+        if lacking := [n for n in self._roles.named("request") if n not in given]:
+            raise TypeError(f"prepare() lacks {lacking} of the request, with which the model was last called.")
+        return {
+            name: value if name in given else tree_map(lambda leaf: _zeros_like(leaf, self._device), value)
+            for name, value in arguments.items()
+        }
+
+    def weights_of(self, stages: Iterable[BindingTime]) -> frozenset[str]:
+        """Full names of the weights that `stages` read."""
+        return frozenset[str]().union(*(self._reads.get(time, ()) for time in stages))
+
+    def forget(self, changed: Iterable[str] | None) -> None:
+        """The weights `changed` are others than before: what they feed is computed again when it is needed. None: all
+        is."""
+        if changed is None:
+            self.table.forget()
+        else:
+            changed = set(changed)
+            self.table.forget(time for time, read in self._reads.items() if read & changed)
+        if self.rank is not None and changed != set():
+            self.rank.forget()
+
+    def rebind(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Read `tensors` (full name -> tensor) in the places of those of these names; False, with nothing done, if the
+        program cannot."""
+        if self.rank is not None:
+            return False
+        for node, name in self._names.items():
+            for module in (self._body_graph, *self.table.modules()) if name in tensors else ():
+                for held in (module._parameters, module._buffers):
+                    if node in held:
+                        held[node] = tensors[name]  # type: ignore[assignment]
+        self.watch.replace(tensors)
+        self.forget(tensors)
+        return True
+
+    def see(self, call: Call, slot: RequestSlot | None) -> Seen | None:
+        """What the host sees in the timestep of `call`, which is for `slot`; None if it trusts its caller."""
+        if not self.passes.must_look(slot, len(self.index)):
+            return None
+        return self.index.look(call.tensors[self._at["step"][0]])
+
+    def find(self, call: Call) -> tuple[Tensor, Tensor]:
+        """``(row [1], known [])`` for the timestep of `call`, found on the device.
+
+        Raises RuntimeError when an earlier call, made on trust, asked for a timestep without a row.
+        """
+        self.passes.trusted()
+        try:
+            return self.index.find(call.tensors[self._at["step"][0]])
+        except UnknownTimestep:
+            self.passes.distrust()
+            raise
+
+    def step(self, row: int) -> Tensor:
+        """`row` as ``[1]`` int64 on the device of the latent."""
+        while len(self._steps) <= row:
+            self._steps.append(torch.tensor([len(self._steps)], device=self._device))
+        return self._steps[row]
+
+    def set_timestep(self, tensors: list[Tensor], t: Tensor) -> None:
+        """Put the value `t` ``[]`` in its place among the `tensors` of a call, if the body reads it: in rank mode."""
+        if self.rank is not None:
+            at = self._at["step"][0]
+            tensors[at] = torch.full_like(tensors[at], t.item())
+
+    def rows(self) -> range:
+        """All rows in use."""
+        return range(len(self.index))
+
+    def learn(self, call: Call) -> int:
+        """A row for the timestep of `call`, which has none; nothing is computed yet."""
+        self.passes.missed(fixed=False)
+        return self._place(call.tensors[self._at["step"][0]], ())
+
+    def without_row(self, schedule: Tensor) -> list[float]:
+        """The values of `schedule` ``[n]`` that have no row; ValueError if the dtype of the timestep cannot hold it."""
+        values = cast_schedule(schedule, self.like)
+        return [float(value) for value in values if self.index.row_of(value) is None]
+
+    def place(self, schedule: Tensor) -> list[int]:
+        """Rows for the values of `schedule` ``[n]`` on the CPU, as the model gets them; equal values have one row.
+
+        Raises ValueError if the dtype of the timestep cannot hold them.
+        """
+        values = cast_schedule(schedule, self.like)
+        self.index.make_room(len(values), MOST_SCHEDULES * max(self._n_steps, len(values)))
+        kept = {row for value in values if (row := self.index.row_of(value)) is not None}
+        rows = []
+        for value in values:
+            row = self.index.row_of(value)
+            if row is None:
+                row = self._place(value.to(self.like.device).expand(self.like.shape), kept)
+                kept.add(row)
+            rows.append(row)
+        return rows
+
+    def has_only(self, schedule: Tensor) -> bool:
+        """Whether no row is for a timestep outside of `schedule` ``[n]``."""
+        values = schedule.to(self.like.dtype)
+        return len({self.index.row_of(value) for value in values} - {None}) == len(self.index)
+
+    def _place(self, t: Tensor, kept: Iterable[int]) -> int:
+        row = self.index.place(t, set(kept))
+        self.table.place(row, t, self.index.capacity)
+        return row
 
     def run(self, slot: RequestSlot, step: Tensor, tensors: Sequence[Tensor], known: Tensor | None = None) -> Any:
         """The model's output at row `step` of `slot`; NaN where `known` ``[]`` is given and False.
@@ -120,51 +272,21 @@ class SamplerProgram:
 
     def report(self, released: int) -> SamplerReport:
         """What was hoisted and declined."""
-        return SamplerReport(**self._facts, measured_difference=self.table.measured_difference, released=released)
-
-    def _collect_facts(
-        self,
-        call: Call,
-        weights: Mapping[str, Tensor],
-        names: Mapping[str, str],
-        hoisted: Any,
-        buffers: Any,
-        byte_budget: int | None,
-    ) -> dict[str, Any]:
-        places: dict[str, dict[int, Tensor]] = {"table": {}, "prologue": {}, "body": {}}
-        for node_name, full_name in names.items():
-            place = (
-                "body" if full_name in self.body_names else "prologue" if full_name in self.prologue_names else "table"
-            )
-            places[place][id(weights[node_name])] = weights[node_name]
-        return {
-            "model": self._model_name,
-            "inputs": tuple(
-                f"{owner} {str(t.dtype).removeprefix('torch.')}{list(t.shape)} {t.device}"
-                for owner, t in zip(call.owners, call.tensors, strict=True)
-            ),
-            "roles": str(self._roles),
-            "n_steps": len(self.timesteps),
-            "mode": self._mode,
-            "exact": self._exact,
-            "nodes": {time.name.lower(): n for time, n in hoisted.node_times.items() if n},
-            "body_nodes": sum(n.op == "call_function" for n in self._body_graph.graph.nodes),
-            "launches": self.launches,
-            "parameters": {place: sum(w.numel() for w in found.values()) for place, found in places.items()},
-            "weight_bytes": {place: sum(map(_bytes, found.values())) for place, found in places.items()},
-            "residuals": sum(len(b.slices) for b in buffers),
-            "table_bytes": sum(
-                b.total * b.dtype.itemsize * (len(self.timesteps) if b.time.per_step else 1) for b in buffers
-            ),
-            "byte_budget": "automatic" if byte_budget is None else f"{byte_budget / 2**20:.2f} MiB",
-            "declined": hoisted.report.declined,
-        }
+        facts = dict(self._facts)
+        if self.rank is not None:
+            facts |= {"rank": self.rank.report(), "declined": (*self.rank.declined, *facts["declined"])}
+        return SamplerReport(
+            **facts,
+            measured_difference=self.table.measured_difference,
+            released=released,
+            regions=dict(self._regions),
+        )
 
 
 def cast_schedule(schedule: Tensor, t: Tensor) -> Tensor:
-    """`schedule` ``[n_steps]`` in the dtype and on the device of `t`; ValueError if an integer dtype cannot hold it."""
-    cast = schedule.to(t.device, t.dtype)
-    if not t.is_floating_point() and not torch.equal(cast.to(schedule.device, schedule.dtype), schedule):
+    """`schedule` ``[n]`` on the CPU in the dtype of `t`; ValueError if an integer dtype cannot hold it."""
+    cast = schedule.to(t.dtype)
+    if not t.is_floating_point() and not torch.equal(cast.to(schedule.dtype), schedule):
         raise ValueError(
             f"the timestep is {t.dtype} and the schedule {schedule[:3].tolist()}… holds fractions; pass timesteps= "
             f"with the integers that the scheduler gives to the model."
@@ -172,11 +294,17 @@ def cast_schedule(schedule: Tensor, t: Tensor) -> Tensor:
     return cast
 
 
-def _names_read(
-    names: Mapping[str, str], inputs: Mapping[BindingTime, set[str]], times: tuple[BindingTime, ...]
-) -> frozenset[str]:
-    return frozenset(names[n] for time in times for n in inputs.get(time, ()) if n in names)
+def _zeros_like(leaf: Any, device: torch.device) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=device).zero_()
 
 
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def _folding(regions: dict[str, int]) -> Callable[[fx.GraphModule, list[Any]], None]:
+    """For `lower`: repeated blocks become calls of one region each; `regions` counts the calls."""
+
+    def fold(graph_module: fx.GraphModule, _: list[Any]) -> None:
+        fold_repeated_regions(graph_module)
+        regions.update(count_regions(graph_module))
+
+    return fold

@@ -16,8 +16,15 @@ from ._dependence import BindingTime
 from ._graph import bytes_of, is_view, tensor_of
 from ._min_cut import INFINITE, FlowNetwork
 
+SMALL_BYTES = 32 << 20
+"""A table of this size is kept whatever it saves, where the caller sets no budget."""
+
+LEAST_SAVING = 40
+"""Bytes of traffic that each byte of a larger table must save over a schedule. The text projections of the first block
+of Flux and SD3 save 10 to 25, so that 0.2 GB of table would spare a millisecond or two; modulation saves hundreds."""
+
 FREE_BYTES = 256 << 20
-"""A table of this size is never too large, whatever it saves."""
+"""A table of this size fits, whatever weights it releases."""
 
 RELEASED_FRACTION = 16
 """Beyond FREE_BYTES, a table may take one byte for so many bytes of weights that the body no longer reads."""
@@ -31,6 +38,7 @@ class Choice:
     """`body`: the nodes of the body, views sunk into it included; `residuals`: early nodes it reads, in graph order.
 
     `table_bytes`: all rows of all residuals. `budget`: the bytes that were allowed. `memory_price`: see the module.
+    `body_if_memory_is_free`: what the body computes because reading it would take longer.
     """
 
     body: frozenset[fx.Node]
@@ -38,22 +46,31 @@ class Choice:
     table_bytes: int
     budget: int
     memory_price: int
+    body_if_memory_is_free: frozenset[fx.Node] = frozenset()
 
 
 def choose_residuals(
     graph: fx.Graph, times: dict[fx.Node, BindingTime], n_steps: int, byte_budget: int | None, exchange: Exchange
 ) -> Choice:
-    """The cheapest choice whose table fits; None allows FREE_BYTES or a share of the weights released."""
+    """The cheapest choice whose table fits. None allows SMALL_BYTES, or FREE_BYTES or a share of the weights released
+    where each byte saves LEAST_SAVING."""
     choice = everything_early(graph, times, n_steps)
-    for price in _MEMORY_PRICES:
-        body = _cut(graph, times, n_steps, price, exchange)
+    free: frozenset[fx.Node] = frozenset()
+    prices = [(price, True) for price in _MEMORY_PRICES]
+    if byte_budget is not None:  # a limit is a limit, also for a table smaller than the weights it releases
+        prices += [(price, False) for price in (*_MEMORY_PRICES, _MEMORY_PRICES[-1] ** 2)]
+    else:
+        prices = [(0, True), (LEAST_SAVING, True), *(p for p in prices if p[0] > LEAST_SAVING)]
+    for price, count_released in prices:
+        body = _cut(graph, times, n_steps, price, exchange, count_released)
         body, residuals = _settle(graph, times, body)
         table_bytes = sum(rows(times[r], n_steps) * bytes_of(r) for r in residuals)
         budget = byte_budget
         if budget is None:
             budget = max(FREE_BYTES, released_bytes(graph, times, body) // RELEASED_FRACTION)
-        choice = Choice(body, residuals, table_bytes, budget, price)
-        if table_bytes <= budget:
+        free = body if price == 0 else free
+        choice = Choice(body, residuals, table_bytes, budget, price, free)
+        if table_bytes <= (SMALL_BYTES if byte_budget is None and price == 0 else budget):
             break
     return choice
 
@@ -86,9 +103,17 @@ def is_weight(node: fx.Node, times: dict[fx.Node, BindingTime]) -> bool:
 
 
 def _cut(
-    graph: fx.Graph, times: dict[fx.Node, BindingTime], n_steps: int, memory_price: int, exchange: Exchange
+    graph: fx.Graph,
+    times: dict[fx.Node, BindingTime],
+    n_steps: int,
+    memory_price: int,
+    exchange: Exchange,
+    count_released: bool,
 ) -> frozenset[fx.Node]:
-    """The nodes that the body computes: the sink's side of a minimum cut, whose costs are bytes over all steps."""
+    """The nodes that the body computes: the sink's side of a minimum cut, whose costs are bytes over all steps.
+
+    `count_released`: whether weights that the body would read cost memory, as rows do.
+    """
     network = FlowNetwork()
     ends: dict[fx.Node, tuple[int, int]] = {}
     for node, time in times.items():
@@ -96,7 +121,7 @@ def _cut(
             continue
         start, end = ends[node] = network.node(), network.node()
         network.edge(start, end, _keeping_costs(node, time, n_steps, memory_price))
-        again = _computing_costs(node, times, n_steps, memory_price, exchange)
+        again = _computing_costs(node, times, n_steps, memory_price if count_released else 0, exchange)
         network.edge(0, start, INFINITE if node.op == "placeholder" else again)
         for user in node.users:
             late = user.op == "output" or times[user] is BindingTime.LIVE
@@ -127,9 +152,10 @@ def _computing_costs(
 ) -> int:
     if is_view(node):
         return 0
-    weights = sum(bytes_of(s) for s in node.all_input_nodes if is_weight(s, times))
+    of_weights = [source for source in node.all_input_nodes if is_weight(_root(source), times)]
     work = launches(node) * exchange.bytes_per_launch + flops(node) // exchange.flops_per_byte
-    return n_steps * (work + weights) + memory_price * weights
+    read, released = sum(map(bytes_of, of_weights)), sum(map(bytes_of, map(_root, of_weights)))
+    return n_steps * (work + read) + memory_price * released
 
 
 def _settle(

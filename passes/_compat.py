@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree
 
@@ -13,7 +15,19 @@ OpOverload = torch._ops.OpOverload
 TreeSpec = _pytree.TreeSpec
 tree_flatten = _pytree.tree_flatten
 tree_leaves = _pytree.tree_leaves
+tree_map = _pytree.tree_map
 tree_unflatten = _pytree.tree_unflatten
+
+
+def has_unknown_size(tensor: Tensor) -> bool:
+    """Whether a size or stride of a fake tensor is known at run time only, as nonzero's is."""
+    numbers = (*tensor.shape, *tensor.stride())
+    return any(type(n) is not int and bool(free_unbacked_symbols(n)) for n in numbers)
+
+
+def number_of_gradient(gradient: Any) -> int:
+    """The number of a node of autograd's graph, as tracing notes it at the forward's nodes under ``seq_nr``."""
+    return int(gradient._sequence_nr())
 
 
 def empty_unless_held(tensors: Iterable[Tensor]) -> bool:

@@ -7,7 +7,8 @@ from enum import Enum
 
 from torch import fx
 
-from ._graph import impurity
+from ._compat import has_unknown_size
+from ._graph import impurity, op_name, tensor_of
 
 
 class BindingTime(Enum):
@@ -47,5 +48,13 @@ def binding_times(graph: fx.Graph, roles: Mapping[str, BindingTime]) -> dict[fx.
         time = roles.get(node.name, BindingTime.CONST) if node.op == "placeholder" else BindingTime.CONST
         for source in node.all_input_nodes:
             time = time.join(times[source])
-        times[node] = BindingTime.LIVE if impurity(node) else time
+        times[node] = BindingTime.LIVE if why_at_every_call(node) else time
     return times
+
+
+def why_at_every_call(node: fx.Node) -> str | None:
+    """Why `node` can be in no table whatever it depends on, or None: it is impure, or no row holds its value."""
+    value = tensor_of(node)
+    if value is not None and has_unknown_size(value):
+        return f"{op_name(node.target)} gives a tensor whose size depends on data"
+    return impurity(node)

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from ._compat import OpOverload
 
 RANDOM = torch.Tag.nondeterministic_seeded
-_MAY_COPY = ("to", "contiguous", "reshape", "flatten")
+MAY_COPY = ("to", "contiguous", "reshape", "flatten", "dropout")
 """Operators that give their input back or a copy of it; counted as copies."""
 
 
@@ -60,7 +60,7 @@ def is_view(node: fx.Node) -> bool:
         source = node.args[0]
         return isinstance(source, fx.Node) and is_view(source)
     schema = getattr(node.target, "_schema", None)
-    if schema is None or op_name(node.target) in _MAY_COPY:
+    if schema is None or op_name(node.target) in MAY_COPY:
         return False
     aliases = [argument.alias_info for argument in schema.arguments if argument.alias_info is not None]
     return bool(aliases) and not any(alias.is_write for alias in aliases)
@@ -71,11 +71,19 @@ def impurity(node: fx.Node) -> str | None:
     if node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__"):
         return f"{node.target} writes its input in place"
     if isinstance(node.target, OpOverload):
-        if RANDOM in node.target.tags:
+        if RANDOM in node.target.tags and not _draws_nothing(node, node.target):
             return f"{op_name(node.target)} draws random numbers"
         if node.target._schema.is_mutable:
             return f"{op_name(node.target)} writes its input in place"
     return None
+
+
+def _draws_nothing(node: fx.Node, target: OpOverload) -> bool:
+    """Whether an operator that may draw random numbers is called so that it does not: attention without dropout,
+    dropout that is off."""
+    given = {a.name: a.default_value for a in target._schema.arguments}
+    given |= dict(zip(given, node.args, strict=False)) | node.kwargs
+    return given.get("dropout_p") == 0 or given.get("train") is False or given.get("training") is False
 
 
 def op_name(target: Callable[..., Any] | str) -> str:

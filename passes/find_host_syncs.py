@@ -9,31 +9,16 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, fx
 
 from ._compat import OpOverload
+from ._finding import Finding
 from ._graph import op_name, value_of
 
 Kind = Literal["host_sync", "capture_unsafe"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """`kind`: the host waits, or a CUDA graph cannot hold it. `op`: the operator. `where`: ``"file:line"`` of the
-    user's source, or ``""`` when the trace kept none. `why` and `remedy`: sentences."""
-
-    kind: Kind
-    op: str
-    where: str
-    why: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.where or 'unknown line'}: {self.op} ({self.kind}): {self.why} {self.remedy}"
 
 
 _Row = tuple[Kind, str, str]

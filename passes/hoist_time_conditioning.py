@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from ._choose_residuals import Choice, choose_residuals, everything_early, rows
+from ._choose_residuals import LEAST_SAVING, Choice, choose_residuals, everything_early, is_weight, rows
 from ._cost import Exchange, exchange_rates
-from ._dependence import BindingTime, binding_times
-from ._graph import bytes_of, calls, format_node, impurity, is_static, is_view, op_name, tensor_of
+from ._dependence import BindingTime, binding_times, why_at_every_call
+from ._graph import MAY_COPY, bytes_of, calls, format_node, is_static, is_view, op_name, tensor_of
 from ._pass import Declined, PassReport
 
 EARLY = (BindingTime.CONST, BindingTime.STEP, BindingTime.REQUEST, BindingTime.STEP_REQUEST)
@@ -80,14 +80,19 @@ def hoist_time_conditioning(
 
     stages: dict[BindingTime, Stage] = {}
     needed = _needed(graph, times, choice)
+    of_weights = _views_of_weights(graph, needed, times)
     for time in EARLY:
         nodes = [n for n in needed if times[n] is time]
         asked = [n for n in choice.residuals if n.op == "placeholder" and times[n] is time]
         outputs = asked + [
-            n for n in nodes if n in choice.residuals or any(u in needed and times[u] is not time for u in n.users)
+            n
+            for n in nodes
+            if n in choice.residuals
+            or (n not in of_weights and any(u in needed and times[u] is not time for u in n.users))
         ]
         if outputs:
-            stages[time] = _extract(graph_module, nodes, outputs)
+            mine = _read_by(outputs, {*nodes, *of_weights})
+            stages[time] = _extract(graph_module, [n for n in needed if n in mine], outputs)
     body_nodes = [n for n in graph.nodes if n in choice.body]
     body = _extract(graph_module, body_nodes, None)
     body_calls = len(calls(body.graph_module.graph))
@@ -115,6 +120,39 @@ def _needed(graph: fx.Graph, times: dict[fx.Node, BindingTime], choice: Choice) 
     return {n: None for n in graph.nodes if n in needed}
 
 
+def _views_of_weights(
+    graph: fx.Graph, needed: Mapping[fx.Node, None], times: dict[fx.Node, BindingTime]
+) -> set[fx.Node]:
+    """Nodes that share the memory of a weight. Each stage makes its own: kept from one stage to the next they would
+    hold the weight's memory, and it could not be released."""
+    found: set[fx.Node] = set()
+    for node in needed:
+        source = node.args[0] if node.args else None
+        if isinstance(source, fx.Node) and (is_weight(source, times) or source in found) and _may_share(node, source):
+            found.add(node)
+    return found
+
+
+def _read_by(outputs: list[fx.Node], among: set[fx.Node]) -> set[fx.Node]:
+    """The nodes `among` which `outputs` are computed from."""
+    found: set[fx.Node] = set()
+    waiting = [n for n in outputs if n in among]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += [s for s in node.all_input_nodes if s in among]
+    return found
+
+
+def _may_share(node: fx.Node, source: fx.Node) -> bool:
+    value, before = tensor_of(node), tensor_of(source)
+    if is_view(node):
+        return True
+    same = value is not None and before is not None and (value.dtype, value.device) == (before.dtype, before.device)
+    return op_name(node.target) in MAY_COPY and same
+
+
 def _extract(graph_module: fx.GraphModule, nodes: list[fx.Node], outputs: list[fx.Node] | None) -> Stage:
     """`nodes` as a graph of their own; what they read from outside are its inputs. None: the whole graph's outputs."""
     graph = fx.Graph()
@@ -140,10 +178,10 @@ def _extract(graph_module: fx.GraphModule, nodes: list[fx.Node], outputs: list[f
 
 
 def _declined(graph: fx.Graph, times: dict[fx.Node, BindingTime], choice: Choice, n_steps: int) -> tuple[Declined, ...]:
-    """Impure nodes that only early values reach, and early values that the body computes itself."""
+    """Nodes that run at every step though only early values reach them, and early values that the body computes."""
     declined = []
     for node in calls(graph):
-        why = impurity(node)
+        why = why_at_every_call(node)
         if why and all(times[s] is not BindingTime.LIVE for s in node.all_input_nodes):
             declined.append(Declined(node.name, f"{why}, so it runs at every step."))
     kept = set(choice.residuals)
@@ -151,16 +189,23 @@ def _declined(graph: fx.Graph, times: dict[fx.Node, BindingTime], choice: Choice
         if node in kept or is_view(node):  # a view in the body is sunk there, not declined: it costs nothing
             continue
         row, n_rows = bytes_of(node), rows(times[node], n_steps)
-        if choice.memory_price == 0:
+        if node in choice.body_if_memory_is_free:
             reason = f"reading its {_mebibytes(row)} at every step costs more than computing it again."
+        elif choice.memory_price == LEAST_SAVING:
+            reason = f"{_rows_take(n_rows, row)} and computing it costs little. Give a byte_budget to keep it."
         else:
             reason = (
-                f"{n_rows} rows of it take {_mebibytes(row * n_rows)}; the table's budget is "
+                f"{_rows_take(n_rows, row)}; the table's budget is "
                 f"{_mebibytes(choice.budget)} and this is among what saves least for its "
                 f"size. Raise byte_budget to keep it."
             )
         declined.append(Declined(node.name, f"{op_name(node.target)}: {reason}"))
     return tuple(declined)
+
+
+def _rows_take(n_rows: int, row: int) -> str:
+    many = "one row of it takes" if n_rows == 1 else f"{n_rows} rows of it take"
+    return f"{many} {_mebibytes(row * n_rows)}"
 
 
 def _mebibytes(n: int) -> str:

@@ -100,7 +100,10 @@ def dry_run(out: Path, *arguments: str) -> tuple[int, list[dict[str, str]]]:
 
 def test_every_check_for_the_gpu_runs_dry_on_a_cpu(tmp_path: Path) -> None:
     """All kinds of groups; of the recipes one of each kind, as the others' code is the same."""
-    groups = "detectors,recipe-adamw,recipe-sf_normuon,noise,facade,sampler,train-speed,sampler-speed,autotune-muon"
+    groups = (
+        "detectors,recipe-adamw,recipe-sf_normuon,noise,facade,sampler,modes-sampler,train-speed,sampler-speed,"
+        "autotune-muon"
+    )
     code, rows = dry_run(tmp_path, "--in-process", "--only", groups)
     failed = [row for row in rows if row["verdict"] not in ("ok", "unverified on a GPU")]
     assert not failed, failed

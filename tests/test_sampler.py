@@ -103,16 +103,16 @@ def test_serial_guidance_alternates_between_two_requests_without_computing_them_
     y, null = torch.tensor([3, 5]), torch.tensor([10, 10])
     sampler.prepare(torch.randn(2, 1, 8, 8), sampler.timesteps[:1].expand(2), y)
     table = next(iter(sampler._programs.values())).table
-    filled: list[object] = []
-    fill = table.fill_request
-    monkeypatch.setattr(table, "fill_request", lambda asked: (filled.append(asked), fill(asked))[1])
+    taken: list[object] = []
+    take = table.take_slot
+    monkeypatch.setattr(table, "take_slot", lambda asked: (taken.append(asked), take(asked))[1])
     for t in sampler.timesteps:
         x = torch.randn(2, 1, 8, 8)
         assert difference(sampler, x, t.expand(2), y) == 0
         assert (
             difference(sampler, x, t.expand(2), null.clone()) == 0
         )  # equal numbers in a new tensor are the same request
-    assert len(filled) == 1
+    assert len(taken) == 1
 
 
 def test_a_request_changed_in_place_is_a_new_request() -> None:
@@ -146,31 +146,15 @@ def test_a_zero_dimensional_timestep_and_equal_entries_of_a_schedule_work() -> N
     assert sampler.sample(torch.randn(2, 4)).shape == (2, 4)
 
 
-def test_an_unknown_timestep_is_served_by_the_whole_model_and_said_once() -> None:
-    sampler = optimize_sampler(random_dit(), N_STEPS, mode="eager")
+def test_a_timestep_outside_a_fixed_schedule_is_served_by_the_whole_model_and_said_once() -> None:
+    sampler = optimize_sampler(random_dit(), N_STEPS, timesteps=torch.linspace(1, 0, N_STEPS + 1)[:-1], mode="eager")
     x, y = torch.randn(2, 1, 8, 8), torch.tensor([1, 2])
     with pytest.warns(UserWarning, match="not in the sampler's schedule"):
         assert difference(sampler, x, torch.tensor([0.123, 0.123]), y) == 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert difference(sampler, x, torch.tensor([0.456, 0.456]), y) == 0
-        assert difference(sampler, x, torch.tensor([1.0, 0.5]), y) == 0  # both known, but two in one batch
         assert difference(sampler, x, torch.tensor([0.5, 0.5]), y) == 0
-
-
-def test_where_looking_costs_a_wait_an_unknown_timestep_gives_nan_and_then_an_error() -> None:
-    """The rule for a GPU, on a CPU: trusted after two schedules without a miss, and never again after one."""
-    sampler = optimize_sampler(random_dit(), 2, mode="eager")
-    x, y = torch.randn(2, 1, 8, 8), torch.tensor([1, 2])
-    sampler.prepare(x, sampler.timesteps[:1].expand(2), y)
-    next(iter(sampler._programs.values()))._index._look_always = False
-    for t in (*sampler.timesteps, *sampler.timesteps, *sampler.timesteps):
-        assert difference(sampler, x, t.expand(2), y) == 0
-    assert sampler(x, torch.tensor([0.3, 0.3]), y).isnan().all()
-    with pytest.raises(RuntimeError, match="its output is NaN"):
-        sampler(x, sampler.timesteps[:1].expand(2), y)
-    with pytest.warns(UserWarning, match="not in the sampler's schedule"):
-        assert difference(sampler, x, torch.tensor([0.3, 0.3]), y) == 0
 
 
 def test_sample_is_the_euler_loop_over_the_model() -> None:
@@ -191,7 +175,8 @@ def test_sample_is_the_euler_loop_over_the_model() -> None:
 
 
 def test_batched_mode_states_its_difference() -> None:
-    sampler = optimize_sampler(random_dit(), N_STEPS, mode="eager", exact=False)
+    times = torch.linspace(1, 0, N_STEPS + 1)[:-1]
+    sampler = optimize_sampler(random_dit(), N_STEPS, timesteps=times, mode="eager", exact=False)
     x, y = torch.randn(3, 1, 8, 8), torch.tensor([1, 2, 3])
     for t in sampler.timesteps:
         assert difference(sampler, x, t.expand(3), y) < 1e-4  # fp32, another order of summation in the matrix products
@@ -201,7 +186,7 @@ def test_batched_mode_states_its_difference() -> None:
 
 
 def test_another_batch_is_another_program_and_their_number_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fusion_compile._sampler_module.MAX_PROGRAMS", 2)
+    monkeypatch.setattr("fusion_compile._sampler_programs.MAX_PROGRAMS", 2)
     sampler = optimize_sampler(random_dit(num_classes=None, depth=1), 2, mode="eager")
     with pytest.warns(UserWarning, match="more than 2 combinations"):
         for batch in (1, 2, 3):
@@ -282,6 +267,7 @@ REFUSALS: list[tuple[str, Any]] = [
     ("training mode", lambda: optimize_sampler(random_dit().train(), 4)),
     ("needs \\[4\\]", lambda: optimize_sampler(random_dit(), 4, timesteps=[1.0, 0.5])),
     ("at least one step", lambda: optimize_sampler(random_dit(), 0)),
+    ("use 'pass', 'always' or 'never'", lambda: optimize_sampler(random_dit(), 4, verify="often")),  # type: ignore[arg-type]
     ("mode='fast' is not known", lambda: optimize_sampler(random_dit(), 4, mode="fast")),
     ("does not take", lambda: optimize_sampler(random_dit(), 4, roles={"time": "step"})),
     (
@@ -295,7 +281,7 @@ REFUSALS: list[tuple[str, Any]] = [
     ("no argument is live", lambda: _call(optimize_sampler(random_dit(), 4, roles={"x": "request"}, mode="eager"))),
     (
         "holds fractions",
-        lambda: optimize_sampler(random_dit(), 4, mode="eager")(
+        lambda: optimize_sampler(random_dit(), 4, timesteps=[0.9, 0.5, 0.2, 0.1], mode="eager")(
             torch.randn(2, 1, 8, 8), torch.tensor([1, 1]), torch.tensor([1, 2])
         ),
     ),

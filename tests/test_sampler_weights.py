@@ -190,8 +190,7 @@ def test_what_was_moved_to_the_cpu_is_fetched_when_needed() -> None:
     weights = sampler._weights
     weights._kept = {n: twin.get_parameter(n).detach() for n in weights.names}
     assert difference(sampler, twin, y=OTHER) == 0
-    with pytest.warns(UserWarning, match="not in the sampler's schedule"):
-        assert difference(sampler, twin, t=0.1, y=OTHER) == 0
+    assert difference(sampler, twin, t=0.1, y=OTHER) == 0  # learned
     assert model.t_embedder.mlp[0].weight.numel() == 0
     sampler.restore_weights()
     assert difference(sampler) == 0 and difference(sampler, twin) == 0
@@ -213,6 +212,31 @@ def test_a_hoisted_weight_that_the_body_also_reads_is_kept() -> None:
     sampler(torch.randn(2, 4), torch.ones(2))
     assert sampler.free_hoisted_weights(to="drop") == 4 * 4  # the bias of `first`
     assert sampler(torch.randn(2, 4), torch.ones(2)).shape == (2, 4)
+
+
+def test_a_weight_with_two_names_is_given_back_once() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+            self.second.weight = self.first.weight
+            self.num_classes = None
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            out: Tensor = self.last(x) * self.second(self.first(t[:, None].expand(-1, 4)).relu())
+            return out
+
+    model = Shared().eval()
+    twin = copy.deepcopy(model)
+    sampler = optimize_sampler(model, N_STEPS, mode="eager")
+    x = torch.randn(2, 4)
+    sampler(x, torch.ones(2))
+    assert sampler.free_hoisted_weights(to="drop") == 4 * (4 * 4 + 4 + 4)
+    assert model.first.weight is model.second.weight and model.second.weight.numel() == 0
+    with torch.no_grad():
+        assert torch.equal(sampler(x, torch.ones(2)), twin(x, torch.ones(2)))
+    sampler.restore_weights(twin.state_dict())
+    assert model.first.weight is model.second.weight and torch.equal(model.first.weight, twin.first.weight)
 
 
 def test_freeing_before_anything_was_hoisted_is_refused() -> None:

@@ -151,6 +151,44 @@ def test_declines_what_does_not_fit_the_budget_and_says_so() -> None:
     assert not hoist_time_conditioning(trace(fn, *inputs), roles, n_steps=8).report.declined
 
 
+def test_a_budget_holds_for_a_table_smaller_than_the_weights_it_releases() -> None:
+    def fn(x: Tensor, t: Tensor, w: Tensor) -> Tensor:
+        return x + t.sin() @ w
+
+    inputs = torch.randn(1, 1024), torch.randn(1, 8), torch.randn(8, 1024)
+    graph, roles = trace(fn, *inputs), {"x_1": LIVE, "t_1": STEP}
+    assert hoist_time_conditioning(graph, roles, n_steps=2, byte_budget=8192).residuals == {"mm": STEP}
+    tight = hoist_time_conditioning(graph, roles, n_steps=2, byte_budget=8191)
+    assert tight.report.bytes_added == 2 * 8 * 4
+    assert [d.node for d in tight.report.declined] == ["mm"]
+
+
+def test_declines_a_tensor_whose_size_depends_on_data() -> None:
+    class Packed(torch.nn.Module):
+        def forward(self, x: Tensor, t: Tensor, mask: Tensor) -> Tensor:
+            return x * t.sin() + x[:, torch.nonzero(mask).flatten()].sum()
+
+    exported = torch.export.export(Packed(), (X, T[:, :4], torch.ones(4)), strict=False).run_decompositions({})
+    roles = {"x": LIVE, "t": STEP, "mask": REQUEST}
+    hoisted = hoist_time_conditioning(exported.graph_module, roles, n_steps=4)
+    assert [d.reason for d in hoisted.report.declined] == [
+        "nonzero gives a tensor whose size depends on data, so it runs at every step."
+    ]
+    assert hoisted.residuals == {"sin": STEP, "mask": REQUEST}
+
+
+def test_each_stage_views_the_weights_it_reads_so_that_their_memory_can_go() -> None:
+    def fn(x: Tensor, t: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        return x + t.sin() @ w.mT + (y + t) @ w.mT
+
+    inputs = X.repeat(1, 2), T, T, W
+    hoisted = hoist_time_conditioning(trace(fn, *inputs), ROLES, n_steps=4)
+    assert BindingTime.CONST not in hoisted.stages
+    assert all("w_1" in stage.inputs for stage in hoisted.stages.values())
+    values = dict(zip(("x_1", "t_1", "y_1", "w_1"), inputs, strict=True))
+    assert torch.equal(run(hoisted, values), fn(*inputs))  # type: ignore[arg-type]
+
+
 def test_declines_random_numbers_which_stay_in_the_body() -> None:
     hoisted = hoist_time_conditioning(
         trace(lambda x, t: x + torch.rand_like(t), X, Y), {"x_1": LIVE, "t_1": STEP}, n_steps=4

@@ -1,0 +1,48 @@
+"""Small results of the device on the host, by a copy and an event: no operator that makes the host wait by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class ReadBack:
+    """Pinned copies of device tensors, kept between reads.
+
+    `now` waits for the one event behind its copies; `later` and `arrived` never wait.
+    """
+
+    def __init__(self) -> None:
+        self._host: list[Tensor] = []
+        self._event: Any = None
+
+    def now(self, *tensors: Tensor) -> list[Tensor]:
+        """`tensors` on the CPU, valid until the next read; waits for the device."""
+        if all(t.device.type == "cpu" for t in tensors):
+            return [t.detach() for t in tensors]
+        self._send(tensors)
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host
+
+    def later(self, *tensors: Tensor) -> None:
+        """Begin to copy `tensors`, unless an earlier copy is still on its way."""
+        if self._event is None or self._event.query():
+            self._send(tensors)
+
+    def arrived(self) -> list[Tensor] | None:
+        """What `later` copied, or None if nothing was sent or it is on its way."""
+        return self._host if self._host and (self._event is None or self._event.query()) else None
+
+    def _send(self, tensors: tuple[Tensor, ...]) -> None:
+        if [(h.shape, h.dtype) for h in self._host] != [(t.shape, t.dtype) for t in tensors]:
+            pinned = any(t.device.type == "cuda" for t in tensors)
+            self._host = [torch.empty(t.shape, dtype=t.dtype, pin_memory=pinned) for t in tensors]
+        for host, tensor in zip(self._host, tensors, strict=True):
+            host.copy_(tensor.detach(), non_blocking=tensor.device.type == "cuda")
+        on_gpu = [t.device for t in tensors if t.device.type == "cuda"]
+        if on_gpu:
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record(torch.cuda.current_stream(on_gpu[0]))

@@ -1,0 +1,46 @@
+"""Models whose weights or hooks a sampler's graph cannot stand for: refused before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def refuse_unservable(model: nn.Module) -> None:
+    """Raise ValueError naming what cannot be served: a weight without data or of another tensor class (DTensor of FSDP
+    and tensor parallelism, TorchAO's, bitsandbytes' and GGUF's quantised ones), or a module with a hook that moves
+    weights or remembers earlier calls (accelerate's offloading, diffusers' HookRegistry)."""
+    for name, tensor in _weights(model):
+        if type(tensor) not in _PLAIN:
+            raise ValueError(
+                f"{name} {list(tensor.shape)} is a {type(tensor).__name__}; a sampler's graph reads plain tensors. "
+                f"Build the sampler from the unsharded, dequantised model."
+            )
+        if tensor.is_meta:
+            raise ValueError(
+                f"{name} {list(tensor.shape)} is on the meta device and has no data; load the weights first, or use "
+                f"`fusion-compile explain-sampler` for a report without weights."
+            )
+    for name, module in model.named_modules():
+        where = name or type(model).__name__
+        if getattr(module, "_hf_hook", None) is not None:
+            raise ValueError(
+                f"{where} has accelerate's {type(module._hf_hook).__name__}, which moves weights at every call; "
+                f"the graph would keep the moment of its export. Call "
+                f"accelerate.hooks.remove_hook_from_module(model, recurse=True) first; free_hoisted_weights(to='cpu') "
+                f"gives memory back instead."
+            )
+        if hooks := list(getattr(getattr(module, "_diffusers_hook", None), "hooks", ())):
+            raise ValueError(
+                f"{where} has diffusers' hook {hooks[0]!r}, which runs at every call (caching, group offloading, "
+                f"layerwise casting); the graph would keep the moment of its export. Disable it first "
+                f"(model.disable_cache(), or build the sampler before enabling it)."
+            )
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()

@@ -1,0 +1,119 @@
+"""Noticing that weights behind a table changed, and which."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fusion_compile._read_back import ReadBack
+from fusion_compile._types import Tensors
+
+_COLUMNS = (887, 907, 919, 937, 947, 967, 977, 991, 1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049)
+"""How far apart the words are that are summed without weights: primes, so that exchanged rows of a matrix differ."""
+
+
+_FEW = 4608
+"""Words from which on there is a form with an odd number of rows."""
+
+
+def is_part_of_more(tensor: Tensor) -> bool:
+    """Whether `tensor` is a view into a larger storage, as parameters of a `TrainingStep` are views into its banks.
+
+    Writes to such a storage do not count in the view's `_version` when the view was installed by ``.data =``.
+    """
+    return tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+
+
+class WeightWatch:
+    """Notices changes of the weights that tables depend on.
+
+    `weights`: full name -> the tensor. Seen at every call, without looking at the device: in-place writes that count
+    versions, ``.data =``. Writes through ``.data``, to a storage that the parameter is a view of, or to an inference
+    tensor count no version; `contents_changed` sees them and waits for the device.
+    """
+
+    def __init__(self, weights: Tensors) -> None:
+        self._weights = dict(weights)
+        self._read_back = ReadBack()
+        self.remember()
+
+    def remember(self) -> None:
+        """The weights as they are now belong to the tables, or were just released with them up to date."""
+        self._versions = self._current_versions()
+        self._checksum = self._current_checksum()
+        self.must_compare = any(map(is_part_of_more, self._weights.values()))
+
+    def replace(self, tensors: Mapping[str, Tensor]) -> None:
+        """Watch those of `tensors` (full name -> tensor) that are watched under these names instead."""
+        self._weights.update({name: t for name, t in tensors.items() if name in self._weights})
+        self.remember()
+
+    def versions_changed(self) -> frozenset[str]:
+        """The weights that have another address or version than remembered."""
+        now = self._current_versions()
+        if now == self._versions:
+            return frozenset()
+        return frozenset(name for name, new, old in zip(self._weights, now, self._versions, strict=True) if new != old)
+
+    def contents_changed(self) -> frozenset[str]:
+        """The weights with another checksum than remembered; reads them all, and on a GPU waits for the result."""
+        differs = self._checksum != self._current_checksum()
+        (seen,) = self._read_back.now(differs)
+        # what was released is empty, not changed
+        return frozenset(
+            n for (n, t), new in zip(self._weights.items(), seen.tolist(), strict=True) if new and t.numel()
+        )
+
+    def uncounted(self) -> frozenset[str]:
+        """The weights that count no versions."""
+        return frozenset(name for name, t in self._weights.items() if t.is_inference())
+
+    def _current_versions(self) -> list[tuple[int, int]]:
+        return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._weights.values()]
+
+    def _current_checksum(self) -> Tensor:
+        return checksums(list(self._weights.values()))
+
+
+def checksums(tensors: Sequence[Tensor]) -> Tensor:
+    """An int64 ``[len(tensors)]`` from every bit of each, in one read and one launch for each; another one if an entry
+    changed, or if two words were exchanged that are not a multiple of a prime about 1000 apart.
+
+    Words have 32 bits (fewer where the size is odd), are summed modulo 2**32 in that many columns, some of them in two,
+    and the columns with weights of their own. (Sums in 64 bits take twelve times as long on a CPU.)
+    """
+    if not tensors:
+        return torch.zeros(0, dtype=torch.int64)
+    sums = [_column_sums(t) for t in tensors]
+    weights, owners = _positions(tuple(map(len, sums)), tensors[0].device)
+    return torch.zeros(len(tensors), dtype=torch.int64, device=weights.device).index_add_(
+        0, owners, torch.cat(sums) * weights
+    )
+
+
+def _column_sums(t: Tensor) -> Tensor:
+    flat = t.detach().contiguous().reshape(-1)
+    word = next(w for w in (torch.int32, torch.int16, torch.uint8) if flat.nbytes % w.itemsize == 0)
+    if flat.storage_offset() * flat.element_size() % word.itemsize:
+        flat = flat.clone()
+    words = flat.view(word)
+    if len(words) < _FEW:
+        return words.to(torch.int64)
+    # the last row ends where the words end, so each reaches into the next
+    forms = [(p + (len(words) - p) % p, p) for p in _COLUMNS]
+    # an odd number of rows: of an even one, a change of all signs cancels
+    width, step = min((f for f in forms if (len(words) - f[0]) // f[1] % 2 == 0), default=min(forms))
+    rows = (len(words) - width) // step + 1
+    sums = words.as_strided((rows, width), (step, 1), words.storage_offset()).sum(0, dtype=torch.int32)
+    return sums.to(torch.int64)
+
+
+@functools.lru_cache(maxsize=16)
+def _positions(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """For each column its weight, which is odd, and the number of the tensor it is of."""
+    weights = torch.cat([2 * torch.arange(n) + 1 for n in lengths])
+    owners = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    return weights.to(device), owners.to(device)

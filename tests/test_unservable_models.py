@@ -1,0 +1,81 @@
+"""What a sampler refuses before any work: weights that are no plain tensors, hooks that a graph cannot hold."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from dit import DiT
+from torch import Tensor, nn
+from torch.utils._python_dispatch import return_and_correct_aliasing
+
+from fusion_compile.sampler import optimize_sampler
+
+
+def model() -> DiT:
+    return DiT(hidden_size=16, depth=1, num_heads=2).eval()
+
+
+class Quantised(Tensor):
+    """Stands for TorchAO's, bitsandbytes' and DTensor: a tensor class that wraps another."""
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Quantised:
+        made: Quantised = Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)  # type: ignore[attr-defined]
+        made.inner = inner  # type: ignore[attr-defined]
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        def unwrap(a: object) -> object:
+            return a.inner if isinstance(a, cls) else a
+
+        out = func(*map(unwrap, args), **(kwargs or {}))
+        return return_and_correct_aliasing(func, args, kwargs or {}, cls(out) if isinstance(out, Tensor) else out)
+
+
+def test_a_quantised_weight_is_named() -> None:
+    dit = model()
+    weight = dit.blocks[0].mlp[0].weight
+    dit.blocks[0].mlp[0].weight = nn.Parameter(Quantised(weight.detach()), requires_grad=False)
+    with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.0\.weight \[64, 16\] is a Quantised"):
+        optimize_sampler(dit, 4)
+
+
+def test_weights_without_data_are_refused() -> None:
+    with torch.device("meta"):
+        dit = model()
+    with pytest.raises(ValueError, match="is on the meta device and has no data"):
+        optimize_sampler(dit, 4)
+
+
+def test_offloading_by_accelerate_is_refused() -> None:
+    hooks = pytest.importorskip("accelerate.hooks")
+    dit = model()
+    hooks.add_hook_to_module(dit.blocks[0], hooks.AlignDevicesHook(io_same_device=True))
+    with pytest.raises(ValueError, match=r"blocks\.0 has accelerate's AlignDevicesHook"):
+        optimize_sampler(dit, 4)
+    hooks.remove_hook_from_module(dit, recurse=True)
+    optimize_sampler(dit, 4)
+
+
+def test_a_caching_hook_of_diffusers_is_refused() -> None:
+    from diffusers import FirstBlockCacheConfig, FluxTransformer2DModel
+
+    flux = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=[4, 4, 8],
+    ).eval()
+    untouched = copy.deepcopy(flux)
+    flux.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(ValueError, match="has diffusers' hook"):
+        optimize_sampler(flux, 4)
+    optimize_sampler(untouched, 4)
