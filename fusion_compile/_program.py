@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -10,22 +11,41 @@ from functools import cached_property
 import torch
 from torch import fx
 
+from fusion_compile import _compat
 from fusion_compile.passes import Finding, find_host_syncs, lower_to_aten
 
 REGIONS = ("forward", "backward", "optimizer", "state")
 """Parts of a step's graph; "state" is the rest: gradient point, views, non-finite skip and write-back."""
 
+_CONTAINERS = {"", "_modules", "_parameters", "_buffers"}
+
 
 @dataclass(frozen=True)
 class Program:
-    """One captured graph of a step."""
+    """One captured graph. `gradients`: whether they were enabled where it begins."""
 
     graph: fx.GraphModule
+    gradients: bool = True
 
     @cached_property
     def aten(self) -> fx.GraphModule:
         """The graph in ATen operators; traced on fake tensors when first asked for."""
-        return lower_to_aten(self.graph)
+        return lower_to_aten(self.graph, gradients=self.gradients)
+
+    @cached_property
+    def not_in_aten(self) -> str:
+        """Why the graph cannot be written out in ATen's operators, of which torch's tracing is the judge; "" if it
+        can."""
+        try:
+            self.aten  # noqa: B018
+        except Exception as error:  # of any kind; the program itself may still compile
+            return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        return ""
+
+    @property
+    def input_names(self) -> dict[str, str]:
+        """Name of an input in the graph -> what it is called where it comes from, ``state/params/…`` or ``batch/0``."""
+        return {n.name: _readable(n) for n in self.graph.graph.find_nodes(op="placeholder")}
 
     @property
     def nodes(self) -> int:
@@ -46,15 +66,14 @@ class Program:
         """Host syncs and operators that cannot be captured. `thorough` looks at ATen's operators too, backward
         included; if the graph cannot be written out in them, that is a warning and the rest is still searched."""
         found = list(find_host_syncs(self.graph))
-        if thorough:
-            try:
-                found += find_host_syncs(self.aten)
-            except Exception as error:  # of torch's tracing; the step itself may still compile
-                warnings.warn(
-                    f"the backward was not searched for host syncs, because the graph could not be written out in "
-                    f"ATen's operators ({type(error).__name__}: {str(error).partition(chr(10))[0]}).",
-                    stacklevel=2,
-                )
+        if thorough and self.not_in_aten:
+            warnings.warn(
+                f"the backward was not searched for host syncs, because the graph could not be written out in ATen's "
+                f"operators ({self.not_in_aten}).",
+                stacklevel=2,
+            )
+        elif thorough:
+            found += find_host_syncs(self.aten)
         return tuple(dict.fromkeys(found))
 
     def operators(self) -> dict[str, Counter[str]]:
@@ -62,9 +81,25 @@ class Program:
         counts: dict[str, Counter[str]] = {region: Counter() for region in REGIONS}
         for node in self.aten.graph.nodes:
             if node.op == "call_function":
-                region = (node.meta.get("custom") or {}).get("region", "state")
-                counts[region][str(getattr(node.target, "__name__", node.target)).removesuffix(".default")] += 1
+                name = str(getattr(node.target, "__name__", node.target)).removesuffix(".default")
+                counts[region_of(node)][name] += 1
         return counts
+
+
+def _readable(node: fx.Node) -> str:
+    """``L['state']['params/scalar/float32']`` as ``state/params/scalar/float32``, ``L['batch'][0][1]`` as ``batch/1``,
+    a module's own tensor by its full name."""
+    said = _compat.input_source(node).rpartition("cell_contents")[2]
+    parts = re.findall(r"\['([^']*)'\]|\[(\d+)\]|\.(\w+)|'(\w+)'\)", said)
+    names = [name for part in parts if (name := next(filter(None, part), "")) not in _CONTAINERS]
+    if names[:1] == ["self"]:
+        return ".".join(names[1:]) or node.name
+    return re.sub("^batch/0/", "batch/", "/".join(names)) or node.name
+
+
+def region_of(node: fx.Node) -> str:
+    """Which of `REGIONS` a call of a step's graph belongs to."""
+    return str((node.meta.get("custom") or {}).get("region", "state"))
 
 
 def refuse_host_syncs(findings: tuple[Finding, ...]) -> None:

@@ -277,10 +277,12 @@ class TrainingStep:
             params = move(params, _flat.unflatten(self._plan.optimizer_form, self._state), Context(numbers))
         return {n: v.clone() for n, v in self.layout.views(params).items()}
 
-    def explain(self) -> Explanation:
+    def explain(self, *, device: str | None = None) -> Explanation:
         """Where every parameter went and what was captured; see `fusion_compile.explain`."""
         return explain_step(
             title=repr(self),
+            model=self.model,
+            banks=self._residence.banks,
             routes=self.routes,
             layout=self.layout,
             state=self._state,
@@ -288,6 +290,7 @@ class TrainingStep:
             programs=self.programs,
             periodic_programs=self.periodic_programs,
             unused=() if self._facts is None else self._facts.unused,
+            device=device,
         )
 
     def __repr__(self) -> str:

@@ -1,30 +1,104 @@
-"""Write a captured graph down in ATen operators, with its tags and source lines kept."""
+"""Write a captured graph down in ATen operators, with its tags, modules and source lines kept."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ._compat import number_of_gradient, tree_leaves
+from ._graph import value_of
 
-def lower_to_aten(module: fx.GraphModule) -> fx.GraphModule:
+_TAG = "gradient_of"
+
+
+def lower_to_aten(module: fx.GraphModule, *, gradients: bool = True) -> fx.GraphModule:
     """The ATen graph of a Dynamo graph, its ``torch.autograd.grad`` written out as the backward's operators.
 
     Before: ``loss -> autograd.grad(loss, [w])``; after: ``loss -> aten.mm, aten.sum, …``. `module` is run on the fake
-    tensors in its placeholders' ``meta["example_value"]``: no memory, no arithmetic. Each node keeps the
-    ``meta["custom"]`` and ``meta["stack_trace"]`` of the node it came from; those of the backward come from the call
-    of ``autograd.grad``. Exact; changes nothing in `module`. Raises ValueError when a placeholder has no example.
+    tensors recorded at its placeholders: no memory, no arithmetic. Inputs keep their names. Each node keeps the
+    ``meta["custom"]``, ``meta["nn_module_stack"]`` and ``meta["stack_trace"]`` of the node it came from; one of the
+    backward has ``meta["autograd_backward"]``, and the latter two from the forward operator whose gradient it computes
+    or else from the call of ``autograd.grad``. `gradients`: whether they were enabled where the graph begins. Exact;
+    changes nothing in `module`. Raises ValueError when a placeholder has no example.
     """
-    examples = []
-    for node in module.graph.nodes:
-        if node.op == "placeholder":
-            if "example_value" not in node.meta:
-                raise ValueError(
-                    f"{node.name} has no meta['example_value']; lower_to_aten reads graphs captured by Dynamo."
-                )
-            examples.append(node.meta["example_value"])
+    inputs = module.graph.find_nodes(op="placeholder")
+    for node in inputs:
+        if value_of(node) is None:
+            raise ValueError(
+                f"{node.name} has no meta['example_value']; lower_to_aten reads graphs captured by Dynamo."
+            )
+    examples = [value_of(node) for node in inputs]
     fake = next((e.fake_mode for e in examples if hasattr(e, "fake_mode")), contextlib.nullcontext())
-    with fx.traceback.preserve_node_meta(), fake, torch.enable_grad():
-        return make_fx(fx.Interpreter(module).run)(*examples)
+    with fx.traceback.preserve_node_meta(), fake, torch.set_grad_enabled(gradients):
+        lowered = make_fx(_TellsWhoseGradient(module).run)(*examples)
+    for node, original in zip(lowered.graph.find_nodes(op="placeholder"), inputs, strict=True):
+        node._rename(original.name)
+        node.target = node.name
+    _give_backward_its_lines(lowered.graph)
+    lowered.recompile()
+    return lowered
+
+
+class _TellsWhoseGradient(fx.Interpreter):
+    """Tags the nodes that ``autograd.grad`` runs with the number of the forward operator that each is the gradient of;
+    tracing notes the same number, ``seq_nr``, at the forward's nodes."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.target is not torch.autograd.grad:
+            return super().run_node(n)
+        handles = []
+        for gradient in _gradients(tree_leaves(self.fetch_args_kwargs_from_env(n)[0][0])):
+            begin, end = _tagging(number_of_gradient(gradient))
+            handles += [gradient.register_prehook(begin), gradient.register_hook(end)]
+        try:
+            return super().run_node(n)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _gradients(losses: list[Any]) -> Iterator[Any]:
+    """Every node of autograd's graph below `losses`, each once."""
+    waiting = [t.grad_fn for t in losses if isinstance(t, Tensor) and t.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        gradient = waiting.pop()
+        yield gradient
+        for below, _ in gradient.next_functions:
+            if below is not None and below not in seen:
+                seen.add(below)
+                waiting.append(below)
+
+
+def _tagging(number: int) -> tuple[Any, Any]:
+    """Hooks that put `number` on the nodes traced between them. The dict is replaced, never written: it is also the
+    captured node's own."""
+
+    def begin(*_: Any) -> None:
+        meta = fx.traceback.get_current_meta()
+        meta["custom"] = {**meta.get("custom", {}), _TAG: number}
+
+    def end(*_: Any) -> None:
+        meta = fx.traceback.get_current_meta()
+        meta["custom"] = {k: v for k, v in meta.get("custom", {}).items() if k != _TAG}
+
+    return begin, end
+
+
+def _give_backward_its_lines(graph: fx.Graph) -> None:
+    """Take the tags off again, and hand over module and source line of the first forward node of that number."""
+    forward: dict[int, fx.Node] = {}
+    for node in graph.nodes:
+        custom = node.meta.get("custom") or {}
+        if _TAG in custom:
+            source = forward.get(custom[_TAG])
+            node.meta["custom"] = {k: v for k, v in custom.items() if k != _TAG}
+            node.meta["autograd_backward"] = True
+            node.meta |= {k: source.meta[k] for k in ("nn_module_stack", "stack_trace") if source and k in source.meta}
+        elif node.op == "call_function" and "seq_nr" in node.meta:
+            forward.setdefault(node.meta["seq_nr"], node)

@@ -48,7 +48,7 @@ def test_a_graph_that_cannot_be_written_out_is_a_warning_and_the_rest_is_searche
     step = fc.compile_training_step(Blocks(), loss, optimizer="adamw", mode="default", backend="aot_eager")
     step(torch.randn(4, 8))
 
-    def fails(graph: object) -> None:
+    def fails(graph: object, **options: object) -> None:
         raise NotImplementedError("no such operator")
 
     monkeypatch.setattr(_program, "lower_to_aten", fails)

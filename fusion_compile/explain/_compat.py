@@ -1,0 +1,161 @@
+"""Private torch API by which explain hears what torch does. Feature probes, never a version compare."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch._dynamo
+from torch import nn
+
+TRACE_LOG = "torch.__trace"
+"""Torch's structured trace: every record has ``metadata`` (a dict) and ``payload`` (text or None)."""
+FUSION_LOGS = ("torch._inductor.scheduler.__fusion",)
+CUDA_GRAPH_LOGS = tuple(
+    f"torch._inductor.{room}.__cudagraphs" for room in ("cudagraph_utils", "cudagraph_trees", "scheduler")
+)
+
+
+def import_inductor() -> None:
+    """Import the rooms of Inductor that log, which set up their loggers then and would undo what was set before."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own decorators
+        import torch._inductor.compile_fx
+        import torch._inductor.cudagraph_trees
+        import torch._inductor.cudagraph_utils
+        import torch._inductor.scheduler  # noqa: F401
+
+
+def cuda_graph_skips() -> int:
+    """How often Inductor has given up CUDA graphs in this process."""
+    return int(torch._dynamo.utils.counters["inductor"]["cudagraph_skips"])
+
+
+def fx_names(operation: str) -> tuple[str, ...]:
+    """The FX nodes that a scheduler node ``op3`` or ``op3_op4`` computes, while Inductor schedules; else empty."""
+    from torch._inductor.virtualized import V
+
+    operations = getattr(V.graph, "name_to_op", None) or {}
+    found = [operations[part] for part in operation.split("_") if part in operations]
+    return tuple(dict.fromkeys(str(node.name) for op in found for node in op.get_origins()))
+
+
+@contextlib.contextmanager
+def inductor_tells() -> Iterator[None]:
+    """Inductor keeps which kernel came from which node."""
+    from torch._inductor import config
+
+    options = {"trace.provenance_tracking_level": 1}
+    with config.patch({k: v for k, v in options.items() if k in config.get_config_copy()}):
+        yield
+
+
+@contextlib.contextmanager
+def caches_aside() -> Iterator[None]:
+    """Nothing is taken from the caches of compiled graphs and nothing is put there; shapes that Dynamo has seen change
+    before count as new, and what it learns inside is forgotten."""
+    from torch._dynamo import pgo
+    from torch._functorch import config as functorch_config
+    from torch._inductor import config
+
+    seen = {k: getattr(pgo, k) for k in ("_CODE_STATE", "_INIT_CODE_STATE") if hasattr(pgo, k)}
+    try:
+        for name in seen:
+            setattr(pgo, name, None)
+        with (
+            config.patch(fx_graph_cache=False, fx_graph_remote_cache=False),
+            functorch_config.patch(enable_autograd_cache=False),
+            torch._dynamo.config.patch(automatic_dynamic_local_pgo=False),
+        ):
+            yield
+    finally:
+        for name, value in seen.items():
+            setattr(pgo, name, value)
+
+
+def is_compiled(fn: Any) -> bool:
+    """Whether `fn` is what torch.compile gave, or a module on which ``compile()`` was called."""
+    return (
+        isinstance(fn, torch._dynamo.OptimizedModule)
+        or hasattr(fn, "_torchdynamo_orig_callable")
+        or getattr(fn, "_compiled_call_impl", None) is not None
+    )
+
+
+def uncompiled(fn: Any) -> Any:
+    """What was handed to torch.compile, if `fn` is what it gave; else `fn`."""
+    return getattr(fn, "_torchdynamo_orig_callable", None) or getattr(fn, "_orig_mod", None) or fn
+
+
+def is_marked_static(node: torch.fx.Node) -> bool:
+    """Whether the tensor behind an input of a Dynamo graph was promised to keep its address, as every module's
+    parameters and buffers are."""
+    value = node.meta.get("example_value")
+    facts = node.meta.get("tensor_dict") or {}
+    return bool(facts.get("_dynamo_static_input_type") or getattr(value, "_dynamo_static_input_type", None))
+
+
+def recomputes_untagged_backwards() -> bool:
+    """Whether torch finds the backward in a graph by itself, to recompute checkpointed activations there. Torch 2.11
+    does not: it looks for a tag of the user's, and without one ignores checkpointing."""
+    return hasattr(torch.fx.traceback, "_mark_autograd_backward")
+
+
+def may_be_called_bare(module: nn.Module) -> bool:
+    """Whether ``module.forward(…)`` is all that ``module(…)`` does, and a method whose frame Dynamo traces."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    method = module.forward
+    return (
+        isinstance(method, types.MethodType)
+        and isinstance(method.__func__, types.FunctionType)
+        and not any(getattr(module, name, None) for name in hooks)
+        and not torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+        and not method.__func__.__code__.co_filename.startswith(os.path.dirname(torch.__file__) + os.sep)
+    )
+
+
+def forget_compiled(fn: Any) -> None:
+    """Let the compiled `fn` compile again at its next call; whatever else is compiled stays so."""
+    for code in _codes(fn):
+        torch._dynamo.eval_frame.remove_from_cache(code)
+
+
+def _codes(fn: Any, depth: int = 0) -> Iterator[types.CodeType]:
+    if fn is None or depth > 4:
+        return
+    fn = getattr(fn, "__func__", fn)
+    if isinstance(getattr(fn, "__code__", None), types.CodeType):
+        yield fn.__code__
+    for name in ("_torchdynamo_orig_callable", "_orig_mod"):
+        yield from _codes(getattr(fn, name, None), depth + 1)
+    if isinstance(fn, nn.Module):
+        yield from _codes(fn.forward, depth + 1)
+
+
+def own_code(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A Python function, or a method of one, with a code object of its own; another callable as it is. What Dynamo has
+    compiled of the one says nothing of the other."""
+    if isinstance(fn, types.MethodType):
+        return types.MethodType(own_code(fn.__func__), fn.__self__)
+    if not isinstance(fn, types.FunctionType):
+        return fn
+    copy = types.FunctionType(fn.__code__.replace(), fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)
+    copy.__kwdefaults__ = fn.__kwdefaults__
+    return copy
+
+
+def unsupported_inside(error: BaseException | None) -> BaseException | None:
+    """Dynamo's "this cannot be one graph" among `error` and its causes, or None."""
+    while error is not None and not isinstance(error, torch._dynamo.exc.Unsupported):
+        error = error.__cause__
+    return error
+
+
+def user_frames(error: BaseException) -> list[Any]:
+    """The frames of the traced program at which Dynamo gave up, outermost first; empty when unknown."""
+    return list(getattr(error, "real_stack", None) or [])

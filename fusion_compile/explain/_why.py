@@ -1,0 +1,67 @@
+"""The story of one value of a program."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+from fusion_compile.explain._facts import GraphFacts, HoistedValue, NodeFacts
+
+if TYPE_CHECKING:
+    from fusion_compile.explain._explanation import Explanation
+
+_LONGEST = 24
+
+
+def tell(explanation: Explanation, name: str) -> str:
+    """See `Explanation.why`."""
+    hoisted = [v for v in (explanation.hoisting.values if explanation.hoisting else ()) if v.name == name]
+    nodes = [(graph, i) for graph in explanation.graphs for i, n in enumerate(graph.nodes) if n.name == name]
+    if not nodes:
+        nodes = [(g, i) for g in explanation.graphs for i, n in enumerate(g.nodes) if n.module == name and n.flops]
+    if not hoisted and not nodes:
+        known = {n.name for g in explanation.graphs for n in g.nodes}
+        known |= {v.name for v in (explanation.hoisting.values if explanation.hoisting else ())}
+        near = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.4)
+        raise KeyError(f"there is no {name!r} in {explanation.title}; near it are {', '.join(near) or 'none'}.")
+    stories = [_of_hoisting(value) for value in hoisted]
+    stories += [_of_node(explanation, graph, i) for graph, i in nodes]
+    return "\n\n".join(stories)
+
+
+def _of_hoisting(value: HoistedValue) -> str:
+    lines = [
+        f"{value.name}: {value.kind} known at {value.binding_time}; {value.decision.replace('_', ' ')}. {value.reason}",
+        f"  {value.bytes:,} bytes, {value.flops:,} FLOP"
+        + (f"; frees {value.frees_bytes:,} bytes of weights" if value.frees_bytes else ""),
+    ]
+    if value.chain:
+        lines.append("  because of " + " -> ".join(value.chain))
+    return "\n".join(lines)
+
+
+def _of_node(explanation: Explanation, graph: GraphFacts, at: int) -> str:
+    node = graph.nodes[at]
+    users = [n.name for n in graph.nodes if at in n.inputs]
+    place = ", ".join(filter(None, (node.region, node.module, node.where)))
+    lines = [
+        f"{node.name}: {node.op} in {graph.name}, {place}",
+        f"  {node.dtype}[{', '.join(map(str, node.shape))}]; {node.flops:,} FLOP, {node.bytes_read:,} bytes read, "
+        f"{node.bytes_written:,} written, at least {node.microseconds:.3g} µs",
+        f"  read by {', '.join(users[:8]) or 'nothing'}{f' and {len(users) - 8} more' if len(users) > 8 else ''}",
+    ]
+    if node.inputs:
+        lines.append("  from " + " <- ".join(_chain(graph, node)))
+    if node.finding is not None:
+        lines.append(f"  {explanation.findings[node.finding]}")
+    return "\n".join(lines)
+
+
+def _chain(graph: GraphFacts, node: NodeFacts) -> list[str]:
+    """From `node` back along the first operand that was computed, to an input."""
+    told: list[str] = []
+    while node.inputs and len(told) < _LONGEST:
+        sources = [graph.nodes[i] for i in node.inputs]
+        node = next((s for s in sources if s.inputs), sources[0])
+        told.append(f"{node.name} ({node.module})" if node.module else node.name)
+    return told

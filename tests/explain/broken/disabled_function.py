@@ -1,0 +1,31 @@
+"""A function that somebody took out of compilation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tests.explain.example import Example
+
+EXPECTED = {"kind": "graph_break", "line_contains": "normalize(x)"}
+
+
+def broken() -> Example:
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def normalize(x: Tensor) -> Tensor:
+        return x / x.norm()
+
+    def scaled(x: Tensor) -> Tensor:
+        return normalize(x) * 2
+
+    return Example(scaled, (torch.randn(8),))
+
+
+def repaired() -> Example:
+    def normalize(x: Tensor) -> Tensor:
+        return x / x.norm()
+
+    def scaled(x: Tensor) -> Tensor:
+        return normalize(x) * 2
+
+    return Example(scaled, (torch.randn(8),))
