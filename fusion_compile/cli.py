@@ -13,6 +13,7 @@ from fusion_compile._explain_sampler_command import add_explain_sampler
 from fusion_compile.explain import Explanation, explain
 from fusion_compile.explain._roofline import ROOFLINES
 from fusion_compile.explain._runtime import happened
+from fusion_compile.passes import KINDS
 
 
 class UsageError(Exception):
@@ -69,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
 def _explain(asked: argparse.Namespace) -> int:
     if asked.steps < 0:
         raise UsageError(f"--steps {asked.steps} is not a number of calls; give 0 or more.")
+    if unknown := sorted(_kinds(asked.fail_on) - set(KINDS)):
+        raise UsageError(f"--fail-on names {', '.join(unknown)}, which no finding is; use of {', '.join(KINDS)}.")
     if asked.device is not None and asked.device.lower() not in ROOFLINES:
         raise UsageError(f"--device {asked.device} has no published peaks here; use one of {', '.join(ROOFLINES)}.")
     obj, args, kwargs = _made(asked.factory)
@@ -91,7 +94,7 @@ def _explain(asked: argparse.Namespace) -> int:
 
 def _gate(explanation: Explanation, fail_on: str) -> int:
     """1, with the findings listed, if one of the kinds that `fail_on` names was found or happened."""
-    wanted = {kind.strip() for kind in fail_on.split(",") if kind.strip()}
+    wanted = _kinds(fail_on)
     hits = [f for f in explanation.findings if f.kind in wanted]
     seen = happened(explanation.runtime) if explanation.runtime is not None else frozenset[str]()
     others = sorted((wanted & seen) - {f.kind for f in hits})
@@ -103,6 +106,10 @@ def _gate(explanation: Explanation, fail_on: str) -> int:
     for kind in others:
         print(f"  {kind} happened; the findings above name its cause.", file=sys.stderr)
     return 1
+
+
+def _kinds(listed: str) -> set[str]:
+    return {kind.strip() for kind in listed.split(",") if kind.strip()}
 
 
 def _diff(asked: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from ._cost import count_launches as count_launches
 from ._cost import exchange_rates as exchange_rates
 from ._dependence import BindingTime as BindingTime
 from ._dependence import binding_times as binding_times
+from ._finding import KINDS as KINDS
 from ._finding import Finding as Finding
 from ._finding import Severity as Severity
 from ._graph import format_graph as format_graph

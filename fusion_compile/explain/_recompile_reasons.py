@@ -73,6 +73,15 @@ def _shape(found: re.Match[str], types: Mapping[str, str]) -> Words:
     )
 
 
+def _rest(found: re.Match[str], types: Mapping[str, str]) -> Words:
+    return Words(
+        "recompile",
+        "",
+        f"What the function computed before its graph broke is another object now, {_AGAIN}",
+        "Remove the graph break before it.",
+    )
+
+
 def _number(found: re.Match[str], types: Mapping[str, str]) -> Words | None:
     name = found["name"]
     if name.startswith("___stack"):
@@ -174,6 +183,7 @@ _ROWS: tuple[tuple[str, _Say], ...] = (
         _tensor,
     ),
     (r"GLOBAL_STATE changed:(?P<what>.*)", _state),
+    (r"Cache line invalidated because ___stack\d+ got deallocated", _rest),
     (rf"{_LAZY}\.(?:size\(\)|stride\(\)|shape)\[", _shape),
     (rf"^(?:list\(dict\.keys\(|set\(){_LAZY}(?:\.keys\(\))?\)", _keys),
     (rf"^not {_NAME}$", _length),

@@ -21,8 +21,9 @@ def summarize(
     """Lines for `graphs` and what happened to them. The costs are those of one call: of all graphs when they run
     `together`, one after the other, and of the dearest when a call runs one of them."""
     worst = [f for f in findings if f.severity == "error"]
+    whole = "plain" if runtime is not None and runtime.graph_breaks else "good"
     lines = [
-        SummaryLine("captured", _graphs(len(graphs)) if captured else "nothing yet", "good" if captured else "bad"),
+        SummaryLine("captured", _graphs(len(graphs)) if captured else "nothing yet", whole if captured else "bad"),
         SummaryLine("findings", _counted(findings), "bad" if worst else "plain" if findings else "good"),
     ]
     if runtime is not None:

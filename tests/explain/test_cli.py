@@ -105,6 +105,10 @@ def test_diff_fails_on_new_findings_only(folder: Path, capsys: pytest.CaptureFix
         (["explain", "factories_of_the_test:number"], "is a int; give a function"),
         (["explain", "factories_of_the_test:wrong"], "not (callable, args)"),
         (["explain", "factories_of_the_test:good", "--device", "abacus"], "--device abacus has no published peaks"),
+        (
+            ["explain", "factories_of_the_test:good", "--fail-on", "graph_breaks"],
+            "--fail-on names graph_breaks, which no",
+        ),
         (["explain", "factories_of_the_test:good", "--steps", "-1"], "--steps -1 is not a number of calls"),
         (["diff", "a.json", "b.json"], "a.json"),
     ],

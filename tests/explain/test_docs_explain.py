@@ -75,6 +75,14 @@ def test_python_finds_the_same_as_the_command(folder: Path) -> None:
     assert read(folder / "from_python.json").findings == read(folder / "slow.json").findings
 
 
+def test_at_the_twelfth_step_dynamo_has_given_up() -> None:
+    with torch._dynamo.config.patch(trace_autograd_ops=False):
+        step, batch = example.slow()
+        found = fc.explain(step, *batch, calls=[batch] * 11, backend="eager").findings
+    (why,) = re.findall(r"""`--steps 12`.*"(It was compiled.*?)"\)""", TEXT.replace("\n", " "))
+    assert [f.kind for f in found if f.why == why] == ["recompile"] and len(found) == 7
+
+
 @pytest.mark.parametrize(("at", "name"), [(0, "slow"), (1, "repaired")])
 def test_what_is_printed_is_what_they_print(folder: Path, at: int, name: str) -> None:
     said = shortened(str(read(folder / f"{name}.json"))).splitlines()
