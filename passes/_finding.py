@@ -31,9 +31,9 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """`kind`: one of `KINDS`. `op`: the operator or object. `where`: ``"file:line"`` of the user's source, or ``""`` when
-    the trace kept none. `why` and `remedy`: sentences. `severity`: "error" for what breaks a promise (one graph, one
-    replay, no wait), "warning" for what costs, "note" for what is good to know."""
+    """`kind`: one of `KINDS`. `op`: the operator or object. `where`: ``"file:line"`` of the user's source, or ``""``
+    when the trace kept none. `why` and `remedy`: sentences. `severity`: "error" for what breaks a promise (one graph,
+    one replay, no wait), "warning" for what costs, "note" for what is good to know."""
 
     kind: str
     op: str
