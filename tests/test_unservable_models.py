@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from fusion_compile.sampler import optimize_sampler
+from tests.models.tiny import tiny_model
 
 
 def model() -> DiT:
@@ -51,7 +52,8 @@ def test_weights_without_data_are_refused() -> None:
 
 
 def test_offloading_by_accelerate_is_refused() -> None:
-    hooks = pytest.importorskip("accelerate.hooks")
+    from accelerate import hooks
+
     dit = model()
     hooks.add_hook_to_module(dit.blocks[0], hooks.AlignDevicesHook(io_same_device=True))
     with pytest.raises(ValueError, match=r"blocks\.0 has accelerate's AlignDevicesHook"):
@@ -61,19 +63,9 @@ def test_offloading_by_accelerate_is_refused() -> None:
 
 
 def test_a_caching_hook_of_diffusers_is_refused() -> None:
-    from diffusers import FirstBlockCacheConfig, FluxTransformer2DModel
+    from diffusers import FirstBlockCacheConfig
 
-    flux = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        axes_dims_rope=[4, 4, 8],
-    ).eval()
+    flux = tiny_model("Flux").eval()
     untouched = copy.deepcopy(flux)
     flux.enable_cache(FirstBlockCacheConfig(threshold=0.1))
     with pytest.raises(ValueError, match="has diffusers' hook"):
