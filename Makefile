@@ -66,5 +66,5 @@ compiler:
 browser:
 	@command -v chromium >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
 	  { echo "Fetching chromium, for the tests of the report." >&2; \
-	    (apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium fonts-dejavu-core) >/dev/null 2>&1 || \
+	    (apt-get -qq -o Acquire::Retries=3 update && apt-get -qq -o Acquire::Retries=3 install -y --no-install-recommends chromium fonts-dejavu-core) >/dev/null 2>&1 || \
 	    echo "make: chromium could not be installed; the tests that need it are skipped." >&2; }

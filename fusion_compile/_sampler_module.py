@@ -23,6 +23,9 @@ from fusion_compile._stand_in import StandIn
 from fusion_compile._step_index import Seen
 from fusion_compile.passes import BindingTime
 
+_MANY_CHANGES = 4
+"""Requests that change in the middle of a schedule until it is said."""
+
 
 class Sampler(StandIn):
     """Call it as the model it was made from; made by `optimize_sampler`.
@@ -47,7 +50,7 @@ class Sampler(StandIn):
         self._preset = torch.linspace(1, 0, n_steps + 1)[:-1]
         self._options, self._verify = options, verify
         self._weights = ReleasableWeights(model)
-        self._released = 0
+        self._released, self._changes = 0, 0
         self._say_once = SayOnce()
         itself = weakref.ref(self)
         self._programs = SamplerPrograms(
@@ -103,6 +106,8 @@ class Sampler(StandIn):
             new = slot is None
             slot = slot or self._new_slot(program, call)
             begins = program.passes.seen(row, slot, new=new)
+            if new and not begins:
+                self._note_changed_request(program, call)
             self._follow_weights(program, look=begins)
             self._ready(program, call, slot, (row, *self._rows_ahead(program)))
             return program.run(slot, program.step(row), call.tensors)
@@ -300,6 +305,16 @@ class Sampler(StandIn):
     def _new_slot(self, program: SamplerProgram, call: Call) -> RequestSlot:
         self._weights.refuse_if_dropped(program.prologue_names, "a new request", "free with keep_prologue=True")
         return program.table.take_slot(program.request(call))
+
+    def _note_changed_request(self, program: SamplerProgram, call: Call) -> None:
+        """Say what changes all the time: serving it as a request is right, and slower than as a live argument."""
+        self._changes += 1
+        if self._changes == _MANY_CHANGES and (names := program.changed_arguments(call)):
+            self._say_once(
+                "request",
+                f"{', '.join(names)} changed in the middle of a schedule, {_MANY_CHANGES} times so far; what depends "
+                f"on it is computed again each time. If it changes at every step, pass roles={{{names[0]!r}: 'live'}}.",
+            )
 
     def _fill(self, program: SamplerProgram, slot: RequestSlot | None, rows: Iterable[int]) -> None:
         rows = list(rows)

@@ -143,6 +143,19 @@ class SamplerProgram:
         """The request's tensors of `call` by input name."""
         return {name: call.tensors[i] for name, i in zip(self._request_names, self._at["request"], strict=True)}
 
+    def changed_arguments(self, call: Call) -> tuple[str, ...]:
+        """The arguments of the request in which `call`, whose slot was just taken, differs from the request before."""
+        before, now = self.table.live_slots()[-2:] if len(self.table.live_slots()) > 1 else (None, None)
+        if before is None or now is None:
+            return ()
+        owners = [call.owners[i] for i in self._at["request"]]
+        differs = [
+            owner
+            for name, owner in zip(self._request_names, owners, strict=True)
+            if not torch.equal(before.known[name], now.known[name])
+        ]
+        return tuple(dict.fromkeys(differs))
+
     def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """`given` and, where left out, what the call that this was built from had: latents and timestep (zeros of their
         shape) and constants.

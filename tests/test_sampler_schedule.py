@@ -309,3 +309,21 @@ def test_an_unknown_timestep_of_a_trusted_caller_gives_nan_and_then_an_error_wit
     else:
         assert exactly(sampler, 0.25)
     assert exactly(sampler, 8.0)
+
+
+def test_a_request_that_changes_at_every_step_is_served_and_said_once() -> None:
+    """Dynamic guidance, prompt travel: right, and worth a word."""
+    sampler = make()
+    labels = [torch.tensor([1 + i % 2, i % 5]) for i in range(8)]
+    with pytest.warns(UserWarning, match=r"^y changed in the middle of a schedule.*roles=\{'y': 'live'\}") as said:
+        assert all(exactly(sampler, t, y) for t, y in zip((*TIMES, *TIMES), labels, strict=True))
+    assert len(said) == 1
+
+
+def test_a_new_request_for_each_image_and_guidance_by_turns_are_no_changes() -> None:
+    sampler = make()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for image in range(6):
+            y = torch.tensor([image % 5, 1])
+            assert all(exactly(sampler, t, y) and exactly(sampler, t, NULL) for t in TIMES)
