@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from fusion_compile.passes import Declined, PassReport
 
+Status = Literal["good", "bad", "plain"]
+
 
 @dataclass(frozen=True)
 class SummaryLine:
@@ -15,7 +17,7 @@ class SummaryLine:
 
     label: str
     value: str
-    status: Literal["good", "bad", "plain"] = "plain"
+    status: Status = "plain"
 
 
 @dataclass(frozen=True)

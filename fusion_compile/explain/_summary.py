@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fusion_compile.explain._facts import GraphFacts, Memory, NodeFacts, RuntimeFacts, SummaryLine
+from fusion_compile.explain._facts import GraphFacts, Memory, NodeFacts, RuntimeFacts, Status, SummaryLine
 from fusion_compile.passes import Finding
 
 _MOST_EXPENSIVE = 3
@@ -21,7 +21,7 @@ def summarize(
     """Lines for `graphs` and what happened to them. The costs are those of one call: of all graphs when they run
     `together`, one after the other, and of the dearest when a call runs one of them."""
     worst = [f for f in findings if f.severity == "error"]
-    whole = "plain" if runtime is not None and runtime.graph_breaks else "good"
+    whole: Status = "plain" if runtime is not None and runtime.graph_breaks else "good"
     lines = [
         SummaryLine("captured", _graphs(len(graphs)) if captured else "nothing yet", whole if captured else "bad"),
         SummaryLine("findings", _counted(findings), "bad" if worst else "plain" if findings else "good"),
