@@ -193,6 +193,7 @@ def sample(model: DiT, asked: Tensor, size: Size, mode: str, stages: Stages, dev
             example_inputs=(noise, first_t, asked),
             roles={"x": "live", "t": "step", "y": "request"},
             mode=mode,
+            byte_budget=128 << 20,  # a row for each of 200 images; by itself it would not be worth its memory here
         )
         sampler(noise, first_t, asked)
         return sampler
