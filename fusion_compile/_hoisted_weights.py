@@ -63,7 +63,7 @@ class ReleasableWeights:
                 continue
             storage = everything[members[0]].untyped_storage()
             others = [n for n in members if id(everything[n]) not in may_go]
-            if storage.nbytes() > sum({id(everything[n]): _bytes(everything[n]) for n in wanted}.values()):
+            if storage.nbytes() > sum({id(everything[n]): everything[n].nbytes for n in wanted}.values()):
                 why = "it is part of a larger storage (a training step's?); call step.release() or sample from a copy"
                 declined.update(dict.fromkeys(wanted, why))
             elif others:
@@ -152,7 +152,3 @@ class ReleasableWeights:
 def _allocated() -> int:
     """Bytes of all GPUs that tensors occupy."""
     return sum(map(torch.cuda.memory_allocated, range(torch.cuda.device_count())))
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

@@ -72,19 +72,18 @@ def sampler_facts(
     traced: DenoiserGraph,
     hoisted: Hoisted,
     buffers: Sequence[RowBuffer],
-    body_nodes: int,
-    launches: tuple[int, int],
     n_steps: int,
     mode: str,
     exact: bool,
     byte_budget: int | None,
 ) -> dict[str, Any]:
-    """The fields of a `SamplerReport` that are known without running anything."""
+    """The fields of a `SamplerReport` that are known without running anything. `hoisted`: with its body packed."""
+    body = hoisted.body.graph_module
     parameters: dict[str, int] = dict.fromkeys(PLACE_OF_TIME.values(), 0)
     weight_bytes = dict(parameters)
     for time_name, tensors in weights_by_time(traced.weights, traced.full_names, hoisted).items():
         parameters[PLACE_OF_TIME[time_name]] += sum(w.numel() for w in tensors.values())
-        weight_bytes[PLACE_OF_TIME[time_name]] += sum(map(bytes_of_weight, tensors.values()))
+        weight_bytes[PLACE_OF_TIME[time_name]] += sum(w.nbytes for w in tensors.values())
     return {
         "model": model_name,
         "inputs": tuple(
@@ -96,8 +95,8 @@ def sampler_facts(
         "mode": mode,
         "exact": exact,
         "nodes": {time.name.lower(): n for time, n in hoisted.node_times.items() if n},
-        "body_nodes": body_nodes,
-        "launches": launches,
+        "body_nodes": sum(n.op == "call_function" for n in body.graph.nodes),
+        "launches": (count_launches(traced.graph_module), count_launches(body)),
         "parameters": parameters,
         "weight_bytes": weight_bytes,
         "residuals": sum(len(b.slices) for b in buffers),
@@ -105,11 +104,6 @@ def sampler_facts(
         "byte_budget": "automatic" if byte_budget is None else f"{byte_budget / 2**20:.2f} MiB",
         "declined": hoisted.report.declined,
     }
-
-
-def bytes_of_weight(tensor: Tensor) -> int:
-    """Of its own numbers, whatever storage they lie in."""
-    return tensor.numel() * tensor.element_size()
 
 
 @dataclass(frozen=True)
@@ -144,9 +138,7 @@ def analyse_denoiser(
     hoisted = hoist_time_conditioning(
         traced.graph_module, times, n_steps=n_steps, byte_budget=byte_budget, exchange=exchange
     )
-    body = hoisted.body.graph_module
-    launches = (count_launches(traced.graph_module), count_launches(body))
-    buffers, _ = pack_residuals(body, hoisted.residuals)
+    buffers, _ = pack_residuals(hoisted.body.graph_module, hoisted.residuals)
     facts = sampler_facts(
         model_name=type(model).__name__,
         call=call,
@@ -154,15 +146,13 @@ def analyse_denoiser(
         traced=traced,
         hoisted=hoisted,
         buffers=buffers,
-        body_nodes=sum(n.op == "call_function" for n in body.graph.nodes),
-        launches=launches,
         n_steps=n_steps,
         mode="not compiled",
         exact=exact,
         byte_budget=byte_budget,
     )
     weights = {
-        time: (sum(w.numel() for w in tensors.values()), sum(map(bytes_of_weight, tensors.values())))
+        time: (sum(w.numel() for w in tensors.values()), sum(w.nbytes for w in tensors.values()))
         for time, tensors in weights_by_time(traced.weights, traced.full_names, hoisted).items()
     }
     return SamplerAnalysis(SamplerReport(**facts, measured_difference=None, released=0), weights)

@@ -24,7 +24,6 @@ from fusion_compile._timestep_range import CallCount, RangeIndex, TimestepRange
 from fusion_compile._weight_watch import WeightWatch
 from fusion_compile.passes import (
     BindingTime,
-    count_launches,
     count_regions,
     fold_repeated_regions,
     hoist_time_conditioning,
@@ -45,7 +44,7 @@ class SamplerProgram:
     `early_names`, `body_names`: full names of the weights that the stages read and that the body reads. `index`: which
     timesteps have rows, at first none; `follows`, `scheduled`: the schedule that was placed last, and its rows, for the
     owner's use. `like`: the timestep it was built with. `split`: for explain, the whole graph, its inputs' binding
-    times and its weights' full names, and what was made of it. `launches`, `report()`: what was done.
+    times and its weights' full names, and what was made of it. `report()`: what was done.
     """
 
     def __init__(
@@ -82,7 +81,6 @@ class SamplerProgram:
                 graph_module, times = self.rank.factor(graph_module, times)
             hoisted = hoist_time_conditioning(graph_module, times, n_steps=n_steps, byte_budget=byte_budget)
         body = hoisted.body.graph_module
-        self.launches = (count_launches(traced.graph_module), count_launches(body))
         buffers, _ = pack_residuals(body, hoisted.residuals)
         prologue_mode = "max-autotune-no-cudagraphs" if self._mode in _REPLAYED else self._mode
         self.like, self._n_steps, self._device = t.detach(), n_steps, device
@@ -131,8 +129,6 @@ class SamplerProgram:
             traced=traced,
             hoisted=hoisted,
             buffers=buffers,
-            body_nodes=sum(n.op == "call_function" for n in body.graph.nodes),
-            launches=self.launches,
             n_steps=n_steps,
             mode=self._mode,
             exact=exact,
@@ -145,9 +141,10 @@ class SamplerProgram:
 
     def changed_arguments(self, call: Call) -> tuple[str, ...]:
         """The arguments of the request in which `call`, whose slot was just taken, differs from the request before."""
-        before, now = self.table.live_slots()[-2:] if len(self.table.live_slots()) > 1 else (None, None)
-        if before is None or now is None:
+        slots = self.table.live_slots()
+        if len(slots) < 2:
             return ()
+        before, now = slots[-2:]
         owners = [call.owners[i] for i in self._at["request"]]
         differs = [
             owner

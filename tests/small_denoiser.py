@@ -30,6 +30,18 @@ class Denoiser(nn.Module):
         return out
 
 
+class Scalar(nn.Module):
+    """One timestep, without a batch, and nothing wide enough to be factored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Linear(1, 4)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        scale: Tensor = self.scale(t.reshape(1))
+        return x * scale
+
+
 def denoiser() -> Denoiser:
     model = Denoiser()
     with torch.no_grad():

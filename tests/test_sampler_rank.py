@@ -24,6 +24,7 @@ from fusion_compile._timestep_range import CallCount, TimestepRange
 from fusion_compile.sampler import Sampler, optimize_sampler
 from tests.models.tiny import tiny_call, tiny_model
 from tests.oracles import rank_conditioning as twin
+from tests.small_denoiser import Scalar
 
 N_STEPS = 4
 X, Y, OTHER = torch.randn(2, 1, 8, 8), torch.tensor([1, 2]), torch.tensor([3, 4])
@@ -329,15 +330,6 @@ def test_transformers_of_diffusers(name: str) -> None:
 
 
 def test_a_model_with_nothing_to_factor_is_said_to_have_nothing() -> None:
-    class Scalar(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = nn.Linear(1, 4)
-
-        def forward(self, x: Tensor, t: Tensor) -> Tensor:
-            scale: Tensor = self.scale(t.reshape(1))
-            return x * scale
-
     sampler = make(Scalar().eval(), rank=4)
     with pytest.warns(UserWarning, match="rank=4 factors no layer of this model.* linear: rank 4 is not below"):
         assert difference(sampler, torch.randn(2, 4), torch.tensor(0.5)) == 0
