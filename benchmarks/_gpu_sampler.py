@@ -176,6 +176,22 @@ def sampler_modes(rows: Rows, setting: Setting) -> None:
         c.note(f"{seen.replays} replays in {n_steps} steps, {waits} waits; outputs {gap:.2e} off in norm; {rank}")
         c.require_on_gpu(seen.replays == n_steps and waits <= 2, "not one replay a step without waits")
 
+    def moved(c: Check) -> None:
+        own = copy.deepcopy(model)
+        sampler = fc.optimize_sampler(own, n_steps, timesteps=schedule, **how)
+        one_pass(sampler)
+        weights = {name: tensor.clone() * 1.01 for name, tensor in own.state_dict().items()}
+        with probe.watching() as seen:
+            own.load_state_dict(weights, assign=True)
+            outs = one_pass(sampler)
+        with torch.no_grad():
+            wants = [own(x, t.expand(size).clone(), y) for t in schedule]
+        gap = max(float((a - b).norm() / b.norm()) for a, b in zip(outs, wants, strict=True))
+        c.note(f"{seen.recordings} recordings, {seen.replays} replays in {n_steps} steps; outputs {gap:.2e} off in norm")
+        c.require(gap < 1e-2, "the loop reads weights that are no longer the model's")
+        c.require_on_gpu(seen.recordings == 1, "weights at other addresses must be recorded once")
+
+    rows.check("weights that were replaced", moved)
     rows.check("rows that were learned", learned)
     rows.check("an unknown timestep on trust", missed)
     rows.check("weights in main memory", fetched)

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
 )
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 UnsupportedByDynamo: type[Exception] = torch._dynamo.exc.Unsupported
@@ -30,6 +32,11 @@ GraphObserver = Callable[[torch.fx.GraphModule, list[Any]], None]
 def fake_mode() -> Any:
     """A `FakeTensorMode` that accepts real tensors in closures (constants, frozen parameters)."""
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def is_of_a_trace(tensor: Tensor) -> bool:
+    """Whether `tensor` stands for one and has no data: it means nothing once the trace it was made in is over."""
+    return isinstance(tensor, (FakeTensor, FunctionalTensor)) or torch._is_functional_tensor(tensor)
 
 
 def size_expression(size: int | torch.SymInt) -> Any:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fusion_compile._lower import without_cuda_graph
+from fusion_compile._pieces import compile_pieces
 from fusion_compile._request_slot import Part, RequestSlot
 from fusion_compile._types import Tensors
 from fusion_compile.passes import BindingTime, Hoisted, RowBuffer, Stage, pack_outputs
-
-Lower = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def bind_weights(graph_module: fx.GraphModule, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -39,20 +39,24 @@ def bind_weights(graph_module: fx.GraphModule, tensors: Mapping[str, Tensor]) ->
     return tuple(str(n.target) for n in graph.find_nodes(op="placeholder"))
 
 
-def _as_it_is(run: Callable[..., Any]) -> Callable[..., Any]:
-    return run
-
-
 class _PackedStage:
     """A stage with its weights bound: values by name in, one row each buffer and the values in `keep` out."""
 
     def __init__(
-        self, stage: Stage, buffers: tuple[RowBuffer, ...], keep: tuple[str, ...], weights: Tensors, lower: Lower
+        self,
+        stage: Stage,
+        buffers: tuple[RowBuffer, ...],
+        keep: tuple[str, ...],
+        weights: Tensors,
+        mode: str,
+        backend: str,
     ) -> None:
         self.buffers, self.keep = buffers, keep
         self.module, _ = pack_outputs(stage.graph_module, stage.outputs, buffers, keep)
         self.inputs = bind_weights(self.module, weights)
-        self._run = lower(self.module)
+        self._run: Callable[..., Any] = self.module
+        if mode != "eager":
+            self._run, _ = compile_pieces(self.module, mode=without_cuda_graph(mode), backend=backend)
 
     def __call__(self, values: Tensors) -> tuple[Tensors, Tensors]:
         """``({buffer: row [total]}, {kept name: value})``."""
@@ -70,7 +74,7 @@ class _PackedStage:
 
 
 class ConditioningTable:
-    """The tables of one program, and `rows`: for each buffer the ``[total]`` tensor the body reads, at a fixed address.
+    """The tables of one program, and the row of each buffer that the body reads, at a fixed address.
 
     A table has room for `capacity` rows; which timestep a row is for is said by `place`, and `fill` computes rows that
     are needed and not there. `measured_difference`: when `batched`, the largest absolute difference between rows that
@@ -87,9 +91,10 @@ class ConditioningTable:
         *,
         batched: bool,
         n_slots: int,
-        lower: Lower,
+        mode: str,
+        backend: str,
     ) -> None:
-        self.rows = {b.name: torch.zeros(b.total, dtype=b.dtype, device=b.device) for b in buffers}
+        self._rows = {b.name: torch.zeros(b.total, dtype=b.dtype, device=b.device) for b in buffers}
         self.measured_difference: float | None = 0.0 if batched else None
         self._buffers, self._step_input, self._capacity, self._batched = buffers, step_input, capacity, batched
         self._schedule = Part()
@@ -107,8 +112,8 @@ class ConditioningTable:
             keep = tuple(n for n in stage.outputs if n in read_later)
             mine = tuple(b for b in buffers if b.time is time)
             # the other stages run once, or once per schedule: compiling them would take longer than they ever do
-            compiled = lower if time is BindingTime.STEP_REQUEST else _as_it_is
-            self._stages[time] = _PackedStage(stage, mine, keep, weights, compiled)
+            its_mode = mode if time is BindingTime.STEP_REQUEST else "eager"
+            self._stages[time] = _PackedStage(stage, mine, keep, weights, its_mode, backend)
             self._feeds[time] = readers
 
     def place(self, row: int, t: Tensor, capacity: int) -> None:
@@ -145,6 +150,10 @@ class ConditioningTable:
         if slot is not None and self._fill(slot, *_REQUEST, rows, self._schedule.known) and self._selected is slot:
             self._selected = None
 
+    def residuals(self) -> Tensors:
+        """Name -> what the body reads: the values of the row that was selected last."""
+        return {name: view for b in self._buffers for name, view in b.views(self._rows[b.name]).items()}
+
     def modules(self) -> tuple[nn.Module, ...]:
         """The stages, with their weights."""
         return tuple(stage.module for stage in self._stages.values())
@@ -172,9 +181,10 @@ class ConditioningTable:
         return slot
 
     def select(self, slot: RequestSlot, step: Tensor) -> None:
-        """Copy row `step` (``[1]`` int64 on the device) of every table into `rows`: one launch a buffer, no wait."""
+        """Copy row `step` (``[1]`` int64 on the device) of every table to where the body reads it: one launch a buffer,
+        no wait."""
         for buffer in self._buffers:
-            row = self.rows[buffer.name]
+            row = self._rows[buffer.name]
             if buffer.time.per_step:
                 table = (self._schedule if buffer.time is BindingTime.STEP else slot).tables[buffer.name]
                 torch.index_select(table, 0, step, out=row.view(1, -1))
@@ -196,7 +206,7 @@ class ConditioningTable:
             for name, row in computed.items():
                 part.tables[name][0].copy_(row)
                 if once is BindingTime.CONST:
-                    self.rows[name].copy_(row)
+                    self._rows[name].copy_(row)
         part.once = True
         if (todo := [row for row in rows if row not in part.done]) and per_row in self._stages:
             self._fill_rows(part, per_row, todo, {**outside, **part.known})

@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from fusion_compile._compat import fake_mode
 from fusion_compile._denoiser_call import Call, Dim, invoke
 from fusion_compile._export_refusal import refusal
+from fusion_compile._untraced import untraced
 from fusion_compile.passes import drop_metadata_reads, run_passes, split_concatenations
 from fusion_compile.passes._compat import TreeSpec, tree_flatten
 
@@ -65,7 +66,7 @@ def export_denoiser(
     model: nn.Module, signature: inspect.Signature, call: Call, symbolic: Collection[Dim] = ()
 ) -> DenoiserGraph:
     """As `trace_denoiser`, as export left it, and with the sizes in `symbolic` symbols unless the model fixes them."""
-    structures: list[TreeSpec] = []  # export undoes what a module writes to itself while it is traced
+    structures: list[TreeSpec] = []
 
     def run(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
         leaves, structure = tree_flatten(invoke(model, signature, call.rebuild(tensors)))
@@ -75,7 +76,7 @@ def export_denoiser(
     inputs = tuple(t.detach() for t in call.tensors)  # export marks what it is given as dynamic, for torch.compile too
     dims = [{axis: torch.export.Dim.AUTO for t, axis in symbolic if t == i} for i in range(len(call.tensors))]
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with untraced(model), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch.export warns about itself (LeafSpec, 2.13)
             exported = torch.export.export(
                 _FlatCall(model, run), inputs, dynamic_shapes=(tuple(dims),) if symbolic else None, strict=False
@@ -135,5 +136,5 @@ def _rename_inputs(graph: fx.Graph, inputs: list[str], owners: tuple[str, ...]) 
 
 
 def _call_on_fakes(model: nn.Module, signature: inspect.Signature, call: Call) -> object:
-    with fake_mode() as mode, torch.no_grad():
+    with untraced(model), fake_mode() as mode, torch.no_grad():
         return invoke(model, signature, call.rebuild([mode.from_tensor(t) for t in call.tensors]))

@@ -21,7 +21,7 @@ from fusion_compile.passes import (
     count_launches,
     exchange_rates,
     hoist_time_conditioning,
-    pack_residuals,
+    lay_out_residuals,
 )
 
 PLACE_OF_TIME = {
@@ -77,7 +77,7 @@ def sampler_facts(
     exact: bool,
     byte_budget: int | None,
 ) -> dict[str, Any]:
-    """The fields of a `SamplerReport` that are known without running anything. `hoisted`: with its body packed."""
+    """The fields of a `SamplerReport` that are known without running anything."""
     body = hoisted.body.graph_module
     parameters: dict[str, int] = dict.fromkeys(PLACE_OF_TIME.values(), 0)
     weight_bytes = dict(parameters)
@@ -138,7 +138,7 @@ def analyse_denoiser(
     hoisted = hoist_time_conditioning(
         traced.graph_module, times, n_steps=n_steps, byte_budget=byte_budget, exchange=exchange
     )
-    buffers, _ = pack_residuals(hoisted.body.graph_module, hoisted.residuals)
+    buffers = lay_out_residuals(hoisted.body.graph_module, hoisted.residuals)
     facts = sampler_facts(
         model_name=type(model).__name__,
         call=call,

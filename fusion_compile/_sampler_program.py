@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fusion_compile._conditioning_table import ConditioningTable, bind_weights
 from fusion_compile._denoiser_call import Call
 from fusion_compile._denoiser_graph import DenoiserGraph
-from fusion_compile._lower import lower, resolve_mode
+from fusion_compile._loop_body import loop_body
+from fusion_compile._lower import resolve_mode
 from fusion_compile._pass_watch import PassWatch, Verify
 from fusion_compile._progress import stage
 from fusion_compile._rank_conditioning import RankConditioning
@@ -22,17 +23,8 @@ from fusion_compile._sampler_report import SamplerReport
 from fusion_compile._step_index import Seen, StepIndex, UnknownTimestep
 from fusion_compile._timestep_range import CallCount, RangeIndex, TimestepRange
 from fusion_compile._weight_watch import WeightWatch
-from fusion_compile.passes import (
-    BindingTime,
-    count_regions,
-    fold_repeated_regions,
-    hoist_time_conditioning,
-    pack_residuals,
-)
+from fusion_compile.passes import BindingTime, hoist_time_conditioning, lay_out_residuals
 from fusion_compile.passes._compat import tree_map, tree_unflatten
-
-_REPLAYED = ("reduce-overhead", "max-autotune")
-"""Modes in which the body's output lies in memory that the next call writes."""
 
 MOST_SCHEDULES = 4
 """Schedules' worth of rows that a table grows to."""
@@ -43,8 +35,9 @@ class SamplerProgram:
 
     `early_names`, `body_names`: full names of the weights that the stages read and that the body reads. `index`: which
     timesteps have rows, at first none; `follows`, `scheduled`: the schedule that was placed last, and its rows, for the
-    owner's use. `like`: the timestep it was built with. `split`: for explain, the whole graph, its inputs' binding
-    times and its weights' full names, and what was made of it. `report()`: what was done.
+    owner's use. `like`: the timestep it was built with. `not_captured`: why its body is not the CUDA graph that its
+    mode asks for, if it is not. `split`: for explain, the whole graph, its inputs' binding times and its weights' full
+    names, and what was made of it. `report()`: what was done.
     """
 
     def __init__(
@@ -81,8 +74,7 @@ class SamplerProgram:
                 graph_module, times = self.rank.factor(graph_module, times)
             hoisted = hoist_time_conditioning(graph_module, times, n_steps=n_steps, byte_budget=byte_budget)
         body = hoisted.body.graph_module
-        buffers, _ = pack_residuals(body, hoisted.residuals)
-        prologue_mode = "max-autotune-no-cudagraphs" if self._mode in _REPLAYED else self._mode
+        buffers = lay_out_residuals(body, hoisted.residuals)
         self.like, self._n_steps, self._device = t.detach(), n_steps, device
         self.index: StepIndex | RangeIndex = StepIndex(t, n_steps, MOST_SCHEDULES * n_steps)
         self.passes: PassWatch | CallCount = PassWatch(look_always=t.device.type == "cpu", verify=verify)
@@ -103,14 +95,15 @@ class SamplerProgram:
             n_steps,
             batched=not exact,
             n_slots=n_slots,
-            lower=lambda fn: lower(fn, mode=prologue_mode, backend=backend, on_graph=_folding({})),
+            mode=self._mode,
+            backend=backend,
         )
-        left = bind_weights(body, {**traced.weights, **self.table.rows})
+        left = bind_weights(body, {**traced.weights, **self.table.residuals()})
         self._live = tuple(map(traced.inputs.index, left))
         self._body_graph = body
         self.split = (graph_module, times, traced.full_names, hoisted)
-        self._regions: dict[str, int] = {}
-        self._body = lower(body, mode=self._mode, backend=backend, on_graph=_folding(self._regions))
+        self._body = loop_body(body, [call.tensors[i] for i in self._live], mode=self._mode, backend=backend)
+        self.not_captured = self._body.not_captured
         self._request_names = tuple(traced.inputs[i] for i in self._at["request"])
 
         self._names = names = traced.full_names
@@ -273,11 +266,9 @@ class SamplerProgram:
         `tensors`: the tensors of a call; only live ones are read.
         """
         self.table.select(slot, step)
-        out = self._body(*(tensors[i] for i in self._live))
+        out = self._body.run(*(tensors[i] for i in self._live))
         if known is not None:
             out = [torch.where(known, o, torch.nan) if o.is_floating_point() else o for o in out]
-        elif self._mode in _REPLAYED:
-            out = [o.clone() for o in out]
         return tree_unflatten(list(out), self._structure)
 
     def report(self, released: int) -> SamplerReport:
@@ -289,7 +280,8 @@ class SamplerProgram:
             **facts,
             measured_difference=self.table.measured_difference,
             released=released,
-            regions=dict(self._regions),
+            regions=self._body.repeated,
+            replay=self.not_captured or ("the loop's body is one CUDA graph" if self._body.captured else ""),
         )
 
 
@@ -308,13 +300,3 @@ def _zeros_like(leaf: Any, device: torch.device) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
     return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=device).zero_()
-
-
-def _folding(regions: dict[str, int]) -> Callable[[fx.GraphModule, list[Any]], None]:
-    """For `lower`: repeated blocks become calls of one region each; `regions` counts the calls."""
-
-    def fold(graph_module: fx.GraphModule, _: list[Any]) -> None:
-        fold_repeated_regions(graph_module)
-        regions.update(count_regions(graph_module))
-
-    return fold

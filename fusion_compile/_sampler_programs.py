@@ -150,6 +150,12 @@ class SamplerPrograms:
                 self._model, self._graphs.of, call, roles, n_slots=REQUEST_SLOTS, **self._build_options()
             )
         self._weights.refuse_if_out_among(program.body_names, "the loop at this shape")
+        if program.not_captured is not None:
+            self._say_once(
+                "replay",
+                f"the loop of {name} runs kernel by kernel, not as a CUDA graph: {program.not_captured.rstrip('.')}. "
+                f"Pass mode='max-autotune-no-cudagraphs' to say that this is meant.",
+            )
         return program
 
     def _refuse_training(self) -> None:

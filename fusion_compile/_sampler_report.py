@@ -35,12 +35,12 @@ class SamplerReport:
     """One program of a sampler.
 
     `nodes`: calls of the whole graph by the earliest time their value is known. `body_nodes`: calls that are left in
-    the loop, unpacking of the row included. `launches`: calls that start a kernel when run eagerly, before and after.
+    the loop. `launches`: calls that start a kernel when run eagerly, before and after.
     `parameters`, `weight_bytes`: of the weights by the place where they are read last: "table", "prologue", "body", or
     "unread" by any.
-    `regions`: how often the compiled body calls each block that it repeats; empty before its first call and in
-    ``mode="eager"``. `table_bytes`: of one schedule and one request. `measured_difference`: see `ConditioningTable`.
-    `rank`: in rank mode.
+    `regions`: how often the compiled body calls each block that it repeats; empty in ``mode="eager"``. `replay`: in
+    modes that ask for CUDA graphs, that the body is one, or why it is not. `table_bytes`: of one schedule and one
+    request. `measured_difference`: see `ConditioningTable`. `rank`: in rank mode.
     """
 
     model: str
@@ -61,6 +61,7 @@ class SamplerReport:
     released: int
     declined: tuple[Declined, ...]
     regions: dict[str, int] = field(default_factory=dict)
+    replay: str = ""
     rank: RankReport | None = None
 
     def __str__(self) -> str:
@@ -90,6 +91,8 @@ class SamplerReport:
         if self.regions:
             counts = ", ".join(map(str, self.regions.values()))
             lines.append(f"  repeated    {len(self.regions)} blocks compiled once each, called {counts} times a step")
+        if self.replay:
+            lines.append(f"  replay      {self.replay}")
         if self.measured_difference is not None:
             lines.append(f"  difference  batched rows are within {self.measured_difference:.3g} of single steps")
         if self.released:

@@ -12,6 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree
 
 OpOverload = torch._ops.OpOverload
+invoke_subgraph = torch.ops.higher_order.invoke_subgraph
 TreeSpec = _pytree.TreeSpec
 tree_flatten = _pytree.tree_flatten
 tree_leaves = _pytree.tree_leaves

@@ -42,6 +42,7 @@ FLOORS = {
     "fusion_compile._diffusers_arguments": 1,
     "fusion_compile._stand_in": 1,
     "fusion_compile._read_back": 1,
+    "fusion_compile._untraced": 1,
     "fusion_compile.optim._transform": 1,
     "fusion_compile.optim._combine": 1,
     "fusion_compile.optim._schedules": 1,
@@ -75,7 +76,6 @@ FLOORS = {
     "fusion_compile.optim.*": 2,
     # 3: a function over flat state becomes a program; recipes
     "fusion_compile._trace": 3,
-    "fusion_compile._conditioning_table": 3,
     "fusion_compile._sampler_facts": 3,
     "fusion_compile._rank_conditioning": 3,
     "fusion_compile._rectified_flow": 3,
@@ -83,11 +83,14 @@ FLOORS = {
     "fusion_compile.optim.recipes": 3,
     # 4: a program becomes fast, and becomes a replay
     "fusion_compile._lower": 4,
+    "fusion_compile._pieces": 4,
     "fusion_compile._capture": 4,
+    "fusion_compile._loop_body": 4,
     # 5: the parts of a sampler; work between steps; what reads and never changes
     "fusion_compile._periodic": 5,
     "fusion_compile._update_program": 5,
     "fusion_compile._grouped_update": 5,
+    "fusion_compile._conditioning_table": 5,
     "fusion_compile._sampler_program": 5,
     "fusion_compile._sampler_programs": 5,
     "fusion_compile._sampler_module": 5,

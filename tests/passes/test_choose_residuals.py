@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fusion_compile.passes import BindingTime, Hoisted, exchange_rates, hoist_time_conditioning, pack_residuals
+from fusion_compile.passes import BindingTime, Hoisted, exchange_rates, hoist_time_conditioning, lay_out_residuals
 
 CONST, STEP, REQUEST, LIVE = BindingTime.CONST, BindingTime.STEP, BindingTime.REQUEST, BindingTime.LIVE
 STEP_REQUEST = BindingTime.STEP_REQUEST
@@ -80,7 +80,7 @@ def test_a_rotary_table_is_kept_once() -> None:
     )
     hoisted = hoist_time_conditioning(graph_module, {"x_1": LIVE, "ids_1": REQUEST}, n_steps=28, exchange=GPU)
     body = hoisted.body.graph_module
-    (buffer,), _ = pack_residuals(body, hoisted.residuals)
+    (buffer,) = lay_out_residuals(body, hoisted.residuals)
     assert buffer.time is REQUEST
     assert [part.numel for part in buffer.slices] == [IMAGE * 96, IMAGE * 96]  # cos and sin, not 16 views of them
     assert hoisted.report.bytes_added == 2 * IMAGE * 96 * 4  # one row, whatever the number of steps

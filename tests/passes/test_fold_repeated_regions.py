@@ -10,10 +10,8 @@ import torch
 import torch.nn.functional as F
 from expecttest import assert_expected_inline
 from torch import Tensor, fx
-from torch._inductor.utils import run_and_get_code
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fusion_compile._lower import lower
 from fusion_compile.passes import count_regions, fold_repeated_regions, format_graph
 
 WIDTH = 4
@@ -223,27 +221,3 @@ def test_values_beside_the_stream_pass_through() -> None:
         return x
 
     assert_folds(fn, X, *WEIGHTS, regions={"region_0": 6})
-
-
-def rows(x: Tensor, row: Tensor, *weights: Tensor) -> Tensor:
-    """Blocks whose inputs are views of one row, as in a packed body."""
-    for i, w in enumerate(weights):
-        x = block(x, w) + row[WIDTH * i : WIDTH * (i + 1)]
-    return x
-
-
-@pytest.mark.parametrize("depth", [4, 6])
-def test_inductor_compiles_a_block_once(depth: int) -> None:
-    inputs = (X, torch.randn(6 * WIDTH), *WEIGHTS[:depth])
-    called = []
-
-    def fold(graph_module: fx.GraphModule, _: list[Any]) -> None:
-        fold_repeated_regions(graph_module)
-        called.append(count_regions(graph_module))
-
-    torch.compiler.reset()
-    compiled = lower(trace(rows, *inputs), mode="default", on_graph=fold)
-    got, (code,) = run_and_get_code(compiled, *inputs)
-    assert called == [{"region_0": depth}]
-    torch.testing.assert_close(got, rows(*inputs))  # fused kernels round in another order
-    assert code.count("async_compile.cpp") <= 3  # at any depth: what is before, in and after the product of one block

@@ -1,4 +1,4 @@
-"""hoist_time_conditioning and pack_residuals: a graph is split by binding time, and the parts give what the whole
+"""hoist_time_conditioning and its packed rows: a graph is split by binding time, and the parts give what the whole
 gave."""
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from fusion_compile.passes import (
     binding_times,
     format_graph,
     hoist_time_conditioning,
+    lay_out_residuals,
     pack_outputs,
-    pack_residuals,
 )
 
 STEP, REQUEST, LIVE = BindingTime.STEP, BindingTime.REQUEST, BindingTime.LIVE
@@ -75,20 +75,6 @@ getitem: float32[2, 4] = input
 add: float32[2, 4] = input
 mul: float32[2, 4] = aten.mul.Tensor(x_1, add)
 add_1: float32[2, 4] = aten.add.Tensor(mul, getitem)
-return add_1""",
-    )
-    pack_residuals(hoisted.body.graph_module, hoisted.residuals)
-    assert_expected_inline(
-        format_graph(hoisted.body.graph_module.graph),
-        """\
-step_row_float32: float32[32] = input
-x_1: float32[2, 4] = input
-slice_tensor: float32[8] = aten.slice.Tensor(step_row_float32, 0, 0, 8)
-view_default: float32[2, 4] = aten.view.default(slice_tensor, [2, 4])
-slice_tensor_1: float32[8] = aten.slice.Tensor(step_row_float32, 0, 16, 24)
-view_default_1: float32[2, 4] = aten.view.default(slice_tensor_1, [2, 4])
-mul: float32[2, 4] = aten.mul.Tensor(x_1, view_default_1)
-add_1: float32[2, 4] = aten.add.Tensor(mul, view_default)
 return add_1""",
     )
 
@@ -219,11 +205,13 @@ def test_a_packed_row_holds_every_layout_and_dtype() -> None:
     graph_module = trace(fn, torch.randn(2, 3), torch.randn(5, 3))
     hoisted = hoist_time_conditioning(graph_module, {"x_1": LIVE, "t_1": STEP}, n_steps=4)
     body = hoisted.body.graph_module
-    buffers, report = pack_residuals(body, hoisted.residuals)
+    buffers = lay_out_residuals(body, hoisted.residuals)
     stage = hoisted.stages[STEP]
     packed, _ = pack_outputs(stage.graph_module, stage.outputs, buffers)
     x, t = torch.randn(2, 3), torch.randn(5, 3)
-    rows = dict(zip([b.name for b in buffers], packed(*([t] * len(stage.inputs))), strict=True))
-    inputs = {**rows, "x_1": x}
+    rows = packed(*([t] * len(stage.inputs)))
+    inputs = {"x_1": x}
+    for buffer, row in zip(buffers, rows, strict=True):
+        inputs |= buffer.views(row)
     got = body(*(inputs[str(n.target)] for n in body.graph.find_nodes(op="placeholder")))
-    assert report.changed == len(hoisted.residuals) and torch.equal(got, graph_module(x, t))
+    assert set(inputs) == {"x_1", *hoisted.residuals} and torch.equal(got, graph_module(x, t))

@@ -1,0 +1,154 @@
+"""Lay a body's residuals out in one buffer for each binding time and dtype, from which it reads them.
+
+A DiT-XL/2 body reads some 170 residuals; copying each from its table would cost more launches than hoisting saved. In
+one buffer they are one row copy. A residual keeps its memory layout, so the operators that read it take the same path.
+The body is not rewritten: each residual is a tensor of its own over its part of the buffer. Sliced inside the graph,
+the residuals of two blocks would differ by their offsets, and tracing one block would not serve for the next.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ._compat import OpOverload
+from ._dependence import BindingTime
+from ._graph import calls, dense_order, tensor_of
+from ._pass import PassReport
+
+aten = torch.ops.aten
+
+_ALIGNMENT = 64
+"""Bytes; what a fresh allocation of the CPU allocator has, so that kernels choose the same path."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Where one residual lies in a row: entries ``offset`` to ``offset + numel``, dimensions stored in `order`."""
+
+    name: str
+    offset: int
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return torch.Size(self.shape).numel()
+
+
+@dataclass(frozen=True)
+class RowBuffer:
+    """``[total]`` entries of `dtype` on `device`, filled from values of `time`: a row. `name`: of the output of a
+    packed stage that gives it."""
+
+    name: str
+    time: BindingTime
+    dtype: torch.dtype
+    device: torch.device
+    total: int
+    slices: tuple[Slice, ...]
+
+    def views(self, row: Tensor) -> dict[str, Tensor]:
+        """Each residual in `row` ``[total]``, by name, in its shape and layout: the row's memory under a storage of its
+        own, which keeps that memory alive. Writing the row bumps no version of them."""
+        raw = row.view(torch.uint8)  # DLPack does not know every dtype
+        size, found = self.dtype.itemsize, {}
+        for part in self.slices:
+            piece = raw[part.offset * size : (part.offset + part.numel) * size]
+            value = torch.from_dlpack(piece).view(self.dtype)  # type: ignore[attr-defined]
+            inverse = sorted(range(len(part.order)), key=part.order.__getitem__)
+            found[part.name] = value.view([part.shape[d] for d in part.order]).permute(inverse)
+        return found
+
+
+def lay_out_residuals(graph_module: fx.GraphModule, residuals: Mapping[str, BindingTime]) -> tuple[RowBuffer, ...]:
+    """Buffers for the inputs of `graph_module` that are named in `residuals`, each part 64 bytes from the next."""
+    groups: dict[tuple[BindingTime, torch.dtype, torch.device], list[fx.Node]] = {}
+    for node in graph_module.graph.find_nodes(op="placeholder"):
+        value = tensor_of(node)
+        if node.name in residuals and value is not None:
+            groups.setdefault((residuals[node.name], value.dtype, value.device), []).append(node)
+    buffers = []
+    for (time, dtype, device), nodes in groups.items():
+        slices, total = _lay_out(nodes, dtype)
+        name = f"{time.name.lower()}_row_{str(dtype).removeprefix('torch.')}"
+        buffers.append(RowBuffer(name, time, dtype, device, total, slices))
+    return tuple(buffers)
+
+
+def _lay_out(nodes: list[fx.Node], dtype: torch.dtype) -> tuple[tuple[Slice, ...], int]:
+    step = max(1, _ALIGNMENT // dtype.itemsize)
+    slices, offset = [], 0
+    for node in nodes:
+        value = tensor_of(node)
+        assert value is not None
+        order = dense_order(value) or tuple(range(value.dim()))
+        slices.append(Slice(node.name, offset, tuple(value.shape), order))
+        offset += -(-value.numel() // step) * step
+    return tuple(slices), offset
+
+
+def pack_outputs(
+    graph_module: fx.GraphModule, outputs: Sequence[str], buffers: Sequence[RowBuffer], keep: Sequence[str] = ()
+) -> tuple[fx.GraphModule, PassReport]:
+    """Make a stage give whole rows: ``(*one row [total] each buffer, *the outputs named in keep)``, in a new module.
+
+    `outputs` are the names of what `graph_module` returns; every slice of `buffers` and all of `keep` are among them.
+    One concatenation a row: copying the slices one by one would be hundreds of launches a step.
+    """
+    graph = copy.deepcopy(graph_module.graph)
+    before = len(calls(graph))
+    output = next(iter(graph.find_nodes(op="output")))
+    values = dict(zip(outputs, output.args[0], strict=True))
+    rows = [
+        _concatenate(graph, output, b, [_flat(graph, values[p.name], p, output) for p in b.slices]) for b in buffers
+    ]
+    output.args = ((*rows, *(values[name] for name in keep)),)
+    graph.lint()
+    report = PassReport("pack_outputs", True, len(rows), before, len(calls(graph)))
+    return fx.GraphModule(graph_module, graph), report
+
+
+def _flat(graph: fx.Graph, value: fx.Node, part: Slice, output: fx.Node) -> fx.Node:
+    """The entries of `value` as they lie in a row, ``[numel]``, made right behind it: in the block that computes it."""
+    last = value
+
+    def then(target: OpOverload, *args: Any, **kwargs: Any) -> fx.Node:
+        nonlocal last
+        where = graph.inserting_before(output) if last.op == "placeholder" else graph.inserting_after(last)
+        with where:
+            last = _call(graph, target, last, *args, **kwargs)
+        return last
+
+    if part.order != tuple(range(len(part.order))):
+        then(aten.permute.default, list(part.order))
+    if not last.meta["val"].is_contiguous():  # reshape would copy too, but outside of the kernel that computes it
+        then(aten.clone.default, memory_format=torch.contiguous_format)
+    return then(aten.reshape.default, [part.numel])
+
+
+def _concatenate(graph: fx.Graph, output: fx.Node, buffer: RowBuffer, values: list[fx.Node]) -> fx.Node:
+    pieces: list[fx.Node] = []
+    ends = [part.offset for part in buffer.slices[1:]] + [buffer.total]
+    with graph.inserting_before(output):
+        for part, value, end in zip(buffer.slices, values, ends, strict=True):
+            pieces.append(value)
+            if padding := end - part.offset - part.numel:
+                metadata: dict[str, Any] = {"dtype": buffer.dtype, "device": buffer.device}
+                zeros = graph.call_function(aten.full.default, ([padding], 0), metadata)
+                zeros.meta["val"] = value.meta["val"].new_zeros(padding)
+                pieces.append(zeros)
+        row = graph.call_function(aten.cat.default, (pieces,))
+    row.meta["val"] = pieces[0].meta["val"].new_empty(buffer.total)
+    return row
+
+
+def _call(graph: fx.Graph, target: OpOverload, source: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
+    node = graph.call_function(target, (source, *args), kwargs)
+    node.meta["val"] = target(source.meta["val"], *args, **kwargs)
+    return node
