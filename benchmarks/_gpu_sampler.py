@@ -187,7 +187,7 @@ def sampler_modes(rows: Rows, setting: Setting) -> None:
         with torch.no_grad():
             wants = [own(x, t.expand(size).clone(), y) for t in schedule]
         gap = max(float((a - b).norm() / b.norm()) for a, b in zip(outs, wants, strict=True))
-        c.note(f"{seen.recordings} recordings, {seen.replays} replays in {n_steps} steps; outputs {gap:.2e} off in norm")
+        c.note(f"{seen.recordings} recordings, {seen.replays} replays in {n_steps} steps; {gap:.2e} off in norm")
         c.require(gap < 1e-2, "the loop reads weights that are no longer the model's")
         c.require_on_gpu(seen.recordings == 1, "weights at other addresses must be recorded once")
 
