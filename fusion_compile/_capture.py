@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from fusion_compile.passes import find_host_syncs
 
 Record = Callable[[Callable[..., Sequence[Tensor]], Sequence[Tensor]], tuple[Callable[[], Any], Sequence[Tensor]]]
 
+_log = logging.getLogger(__name__)  # `explain` listens, and knows Inductor's words for it
+
 _WARM_UP = 2
 """Calls before the recorded one: the first compiles and tunes, the second runs as every later one will."""
 
@@ -21,7 +24,7 @@ def why_not_captured(graph_module: fx.GraphModule, tensors: Iterable[Tensor]) ->
     if findings := find_host_syncs(graph_module):
         return str(findings[0])
     places = sorted({str(t.device) for t in tensors})
-    return f"it reads tensors on {' and '.join(places)}" if len(places) > 1 else None
+    return f"it reads tensors on {' and '.join(places)}." if len(places) > 1 else None
 
 
 class Replay:
@@ -52,6 +55,11 @@ class Replay:
             return list(self._fn(*given))
         addresses = tuple(t.data_ptr() for t in self._fixed())
         if self._replay is None or addresses != self._addresses:
+            if self._replay is None:
+                _log.debug("Recording function=the loop's body")
+            else:
+                moved = sum(a != b for a, b in zip(addresses, self._addresses, strict=True))
+                _log.debug("Re-recording function=the loop's body, reason=pointer changed of %d weights", moved)
             self._replay, self._outputs = None, ()  # gives the memory of the old recording to the new one
             self._inputs = [torch.empty_like(t).copy_(t) for t in given]
             self._replay, self._outputs = self._record(self._fn, self._inputs)

@@ -29,7 +29,7 @@ def loop_body(body: fx.GraphModule, live: Sequence[Tensor], *, mode: str, backen
     if mode == "eager":
         return LoopBody(body)
     pieces, repeated = compile_pieces(body, mode=without_cuda_graph(mode), backend=backend)
-    if without_cuda_graph(mode) == mode or not any(t.is_cuda for t in live):
+    if without_cuda_graph(mode) == mode or not any(t.device.type == "cuda" for t in live):
         return LoopBody(pieces, repeated)
 
     def fixed() -> tuple[Tensor, ...]:

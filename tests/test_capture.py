@@ -11,6 +11,9 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fusion_compile._capture import Replay, why_not_captured
+from fusion_compile._compat import fake_mode
+from fusion_compile._conditioning_table import bind_weights
+from fusion_compile._loop_body import LoopBody, loop_body
 
 
 class Recorder:
@@ -76,11 +79,31 @@ def test_a_recording_that_failed_is_tried_again() -> None:
     assert run(x)[0].item() == 2 and recorder.recordings == 1 and not answers
 
 
+def body_on(device: str, fn: Callable[..., tuple[Tensor, ...]], w_device: str) -> LoopBody:
+    """The loop's body made of `fn(x, w)` for tensors that have no data, on a GPU that need not be there."""
+    with fake_mode(), torch.no_grad():
+        x, w = torch.randn(3, 4, device=device), torch.randn(4, 4, device=w_device)
+        graph_module = make_fx(fn)(x, w)
+    name = str(list(graph_module.graph.find_nodes(op="placeholder"))[1].target)
+    bind_weights(graph_module, {name: w})
+    return loop_body(graph_module, [x], mode="max-autotune", backend="inductor")
+
+
+def test_on_a_gpu_the_body_is_one_recording_where_it_can_be() -> None:
+    assert body_on("cuda", lambda x, w: ((x @ w).sin().cos(),), "cuda").captured
+    body = body_on("cpu", lambda x, w: ((x @ w).sin().cos(),), "cpu")
+    assert not body.captured and body.not_captured is None
+    waits = body_on("cuda", lambda x, w: ((x @ w).cpu(),), "cuda")
+    assert not waits.captured and "host_sync" in str(waits.not_captured)
+    mixed = body_on("cuda", lambda x, w: (x.sin().cos() + w.sum(),), "cpu")
+    assert not mixed.captured and "cpu and cuda" in str(mixed.not_captured)
+
+
 def test_what_a_cuda_graph_cannot_hold_is_told() -> None:
     x, w = torch.randn(3, 4), torch.randn(4, 4)
     pure = make_fx(lambda x, w: (x @ w,))(x, w)
     assert why_not_captured(pure, [x, w]) is None
-    assert why_not_captured(pure, [x, w.to("meta")]) == "it reads tensors on cpu and meta"
+    assert why_not_captured(pure, [x, w.to("meta")]) == "it reads tensors on cpu and meta."
     waits = make_fx(lambda x, w: (x[(x @ w) > 0],))(x, w)
     why = why_not_captured(waits, [x, w])
     assert why is not None and "the host waits for the count" in why

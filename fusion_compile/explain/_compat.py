@@ -16,8 +16,9 @@ from torch import nn
 TRACE_LOG = "torch.__trace"
 """Torch's structured trace: every record has ``metadata`` (a dict) and ``payload`` (text or None)."""
 FUSION_LOGS = ("torch._inductor.scheduler.__fusion",)
-CUDA_GRAPH_LOGS = tuple(
-    f"torch._inductor.{room}.__cudagraphs" for room in ("cudagraph_utils", "cudagraph_trees", "scheduler")
+CUDA_GRAPH_LOGS = (
+    *(f"torch._inductor.{room}.__cudagraphs" for room in ("cudagraph_utils", "cudagraph_trees", "scheduler")),
+    "fusion_compile._capture",
 )
 
 

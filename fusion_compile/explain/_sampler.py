@@ -35,7 +35,9 @@ def explain_sampler(sampler: Sampler, device: str | None) -> Explanation:
     programs = list(sampler._programs.values())
     placed = next((p.device for p in sampler.model.parameters()), torch.device("cpu"))
     line = roofline(device, placed)
-    findings = one_for_each(f for p in programs for f in find_host_syncs(p.split[0]))
+    findings = one_for_each(
+        (*(f for p in programs for f in find_host_syncs(p.split[0])), *(f for p in programs for f in _not_captured(p)))
+    )
     graphs, values, passes, sections = [], [], [], []
     for i, program in enumerate(programs):
         whole, roles, _, hoisted = program.split
@@ -62,6 +64,14 @@ def explain_sampler(sampler: Sampler, device: str | None) -> Explanation:
         hoisting=Hoisting(tuple(values)) if programs else None,
         notes=notes,
     )
+
+
+def _not_captured(program: SamplerProgram) -> list[Finding]:
+    """Why the loop is not the CUDA graph that the sampler's mode asks for."""
+    if program.not_captured is None:
+        return []
+    remedy = "Remove it from the loop, or pass mode='max-autotune-no-cudagraphs' to say that this is meant."
+    return [Finding("cudagraph_skip", "CUDA graph", "", f"None was recorded: {program.not_captured}", remedy)]
 
 
 def _facts(

@@ -16,6 +16,7 @@ import torch
 import torch._dynamo
 from torch import Tensor, fx, nn
 
+from fusion_compile._capture import Replay
 from fusion_compile.explain import _compat
 from fusion_compile.explain._cuda_graphs import cuda_graph_findings, read_cuda_graphs
 from fusion_compile.explain._facts import CudaGraphSkip
@@ -467,6 +468,20 @@ def test_partitions_recordings_and_their_repetition() -> None:
     assert "cpu ops" in seen.findings[0].why and seen.findings[0].where == "/home/u/model.py:9"
     assert "copy_" in seen.findings[1].remedy and seen.findings[1].where == "/home/u/model.py:5"
     assert happened(seen.facts) == {"cudagraph_partition", "rerecord"}
+
+
+def test_a_samplers_own_recordings_are_heard() -> None:
+    weights = [torch.ones(2)]
+    loop = Replay(lambda x: (x * weights[0],), lambda: weights, lambda fn, given: (lambda: None, fn(*given)))
+
+    def runs() -> None:
+        loop(torch.ones(2))
+        weights[0] = torch.ones(2)
+        loop(torch.ones(2))
+
+    seen = observe(CalledAsItIs(runs))
+    assert (seen.facts.cudagraphs.captures, len(seen.facts.cudagraphs.rerecords)) == (1, 1)
+    assert [f.kind for f in seen.findings] == ["rerecord"] and "moved" in seen.findings[0].why
 
 
 def test_a_skip_that_no_line_explains_is_counted_all_the_same() -> None:

@@ -296,6 +296,18 @@ def test_a_watched_training_step_is_put_back() -> None:
     assert (finding.kind, finding.op) == ("rebound_parameter", "weight")
 
 
+def test_a_loop_that_is_no_cuda_graph_though_its_mode_asks_for_one_is_a_finding() -> None:
+    model = DiT(input_size=8, hidden_size=32, depth=1, num_heads=2).eval()
+    given = (torch.randn(2, 1, 8, 8), torch.full((2,), 0.5), torch.tensor([1, 2]))
+    sampler = fc.optimize_sampler(model, 2, mode="eager", example_inputs=given)
+    (program,) = sampler._programs.values()
+    assert fc.explain(sampler).findings == ()
+    program.not_captured = "it reads tensors on cpu and cuda:0."
+    (finding,) = fc.explain(sampler).findings
+    assert finding.kind == "cudagraph_skip" and finding.why.endswith("it reads tensors on cpu and cuda:0.")
+    assert "it reads tensors on cpu and cuda:0" in sampler.explain()
+
+
 def test_what_cannot_be_explained_is_refused_with_what_can() -> None:
     with pytest.raises(TypeError, match="got a int; give what"):
         fc.explain(3)
