@@ -10,7 +10,7 @@ import contextlib
 import functools
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,10 +38,10 @@ def untraced(model: nn.Module) -> Iterator[None]:
     finally:
         for place, before in places:
             if isinstance(place, list):
-                if any(_holds_trace(value, set()) for value in place):
+                if _has_new_trace(enumerate(place), dict(enumerate(before))):
                     place[:] = before
                 continue
-            for key in [k for k, value in place.items() if _holds_trace(value, set())]:
+            for key in _has_new_trace(place.items(), before):
                 if key in before:
                     place[key] = before[key]
                 else:
@@ -73,6 +73,12 @@ def _inside(value: Any) -> list[Any]:
     if isinstance(value, (list, tuple, set, frozenset)):
         return list(value)
     return [vars(value)] if hasattr(value, "__dict__") else []
+
+
+def _has_new_trace(items: Iterable[tuple[Any, Any]], before: dict[Any, Any]) -> list[Any]:
+    """The keys of the values that are others than `before` and hold a tensor of a trace. What is in a value that is the
+    same lies in a place of its own."""
+    return [key for key, value in items if value is not before.get(key) and _holds_trace(value, set())]
 
 
 def _holds_trace(value: Any, seen: set[int]) -> bool:

@@ -21,6 +21,8 @@ from tests.models.tiny import tiny_call, tiny_model
 pytestmark = [
     # diffusers imports its own deprecated names,
     pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in version:FutureWarning"),
+    # Z-Image fills its rotary table at its own first call, so that the sampler is built again,
+    pytest.mark.filterwarnings("ignore:rope_embedder was replaced by another list:UserWarning"),
     # and Mochi asks autocast for float32, which on a CPU is refused.
     pytest.mark.filterwarnings("ignore:In CPU autocast, but the target dtype is not supported:UserWarning"),
 ]
@@ -73,9 +75,9 @@ def test_model(name: str) -> None:
     exact, batched = sampler_of(c), sampler_of(c, exact=False)
     expected = []
     for arguments in calls(c):
+        output = exact(**arguments)  # first: what a trace leaves in a model that was never called shows in its own call
         with torch.no_grad():
             expected.append((arguments, c.model(**arguments)))
-        output = exact(**arguments)
         assert type(output) is type(expected[-1][1])
         assert difference(output, expected[-1][1]) == 0
     largest = max(float(t.abs().max()) for _, out in expected for t in tensors_of(out))
