@@ -10,7 +10,7 @@ import contextlib
 import functools
 import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,21 +31,22 @@ def untraced(model: nn.Module) -> Iterator[None]:
 
     Caches are found where a class of the model, or the Python file it is from, has them.
     """
-    places = [(place, place.copy()) for place in _places(model)]
+    places = [(place, dict(_items(place))) for place in _places(model)]
     caches = [(cache, cache.cache_info().misses) for cache in _caches(model)]
     try:
         yield
     finally:
         for place, before in places:
-            if isinstance(place, list):
-                if _has_new_trace(enumerate(place), dict(enumerate(before))):
-                    place[:] = before
-                continue
-            for key in _has_new_trace(place.items(), before):
-                if key in before:
-                    place[key] = before[key]
-                else:
-                    del place[key]
+            # What is in a value that is the same lies in a place of its own.
+            left = [k for k, value in _items(place) if value is not before.get(k) and _holds_trace(value, set())]
+            if left and isinstance(place, list):
+                place[:] = before.values()
+            elif isinstance(place, dict):
+                for key in left:
+                    if key in before:
+                        place[key] = before[key]
+                    else:
+                        del place[key]
         for cache, misses in caches:
             if cache.cache_info().misses != misses:
                 cache.cache_clear()
@@ -65,6 +66,10 @@ def _places(model: nn.Module) -> Iterator[dict[Any, Any] | list[Any]]:
         todo += _inside(value)
 
 
+def _items(place: dict[Any, Any] | list[Any]) -> list[tuple[Any, Any]]:
+    return list(place.items()) if isinstance(place, dict) else list(enumerate(place))
+
+
 def _inside(value: Any) -> list[Any]:
     if isinstance(value, _LEAVES):
         return []
@@ -73,12 +78,6 @@ def _inside(value: Any) -> list[Any]:
     if isinstance(value, (list, tuple, set, frozenset)):
         return list(value)
     return [vars(value)] if hasattr(value, "__dict__") else []
-
-
-def _has_new_trace(items: Iterable[tuple[Any, Any]], before: dict[Any, Any]) -> list[Any]:
-    """The keys of the values that are others than `before` and hold a tensor of a trace. What is in a value that is the
-    same lies in a place of its own."""
-    return [key for key, value in items if value is not before.get(key) and _holds_trace(value, set())]
 
 
 def _holds_trace(value: Any, seen: set[int]) -> bool:
