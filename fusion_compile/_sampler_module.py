@@ -188,15 +188,19 @@ class Sampler(StandIn):
 
             return euler(noise, self.timesteps, guidance_scale, velocities)
 
-    def free_hoisted_weights(self, to: Literal["cpu", "drop"] = "drop", *, keep_prologue: bool = False) -> int:
+    def free_hoisted_weights(
+        self, to: Literal["cpu", "drop"] = "drop", *, keep_prologue: bool = False, unread: bool = False
+    ) -> int:
         """Take the weights that no step of the loop reads out of the model's memory; return the bytes given back.
 
         ``to="cpu"`` keeps them in main memory, where a new request or an unknown timestep fetches them for a moment.
         ``to="drop"`` keeps nothing: the requests that are prepared are still served at the timesteps that have rows,
         others raise RuntimeError until `restore_weights`. If no timesteps were given and none but those of the preset
-        of `sample` were asked for, the preset is completed first. `keep_prologue`: keep what a new request needs. The
-        parameters stay where they are in the model, with no elements. Weights that lie in a larger storage cannot be
-        given back and stay; a warning says so.
+        of `sample` were asked for, the preset is completed first. `keep_prologue`: keep what a new request needs.
+        `unread`: let go of the weights too on which the output does not depend at all, as of the last text half of
+        Qwen-Image; leave it off for a model that has other methods which read them. The parameters stay where they are
+        in the model, with no elements. Weights that lie in a larger storage cannot be given back and stay; a warning
+        says so.
 
         Raises ValueError if nothing was hoisted yet, and for ``"drop"`` if no timestep has a row.
         """
@@ -215,7 +219,8 @@ class Sampler(StandIn):
         needed = frozenset[str]().union(*(p.body_names for p in programs))
         if keep_prologue:
             needed = needed.union(*(p.prologue_names for p in programs))
-        released = self._weights.release(frozenset[str]().union(*(p.early_names for p in programs)), needed, to)
+        may_go = frozenset[str]().union(*(p.early_names | (p.unread_names if unread else set()) for p in programs))
+        released = self._weights.release(may_go, needed, to)
         for program in self._programs.values():
             program.watch.remember()
         if released.declined:

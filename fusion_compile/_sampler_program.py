@@ -33,11 +33,12 @@ MOST_SCHEDULES = 4
 class SamplerProgram:
     """Serves every call whose `Call.key` is that of the call it was built from.
 
-    `early_names`, `body_names`: full names of the weights that the stages read and that the body reads. `index`: which
-    timesteps have rows, at first none; `follows`, `scheduled`: the schedule that was placed last, and its rows, for the
-    owner's use. `like`: the timestep it was built with. `not_captured`: why its body is not the CUDA graph that its
-    mode asks for, if it is not. `split`: for explain, the whole graph, its inputs' binding times and its weights' full
-    names, and what was made of it. `report()`: what was done.
+    `early_names`, `body_names`, `unread_names`: full names of the weights that the stages read, that the body reads,
+    and that the output does not depend on. `index`: which timesteps have rows, at first none; `follows`, `scheduled`:
+    the schedule that was placed last, and its rows, for the owner's use. `like`: the timestep it was built with.
+    `not_captured`: why its body is not the CUDA graph that its mode asks for, if it is not. `split`: for explain, the
+    whole graph, its inputs' binding times and its weights' full names, and what was made of it. `report()`: what was
+    done.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class SamplerProgram:
         self.body_names = frozenset(names[n] for n in hoisted.body.inputs if n in names)
         self.prologue_names = self.weights_of((BindingTime.REQUEST, BindingTime.STEP_REQUEST))
         self.early_names = self.weights_of(hoisted.stages)
+        self.unread_names = frozenset(names.values()) - self.early_names - self.body_names
         read = {names[n]: weight for n, weight in traced.weights.items() if n in names}
         self.watch = WeightWatch({name: read[name] for name in self.early_names})
         self._facts = sampler_facts(

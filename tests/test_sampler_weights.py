@@ -39,6 +39,34 @@ def difference(sampler: Sampler, model: nn.Module | None = None, y: Tensor = Y, 
         return max(float((sampler(*call) - (model or sampler.model)(*call)).abs().max()) for call in calls)
 
 
+class WithAnotherEntrance(DiT):
+    """Has a head that `forward` computes and does not return, and one that only another method reads."""
+
+    def __init__(self) -> None:
+        super().__init__(hidden_size=32, depth=1, num_heads=2, num_classes=None)
+        self.unused, self.encoder = nn.Linear(8, 8), nn.Linear(8, 16)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:  # type: ignore[override]
+        self.unused(x)
+        return super().forward(x, t)
+
+
+def test_weights_on_which_nothing_depends_go_only_when_asked() -> None:
+    model = WithAnotherEntrance().eval()
+    times = torch.linspace(1, 0.2, N_STEPS)
+    sampler = optimize_sampler(model, N_STEPS, mode="eager", timesteps=times)
+    with torch.no_grad():
+        want = [sampler(X, t.expand(2)) for t in times]
+        hoisted = sampler.free_hoisted_weights()
+        assert model.unused.weight.numel() == 64 and model.encoder.weight.numel() == 128
+        unread = sampler.free_hoisted_weights(unread=True)
+        assert hoisted > 0 and unread == 4 * (64 + 8 + 128 + 16)
+        assert model.unused.weight.numel() == model.encoder.weight.numel() == 0
+        for t, before in zip(times, want, strict=True):
+            assert torch.equal(sampler(X, t.expand(2)), before)
+        assert sampler.reports()[0].weight_bytes["unread"] == unread
+
+
 def _optimizer_step(model: DiT) -> None:
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
