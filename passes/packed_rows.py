@@ -67,7 +67,7 @@ class RowBuffer:
 
 
 def lay_out_residuals(graph_module: fx.GraphModule, residuals: Mapping[str, BindingTime]) -> tuple[RowBuffer, ...]:
-    """Buffers for the inputs of `graph_module` that are named in `residuals`, each part 64 bytes from the next."""
+    """Buffers for the inputs of `graph_module` that are named in `residuals`; parts begin at multiples of 64 bytes."""
     groups: dict[tuple[BindingTime, torch.dtype, torch.device], list[fx.Node]] = {}
     for node in graph_module.graph.find_nodes(op="placeholder"):
         value = tensor_of(node)
