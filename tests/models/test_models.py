@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fusion_compile import _graphs_by_shape
-from fusion_compile._denoiser_graph import DenoiserGraph
-from fusion_compile._roles import assign_roles, roles_of_names
+from fusion_compile._denoiser_call import take_apart
+from fusion_compile._denoiser_graph import DenoiserGraph, trace_denoiser
+from fusion_compile._roles import BINDING_TIMES, assign_roles, roles_of_names
+from fusion_compile.passes import exchange_rates, find_host_syncs, hoist_time_conditioning
 from fusion_compile.sampler import Sampler, optimize_sampler
 from tests.models.cases import N_STEPS, NAMES, Case, case
 from tests.models.tiny import tiny_call, tiny_model
@@ -99,6 +102,25 @@ def test_model(name: str) -> None:
         assert difference(exact(**arguments), out) == 0
     with pytest.raises(RuntimeError, match="restore_weights"):
         exact(**c.call())
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "Mochi"])  # it asks autocast for its own device
+def test_on_a_device_of_its_own_the_loop_reads_nothing_from_the_cpu(name: str) -> None:
+    """Else it could not be one CUDA graph: Qwen-Image keeps its frequencies on the CPU and copies them at each call.
+    The meta device stands for the GPU."""
+    c = case(name)
+    model = copy.deepcopy(c.model).to("meta")
+    arguments = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), c.at(c.call(), 0))
+    signature = inspect.signature(model.forward)
+    call = take_apart(signature, (), arguments)
+    roles = assign_roles(call.arguments, None).by_argument
+    traced = trace_denoiser(model, signature, call)
+    times = {n: BINDING_TIMES[roles[owner]] for n, owner in zip(traced.inputs, call.owners, strict=True)}
+    rates = exchange_rates(torch.device("cuda"))
+    hoisted = hoist_time_conditioning(traced.graph_module, times, n_steps=N_STEPS, exchange=rates)
+    read = [node for node in hoisted.body.graph_module.graph.find_nodes(op="placeholder") if node.users]
+    assert read and {node.meta["val"].device.type for node in read} == {"meta"}
+    assert find_host_syncs(hoisted.body.graph_module) == ()
 
 
 @pytest.mark.parametrize("name", NAMES)
