@@ -18,7 +18,7 @@ from fusion_compile.passes import BindingTime, Hoisted, RowBuffer, Stage, pack_o
 def bind_weights(graph_module: fx.GraphModule, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Make the inputs named in `tensors` attributes of `graph_module`; return the inputs that are left.
 
-    As attributes of a module they are static to torch.compile: a CUDA graph reads them where they are.
+    As attributes they are read where they lie, and one can be exchanged for another without tracing again.
     """
     graph = graph_module.graph
     for node in graph.find_nodes(op="placeholder"):

@@ -36,9 +36,8 @@ class SamplerProgram:
     `early_names`, `body_names`, `unread_names`: full names of the weights that the stages read, that the body reads,
     and that the output does not depend on. `index`: which timesteps have rows, at first none; `follows`, `scheduled`:
     the schedule that was placed last, and its rows, for the owner's use. `like`: the timestep it was built with.
-    `not_captured`: why its body is not the CUDA graph that its mode asks for, if it is not. `split`: for explain, the
-    whole graph, its inputs' binding times and its weights' full names, and what was made of it. `report()`: what was
-    done.
+    `split`: for explain, the whole graph, its inputs' binding times and its weights' full names, and what was made of
+    it. `report()`: what was done.
     """
 
     def __init__(
@@ -104,7 +103,6 @@ class SamplerProgram:
         self._body_graph = body
         self.split = (graph_module, times, traced.full_names, hoisted)
         self._body = loop_body(body, [call.tensors[i] for i in self._live], mode=self._mode, backend=backend)
-        self.not_captured = self._body.not_captured
         self._request_names = tuple(traced.inputs[i] for i in self._at["request"])
 
         self._names = names = traced.full_names
@@ -129,6 +127,11 @@ class SamplerProgram:
             exact=exact,
             byte_budget=byte_budget,
         )
+
+    @property
+    def not_captured(self) -> str | None:
+        """Why the body is not the CUDA graph that its mode asks for, if it is not."""
+        return self._body.not_captured
 
     def request(self, call: Call) -> dict[str, Tensor]:
         """The request's tensors of `call` by input name."""

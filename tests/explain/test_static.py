@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -302,7 +303,7 @@ def test_a_loop_that_is_no_cuda_graph_though_its_mode_asks_for_one_is_a_finding(
     sampler = fc.optimize_sampler(model, 2, mode="eager", example_inputs=given)
     (program,) = sampler._programs.values()
     assert fc.explain(sampler).findings == ()
-    program.not_captured = "it reads tensors on cpu and cuda:0."
+    program._body = dataclasses.replace(program._body, not_captured="it reads tensors on cpu and cuda:0.")
     (finding,) = fc.explain(sampler).findings
     assert finding.kind == "cudagraph_skip" and finding.why.endswith("it reads tensors on cpu and cuda:0.")
     assert "it reads tensors on cpu and cuda:0" in sampler.explain()
