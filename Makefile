@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 
-.PHONY: help demo test exhaustive lint bench clean compiler browser
+.PHONY: help demo test exhaustive house lint bench clean compiler browser
 .DELETE_ON_ERROR:
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make exhaustive  run what the tests leave to it: every subset of the optimizer's components (minutes)"
 	@echo "make lint    ruff and mypy"
+	@echo "make house   print how large the package is and how its parts depend on each other"
 	@echo "make bench   run the benchmarks"
 	@echo "make clean   remove what these made, except .venv"
 
@@ -37,6 +38,9 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+
+house: $(INSTALLED)
+	@$(BIN)/python -m tests.house.count
 
 bench: $(INSTALLED) compiler
 	@for claim in update step sampler; do echo "== $$claim"; $(BIN)/python benchmarks/$$claim.py $(ARGS) || exit 1; done

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from fusion_compile._diffusers_arguments import CallSizes
+from fusion_compile._sampler.without_weights.diffusers_arguments import CallSizes
 
 
 class Published(NamedTuple):

@@ -25,8 +25,8 @@ from _published_configs import PUBLISHED
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fusion_compile._diffusers_calls import model_of_class
-from fusion_compile._explain_sampler_command import Built, analyse_without_data, with_example
+from fusion_compile._sampler.without_weights.command import Built, analyse_without_data, with_example
+from fusion_compile._sampler.without_weights.diffusers_calls import model_of_class
 from fusion_compile.sampler import Sampler, optimize_sampler
 
 ROOT = Path(__file__).parents[1]

@@ -17,11 +17,13 @@ import torch
 from _measure import compare, interleaved, machine, print_machine, print_timings, write_json
 from torch import Tensor, nn
 
-from fusion_compile import _compat, _flat, optim
-from fusion_compile._hyperparameters import Hyperparameters
-from fusion_compile._lower import lower, resolve_mode
-from fusion_compile._routing import route
-from fusion_compile._state import Residence, build_layout
+from fusion_compile import _compat, optim
+from fusion_compile._program.lower import lower, resolve_mode
+from fusion_compile._state import flat_tree
+from fusion_compile._state.banks import build_layout
+from fusion_compile._state.hyperparameters import Hyperparameters
+from fusion_compile._state.residence import Residence
+from fusion_compile._state.routing import route
 from fusion_compile.optim import Context, Transform
 
 Shapes = list[tuple[int, ...]]
@@ -53,15 +55,15 @@ def ours(shapes: Shapes, transform: Transform, device: torch.device) -> Callable
     params = Residence(model, layout).banks
     grads = {k: torch.randn_like(b) * 1e-2 for k, b in params.items()}
     initial = transform.init(params)
-    form, state = _flat.form(initial), dict(_flat.flatten(initial))
+    form, state = flat_tree.form(initial), dict(flat_tree.flatten(initial))
     numbers = Hyperparameters(transform.hyperparameters, layout.device, layout.state_dtype)
     for tensor in (*params.values(), *grads.values(), *state.values(), numbers.tensor):
         _compat.mark_static(tensor)
 
     def update(params: dict[str, Tensor], grads: dict[str, Tensor], state: dict[str, Tensor], values: Tensor) -> None:
         context = Context(numbers.by_name(values))
-        updates, after = transform.update(grads, _flat.unflatten(form, state), params, context)
-        changed = dict(_flat.flatten(after))
+        updates, after = transform.update(grads, flat_tree.unflatten(form, state), params, context)
+        changed = dict(flat_tree.flatten(after))
         for key, p in params.items():
             p.copy_(p + updates[key])
         for key, tensor in state.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +20,8 @@ from torch._subclasses.fake_tensor import (
 )
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from fusion_compile.passes._user_frame import innermost
 
 UnsupportedByDynamo: type[Exception] = torch._dynamo.exc.Unsupported
 DATA_DEPENDENT: tuple[type[Exception], ...] = (DataDependentOutputException, DynamicOutputShapeException)
@@ -67,9 +68,7 @@ def size_assumptions(sizes: Iterable[int | torch.SymInt]) -> list[SizeAssumption
 
 
 def _outside_torch(frame: Any) -> str:
-    if not isinstance(frame, traceback.FrameSummary) or frame.filename.startswith(os.path.dirname(torch.__file__)):
-        return ""
-    return f"{frame.filename}:{frame.lineno}"
+    return innermost([(frame.filename, frame.lineno or 0)]) if isinstance(frame, traceback.FrameSummary) else ""
 
 
 class StatisticsSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]

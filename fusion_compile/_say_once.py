@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from types import FrameType
 
-import torch
-
-_OURS = (os.path.dirname(__file__) + os.sep, os.path.dirname(torch.__file__) + os.sep)
+from fusion_compile.passes._user_frame import is_the_users
 
 
 class SayOnce:
@@ -28,6 +25,6 @@ def _levels_to_the_user() -> int:
     """From the caller to the innermost frame that is neither this package's nor torch's."""
     level = 1
     at: FrameType | None = sys._getframe(1)
-    while at is not None and at.f_code.co_filename.startswith(_OURS):
+    while at is not None and not is_the_users(at.f_code.co_filename):
         level, at = level + 1, at.f_back
     return level

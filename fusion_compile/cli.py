@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from fusion_compile._explain_sampler_command import add_explain_sampler
+from fusion_compile._sampler.without_weights.command import add_explain_sampler
 from fusion_compile.explain import Explanation, explain
-from fusion_compile.explain._roofline import ROOFLINES
-from fusion_compile.explain._runtime import happened
+from fusion_compile.explain._graph.roofline import ROOFLINES
+from fusion_compile.explain._run.runtime import happened
 from fusion_compile.passes import KINDS
 
 
@@ -117,7 +117,7 @@ def _diff(asked: argparse.Namespace) -> int:
     difference = before.diff(after)
     difference.print()
     if asked.html:
-        from fusion_compile.explain._html import write_diff_html
+        from fusion_compile.explain._show.html import write_diff_html
 
         write_diff_html(before.to_json(), after.to_json(), asked.html)
     return 1 if difference.findings_new else 0

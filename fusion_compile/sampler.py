@@ -12,12 +12,12 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from fusion_compile._lower import resolve_mode
-from fusion_compile._pass_watch import Verify
-from fusion_compile._sampler_module import Sampler as Sampler
-from fusion_compile._sampler_module import as_schedule
-from fusion_compile._timestep_range import range_to_fit
-from fusion_compile._unservable_models import refuse_unservable
+from fusion_compile._program.lower import resolve_mode
+from fusion_compile._sampler.module import Sampler as Sampler
+from fusion_compile._sampler.module import as_schedule
+from fusion_compile._sampler.rank.range_rows import range_to_fit
+from fusion_compile._sampler.table.pass_watch import Verify
+from fusion_compile._sampler.weights.unservable import refuse_unservable
 
 
 def optimize_sampler(

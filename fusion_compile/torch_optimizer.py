@@ -11,11 +11,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fusion_compile._grouped_update import GroupedUpdate, Host, Source, as_float, names_in, refuse
-from fusion_compile._named_groups import STEPS, check_options, check_parameters, check_patterns, names_of
-from fusion_compile._parameter_group import Parts
-from fusion_compile._routing import Route
-from fusion_compile._update_program import UpdatePrograms
+from fusion_compile._state.routing import Route
+from fusion_compile._torch_optim.grouped_update import GroupedUpdate, Host, Source, as_float, names_in, refuse
+from fusion_compile._torch_optim.named_groups import STEPS, check_options, check_parameters, check_patterns, names_of
+from fusion_compile._torch_optim.parameter_group import Parts
+from fusion_compile._torch_optim.update_program import UpdatePrograms
 from fusion_compile.optim._schedules import Schedule
 from fusion_compile.optim._transform import Transform
 from fusion_compile.optim.recipes import RECIPES

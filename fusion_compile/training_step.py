@@ -10,20 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusion_compile import _batch, _checkpoint, _compat, _flat, _program
-from fusion_compile._host_reads import not_captured_message
-from fusion_compile._hyperparameters import Hyperparameters
-from fusion_compile._loss import LossFacts, LossFn, LossModule, examine
-from fusion_compile._lower import lower, no_recompile, resolve_mode
-from fusion_compile._periodic import PeriodicWork
+from fusion_compile import _compat
+from fusion_compile._program.lower import lower, no_recompile, resolve_mode
+from fusion_compile._program.program import Program, refuse_host_syncs
 from fusion_compile._progress import stage
-from fusion_compile._routing import Route, SplitBlocks, route
-from fusion_compile._state import Layout, Residence, build_layout
-from fusion_compile._trace import CLIP, StepPlan, donated, initial_state, pure_step
+from fusion_compile._state import checkpoint, flat_tree
+from fusion_compile._state.banks import Layout, build_layout
+from fusion_compile._state.hyperparameters import Hyperparameters
+from fusion_compile._state.residence import Residence
+from fusion_compile._state.routing import Route, SplitBlocks, route
+from fusion_compile._state.warm_start import WarmStart, carry_over
+from fusion_compile._step import batches
+from fusion_compile._step.host_reads import not_captured_message
+from fusion_compile._step.loss import LossFacts, LossFn, LossModule, examine
+from fusion_compile._step.periodic import PeriodicWork
+from fusion_compile._step.pure_step import CLIP, StepPlan, donated, initial_state, pure_step
 from fusion_compile._types import Tensors
-from fusion_compile._warm_start import WarmStart, carry_over
 from fusion_compile.explain._explanation import Explanation
-from fusion_compile.explain._step import explain_step
+from fusion_compile.explain._subjects.step import explain_step
 from fusion_compile.optim._schedules import Schedule
 from fusion_compile.optim._transform import Context, Transform, bound
 from fusion_compile.optim.recipes import RECIPES
@@ -69,7 +73,7 @@ class TrainingStep:
         self._plan = StepPlan(
             layout,
             transform,
-            _flat.form(optimizer_state, "optimizer"),
+            flat_tree.form(optimizer_state, "optimizer"),
             self.hyperparameters,
             accumulate,
             skip_nonfinite,
@@ -80,8 +84,8 @@ class TrainingStep:
             _compat.mark_static(tensor)
         self._facts: LossFacts | None = None
         # By signature, and by whether the transform's period makes it another kind of step.
-        self._compiled: dict[_batch.Signature, dict[bool, Callable[[Tensors, tuple[Any, ...]], None]]] = {}
-        self.programs: list[_program.Program] = []
+        self._compiled: dict[batches.Signature, dict[bool, Callable[[Tensors, tuple[Any, ...]], None]]] = {}
+        self.programs: list[Program] = []
         self._periodic = PeriodicWork(self._plan, mode=mode, backend=backend)
         self.steps_called = 0
         self._released = False
@@ -105,7 +109,7 @@ class TrainingStep:
                 f"the step."
             )
         self._residence.check()
-        signature = _batch.signature(batch, self.layout.device)
+        signature = batches.signature(batch, self.layout.device)
         due = self.transform.period > 0 and self.steps_called % self.transform.period == 0
         run = self._compiled.get(signature, {}).get(due)
         self.hyperparameters.apply_schedules(self.steps_called)
@@ -128,18 +132,18 @@ class TrainingStep:
         out |= {k.removeprefix("counts/"): v.clone() for k, v in self._state.items() if k.startswith("counts/")}
         numbers = self.hyperparameters.by_name(self.hyperparameters.tensor.clone())
         tells = self.transform.diagnostics
-        optimizer = _flat.unflatten(self._plan.optimizer_form, self._state)
+        optimizer = flat_tree.unflatten(self._plan.optimizer_form, self._state)
         told = {} if tells is None else {k: v.clone() for k, v in tells(optimizer).items()}
         return {**numbers, **told, **out}
 
     @property
-    def periodic_programs(self) -> dict[str, _program.Program]:
+    def periodic_programs(self) -> dict[str, Program]:
         """What was captured of the work that the optimizer does now and then, by name."""
         return dict(self._periodic.programs)
 
-    def _compile(self, signature: _batch.Signature, batch: tuple[Any, ...], due: bool) -> None:
+    def _compile(self, signature: batches.Signature, batch: tuple[Any, ...], due: bool) -> None:
         """Compile the program for a batch of this signature and take its first step."""
-        _batch.check_same_kind(signature, self._compiled)
+        batches.check_same_kind(signature, self._compiled)
         if len({*self._compiled, signature}) > MAX_PROGRAMS:
             raise ValueError(
                 f"this would be batch shape number {MAX_PROGRAMS + 1}: each shape is a program of its own. Pad or "
@@ -147,9 +151,9 @@ class TrainingStep:
             )
         accumulate = self._plan.accumulate
         if accumulate > 1:
-            _batch.check_divisible(batch, accumulate)
+            batches.check_divisible(batch, accumulate)
         weights = self.layout.views(self._residence.banks)
-        example = _batch.micro_batch(batch, 0, accumulate) if accumulate > 1 else batch
+        example = batches.micro_batch(batch, 0, accumulate) if accumulate > 1 else batch
         facts = examine(self.model, self._loss_fn, weights, example, self._plan.compute_dtype)
         if self._facts is None:
             self._adopt(facts)
@@ -170,11 +174,11 @@ class TrainingStep:
         """Compile `advance` and take the first step with it. What refused the graph is raised; nothing has run then."""
 
         def observe(graph: torch.fx.GraphModule, inputs: list[Any]) -> None:
-            program = _program.Program(graph)
+            program = Program(graph)
             if program.checkpoints and program.backwards > 1:
                 raise _DisjointBackwards
             # On a GPU a sync in the backward breaks the capture minutes later, so the whole graph is searched at once.
-            _program.refuse_host_syncs(program.findings(thorough=self.layout.device.type == "cuda"))
+            refuse_host_syncs(program.findings(thorough=self.layout.device.type == "cuda"))
             self.programs.append(program)
 
         programs = len(self.programs)
@@ -230,23 +234,23 @@ class TrainingStep:
     def state_dict(self) -> dict[str, Any]:
         """All state keyed by full parameter name: ``model``, ``optimizer`` (``<part>.<parameter>``), ``counts``,
         ``hyperparameters``, ``rng``. Tensors are copies."""
-        return _checkpoint.state_dict(self.model, self.layout, self._state, self.hyperparameters, self.steps_called)
+        return checkpoint.state_dict(self.model, self.layout, self._state, self.hyperparameters, self.steps_called)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Load what `state_dict` gave, into the existing memory. All names and shapes are checked first; on a mismatch
         a ValueError lists missing, unexpected and mismatched names, and nothing is loaded."""
-        self.steps_called = _checkpoint.load_state_dict(
+        self.steps_called = checkpoint.load_state_dict(
             saved, self.model, self.layout, self._state, self.hyperparameters
         )
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a checkpoint folder: safetensors and a JSON index that is renamed into place last."""
-        _checkpoint.save(path, self.state_dict())
+        checkpoint.save(path, self.state_dict())
 
     def load(self, path: str | PathLike[str]) -> None:
         """Load a folder that `save` wrote; the random state comes back too, so that a resumed run is bitwise the
         same."""
-        self.load_state_dict(_checkpoint.load(path, self.layout.device))
+        self.load_state_dict(checkpoint.load(path, self.layout.device))
 
     def warm_start(self, source: str | PathLike[str] | Mapping[str, Any]) -> WarmStart:
         """Begin this training from a checkpoint of the same model under *another* recipe: weights, and what of the
@@ -256,16 +260,16 @@ class TrainingStep:
         as they are here. Returns what was carried, what begins anew and what found no use; printing it sums it up. A
         checkpoint of another model is a ValueError and nothing is loaded.
         """
-        saved = source if isinstance(source, Mapping) else _checkpoint.load(source, self.layout.device)
-        _checkpoint.load_model(saved, self.model)
+        saved = source if isinstance(source, Mapping) else checkpoint.load(source, self.layout.device)
+        checkpoint.load_model(saved, self.model)
         with torch.no_grad():
             for key, bank in self._residence.banks.items():
                 self._state[f"params/{key}"].copy_(bank)
             params = {b.key: self._state[f"params/{b.key}"] for b in self.layout.banks}
-            for path, tensor in _flat.flatten(self.transform.init(params), "optimizer"):
+            for path, tensor in flat_tree.flatten(self.transform.init(params), "optimizer"):
                 self._state[path].copy_(tensor)
         self._residence.say_written()
-        own = _checkpoint.named_state(self.layout, self._state)
+        own = checkpoint.named_state(self.layout, self._state)
         return carry_over(saved["optimizer"], own, tuple(r.name for r in self.routes))
 
     def gradient_point(self) -> Tensors:
@@ -274,7 +278,7 @@ class TrainingStep:
         move = self.transform.gradient_point
         if move is not None:
             numbers = self.hyperparameters.by_name(self.hyperparameters.tensor)
-            params = move(params, _flat.unflatten(self._plan.optimizer_form, self._state), Context(numbers))
+            params = move(params, flat_tree.unflatten(self._plan.optimizer_form, self._state), Context(numbers))
         return {n: v.clone() for n, v in self.layout.views(params).items()}
 
     def explain(self, *, device: str | None = None) -> Explanation:

@@ -7,8 +7,6 @@ its remedy. It reads ATen graphs (from make_fx, export or AOTAutograd) and Dynam
 
 from __future__ import annotations
 
-import os
-import re
 from typing import Literal
 
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor, fx
 from ._compat import OpOverload
 from ._finding import Finding
 from ._graph import op_name, value_of
+from ._user_frame import user_line
 
 Kind = Literal["host_sync", "capture_unsafe"]
 
@@ -107,16 +106,6 @@ def find_host_syncs(graph_module: fx.GraphModule) -> tuple[Finding, ...]:
                         Finding(kind, _written(node), user_line(node), f"{why[0].upper()}{why[1:]}", remedy)
                     )
     return tuple(findings)
-
-
-def user_line(node: fx.Node) -> str:
-    """``"file:line"`` of the innermost frame outside torch that made `node`, or ``""``."""
-    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    torch_directory = os.path.dirname(torch.__file__) + os.sep
-    for path, line in reversed(frames):
-        if not path.startswith((torch_directory, "<")):
-            return f"{path}:{line}"
-    return ""
 
 
 def _row_of(node: fx.Node) -> _Row | None:

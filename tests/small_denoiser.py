@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fusion_compile._pass_watch import PassWatch
-from fusion_compile._sampler_program import SamplerProgram
+from fusion_compile._sampler.program import SamplerProgram
+from fusion_compile._sampler.table.pass_watch import PassWatch
 from fusion_compile.sampler import Sampler, optimize_sampler
 
 X, Y, NULL = torch.randn(2, 4), torch.tensor([1, 2]), torch.tensor([0, 0])

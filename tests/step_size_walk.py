@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fusion_compile import optim
-from fusion_compile._flat import flatten, form, unflatten
+from fusion_compile._state.flat_tree import flatten, form, unflatten
 from fusion_compile._types import Tensors
 from fusion_compile.optim import Context, Transform
 from tests.data.bowl import SHAPES, Bowl, noise

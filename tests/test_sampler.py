@@ -178,7 +178,7 @@ def test_batched_mode_states_its_difference() -> None:
 
 
 def test_another_batch_is_another_program_and_their_number_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fusion_compile._sampler_programs.MAX_PROGRAMS", 2)
+    monkeypatch.setattr("fusion_compile._sampler.programs.MAX_PROGRAMS", 2)
     sampler = optimize_sampler(random_dit(num_classes=None, depth=1), 2, mode="eager")
     with pytest.warns(UserWarning, match="more than 2 combinations"):
         for batch in (1, 2, 3):

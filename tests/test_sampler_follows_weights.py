@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fusion_compile._structure_watch import StructureWatch
-from fusion_compile._weight_watch import checksums
+from fusion_compile._capture.structure_watch import StructureWatch
+from fusion_compile._sampler.weights.checksum import checksums
 from fusion_compile.sampler import Sampler, optimize_sampler
 from tests.small_denoiser import NULL, Counter, Denoiser, X, Y, denoiser, exactly, trusted
 

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from dit import DiT
 from torch import Tensor, nn
 
-from fusion_compile import _graphs_by_shape
-from fusion_compile._denoiser_call import Call, CallKey
-from fusion_compile._denoiser_graph import DenoiserGraph, trace_denoiser
-from fusion_compile._rank_conditioning import N_SAMPLES
-from fusion_compile._timestep_range import CallCount, TimestepRange
+from fusion_compile._sampler.graph import by_shape
+from fusion_compile._sampler.graph.call import Call, CallKey
+from fusion_compile._sampler.graph.export import DenoiserGraph, trace_denoiser
+from fusion_compile._sampler.rank.fit import N_SAMPLES
+from fusion_compile._sampler.rank.range_rows import CallCount, TimestepRange
 from fusion_compile.sampler import Sampler, optimize_sampler
 from tests.models.tiny import tiny_call, tiny_model
 from tests.oracles import rank_conditioning as twin
@@ -53,7 +53,7 @@ def one_export_for_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
             _TRACED[model, call.key] = trace_denoiser(model, signature, call)
         return _TRACED[model, call.key]
 
-    monkeypatch.setattr(_graphs_by_shape, "trace_denoiser", traced)
+    monkeypatch.setattr(by_shape, "trace_denoiser", traced)
 
 
 _TRACED: dict[tuple[nn.Module, CallKey], DenoiserGraph] = {}
@@ -284,8 +284,8 @@ def test_a_timestep_outside_the_range_is_served_by_the_whole_model_and_said_once
 
 def test_where_looking_costs_a_wait_a_timestep_outside_the_range_gives_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule for a GPU, on a CPU."""
-    from fusion_compile._step_index import Seen
-    from fusion_compile._timestep_range import RangeIndex
+    from fusion_compile._sampler.rank.range_rows import RangeIndex
+    from fusion_compile._sampler.table.step_index import Seen
 
     monkeypatch.setattr(RangeIndex, "look", lambda self, t: Seen(0, True, []))
     sampler = make(smooth_dit())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fusion_compile._step_index import StepIndex
+from fusion_compile._sampler.table.step_index import StepIndex
 from fusion_compile.sampler import optimize_sampler
 from tests.small_denoiser import NULL, TIMES, Counter, X, Y, denoiser, exactly, make, program_of, trusted
 

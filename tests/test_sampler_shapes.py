@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from dit import DiT
 from torch import Tensor, fx, nn
 
-from fusion_compile._denoiser_call import take_apart, what_varies
-from fusion_compile._denoiser_graph import trace_denoiser
-from fusion_compile._graphs_by_shape import GraphsByShape
+from fusion_compile._sampler.graph.by_shape import GraphsByShape
+from fusion_compile._sampler.graph.call import take_apart, what_varies
+from fusion_compile._sampler.graph.export import trace_denoiser
 from fusion_compile._say_once import SayOnce
 from fusion_compile.passes import format_graph
 from fusion_compile.sampler import Sampler, optimize_sampler
@@ -309,7 +309,7 @@ def test_a_new_shape_whose_loop_reads_freed_weights_is_refused() -> None:
 )
 @pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
 def test_diffusers_transformers_at_other_sizes(name: str, changes: list[dict[str, int]], exports: int) -> None:
-    diffusers_calls = pytest.importorskip("fusion_compile._diffusers_calls")
+    diffusers_calls = pytest.importorskip("fusion_compile._sampler.without_weights.diffusers_calls")
     pytest.importorskip("diffusers")
     model = tiny_model(name)
     signature = inspect.signature(model.forward)
@@ -375,7 +375,7 @@ def test_a_call_that_the_model_refuses_is_told_from_one_that_export_refuses() ->
 
 def test_lumina_is_refused_with_the_line_that_reads_its_mask() -> None:
     pytest.importorskip("diffusers")
-    from fusion_compile._diffusers_calls import example_call
+    from fusion_compile._sampler.without_weights.diffusers_calls import example_call
 
     model = tiny_model("Lumina2")
     sampler = optimize_sampler(model, 2, mode="eager")

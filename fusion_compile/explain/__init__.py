@@ -30,19 +30,19 @@ def explain(
     Raises TypeError for anything else and ValueError for an unknown device.
     """
     if getattr(type(obj), "explain", None) is not None:
-        from fusion_compile.explain._watched import explain_compiled
+        from fusion_compile.explain._subjects.watched import explain_compiled
 
         return explain_compiled(obj, args, kwargs, device=device, run=run, calls=calls)
     if isinstance(obj, ExportedProgram):
-        from fusion_compile.explain._exported import explain_exported
+        from fusion_compile.explain._subjects.exported import explain_exported
 
         return explain_exported(obj, device)
     if isinstance(obj, fx.GraphModule):
-        from fusion_compile.explain._exported import explain_graph_module
+        from fusion_compile.explain._subjects.exported import explain_graph_module
 
         return explain_graph_module(obj, args, kwargs, device)
     if callable(obj) and (args or kwargs):
-        from fusion_compile.explain._callable import explain_callable
+        from fusion_compile.explain._subjects.callables import explain_callable
 
         return explain_callable(obj, args, kwargs, device=device, run=run, calls=calls, backend=backend)
     raise TypeError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,12 +12,14 @@ import torch
 import torch._dynamo
 from torch import nn
 
+from fusion_compile.passes._user_frame import is_outside_torch
+
 TRACE_LOG = "torch.__trace"
 """Torch's structured trace: every record has ``metadata`` (a dict) and ``payload`` (text or None)."""
 FUSION_LOGS = ("torch._inductor.scheduler.__fusion",)
 CUDA_GRAPH_LOGS = (
     *(f"torch._inductor.{room}.__cudagraphs" for room in ("cudagraph_utils", "cudagraph_trees", "scheduler")),
-    "fusion_compile._capture",
+    "fusion_compile._program.cuda_graph",
 )
 
 
@@ -116,7 +117,7 @@ def may_be_called_bare(module: nn.Module) -> bool:
         and isinstance(method.__func__, types.FunctionType)
         and not any(getattr(module, name, None) for name in hooks)
         and not torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
-        and not method.__func__.__code__.co_filename.startswith(os.path.dirname(torch.__file__) + os.sep)
+        and is_outside_torch(method.__func__.__code__.co_filename)
     )
 
 

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from fusion_compile.explain._diff import Difference, compare
 from fusion_compile.explain._facts import (
     Environment,
     GraphFacts,
@@ -21,9 +20,10 @@ from fusion_compile.explain._facts import (
     Section,
     SummaryLine,
 )
-from fusion_compile.explain._json import plain, read_json, rebuild, write_json
-from fusion_compile.explain._text import WIDTH, write_text
-from fusion_compile.explain._why import tell
+from fusion_compile.explain._show.diff import Difference, compare
+from fusion_compile.explain._show.json_form import plain, read_json, rebuild, write_json
+from fusion_compile.explain._show.text import WIDTH, write_text
+from fusion_compile.explain._show.why import tell
 from fusion_compile.passes import Finding
 
 SCHEMA = "fusion_compile.explanation"
@@ -101,6 +101,6 @@ class Explanation:
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write the report: one file that needs no network and no server."""
-        from fusion_compile.explain._html import write_html  # a heavy room, of no use to who reads text
+        from fusion_compile.explain._show.html import write_html  # a heavy room, of no use to who reads text
 
         write_html(self.to_json(), path)

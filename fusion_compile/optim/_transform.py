@@ -1,8 +1,9 @@
 """What an optimizer is made of: a pair of pure functions and the numbers it lets the user change.
 
-A `Transform` maps gradients to updates that are *added* to the parameters. It sees banks (``fusion_compile._state``):
-``{"spectral/384x1536": [K, m, n], "scalar": [N]}``, but is written for ``[..., m, n]`` or for any shape and cannot tell
-a bank from one tensor. Bricks are joined by `chain`, spread over roles by `partition` (``_combine``).
+A `Transform` maps gradients to updates that are *added* to the parameters. It sees banks
+(``fusion_compile._state.banks``): ``{"spectral/384x1536": [K, m, n], "scalar": [N]}``. It is written for matrices
+``[..., m, n]`` or for any shape, and cannot tell a bank from one tensor. `chain` joins transforms, `partition` spreads
+them over roles (``_combine``).
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping
 
 import torch
 
-from fusion_compile.optim._fusionopt_members import Members
-from fusion_compile.optim._fusionopt_spectral import HOT_DTYPES, SpectralDirection
-from fusion_compile.optim._fusionopt_step_size import Autoscale, Shape
-from fusion_compile.optim._fusionopt_update import FusionOpt
+from fusion_compile.optim._fusionopt.members import Members
+from fusion_compile.optim._fusionopt.spectral import HOT_DTYPES, SpectralDirection
+from fusion_compile.optim._fusionopt.step_size import Autoscale, Shape
+from fusion_compile.optim._fusionopt.update import FusionOpt
 from fusion_compile.optim._transform import (
     ELEMENTWISE,
     SPECTRAL,

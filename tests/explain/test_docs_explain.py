@@ -21,7 +21,7 @@ import fusion_compile as fc
 from examples import explain_a_slow_step as example
 from fusion_compile import cli
 from fusion_compile.explain import _facts
-from fusion_compile.explain._roofline import ROOFLINES
+from fusion_compile.explain._graph.roofline import ROOFLINES
 from fusion_compile.passes import Finding
 from tests.explain import broken
 
@@ -149,7 +149,7 @@ def kinds_told() -> dict[str, str]:
 
 
 def test_every_kind_has_a_row() -> None:
-    sources = [*(ROOT / "fusion_compile" / "explain").glob("*.py"), ROOT / "passes" / "find_host_syncs.py"]
+    sources = [*(ROOT / "fusion_compile" / "explain").rglob("*.py"), ROOT / "passes" / "find_host_syncs.py"]
     code = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     made = set(re.findall(r'\b(?:Finding|Words)\(\s*"(\w+)"', code))
     made |= {

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 import fusion_compile
-from fusion_compile.explain import _html_diff, _html_numbers, _html_payload, _html_plots
-from fusion_compile.explain._html import write_diff_html, write_html
-from fusion_compile.explain._region_diagram import BOX_HEIGHT, BOX_WIDTH, region_diagram
+from fusion_compile.explain._show import html_diff, html_numbers, html_payload, html_plots
+from fusion_compile.explain._show.html import write_diff_html, write_html
+from fusion_compile.explain._show.region_diagram import BOX_HEIGHT, BOX_WIDTH, region_diagram
 from tests.explain import report_data
 
 HOSTILE = "</script><img src=x onerror=alert(1)>'\"&<!--]]>`{{7*7}}\u2028$x$"
@@ -238,7 +238,7 @@ def test_a_comparison_names_what_is_new_and_what_is_gone() -> None:
     after["findings"].append(new)
     after["findings"].append(before["findings"][1])  # twice where it was once
     after["findings"][1] = after["findings"][1] | {"where": "/home/ada/dit/model.py:67"}  # moved by an edit above it
-    found = _html_diff.compare(before, after)
+    found = html_diff.compare(before, after)
     assert found["findings"]["gone"] == [gone]
     assert found["findings"]["new"] == [new, before["findings"][1]]
     assert len(found["findings"]["same"]) == len(before["findings"]) - 1
@@ -252,7 +252,7 @@ def test_a_comparison_counts_nodes_whatever_their_names() -> None:
         node["name"] = f"renamed_{at}"
     extra = dict(nodes[2])
     nodes.append(extra)
-    changed = _html_diff.compare(before, after)["changed"]
+    changed = html_diff.compare(before, after)["changed"]
     assert changed["count"] == 1
     assert (changed["op"][0], changed["where"][0]) == (extra["op"], extra["where"])
     assert changed["after"][0] == changed["before"][0] + 1
@@ -261,7 +261,7 @@ def test_a_comparison_counts_nodes_whatever_their_names() -> None:
 
 def test_a_graph_or_a_runtime_that_only_one_side_has() -> None:
     before, after = report_data.sampler(), report_data.training_step()
-    found = _html_diff.compare(before, after)
+    found = html_diff.compare(before, after)
     assert [(graph["name"], graph["presence"]) for graph in found["graphs"]] == [
         ("sampler", "before"),
         ("step", "after"),
@@ -276,7 +276,7 @@ def test_the_parts_of_a_pass_turn_the_text_before_into_the_text_after() -> None:
             before, after = ([chance.randrange(letters) for _ in range(chance.randrange(20))] for _ in range(2))
             made: list[int] = []
             at = there = 0
-            for i1, i2, j1, j2 in _html_payload._parts(before, after):
+            for i1, i2, j1, j2 in html_payload._parts(before, after):
                 assert before[at:i1] == after[there:j1]
                 made += before[at:i1] + after[j1:j2]
                 at, there = i2, j2
@@ -287,7 +287,7 @@ def test_the_parts_of_a_pass_turn_the_text_before_into_the_text_after() -> None:
 def test_a_pass_over_20000_lines_is_compared_by_what_it_changed() -> None:
     before = list(range(20_000))
     after = [line + 100_000 if line % 16 == 0 else line for line in before if line % 50 != 7]
-    parts = _html_payload._parts(before, after)
+    parts = html_payload._parts(before, after)
     assert sum(i2 - i1 for i1, i2, *_ in parts) == sum(line % 16 == 0 or line % 50 == 7 for line in before)
 
 
@@ -322,7 +322,7 @@ def test_a_long_curve_keeps_its_peak() -> None:
     curve = [1000] * 20_000
     curve[12_345] = 9_000_000
     axes = Figure().add_axes((0, 0, 1, 1))
-    _html_plots._step(axes, curve, "ink", fill=False)
+    html_plots._step(axes, curve, "ink", fill=False)
     drawn = axes.lines[0].get_xydata()
     assert len(drawn) < 2000
     assert [12_345, 9_000_000] in drawn.tolist()
@@ -331,36 +331,36 @@ def test_a_long_curve_keeps_its_peak() -> None:
 def test_the_ridge_is_where_compute_and_memory_take_equally_long() -> None:
     nodes = report_data.step_nodes(2)
     ridge = report_data.PEAK_FLOPS / report_data.BANDWIDTH
-    assert _html_plots._ridge(nodes) == pytest.approx(ridge)
-    assert _html_plots._ridge([node for node in nodes if node["flops"] == 0]) is None
-    assert _html_plots._ridge([node for node in nodes if node["flops"] > 1e10]) is None
+    assert html_plots._ridge(nodes) == pytest.approx(ridge)
+    assert html_plots._ridge([node for node in nodes if node["flops"] == 0]) is None
+    assert html_plots._ridge([node for node in nodes if node["flops"] > 1e10]) is None
 
 
 @pytest.mark.parametrize(
     ("said", "wanted"),
     [
-        (_html_numbers.size(0), "0 B"),
-        (_html_numbers.size(1023), "1023 B"),
-        (_html_numbers.size(1_572_864), "1.50 MiB"),
-        (_html_numbers.size(2**30 - 1), "1.00 GiB"),
-        (_html_numbers.size(-2048), "−2.00 KiB"),
-        (_html_numbers.flops(999), "999 FLOP"),
-        (_html_numbers.flops(1.5e12), "1.50 TFLOP"),
-        (_html_numbers.time(0.034), "34.0 ns"),
-        (_html_numbers.time(0), "0 µs"),
-        (_html_numbers.time(999.6), "1.00 ms"),
-        (_html_numbers.time(2.5e6), "2.50 s"),
-        (_html_numbers.share(1, 8), "12 %"),
-        (_html_numbers.share(1, 10_000), "< 0.1 %"),
-        (_html_numbers.share(0, 0), "0 %"),
-        (_html_numbers.change(8, 9), "+12 %"),
-        (_html_numbers.change(3, 3), "="),
-        (_html_numbers.change(0, 3), "new"),
-        (_html_numbers.round_time(100_000), "100 ms"),
-        (_html_numbers.round_time(0.01), "10 ns"),
-        (_html_payload.tensor_type("torch.bfloat16", [4, "s0"]), "bf16[4, s0]"),
-        (_html_payload.tensor_type("float32", []), "f32[]"),
-        (_html_payload.tensor_type("", []), ""),
+        (html_numbers.size(0), "0 B"),
+        (html_numbers.size(1023), "1023 B"),
+        (html_numbers.size(1_572_864), "1.50 MiB"),
+        (html_numbers.size(2**30 - 1), "1.00 GiB"),
+        (html_numbers.size(-2048), "−2.00 KiB"),
+        (html_numbers.flops(999), "999 FLOP"),
+        (html_numbers.flops(1.5e12), "1.50 TFLOP"),
+        (html_numbers.time(0.034), "34.0 ns"),
+        (html_numbers.time(0), "0 µs"),
+        (html_numbers.time(999.6), "1.00 ms"),
+        (html_numbers.time(2.5e6), "2.50 s"),
+        (html_numbers.share(1, 8), "12 %"),
+        (html_numbers.share(1, 10_000), "< 0.1 %"),
+        (html_numbers.share(0, 0), "0 %"),
+        (html_numbers.change(8, 9), "+12 %"),
+        (html_numbers.change(3, 3), "="),
+        (html_numbers.change(0, 3), "new"),
+        (html_numbers.round_time(100_000), "100 ms"),
+        (html_numbers.round_time(0.01), "10 ns"),
+        (html_payload.tensor_type("torch.bfloat16", [4, "s0"]), "bf16[4, s0]"),
+        (html_payload.tensor_type("float32", []), "f32[]"),
+        (html_payload.tensor_type("", []), ""),
     ],
 )
 def test_numbers_read_well(said: str, wanted: str) -> None:

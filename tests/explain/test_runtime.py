@@ -16,17 +16,17 @@ import torch
 import torch._dynamo
 from torch import Tensor, fx, nn
 
-from fusion_compile._capture import Replay
+from fusion_compile._program.cuda_graph import Replay
 from fusion_compile.explain import _compat
-from fusion_compile.explain._cuda_graphs import cuda_graph_findings, read_cuda_graphs
 from fusion_compile.explain._facts import CudaGraphSkip
-from fusion_compile.explain._graph_breaks import break_findings, graph_break, read_break
-from fusion_compile.explain._kernels import read_kernels, read_refusals
-from fusion_compile.explain._listen import FusionLine, TraceRecord, listening
-from fusion_compile.explain._phases import read_cache_use, read_phases
-from fusion_compile.explain._recompile_reasons import plain_words
-from fusion_compile.explain._recompiles import read_compilations, read_failures, read_guards
-from fusion_compile.explain._runtime import happened, observe
+from fusion_compile.explain._run.cuda_graphs import cuda_graph_findings, read_cuda_graphs
+from fusion_compile.explain._run.graph_breaks import break_findings, graph_break, read_break
+from fusion_compile.explain._run.kernels import read_kernels, read_refusals
+from fusion_compile.explain._run.listen import FusionLine, TraceRecord, listening
+from fusion_compile.explain._run.phases import read_cache_use, read_phases
+from fusion_compile.explain._run.recompile_reasons import plain_words
+from fusion_compile.explain._run.recompiles import read_compilations, read_failures, read_guards
+from fusion_compile.explain._run.runtime import happened, observe
 
 HERE = str(Path(__file__))
 

@@ -19,7 +19,7 @@ import fusion_compile as fc
 from benchmarks._measure import peak_of_call
 from fusion_compile._compat import fake_mode
 from fusion_compile.explain._facts import GraphFacts
-from fusion_compile.explain._roofline import ROOFLINES, roofline
+from fusion_compile.explain._graph.roofline import ROOFLINES, roofline
 from tests.dit_problem import batch, loss_fn, small_dit
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ import torch
 from dit import DiT
 from torch import Tensor, nn
 
-from fusion_compile._diffusers_calls import example_schedule
+from fusion_compile._sampler.without_weights.diffusers_calls import example_schedule
 from tests.models.published_style import ActionHead, Guided, PublishedDiT, PublishedSiT
 from tests.models.tiny import TINY, tiny_call, tiny_model
 

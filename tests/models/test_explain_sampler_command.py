@@ -14,9 +14,9 @@ import torch
 from dit import DiT
 from torch import Tensor, nn
 
-from fusion_compile._diffusers_arguments import CallSizes
-from fusion_compile._diffusers_calls import known_classes, model_of_class
-from fusion_compile._explain_sampler_command import add_explain_sampler, build_target, explain_sampler
+from fusion_compile._sampler.without_weights.command import add_explain_sampler, build_target, explain_sampler
+from fusion_compile._sampler.without_weights.diffusers_arguments import CallSizes
+from fusion_compile._sampler.without_weights.diffusers_calls import known_classes, model_of_class
 from tests.models.tiny import TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in version:FutureWarning")
@@ -190,14 +190,14 @@ def test_the_package_runs_without_diffusers(monkeypatch: pytest.MonkeyPatch) -> 
         return original(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", watching)
-    import fusion_compile._diffusers_arguments
-    import fusion_compile._diffusers_calls
-    import fusion_compile._explain_sampler_command
+    import fusion_compile._sampler.without_weights.command
+    import fusion_compile._sampler.without_weights.diffusers_arguments
+    import fusion_compile._sampler.without_weights.diffusers_calls
 
     for module in (
-        fusion_compile._diffusers_arguments,
-        fusion_compile._diffusers_calls,
-        fusion_compile._explain_sampler_command,
+        fusion_compile._sampler.without_weights.diffusers_arguments,
+        fusion_compile._sampler.without_weights.diffusers_calls,
+        fusion_compile._sampler.without_weights.command,
     ):
         importlib.reload(module)
     assert imported and not any(name.partition(".")[0] == "diffusers" for name in imported)

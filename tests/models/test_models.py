@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fusion_compile import _graphs_by_shape
-from fusion_compile._denoiser_call import take_apart
-from fusion_compile._denoiser_graph import DenoiserGraph, trace_denoiser
-from fusion_compile._roles import BINDING_TIMES, assign_roles, roles_of_names
+from fusion_compile._sampler.graph import by_shape
+from fusion_compile._sampler.graph.call import take_apart
+from fusion_compile._sampler.graph.export import DenoiserGraph, trace_denoiser
+from fusion_compile._sampler.graph.roles import BINDING_TIMES, assign_roles, roles_of_names
 from fusion_compile.passes import exchange_rates, find_host_syncs, hoist_time_conditioning
 from fusion_compile.sampler import Sampler, optimize_sampler
 from tests.models.cases import N_STEPS, NAMES, Case, case
@@ -37,7 +37,7 @@ BATCHED_BOUND = 1e-5
 @pytest.fixture(autouse=True)
 def one_export_for_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export takes most of the time of these tests, and gives the same graph for the same model and call."""
-    trace = _graphs_by_shape.trace_denoiser
+    trace = by_shape.trace_denoiser
 
     def cached(model: Any, signature: Any, call: Any) -> DenoiserGraph:
         key = (id(model), call.key.sizes, call.key.constants)
@@ -46,7 +46,7 @@ def one_export_for_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
             _TRACED[key] = trace(model, signature, call)
         return _TRACED[key]
 
-    monkeypatch.setattr(_graphs_by_shape, "trace_denoiser", cached)
+    monkeypatch.setattr(by_shape, "trace_denoiser", cached)
 
 
 _TRACED: dict[Any, DenoiserGraph] = {}

@@ -22,7 +22,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from fusion_compile._diffusers_calls import model_of_class
+from fusion_compile._sampler.without_weights.diffusers_calls import model_of_class
 from fusion_compile.sampler import Sampler, optimize_sampler
 from tests.models.tiny import TINY, tiny_call, tiny_model
 

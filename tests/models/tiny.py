@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from fusion_compile._diffusers_arguments import CallSizes
-from fusion_compile._diffusers_calls import ExampleCall, example_call, model_of_class
+from fusion_compile._sampler.without_weights.diffusers_arguments import CallSizes
+from fusion_compile._sampler.without_weights.diffusers_calls import ExampleCall, example_call, model_of_class
 
 
 class Tiny(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fusion_compile import compile_training_step, optim
-from fusion_compile._flat import flatten
+from fusion_compile._state.flat_tree import flatten
 from fusion_compile._types import Tensors
 from fusion_compile.optim import Transform
 from fusion_compile.optim._transform import BankFacts, Blocks, bound

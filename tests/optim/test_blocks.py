@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fusion_compile import compile_training_step, optim
-from fusion_compile._checkpoint import named_state
-from fusion_compile._flat import flatten, form, unflatten
-from fusion_compile._routing import route
-from fusion_compile._state import build_layout
+from fusion_compile._state.banks import build_layout
+from fusion_compile._state.checkpoint import named_state
+from fusion_compile._state.flat_tree import flatten, form, unflatten
+from fusion_compile._state.routing import route
 from fusion_compile._types import Tensors
 from fusion_compile.optim import Transform
 from fusion_compile.optim._transform import BankFacts, Blocks, bound

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fusion_compile import TrainingStep, compile_training_step
-from fusion_compile._flat import flatten, form, unflatten
+from fusion_compile._state.flat_tree import flatten, form, unflatten
 from fusion_compile._types import Tensors
 from fusion_compile.optim import Context, Transform
-from fusion_compile.optim._fusionopt_spectral import _root
+from fusion_compile.optim._fusionopt.spectral import _root
 from fusion_compile.optim._transform import BankFacts, Blocks, Member
 from fusion_compile.optim.fusionopt_compat import COMPONENTS, fusionopt_compat
 from tests.data.bowl import SCALAR, SHAPES, SPECTRAL, UPDATES, Bowl, loss_fn, noise, start_of, trace

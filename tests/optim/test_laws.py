@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fusion_compile import TrainingStep, compile_training_step, optim
-from fusion_compile._flat import flatten, form, unflatten
-from fusion_compile._loss import LossModule, examine
-from fusion_compile._routing import route
-from fusion_compile._state import build_layout
-from fusion_compile._trace import pure_periodic, pure_step
+from fusion_compile._state.banks import build_layout
+from fusion_compile._state.flat_tree import flatten, form, unflatten
+from fusion_compile._state.routing import route
+from fusion_compile._step.loss import LossModule, examine
+from fusion_compile._step.pure_step import pure_periodic, pure_step
 from fusion_compile._types import Tensors
 from fusion_compile.optim import Context, Transform
 from tests.data.bowl import SHAPES, Bowl, loss_fn, noise

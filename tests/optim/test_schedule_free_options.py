@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fusion_compile import optim
-from fusion_compile._flat import flatten
+from fusion_compile._state.flat_tree import flatten
 from tests.oracles.adamw import AdamW
 from tests.oracles.protocol import Given, Tensors, float64_copies
 from tests.oracles.schedule_free_plus import annealed_beta

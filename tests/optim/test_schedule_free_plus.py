@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fusion_compile import compile_training_step, optim
-from fusion_compile._flat import flatten, unflatten
+from fusion_compile._state.flat_tree import flatten, unflatten
 from fusion_compile.optim import Named, Transform
 from fusion_compile.optim.schedule_free_plus import schedule_free_plus
 from tests.data.bowl import SHAPES, UPDATES, Bowl, loss_fn, noise, start_of, trace

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fusion_compile._flat import flatten
+from fusion_compile._state.flat_tree import flatten
 from fusion_compile.optim import Named, Transform
 from fusion_compile.optim._combine import chain
 from fusion_compile.optim._transform import BankFacts, Periodic

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fusion_compile._flat import flatten, form, unflatten
+from fusion_compile._state.flat_tree import flatten, form, unflatten
 from fusion_compile._types import Tensors
 from fusion_compile.optim import Context, Transform
 from fusion_compile.optim._transform import BankFacts, Member

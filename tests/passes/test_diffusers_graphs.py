@@ -7,8 +7,8 @@ import inspect
 import pytest
 import torch
 
-from fusion_compile._denoiser_call import Call, take_apart
-from fusion_compile._denoiser_graph import DenoiserGraph, export_denoiser, trace_denoiser
+from fusion_compile._sampler.graph.call import Call, take_apart
+from fusion_compile._sampler.graph.export import DenoiserGraph, export_denoiser, trace_denoiser
 from fusion_compile.passes import (
     BindingTime,
     count_regions,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fusion_compile.explain._html import write_diff_html, write_html
+from fusion_compile.explain._show.html import write_diff_html, write_html
 from tests.explain import report_data
 from tests.explain.browser.chromium import Chromium, Page, find_chromium
 

@@ -1,0 +1,142 @@
+"""The graphs of one model by shape: exported for the first, exported once more with symbols for what changes, then
+derived."""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from fusion_compile._progress import stage
+from fusion_compile._sampler.graph.call import Call, CallKey, Dim, name_dim
+from fusion_compile._sampler.graph.export import DenoiserGraph, export_denoiser, find_tensor, trace_denoiser
+from fusion_compile._sampler.graph.symbolic import SymbolicGraph
+from fusion_compile._say_once import SayOnce
+
+MAX_SYMBOLIC = 4
+"""Symbolic graphs kept for calls that differ in sizes alone; a branch on a size in the model makes a second one."""
+
+
+class GraphsByShape:
+    """Graphs of `model` for calls of `signature`.
+
+    `say_once`: is told what about the model makes a shape dearer than it need be. `n_exports`: how often the model was
+    exported, which takes longest by far.
+    """
+
+    def __init__(self, model: nn.Module, signature: inspect.Signature, say_once: SayOnce) -> None:
+        self._model, self._signature, self._say_once = model, signature, say_once
+        self._families: dict[tuple[Any, ...], _Family] = {}
+        self.n_exports = 0
+
+    def forget(self) -> None:
+        """The model's code or structure changed: nothing known about it holds."""
+        self._families.clear()
+
+    def of(self, call: Call) -> DenoiserGraph:
+        """The graph for the sizes of `call`, as `trace_denoiser` gives it; raises ValueError as that does."""
+        family = self._families.setdefault(call.key.family, _Family(call.key))
+        why = ""
+        for symbolic in [*family.symbolic]:
+            if not self._is_current(symbolic.traced):
+                family.symbolic.remove(symbolic)
+            elif refusal := symbolic.refuses(call):
+                why = f" again ({refusal})"
+            elif (graph := self._specialise(symbolic, call)) is not None:
+                return graph
+        self.n_exports += 1
+        with stage(f"exporting {type(self._model).__name__}{why}"):
+            if varying := family.varying(call.key):
+                graph = self._export_symbolic(call, varying, family)
+                if graph is not None:
+                    return graph
+                self.n_exports += 1
+            return trace_denoiser(self._model, self._signature, call)
+
+    def _export_symbolic(self, call: Call, varying: set[Dim], family: _Family) -> DenoiserGraph | None:
+        name = type(self._model).__name__
+        try:
+            symbolic = SymbolicGraph(export_denoiser(self._model, self._signature, call, varying))
+        except ValueError as error:
+            family.fixed |= varying
+            sizes = _named(call, varying)
+            self._say_once(
+                f"no symbols {sizes}",
+                f"{name} cannot be exported with symbols for {sizes}, so each size is exported by itself. {error}",
+            )
+            return None
+        pinned = symbolic.fixed(varying)
+        if fixed := family.pin(pinned, call.key):
+            sizes = _named(call, fixed)
+            where = next((f" ({pinned[dim]})" for dim in sorted(fixed) if pinned[dim]), "")
+            self._say_once(
+                f"fixed {sizes}",
+                f"{name} makes numbers of {sizes}{where}: every size is exported by itself, which takes as long as "
+                f"the first call. Call with few of them.",
+            )
+        graph = self._specialise(symbolic, call)
+        if graph is None:
+            family.fixed |= varying
+        elif set(pinned) < varying:
+            family.symbolic.append(symbolic)
+        return graph
+
+    def _specialise(self, symbolic: SymbolicGraph, call: Call) -> DenoiserGraph | None:
+        try:
+            return symbolic.specialise(call)
+        except Exception as error:
+            self._say_once(
+                "not for this size",
+                f"{type(self._model).__name__} as traced with symbolic sizes does not work for "
+                f"{[list(sizes) for sizes in call.key.sizes]} ({type(error).__name__}: {error}); it is exported for "
+                f"these by itself.",
+            )
+            return None
+
+    def _is_current(self, traced: DenoiserGraph) -> bool:
+        try:
+            return all(find_tensor(self._model, n) is traced.weights[name] for name, n in traced.full_names.items())
+        except AttributeError:
+            return False
+
+
+class _Family:
+    """What is known of calls that differ in sizes alone.
+
+    `fixed`: sizes that the model makes numbers of, whatever they are. `symbolic`: graphs, the newest last.
+    """
+
+    def __init__(self, first: CallKey) -> None:
+        self._first = first.sizes
+        self._varied: set[Dim] = set()
+        self._pinned: dict[Dim, set[int]] = {}
+        self.fixed: set[Dim] = set()
+        self.symbolic: deque[SymbolicGraph] = deque(maxlen=MAX_SYMBOLIC)
+
+    def varying(self, key: CallKey) -> set[Dim]:
+        """The sizes seen to change up to this call that can be symbols in it: sizes 0 and 1 are special to torch."""
+        self._varied |= {
+            (tensor, axis)
+            for tensor, (before, now) in enumerate(zip(self._first, key.sizes, strict=True))
+            for axis, (a, b) in enumerate(zip(before, now, strict=True))
+            if a != b
+        }
+        return {(tensor, axis) for tensor, axis in self._varied - self.fixed if key.sizes[tensor][axis] > 1}
+
+    def pin(self, dims: Iterable[Dim], key: CallKey) -> set[Dim]:
+        """Note that a trace of this call made numbers of `dims`, and give those that are `fixed` for that.
+
+        One trace proves little: a model that is special for a batch of 2 fixes it only then.
+        """
+        for tensor, axis in dims:
+            self._pinned.setdefault((tensor, axis), set()).add(key.sizes[tensor][axis])
+        fixed = {dim for dim in dims if len(self._pinned[dim]) > 1}
+        self.fixed |= fixed
+        return fixed
+
+
+def _named(call: Call, dims: Iterable[Dim]) -> str:
+    return ", ".join(name_dim(call.owners, dim) for dim in sorted(dims))

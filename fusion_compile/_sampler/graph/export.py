@@ -1,0 +1,140 @@
+"""A denoiser and one call of it -> an ATen graph whose inputs are the weights and the call's tensors, by name."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
+
+from fusion_compile._capture.untraced import untraced
+from fusion_compile._compat import fake_mode
+from fusion_compile._sampler.graph.call import Call, Dim, invoke
+from fusion_compile._sampler.graph.refusal import refusal
+from fusion_compile.passes import drop_metadata_reads, run_passes, split_concatenations
+from fusion_compile.passes._compat import TreeSpec, tree_flatten
+
+
+@dataclass(frozen=True)
+class DenoiserGraph:
+    """`graph_module`: an ATen graph with flat inputs and one tuple of outputs.
+
+    `weights`: input name -> the model's own parameter or buffer (or a constant of the trace). `full_names`: input name
+    -> the parameter's or buffer's full name; constants are left out. `inputs`: input names of the call's tensors, in
+    order. `structure`: of the output.
+    """
+
+    graph_module: fx.GraphModule
+    weights: dict[str, Tensor]
+    full_names: dict[str, str]
+    inputs: tuple[str, ...]
+    structure: TreeSpec
+
+    def tidied(self) -> DenoiserGraph:
+        """Itself, for whose sizes are numbers: without dead nodes and reads of metadata that look like dependencies."""
+        self.graph_module.graph.eliminate_dead_code()
+        run_passes(self.graph_module, [drop_metadata_reads, split_concatenations])
+        return self
+
+
+class _FlatCall(nn.Module):
+    """The model as a module of the call's tensors alone; everything else in the call is a constant of the trace."""
+
+    def __init__(self, model: nn.Module, run: Callable[..., tuple[Any, ...]]) -> None:
+        super().__init__()
+        self.model = model
+        self.run = run
+
+    def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
+        return self.run(tensors)
+
+
+def trace_denoiser(model: nn.Module, signature: inspect.Signature, call: Call) -> DenoiserGraph:
+    """Export `model` for the shapes of `call`.
+
+    Raises ValueError if the model cannot be exported, writes a buffer or an input, or returns more than tensors.
+    """
+    return export_denoiser(model, signature, call).tidied()
+
+
+def export_denoiser(
+    model: nn.Module, signature: inspect.Signature, call: Call, symbolic: Collection[Dim] = ()
+) -> DenoiserGraph:
+    """As `trace_denoiser`, as export left it, and with the sizes in `symbolic` symbols unless the model fixes them."""
+    structures: list[TreeSpec] = []
+
+    def run(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        leaves, structure = tree_flatten(invoke(model, signature, call.rebuild(tensors)))
+        structures.append(structure)
+        return tuple(leaves)
+
+    inputs = tuple(t.detach() for t in call.tensors)  # export marks what it is given as dynamic, for torch.compile too
+    dims = [{axis: torch.export.Dim.AUTO for t, axis in symbolic if t == i} for i in range(len(call.tensors))]
+    try:
+        with untraced(model), warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # torch.export warns about itself (LeafSpec, 2.13)
+            exported = torch.export.export(
+                _FlatCall(model, run), inputs, dynamic_shapes=(tuple(dims),) if symbolic else None, strict=False
+            ).run_decompositions({})
+    except Exception as error:
+        raise refusal(
+            type(model).__name__, call.key.sizes, error, lambda: _call_on_fakes(model, signature, call)
+        ) from error
+    for spec in exported.graph_signature.output_specs:
+        if spec.kind is not OutputKind.USER_OUTPUT:
+            raise ValueError(
+                f"{type(model).__name__} writes {spec.target} in its forward ({spec.kind.name}); a table would be "
+                f"computed from what it wrote before. Make forward free of in-place writes to buffers and inputs."
+            )
+    graph_module = exported.graph_module
+    weights: dict[str, Tensor] = {}
+    full_names: dict[str, str] = {}
+    names: list[str] = []
+    placeholders = graph_module.graph.find_nodes(op="placeholder")
+    for spec, node in zip(exported.graph_signature.input_specs, placeholders, strict=True):
+        if spec.kind is InputKind.USER_INPUT:
+            names.append(node.name)
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target is not None:
+            full_names[node.name] = spec.target.removeprefix("model.")
+            weights[node.name] = find_tensor(model, full_names[node.name])
+        elif spec.target is not None and isinstance(exported.constants.get(spec.target), Tensor):
+            weights[node.name] = exported.constants[spec.target]
+        else:
+            raise ValueError(
+                f"{type(model).__name__} uses {spec.target} ({spec.kind.name}), which a table cannot hold."
+            )
+    outputs = graph_module.graph.output_node().args[0]
+    if not all(isinstance(o, fx.Node) for o in outputs):
+        raise ValueError(f"{type(model).__name__} returns something that is not a tensor; return tensors only.")
+    named = _rename_inputs(graph_module.graph, names, call.owners)
+    return DenoiserGraph(graph_module, weights, full_names, named, structures[-1])
+
+
+def find_tensor(model: nn.Module, full_name: str) -> Tensor:
+    """The parameter or buffer of that name; raises AttributeError if there is none."""
+    prefix, _, key = full_name.rpartition(".")
+    owner = model.get_submodule(prefix)
+    parameter = owner._parameters.get(key)
+    found = owner._buffers.get(key) if parameter is None else parameter
+    if found is None:
+        raise AttributeError(f"{type(model).__name__} has no parameter or buffer {full_name!r}.")
+    return found
+
+
+def _rename_inputs(graph: fx.Graph, inputs: list[str], owners: tuple[str, ...]) -> tuple[str, ...]:
+    """Give the call's inputs the names of their arguments: what export calls ``tensors_1`` is ``t`` to a reader."""
+    nodes = {n.name: n for n in graph.find_nodes(op="placeholder")}
+    for name, owner in zip(inputs, owners, strict=True):
+        nodes[name]._rename(owner)
+        nodes[name].target = nodes[name].name
+    return tuple(nodes[name].name for name in inputs)
+
+
+def _call_on_fakes(model: nn.Module, signature: inspect.Signature, call: Call) -> object:
+    with untraced(model), fake_mode() as mode, torch.no_grad():
+        return invoke(model, signature, call.rebuild([mode.from_tensor(t) for t in call.tensors]))

@@ -1,0 +1,161 @@
+"""Module <-> banks. The only room that knows parameter names and where each parameter lies.
+
+Parameters of one role, shape and dtype form one bank: matrices on the spectral path are stacked ``[K, m, n]``; all that
+is updated element by element lies in one flat vector per dtype, each parameter 16-byte aligned. Every other state
+tensor of an optimizer (moments, z) has the form of a bank, or of one with smaller trailing dimensions, or is a 0-dim
+number; so one `Layout` translates all of it to and from full parameter names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fusion_compile._state.routing import Route
+from fusion_compile._types import Tensors
+from fusion_compile.optim._transform import BankFacts, Blocks, Facts, Member
+
+_ALIGNMENT = 16
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one parameter lies: index `at` of a stacked bank, or offset `at` of a flat one."""
+
+    name: str
+    shape: tuple[int, ...]
+    at: int
+
+    @property
+    def numel(self) -> int:
+        return torch.Size(self.shape).numel()
+
+
+@dataclass(frozen=True)
+class Bank:
+    """One tensor that holds many parameters. `matrix`: ``(m, n)`` of a stacked bank, None for a flat one.
+
+    `dtype`: of the module's parameters. `length`: entries of a flat bank, or matrices of a stacked one. `blocks`: what
+    every matrix is cut into for its update.
+    """
+
+    key: str
+    dtype: torch.dtype
+    matrix: tuple[int, int] | None
+    places: tuple[Place, ...]
+    length: int
+    blocks: Blocks | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.length,) if self.matrix is None else (self.length, *self.matrix)
+
+    def split(self, tensor: Tensor) -> list[Tensor]:
+        """`tensor` (shaped like the bank, trailing dimensions free) as one view a place, in that part's shape."""
+        if self.matrix is not None:
+            parts = list(tensor.unbind(0))
+            whole = tuple(tensor.shape[1:]) == self.matrix
+            return [part.view(p.shape) if whole else part for part, p in zip(parts, self.places, strict=True)]
+        ends = [p.at for p in self.places[1:]] + [self.length]
+        sizes = [end - p.at for p, end in zip(self.places, ends, strict=True)]
+        padded = torch.split(tensor, sizes)
+        return [part[: p.numel].view(p.shape) for part, p in zip(padded, self.places, strict=True)]
+
+    def join(self, parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """The inverse of `split`: one new tensor of the bank's shape; padding is zero."""
+        if self.matrix is not None:
+            rows, columns = self.matrix
+            return torch.stack([part.reshape(rows, columns) for part in parts]).to(dtype)
+        pieces: list[Tensor] = []
+        ends = [p.at for p in self.places[1:]] + [self.length]
+        for part, place, end in zip(parts, self.places, ends, strict=True):
+            pieces.append(part.reshape(-1).to(dtype))
+            if padding := end - place.at - place.numel:
+                pieces.append(part.new_zeros(padding, dtype=dtype))
+        return torch.cat(pieces)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All banks of a model, and how to go from names to banks and back."""
+
+    banks: tuple[Bank, ...]
+    device: torch.device
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """dtype in which all updates are computed and kept: fp32, or fp64 as soon as one parameter is fp64."""
+        dtype = torch.float32
+        for bank in self.banks:
+            dtype = torch.promote_types(dtype, bank.dtype)
+        return dtype
+
+    @property
+    def facts(self) -> Facts:
+        """By bank key, what a transform may know of it."""
+        return {b.key: BankFacts(tuple(Member(p.name, p.shape, p.at) for p in b.places), b.blocks) for b in self.banks}
+
+    def views(self, tensors: Tensors) -> Tensors:
+        """Banks -> ``{full name: view}``."""
+        return {p.name: v for b in self.banks for p, v in zip(b.places, b.split(tensors[b.key]), strict=True)}
+
+    def join(self, named: Tensors, *, in_state_dtype: bool = True) -> Tensors:
+        """``{full name: tensor}`` -> new banks."""
+        return {
+            b.key: b.join([named[p.name] for p in b.places], self.state_dtype if in_state_dtype else b.dtype)
+            for b in self.banks
+        }
+
+    def by_name(self, key: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """One state tensor of bank `key` as ``(full name, view)`` pairs."""
+        bank = next(b for b in self.banks if b.key == key)
+        return zip((p.name for p in bank.places), bank.split(tensor), strict=True)
+
+
+def build_layout(model: nn.Module, routes: Sequence[Route]) -> Layout:
+    """Group the routed parameters into banks. Raises ValueError for what a bank cannot hold, with the full name."""
+    parameters = dict(model.named_parameters())
+    devices = {parameters[r.name].device for r in routes}
+    if not routes:
+        raise ValueError("the model has no trainable parameter; set requires_grad=True on what should be trained.")
+    if len(devices) > 1:
+        raise ValueError(
+            f"the model's trainable parameters lie on {', '.join(sorted(map(str, devices)))}; move them to one device."
+        )
+    groups: dict[tuple[str, torch.dtype, tuple[int, int] | None, Blocks | None], list[tuple[str, Tensor]]] = {}
+    for r in routes:
+        p = parameters[r.name]
+        if not p.dtype.is_floating_point or p.layout is not torch.strided or type(p.data) is not Tensor:
+            kind = f"{p.layout} {p.dtype}".replace("torch.strided ", "") + f" {type(p.data).__name__}"
+            raise ValueError(
+                f"{r.name} {list(p.shape)} is a {kind}; a bank holds dense floating-point tensors. "
+                f"Freeze it (requires_grad=False) or convert it."
+            )
+        matrix = (p.shape[0], p.numel() // p.shape[0]) if r.role == "spectral" else None
+        groups.setdefault((r.role, p.dtype, matrix, r.blocks), []).append((r.name, p))
+    return Layout(tuple(_bank(*key, members) for key, members in groups.items()), devices.pop())
+
+
+def _bank(
+    role: str,
+    dtype: torch.dtype,
+    matrix: tuple[int, int] | None,
+    blocks: Blocks | None,
+    members: list[tuple[str, Tensor]],
+) -> Bank:
+    name = str(dtype).removeprefix("torch.")
+    if matrix is not None:
+        places = tuple(Place(n, tuple(p.shape), i) for i, (n, p) in enumerate(members))
+        parts = [role, f"{matrix[0]}x{matrix[1]}", name]
+        if blocks is not None:
+            parts.insert(2, ("rows" if blocks.axis == -2 else "columns") + "+".join(map(str, blocks.sizes)))
+        return Bank("/".join(parts), dtype, matrix, places, len(members), blocks)
+    step = max(1, _ALIGNMENT // dtype.itemsize)
+    flat, at = [], 0
+    for n, p in members:
+        flat.append(Place(n, tuple(p.shape), at))
+        at += -(-p.numel() // step) * step
+    return Bank(f"{role}/{name}", dtype, None, tuple(flat), at)

@@ -1,0 +1,224 @@
+"""Checkpoints: state keyed by full parameter name, in safetensors plus a JSON index."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fusion_compile._state.banks import Layout
+from fusion_compile._state.hyperparameters import Hyperparameters
+from fusion_compile._types import Tensors
+
+FORMAT = 1
+INDEX = "checkpoint.json"
+_STATE_SECTIONS = ("optimizer", "counts", "buffers", "rng")
+_WRITTEN = re.compile(rf"(model|state)-\d+-[0-9a-f]{{8}}\.safetensors|{re.escape(INDEX)}\.\d+-[0-9a-f]{{8}}")
+"""Names of the files that `save` makes, other than the index itself: nothing else in the folder is ever removed."""
+
+
+def named_state(layout: Layout, state: Tensors) -> dict[str, Tensor]:
+    """Views of the optimizer's state as ``{"<part>.<parameter>": tensor}``; plain numbers as ``{"<part>": tensor}``.
+
+    The fp32 masters of lower-precision parameters are there too, as ``master.<parameter>``.
+    """
+    named: dict[str, Tensor] = {}
+    for path, tensor in state.items():
+        part, _, rest = path.partition("/")
+        if part == "params" and f"module/{rest}" in state:
+            named |= {f"master.{name}": v for name, v in layout.by_name(rest, tensor)}
+        if part != "optimizer":
+            continue
+        bank = next((b.key for b in layout.banks if rest.endswith(f"/{b.key}")), None)
+        if bank is None:
+            named[rest.replace("/", ".")] = tensor
+        else:
+            prefix = rest.removesuffix(f"/{bank}").replace("/", ".")
+            named |= {f"{prefix}.{name}": v for name, v in layout.by_name(bank, tensor)}
+    return named
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    tensors = dict(model.state_dict())
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"{name} in the model's state_dict() is a {type(value).__name__}; a checkpoint holds tensors. Let "
+                f"get_extra_state() return a tensor."
+            )
+    return tensors
+
+
+def _section(state: Tensors, section: str) -> dict[str, Tensor]:
+    return {k.removeprefix(f"{section}/"): t for k, t in state.items() if k.startswith(f"{section}/")}
+
+
+def state_dict(
+    model: nn.Module, layout: Layout, state: Tensors, hyperparameters: Hyperparameters, steps_called: int
+) -> dict[str, Any]:
+    """Copies of everything that a resumed run needs. ``buffers``: changed by the loss, but not in ``model``."""
+    rng = {"cpu": torch.get_rng_state()}
+    if layout.device.type == "cuda":
+        rng["cuda"] = torch.cuda.get_rng_state(layout.device)
+    tensors = model_tensors(model)
+    sections = {
+        "model": tensors,
+        "optimizer": named_state(layout, state),
+        "counts": _section(state, "counts"),
+        "buffers": {n: t for n, t in _section(state, "buffers").items() if n not in tensors},
+    }
+    return {
+        **{section: {n: t.detach().clone() for n, t in named.items()} for section, named in sections.items()},
+        "hyperparameters": hyperparameters.state_dict(),
+        "steps_called": steps_called,
+        "rng": rng,
+    }
+
+
+def load_state_dict(
+    saved: Mapping[str, Any], model: nn.Module, layout: Layout, state: Tensors, hyperparameters: Hyperparameters
+) -> int:
+    """Check everything, then copy everything into place; returns the number of calls so far."""
+    targets = {
+        "model": model_tensors(model),
+        "optimizer": named_state(layout, state),
+        "counts": _section(state, "counts"),
+    }
+    if absent := [key for key in (*targets, "hyperparameters", "steps_called") if key not in saved]:
+        raise ValueError(
+            f"this is no state of a training step: it lacks {', '.join(absent)}. Give what state_dict() gave."
+        )
+    # Which buffers outside the model's state_dict() the loss changes is known once it ran; until then the checkpoint
+    # says.
+    buffers = dict(model.named_buffers())
+    targets["buffers"] = {n: buffers[n] for n in saved.get("buffers", {}) if n in buffers}
+    _refuse_mismatches(saved, targets, "Build the step with the model and recipe that saved it.")
+    numbers = hyperparameters.read(saved["hyperparameters"])
+    with torch.no_grad():
+        for section, wanted in targets.items():
+            for name, tensor in wanted.items():
+                tensor.copy_(saved[section][name])
+    hyperparameters.update(numbers)
+    rng = saved.get("rng", {})
+    if "cpu" in rng:
+        torch.set_rng_state(rng["cpu"].cpu())
+    if "cuda" in rng and layout.device.type == "cuda":
+        torch.cuda.set_rng_state(rng["cuda"].cpu(), layout.device)
+    return int(saved["steps_called"])
+
+
+def load_model(saved: Mapping[str, Any], model: nn.Module) -> None:
+    """Copy only the ``model`` section into place; on a mismatch a ValueError, and nothing is loaded."""
+    wanted = model_tensors(model)
+    _refuse_mismatches(saved, {"model": wanted}, "Build the step with the model that the checkpoint is of.")
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(saved["model"][name])
+
+
+def _refuse_mismatches(saved: Mapping[str, Any], targets: Mapping[str, Tensors], remedy: str) -> None:
+    problems: list[str] = []
+    for section, wanted in targets.items():
+        given = saved.get(section, {})
+        problems += [f"missing {section} {n}" for n in wanted if n not in given]
+        problems += [f"unexpected {section} {n}" for n in given if n not in wanted]
+        problems += [
+            f"mismatched {section} {n}: {list(given[n].shape)} in the checkpoint, {list(t.shape)} here"
+            for n, t in wanted.items()
+            if n in given and given[n].shape != t.shape
+        ]
+    if problems:
+        shown = "\n  ".join(problems[:20])
+        more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise ValueError(
+            f"the checkpoint is of another model or optimizer; nothing was loaded:\n  {shown}{more}\n{remedy}"
+        )
+
+
+def save(path: str | PathLike[str], saved: Mapping[str, Any]) -> None:
+    """Write the folder `path`: ``model-….safetensors`` (the deployable weights), ``state-….safetensors`` and the index.
+
+    The tensor files are written under new names and flushed; the index, renamed into place, is the one moment at which
+    the new checkpoint begins to exist. A process killed before it leaves the old checkpoint, after it the new one.
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    tag = f"{saved['steps_called']}-{secrets.token_hex(4)}"
+    files = {"model": f"model-{tag}.safetensors", "state": f"state-{tag}.safetensors"}
+    _write_tensors(folder / files["model"], saved["model"])
+    parts = {f"{s}/{n}": t for s in _STATE_SECTIONS for n, t in saved[s].items()}
+    _write_tensors(folder / files["state"], parts)
+    index = {
+        "format": FORMAT,
+        "files": files,
+        "steps_called": saved["steps_called"],
+        "hyperparameters": saved["hyperparameters"],
+        "torch": torch.__version__,
+    }
+    temporary = folder / f"{INDEX}.{tag}"
+    with open(temporary, "w") as file:
+        json.dump(index, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / INDEX)
+    _sync_folder(folder)
+    for old in folder.iterdir():
+        if _WRITTEN.fullmatch(old.name) and old.name not in files.values():
+            old.unlink(missing_ok=True)
+
+
+def load(path: str | PathLike[str], device: torch.device) -> dict[str, Any]:
+    """Read a folder that `save` wrote. Raises FileNotFoundError/ValueError with a sentence for anything else."""
+    folder = Path(path)
+    if not (folder / INDEX).is_file():
+        raise FileNotFoundError(f"{folder} holds no {INDEX}; give the folder that TrainingStep.save() wrote.")
+    try:
+        index = json.loads((folder / INDEX).read_text())
+        if index["format"] != FORMAT:
+            raise ValueError(f"{folder / INDEX} has format {index['format']}; this version reads format {FORMAT}.")
+        out: dict[str, Any] = {
+            "model": _read_tensors(folder / index["files"]["model"], device),
+            "steps_called": index["steps_called"],
+            "hyperparameters": index["hyperparameters"],
+            **{section: {} for section in _STATE_SECTIONS},
+        }
+        for name, tensor in _read_tensors(folder / index["files"]["state"], device).items():
+            section, _, rest = name.partition("/")
+            out[section][rest] = tensor
+    except (json.JSONDecodeError, KeyError, TypeError, SafetensorError, FileNotFoundError) as error:
+        raise ValueError(
+            f"{folder} is damaged ({type(error).__name__}: {error}); nothing was loaded. Give another checkpoint."
+        ) from error
+    return out
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    # Tied weights appear under two names with one storage, which safetensors refuses; each name is written in full.
+    save_file({n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}, path)
+    # safetensors makes its files private; a checkpoint is as readable as the folder it lies in.
+    path.chmod(path.parent.stat().st_mode & 0o666)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _read_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt", device=str(device)) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,96 @@
+"""A module whose parameters lie in banks: moving in, moving out, and the check that they still lie there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusion_compile._state.banks import Layout
+from fusion_compile._types import Tensors
+
+
+class Residence:
+    """The module's parameters as views into banks, and the check that they still are.
+
+    Taking up residence copies every parameter into a bank and points ``parameter.data`` at its place there: the
+    `Parameter` objects stay the same, so optimizers, EMA copies and hooks that hold them keep working. Each view has a
+    storage of its own over its part of the bank's memory: what is written to a file or a pipe by storage
+    (``torch.save`` of one layer, ``pickle``) is then that part and not the whole bank.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout) -> None:
+        self.layout = layout
+        self._model = model
+        parameters = dict(model.named_parameters())
+        self.banks: Tensors = layout.join({n: p.detach() for n, p in parameters.items()}, in_state_dtype=False)
+        owners = {id(p): [] for p in parameters.values()}  # type: dict[int, list[tuple[dict[str, Any], str, str]]]
+        for prefix, module in model.named_modules(remove_duplicate=False):
+            for key, p in module._parameters.items():
+                if p is not None and id(p) in owners:
+                    owners[id(p)].append((module._parameters, key, f"{prefix}.{key}" if prefix else key))
+        self._tenants = []
+        self._places: list[Tensor] = []
+        self._buffers: list[tuple[dict[str, Any], str, str, Tensor]] = []
+        for name, view in layout.views(self.banks).items():
+            p, place = parameters[name], torch.from_dlpack(view)  # type: ignore[attr-defined]
+            p.data = place
+            self._places.append(p)
+            self._tenants += [(o, key, full, p, place) for o, key, full in owners[id(p)]]
+
+    def move_out(self) -> None:
+        """Give every parameter memory of its own again; the banks then belong to nobody but this object."""
+        for parameter in self._places:
+            parameter.data = parameter.data.clone()
+
+    def keep_buffers(self, names: Sequence[str]) -> Tensors:
+        """The module's buffers `names`, which the program writes; from now on `check` keeps them in the module."""
+        kept: Tensors = {}
+        for name in names:
+            prefix, _, key = name.rpartition(".")
+            owner = self._model.get_submodule(prefix)._buffers
+            kept[name] = owner[key]  # type: ignore[assignment]
+            self._buffers.append((owner, key, name, kept[name]))
+        return kept
+
+    def say_written(self) -> None:
+        """Bump the version of every parameter: the program writes the banks, whose versions the views do not share, and
+        autograd and caches of values computed from weights must notice."""
+        torch.autograd.graph.increment_version(self._places)
+
+    def check(self) -> None:
+        """Raise RuntimeError naming the first parameter that was replaced, moved, rebound or frozen since the banks
+        were built. A buffer that was assigned anew (as a forward outside the step may) is copied back to its place."""
+        for owner, key, name, parameter, place in self._tenants:
+            if owner.get(key) is not parameter:
+                raise RuntimeError(
+                    f"{name} {list(parameter.shape)} was replaced by another tensor after compile_training_step(); the "
+                    f"compiled program still updates the old one. Copy into it (parameter.copy_) or compile the step "
+                    f"again."
+                )
+            if not parameter.is_set_to(place):
+                raise RuntimeError(
+                    f"{name} {list(place.shape)} was rebound (.data = …, .to(), .half()) after "
+                    f"compile_training_step(); the compiled program still updates the old memory. Copy into it "
+                    f"(parameter.copy_) or compile the step again."
+                )
+            if not parameter.requires_grad:
+                raise RuntimeError(
+                    f"{name} {list(parameter.shape)} was frozen (requires_grad=False) after compile_training_step(); "
+                    f"the compiled program still updates it. Unfreeze it or compile the step again."
+                )
+        for owner, key, name, kept in self._buffers:
+            now = owner.get(key)
+            if now is kept:
+                continue
+            if now is None or (now.shape, now.dtype, now.device) != (kept.shape, kept.dtype, kept.device):
+                what = "removed" if now is None else f"replaced by {now.dtype} {list(now.shape)} on {now.device}"
+                raise RuntimeError(
+                    f"buffer {name} was {what} after compile_training_step(); the compiled program updates "
+                    f"{kept.dtype} {list(kept.shape)} on {kept.device}. Put that back or compile the step again."
+                )
+            with torch.no_grad():
+                kept.copy_(now)
+            owner[key] = kept

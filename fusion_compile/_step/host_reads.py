@@ -1,0 +1,68 @@
+"""Where a loss reads a tensor's value on the host, and the sentence that says so."""
+
+from __future__ import annotations
+
+import linecache
+import re
+import traceback
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from fusion_compile.passes._user_frame import is_the_users
+
+_READS = {
+    Tensor.cpu: "tensor.cpu()",
+    Tensor.numpy: "tensor.numpy()",
+    Tensor.__array__: "a conversion to numpy",
+    Tensor.__repr__: "printing a tensor",
+    Tensor.__format__: "formatting a tensor",
+}
+"""Reads that fake tensors let pass, or refuse with a riddle; ``.item()``, ``if`` and their like they refuse well."""
+
+
+class HostRead(Exception):
+    """Raised at the read itself, so that the traceback leads to the user's line."""
+
+
+class RefuseHostReads(TorchFunctionMode):
+    """Raise `HostRead` at each conversion or print that needs a tensor's value on the host, on every device alike."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _READS:
+            raise HostRead(_READS[func])
+        out = func(*args, **(kwargs or {}))
+        if func is Tensor.to and out.device.type == "cpu" != args[0].device.type:
+            raise HostRead("tensor.to('cpu')")
+        return out
+
+
+def where_in_user_code(frames: list[traceback.FrameSummary]) -> str:
+    """``file:line: source`` of the innermost frame that is neither torch's nor this package's; else empty."""
+    for frame in reversed(frames):
+        if is_the_users(frame.filename):
+            line = frame.line or linecache.getline(frame.filename, frame.lineno or 0).strip()
+            return f"{frame.filename}:{frame.lineno}: {line}"
+    return ""
+
+
+def host_read_message(frames: list[traceback.FrameSummary], detail: str) -> str:
+    """One sentence for a loss that needs a value on the host."""
+    where = where_in_user_code(frames) or "the loss"
+    return (
+        f"{where}\nreads a tensor's value on the host or has a shape that depends on one ({detail.splitlines()[0]}); a "
+        f"captured step cannot. Keep it on the device: torch.where instead of if, a returned metric instead of .item() "
+        f"or print."
+    )
+
+
+def not_captured_message(frames: list[traceback.FrameSummary], detail: str) -> str:
+    """One sentence for a loss of which something other than a host read cannot be part of one graph."""
+    where = where_in_user_code(frames) or "the loss"
+    context = re.search(r"Developer debug context: *(\S.*)", detail)
+    what = detail.splitlines()[0] + (f": {context[1]}" if context else "")
+    return (
+        f"{where}\ncannot be captured as one graph ({what}). Keep the loss to tensor operations and plain Python, and "
+        f"do the rest outside it; mode='eager' runs it uncaptured."
+    )

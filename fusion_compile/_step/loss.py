@@ -1,0 +1,177 @@
+"""The user's loss as a pure function, and what one run of it on fake tensors tells before anything is compiled."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusion_compile import _compat
+from fusion_compile._step.host_reads import HostRead, RefuseHostReads, host_read_message
+from fusion_compile._types import Tensors
+
+LossFn = Callable[..., Any]
+"""``(model, *batch) -> loss`` or ``(loss, {name: metric})``."""
+
+
+class CastingModel(nn.Module):
+    """`model` as the loss sees it under a `compute_dtype`: floating inputs of its call are cast, all else passes."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype_of_compute = dtype
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        def cast(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return value.to(self.dtype_of_compute)
+            return value
+
+        return self.model(*(cast(a) for a in args), **{k: cast(v) for k, v in kwargs.items()})
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+
+class LossModule(nn.Module):
+    """Model and loss as one module, so that ``torch.func.functional_call`` can run the loss with any weights.
+
+    Its forward returns loss, metrics and the values that the tracked buffers have after the loss.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss_fn: LossFn, tracked: tuple[str, ...] = (), compute_dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._loss_fn = loss_fn
+        self._tracked = tracked
+        self._compute_dtype = compute_dtype
+
+    def forward(self, *batch: Any) -> tuple[Tensor, dict[str, Tensor], Tensors]:
+        model = self.model if self._compute_dtype is None else CastingModel(self.model, self._compute_dtype)
+        out = self._loss_fn(model, *batch)
+        loss, metrics = out if isinstance(out, tuple) else (out, {})
+        return loss, metrics, {name: self.model.get_buffer(name) for name in self._tracked}
+
+    def run(self, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: tuple[Any, ...]) -> Any:
+        """The forward with `weights` and `buffers` in the places of the model's own."""
+        replaced = {f"model.{name}": t for name, t in (*weights.items(), *buffers.items())}
+        return torch.func.functional_call(self, replaced, batch)
+
+
+_HOST_READS: tuple[type[Exception], ...] = (HostRead, *_compat.DATA_DEPENDENT)
+
+
+@dataclass(frozen=True)
+class LossFacts:
+    """What a loss does: its metrics' shapes and dtypes, the parameters it never reads, the buffers it changes."""
+
+    metrics: dict[str, tuple[tuple[int, ...], torch.dtype]]
+    unused: tuple[str, ...]
+    changed_buffers: tuple[str, ...]
+
+    def difference(self, other: LossFacts) -> str:
+        """In words, the first way in which this loss behaves unlike `other`."""
+        if self.metrics != other.metrics:
+            return f"returns the metrics {self.metrics}, before {other.metrics}"
+        if self.unused != other.unused:
+            return f"leaves unread {list(self.unused)}, before {list(other.unused)}"
+        return f"changes the buffers {list(self.changed_buffers)}, before {list(other.changed_buffers)}"
+
+
+def examine(
+    model: nn.Module,
+    loss_fn: LossFn,
+    weights: Mapping[str, Tensor],
+    batch: tuple[Any, ...],
+    compute_dtype: torch.dtype | None,
+) -> LossFacts:
+    """Run the loss once on fake tensors (no memory, no arithmetic, no random number drawn) and report what it does.
+
+    `weights`: trainable parameters by name. Raises TypeError/ValueError for a loss that is not a scalar, that does not
+    depend on the weights, or that must be read on the host (with the user's line).
+    """
+    every_buffer = dict(model.named_buffers())
+    module = LossModule(model, loss_fn, tuple(every_buffer), compute_dtype)
+    with _compat.fake_mode() as mode, torch.enable_grad():
+
+        def fake(t: Tensor) -> Tensor:
+            faked: Tensor = mode.from_tensor(t.detach())
+            return faked
+
+        leaves = {n: fake(w).requires_grad_() for n, w in weights.items()}
+        used = leaves if compute_dtype is None else {n: t.to(compute_dtype) for n, t in leaves.items()}
+        buffers = cast_buffers(model, {n: fake(b) for n, b in every_buffer.items()}, (), compute_dtype)
+        versions = {n: b._version for n, b in buffers.items()}
+        fakes = _map_tensors(fake, batch)
+        try:
+            with RefuseHostReads(), _compat.StatisticsSeen() as seen:
+                loss, metrics, after = module.run(used, buffers, fakes)
+        except _HOST_READS as error:
+            raise ValueError(host_read_message(traceback.extract_tb(error.__traceback__), str(error))) from None
+        _check_loss(loss, metrics)
+        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    unused = tuple(n for n, g in zip(leaves, gradients, strict=True) if g is None)
+    if len(unused) == len(leaves):
+        raise ValueError(_INDEPENDENT)
+    updated = {id(t) for t in seen.tensors}
+    changed = tuple(n for n, b in buffers.items() if after[n] is not b or b._version != versions[n] or id(b) in updated)
+    return LossFacts({k: (tuple(v.shape), v.dtype) for k, v in metrics.items()}, unused, changed)
+
+
+_INDEPENDENT = (
+    "the loss does not depend on any trainable parameter of the model; call the model that loss_fn receives as its "
+    "first argument (not another one), and keep torch.no_grad() and .detach() out of the way."
+)
+
+
+def _check_loss(loss: Any, metrics: Any) -> None:
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"loss_fn returned a {type(loss).__name__}; return a 0-dim tensor, or (loss, {{name: tensor}})."
+        )
+    if loss.ndim:
+        raise ValueError(
+            f"loss_fn returned a loss of shape {list(loss.shape)}; return a scalar, for example loss.mean()."
+        )
+    if not loss.is_floating_point():
+        raise TypeError(f"loss_fn returned a loss of dtype {loss.dtype}; return a floating-point scalar.")
+    if not isinstance(metrics, dict) or not all(isinstance(v, Tensor) for v in metrics.values()):
+        raise TypeError("loss_fn's second result must be a dictionary of tensors, {name: tensor}.")
+    if not loss.requires_grad:
+        raise ValueError(_INDEPENDENT)
+
+
+def cast_buffers(
+    model: nn.Module, buffers: Tensors, changed: tuple[str, ...], compute_dtype: torch.dtype | None
+) -> Tensors:
+    """Floating buffers in `compute_dtype`, except those the loss changes and the statistics of normalization layers."""
+    if compute_dtype is None:
+        return buffers
+    statistics = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if hasattr(module, "track_running_stats")
+        for name in module._buffers
+    }
+    keep = statistics.union(changed)
+    return {n: b if n in keep or not b.is_floating_point() else b.to(compute_dtype) for n, b in buffers.items()}
+
+
+def _map_tensors(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return fn(tree)
+    if isinstance(tree, dict):
+        return {k: _map_tensors(fn, v) for k, v in tree.items()}
+    if isinstance(tree, tuple | list):
+        return type(tree)(_map_tensors(fn, v) for v in tree)
+    return tree

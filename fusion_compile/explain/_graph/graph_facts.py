@@ -1,0 +1,133 @@
+"""An ATen graph as a table: what each node is, where it comes from, what it costs, and the sums over regions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence, Set
+
+from torch import fx
+
+from fusion_compile.explain._facts import GraphFacts, NodeFacts, RegionFacts
+from fusion_compile.explain._graph.costs import bytes_moved, flops, launches, main_dtype, number, tensors_of, touched
+from fusion_compile.explain._graph.memory import memory_of
+from fusion_compile.explain._graph.roofline import Roofline
+from fusion_compile.explain._graph.static_findings import WAITS
+from fusion_compile.passes import BindingTime, Finding, find_host_syncs
+from fusion_compile.passes._graph import op_name
+from fusion_compile.passes._user_frame import user_line
+
+INPUT = "input"
+"""The region of what a graph is given: inputs, weights, state."""
+
+
+def graph_facts(
+    title: str,
+    module: fx.GraphModule,
+    line: Roofline,
+    *,
+    region: Callable[[fx.Node], str],
+    input_names: Mapping[str, str] | None = None,
+    findings: Sequence[Finding] = (),
+    times: Mapping[str, BindingTime] | None = None,
+    root: str = "",
+) -> GraphFacts:
+    """The table of `module`, whose nodes carry fake tensors in ``meta["val"]``.
+
+    `region`: of a call. `input_names`: what to call its inputs. `findings`: those about a node's line and operator are
+    linked to it. `times`: binding times by node name. `root`: what the names of all modules begin with.
+    """
+    nodes = [n for n in module.graph.nodes if n.op != "output"]
+    index = {n: i for i, n in enumerate(nodes)}
+    waits = {(f.where, f.op) for f in find_host_syncs(module)}
+    titles = input_names or {}
+    facts = []
+    for node in nodes:
+        where, path = user_line(node), module_path(node).removeprefix(root)
+        read, written = bytes_moved(node)
+        operations = flops(node)
+        moved = read + written
+        tensor = next(tensors_of(node), None)
+        time = None if times is None else times.get(node.name)
+        op = node.op
+        if node.op == "call_function":
+            op = str(node.target) if hasattr(node.target, "_schema") else op_name(node.target)
+        name = titles.get(node.name, node.name)
+        facts.append(
+            NodeFacts(
+                name=name,
+                op=op,
+                region=region(node) if node.op == "call_function" else INPUT,
+                module=path,
+                where=where,
+                dtype="" if tensor is None else str(tensor.dtype).removeprefix("torch."),
+                shape=() if tensor is None else tuple(n if isinstance(n, int) else str(n) for n in tensor.shape),
+                flops=operations,
+                bytes_read=read,
+                bytes_written=written,
+                intensity=operations / moved if moved else 0.0,
+                microseconds=line.microseconds(operations, moved, main_dtype(node)),
+                launches=launches(node),
+                inputs=tuple(index[s] for s in node.all_input_nodes),
+                binding_time=None if time is None else time.name.lower(),
+                finding=_finding(findings, where, {op, name, op_name(node.target)}, (where, op) in waits),
+            )
+        )
+    told = {node: (fact.name, fact.where) for node, fact in zip(nodes, facts, strict=True)}
+    memory = memory_of(module.graph, nodes, told)
+    return GraphFacts(title, _regions(facts), _edges(nodes, facts), tuple(facts), memory)
+
+
+def _finding(findings: Sequence[Finding], where: str, names: Set[str], waits: bool) -> int | None:
+    """The first finding about a node of that line and those names; of a node that `waits`, whatever is said to wait
+    there, as the captured graph calls it otherwise than ATen's."""
+    for i, finding in enumerate(findings):
+        if finding.where == where and where and (finding.op in names or (waits and finding.kind in WAITS)):
+            return i
+    return None
+
+
+def module_path(node: fx.Node) -> str:
+    """Full name of the module that `node` was called in, ``"blocks.0.attn"``; "" outside of any or in the outermost."""
+    stack = node.meta.get("nn_module_stack") or {}
+    entries = [entry[0] if isinstance(entry, tuple) else str(entry) for entry in stack.values()]
+    return _readable(entries[-1]) if entries else ""
+
+
+def _readable(path: str) -> str:
+    """Dynamo's expression for a module as a name: ``getattr(L['self'].blocks, '0').mlp`` is ``blocks.0.mlp``."""
+    before = None
+    while before != path:
+        before = path
+        path = re.sub(r"getattr\(([^()]*), '([^']*)'\)", r"\1.\2", path)
+    path = re.sub(r"\._modules\['([^']*)'\]|\[(?:'([^']*)'|(\d+))\]", lambda m: "." + (m[1] or m[2] or m[3]), path)
+    path = re.sub(r"^.*\.cell_contents(\.model)?(\.|$)|^[LG]\.(self|explained)(\.__self__)?(\.|$)|^[LG]\.", "", path)
+    return path
+
+
+def _regions(facts: Sequence[NodeFacts]) -> tuple[RegionFacts, ...]:
+    groups: dict[str, list[NodeFacts]] = {}
+    for fact in facts:
+        if fact.region != INPUT:
+            groups.setdefault(fact.region, []).append(fact)
+    return tuple(
+        RegionFacts(
+            name,
+            nodes=len(group),
+            launches=sum(f.launches for f in group),
+            flops=sum(f.flops for f in group),
+            bytes=sum(f.bytes_read + f.bytes_written for f in group),
+            microseconds=sum(f.microseconds for f in group),
+        )
+        for name, group in groups.items()
+    )
+
+
+def _edges(nodes: Sequence[fx.Node], facts: Sequence[NodeFacts]) -> tuple[tuple[str, str, int], ...]:
+    """Bytes that each region reads of what another made; a value that is read twice there counts once."""
+    crossing: dict[tuple[str, str], dict[fx.Node, int]] = {}
+    for node, fact in zip(nodes, facts, strict=True):
+        for source, i in zip(node.all_input_nodes, fact.inputs, strict=True):
+            if facts[i].region != fact.region:
+                size = sum(map(touched, tensors_of(source)))
+                crossing.setdefault((facts[i].region, fact.region), {})[source] = size
+    return tuple((a, b, number(sum(values.values()))) for (a, b), values in crossing.items())

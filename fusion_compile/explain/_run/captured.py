@@ -1,0 +1,88 @@
+"""The graphs that Dynamo makes of a callable, without lasting effect on what it is given."""
+
+from __future__ import annotations
+
+import contextlib
+import types
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fusion_compile._program.program import Program
+from fusion_compile.explain import _compat
+from fusion_compile.passes._compat import tree_leaves
+
+
+def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Program, ...]:
+    """Call `fn` once and return each graph that Dynamo captured on the way, in the order in which they ran.
+
+    Where Dynamo gives up the graph ends and Python goes on, as under ``torch.compile``. Tensors among the arguments and
+    in the modules that `fn` is, is bound to or closes over have their old values afterwards; what `fn` changes
+    elsewhere, or prints, stays. What `fn` raises is raised.
+    """
+    seen: list[Program] = []
+
+    def keep(graph: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        seen.append(Program(graph, torch.is_grad_enabled()))
+        return graph.forward
+
+    explained = _compat.uncompiled(fn)
+
+    def call(*given: Any, **named: Any) -> Any:
+        return explained(*given, **named)
+
+    call.__code__ = call.__code__.replace(co_filename="<explain>")  # not the user's line, nor anyone's
+    run = torch.compile(call, backend=keep)
+    with warnings.catch_warnings(), put_back(explained, args, kwargs), _compat.caches_aside():
+        warnings.simplefilter("ignore")  # of what breaks the graph; the findings say so
+        run(*args, **kwargs)
+    return tuple(seen)
+
+
+@contextlib.contextmanager
+def put_back(fn: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, the tensors that `fn` is given and the modules' own may be written; afterwards they are as before."""
+    tensors = list(_tensors_within(fn, args, kwargs))
+    before = [t.detach().clone() for t in tensors]
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    try:
+        with torch.random.fork_rng(devices=gpus):
+            yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                if tensor.shape == value.shape and not _same(tensor, value):
+                    tensor.copy_(value)
+
+
+def _same(tensor: Tensor, value: Tensor) -> bool:
+    return bool(torch.equal(tensor.detach().nan_to_num(), value.nan_to_num()))
+
+
+def modules_within(fn: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[nn.Module, ...]:
+    """The modules that `fn` is, is bound to, closes over or is given; each once, outermost only."""
+    reached = [fn, getattr(fn, "__self__", None), *tree_leaves((args, dict(kwargs)))]
+    function = getattr(fn, "__func__", fn)
+    if isinstance(function, types.FunctionType):
+        reached += tree_leaves([cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)])
+        reached += [function.__globals__[n] for n in function.__code__.co_names if n in function.__globals__]
+    return tuple({id(m): m for m in reached if isinstance(m, nn.Module)}.values())
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
+
+
+def _tensors_within(fn: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    for leaf in tree_leaves((args, dict(kwargs))):
+        if isinstance(leaf, Tensor):
+            yield leaf
+    for module in modules_within(fn, args, kwargs):
+        yield from module.parameters()
+        yield from module.buffers()

@@ -1,0 +1,160 @@
+"""Compile a program, run it, and tell what happened."""
+
+from __future__ import annotations
+
+import contextlib
+import types
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from fusion_compile.explain import _compat
+from fusion_compile.explain._facts import RuntimeFacts
+from fusion_compile.explain._run.cuda_graphs import cuda_graph_findings, read_cuda_graphs
+from fusion_compile.explain._run.graph_breaks import Break, break_findings, graph_break, read_break, read_breaks
+from fusion_compile.explain._run.kernels import read_kernels, read_refusals
+from fusion_compile.explain._run.listen import Heard, listening
+from fusion_compile.explain._run.phases import read_cache_use, read_phases
+from fusion_compile.explain._run.recompiles import (
+    limit_findings,
+    read_compilations,
+    read_failures,
+    recompile,
+    recompile_finding,
+)
+from fusion_compile.passes import Finding
+
+_DYNAMOS_OWN = (
+    "Dynamo does not know how to trace",  # the findings say so
+    "The .grad attribute of a Tensor that is not a leaf",  # Dynamo looks at it where it goes on after a break
+)
+"""Warnings that are no fault of the program's; where warnings are errors they would break its compilation."""
+
+
+class Observation(NamedTuple):
+    """What was seen, what of it one should know, and what to keep in mind when reading it."""
+
+    facts: RuntimeFacts
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+
+
+def observe(
+    fn: Callable[..., Any],
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    calls: Sequence[tuple[Any, ...]] = (),
+    backend: str = "inductor",
+    fresh: bool = True,
+) -> Observation:
+    """Run ``fn(*args, **kwargs)`` and then ``fn(*more)`` for each of `calls`, listening to torch.
+
+    What torch.compile returned, a training step and a sampler are called as they are; any other callable is compiled
+    for the purpose with `backend`, and breaks of its graph are allowed. `fresh`: compile also what is already compiled
+    in this process or on the disk, without which there is nothing to see; what others have compiled stays. Every
+    setting and every logger of torch's is afterwards as it was.
+
+    A program of which Dynamo cannot make one graph, although it was asked to, gives a finding. What else `fn` raises
+    is raised.
+    """
+    with warnings.catch_warnings(), contextlib.ExitStack() as inside:
+        for message in _DYNAMOS_OWN:
+            warnings.filterwarnings("ignore", message=message)
+        inside.enter_context(_compat.inductor_tells())
+        if fresh:
+            inside.enter_context(_compat.caches_aside())
+        run = _compiled(fn, backend, fresh)
+        heard = inside.enter_context(listening())
+        refused = _run(run, [(args, dict(kwargs or {})), *((more, {}) for more in calls)])
+    return _observation(heard, refused, compiled_before=run is fn or not fresh, fresh=fresh)
+
+
+def _compiled(fn: Callable[..., Any], backend: str, fresh: bool) -> Callable[..., Any]:
+    if hasattr(type(fn), "explain"):
+        return fn
+    if _compat.is_compiled(fn):
+        if fresh:
+            _compat.forget_compiled(fn)
+        return fn
+    if isinstance(fn, nn.Module):
+        if fresh and _compat.may_be_called_bare(fn):
+            return torch.compile(_compat.own_code(fn.forward), backend=backend)
+        compiled: Callable[..., Any] = torch.compile(fn, backend=backend)
+        if fresh:
+            _compat.forget_compiled(compiled)
+        return compiled
+    method = getattr(fn, "__call__", None)  # noqa: B004
+    if isinstance(method, types.MethodType):
+        fn = method  # of an object: what Dynamo traces the frame of
+    return torch.compile(_compat.own_code(fn) if fresh else fn, backend=backend)
+
+
+def _run(run: Callable[..., Any], calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> BaseException | None:
+    """Dynamo's refusal, if there was one."""
+    for args, kwargs in calls:
+        try:
+            run(*args, **kwargs)
+        except Exception as error:
+            refused = _compat.unsupported_inside(error)
+            if refused is None:
+                raise
+            return refused
+    return None
+
+
+def _observation(heard: Heard, refused: BaseException | None, *, compiled_before: bool, fresh: bool) -> Observation:
+    breaks = read_breaks(heard.trace)
+    if refused is not None and not breaks:
+        breaks = (_from_exception(refused),)
+    compilations = read_compilations(heard.trace)
+    failures = read_failures(heard.trace, compilations, of_these_only=fresh)
+    cuda_graphs = read_cuda_graphs(heard.cuda_graphs, heard.cuda_graph_skips)
+    facts = RuntimeFacts(
+        graph_breaks=tuple(graph_break(b) for b in breaks),
+        recompiles=tuple(recompile(f, compilations) for f in failures),
+        guards=tuple(dict.fromkeys(g for c in compilations.values() for g in c.guards)),
+        kernels=read_kernels(heard.trace),
+        fusion_refusals=read_refusals(heard.fusion),
+        cudagraphs=cuda_graphs,
+        phases=read_phases(heard.trace),
+        cache=read_cache_use(heard.trace),
+    )
+    findings = break_findings(breaks) + [recompile_finding(f) for f in failures]
+    findings += limit_findings(heard.trace, compilations)
+    findings += cuda_graph_findings(heard.cuda_graphs, cuda_graphs)
+    once = {(f.kind, f.where or f.why, f.op if f.kind == "python_scalar" else ""): f for f in reversed(findings)}
+    return Observation(facts, tuple(once.values())[::-1], _notes(heard, compiled_before))
+
+
+def _from_exception(error: BaseException) -> Break:
+    stack = "".join(
+        f'  File "{f.filename}", line {f.lineno}, in {f.name}\n    {f.line}\n' for f in _compat.user_frames(error)
+    )
+    return read_break(f"{error}\nUser code traceback:\n{stack}")
+
+
+def _notes(heard: Heard, compiled_before: bool) -> tuple[str, ...]:
+    if heard.not_understood:
+        said = f"{len(heard.not_understood)} of torch's messages could not be read ({heard.not_understood[0]})."
+        return (said,)
+    if heard.of("compilation_metrics"):
+        return ()
+    why = "it was compiled before" if compiled_before else "it holds no tensor operation that Dynamo would trace"
+    return (f"nothing was compiled while the program ran ({why}), so breaks, guards and kernels are not known.",)
+
+
+def happened(facts: RuntimeFacts) -> frozenset[str]:
+    """Of graph_break, recompile, cudagraph_skip, cudagraph_partition and rerecord those that occurred, whatever the
+    cause after which a finding is named."""
+    seen = {
+        "graph_break": facts.graph_breaks,
+        "recompile": facts.recompiles,
+        "cudagraph_skip": facts.cudagraphs.skips,
+        "cudagraph_partition": facts.cudagraphs.partitions > 1,
+        "rerecord": facts.cudagraphs.rerecords,
+    }
+    return frozenset(kind for kind, occurred in seen.items() if occurred)

@@ -1,0 +1,128 @@
+"""The explanation of a training step: banks, routes, hyperparameters, and the captured graph by region."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from fusion_compile._program.program import REGIONS, Program, region_of
+from fusion_compile._state.banks import Layout
+from fusion_compile._state.routing import Route
+from fusion_compile._types import Tensors
+from fusion_compile.explain._environment import environment
+from fusion_compile.explain._explanation import Explanation
+from fusion_compile.explain._facts import GraphFacts, Section, section
+from fusion_compile.explain._graph.graph_facts import graph_facts
+from fusion_compile.explain._graph.roofline import Roofline, roofline
+from fusion_compile.explain._graph.static_findings import find_in_program, one_for_each
+from fusion_compile.explain._show.summary import summarize
+from fusion_compile.passes import Finding
+
+_MOST_OPERATORS = 6
+
+
+def explain_step(
+    *,
+    title: str,
+    model: nn.Module,
+    banks: Tensors,
+    routes: Sequence[Route],
+    layout: Layout,
+    state: Tensors,
+    hyperparameters: Mapping[str, Any],
+    programs: Sequence[Program],
+    periodic_programs: Mapping[str, Program],
+    unused: Sequence[str],
+    device: str | None = None,
+) -> Explanation:
+    """Tables of what went where, and over every captured graph its nodes with their costs, and findings.
+
+    `device`: whose peaks the times assume, see `ROOFLINES`.
+    """
+    line = roofline(device, layout.device)
+    sections = [_banks(layout, state), _routes(routes), _numbers(hyperparameters)]
+    headings = {f"Program {i}": p for i, p in enumerate(programs)}
+    headings |= {f"Now and then, without a CUDA graph: {n}": p for n, p in periodic_programs.items()}
+    sections += [_graph(heading, program) for heading, program in headings.items() if not program.not_in_aten]
+    named = {f"step {i}": p for i, p in enumerate(programs)} | dict(periodic_programs)
+    found = [*_rebound(layout, banks, model), *(f for p in named.values() for f in find_in_program(p))]
+    findings = one_for_each(found)
+    graphs = [_facts(name, program, line, findings) for name, program in named.items() if not program.not_in_aten]
+    notes = [f"the loss never reads {name}; its gradient counts as zero." for name in unused]
+    notes += [
+        f"{name} has no costs here, because it cannot be written out in ATen's operators ({p.not_in_aten})."
+        for name, p in named.items()
+        if p.not_in_aten
+    ]
+    if not programs:
+        notes.append("nothing was captured yet: call the step once (with mode='eager' nothing ever is).")
+    return Explanation(
+        title,
+        "training_step",
+        environment(layout.device.type, str(line)),
+        summary=summarize(findings, graphs, captured=bool(programs)),
+        findings=findings,
+        sections=tuple(sections),
+        graphs=tuple(graphs),
+        notes=tuple(notes),
+    )
+
+
+def _facts(name: str, program: Program, line: Roofline, findings: Sequence[Finding]) -> GraphFacts:
+    return graph_facts(name, program.aten, line, region=region_of, input_names=program.input_names, findings=findings)
+
+
+def _rebound(layout: Layout, banks: Tensors, model: nn.Module) -> list[Finding]:
+    """Parameters that no longer lie in their place in the banks."""
+    if not banks:  # released: they need not
+        return []
+    now = dict(model.named_parameters())
+    return [
+        Finding(
+            "rebound_parameter",
+            name,
+            "",
+            "It was given other memory (.data = …, .to(), .half(), or a new Parameter) after compile_training_step(); "
+            "the program still updates the old one, and the next step refuses to run.",
+            "Copy into it (parameter.copy_), or compile the step again.",
+        )
+        for name, place in layout.views(banks).items()
+        if name not in now or now[name].data_ptr() != place.data_ptr()
+    ]
+
+
+def _banks(layout: Layout, state: Tensors) -> Section:
+    rows = []
+    for bank in layout.banks:
+        held = sum(t.nbytes for path, t in state.items() if path.endswith(f"/{bank.key}"))
+        entries = sum(place.numel for place in bank.places)
+        rows.append((bank.key, "×".join(map(str, bank.shape)), len(bank.places), entries, f"{held / 2**20:.2f}"))
+    return section("Banks", ("bank", "shape", "parameters", "entries", "MiB with state"), rows)
+
+
+def _routes(routes: Sequence[Route]) -> Section:
+    """One row for all parameters that differ only in a layer's number."""
+    repeats = Counter(
+        (re.sub(r"(?<=\.)\d+(?=\.)", "*", r.name, count=1), "×".join(map(str, r.shape)) or "0-D", r.role, r.reason)
+        for r in routes
+    )
+    rows = [(name, count, *rest) for (name, *rest), count in repeats.items()]
+    return section("Routing", ("parameter", "how many", "shape", "role", "why"), rows)
+
+
+def _numbers(hyperparameters: Mapping[str, Any]) -> Section:
+    return section("Hyperparameters (live)", ("name", "value"), list(hyperparameters.items()))
+
+
+def _graph(what: str, program: Program) -> Section:
+    counts = program.operators()
+    rows = []
+    for region in REGIONS:
+        most = ", ".join(f"{name} {n}" for name, n in counts[region].most_common(_MOST_OPERATORS))
+        rows.append((region, counts[region].total(), most))
+    heading = f"{what}: one graph, {program.nodes} calls as captured"
+    return section(heading, ("region", "ATen calls", "most frequent"), rows)
