@@ -36,7 +36,7 @@ from tests.house.rules import (
     private_torch_stays_in_compat,
     strangers_never_meet,
 )
-from tests.house.source import EVERYTHING, PACKAGE, ROOT, Source
+from tests.house.source import EVERYTHING, PACKAGE, ROOT, TESTS, Source
 
 PUBLIC_PACKAGES = ["fusion_compile", "fusion_compile.optim", "fusion_compile.passes", "fusion_compile.explain"]
 
@@ -125,6 +125,10 @@ def test_a_planted_good_file_is_left_alone(module: str, text: str) -> None:
     assert [sentence for rule in [*RULES, nobody_imports_bare_passes] for sentence in rule(source)] == []
 
 
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circles(arrows(PACKAGE)) == []
+
+
 def test_a_planted_circle_is_found() -> None:
     def planted(name: str, text: str) -> Source:
         return Source(f"fusion_compile.{name}", False, "planted.py", text)
@@ -132,6 +136,15 @@ def test_a_planted_circle_is_found() -> None:
     two = [planted("a", "from fusion_compile.b import x"), planted("b", "def f():\n    import fusion_compile.a")]
     round_the_corner = [planted("c", "from fusion_compile.a import x"), planted("d", "from fusion_compile.c import x")]
     assert circles(arrows([*two, *round_the_corner])) == [["fusion_compile.a", "fusion_compile.b"]]
+
+
+def test_test_files_are_small() -> None:
+    assert [sentence for source in TESTS for sentence in a_file_is_small(source)] == []
+
+
+def test_a_test_file_is_found_from_the_name_of_its_module() -> None:
+    said = strays(TESTS, PACKAGE) + untested(TESTS, PACKAGE)
+    assert not said, "\n" + "\n".join(said)
 
 
 def test_a_stray_test_file_and_an_untested_module_are_found() -> None:

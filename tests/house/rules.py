@@ -147,6 +147,7 @@ RULES: list[Rule] = [
     private_torch_stays_in_compat,
     a_file_is_small,
     a_file_is_named_for_its_idea,
+    a_private_function_has_few_parameters,
 ]
 
 
