@@ -1,0 +1,196 @@
+"""Private torch API of capture by running. Feature probes, never a version compare; torch 2.11 to 2.15."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import traceback
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch._dynamo
+import torch.utils._pytree as pytree
+import torch.utils.checkpoint
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import PythonKeyTracer, make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointFunction
+
+from fusion_compile.passes._user_frame import is_outside_torch
+
+_FRAMES = 12
+"""Innermost frames outside torch that a node's stack keeps."""
+_MAKE_FX = inspect.signature(make_fx).parameters
+
+
+def trace_on_fakes(fn: Callable[..., Any], inputs: Sequence[Tensor], *, stack_traces: bool) -> fx.GraphModule:
+    """Run `fn` on fake tensors in the place of `inputs` and write down the ATen operators that it calls.
+
+    Args:
+        fn: Takes the tensors one by one and returns tensors.
+        inputs: Real tensors; only their metadata is read. Real tensors that `fn` closes over become constants.
+        stack_traces: Record the user's line for every node. Costs as much again as the trace.
+
+    Returns:
+        The graph, with one placeholder for each input.
+    """
+    options: dict[str, Any] = (
+        {"record_stack_traces": True} if stack_traces and "record_stack_traces" in _MAKE_FX else {}
+    )
+    with fx.traceback.preserve_node_meta(), _all_frames_of_the_users():
+        trace = make_fx(fn, tracing_mode="fake", _allow_non_fake_inputs=True, **options)
+        return trace(*inputs)
+
+
+@contextlib.contextmanager
+def _all_frames_of_the_users() -> Iterator[None]:
+    """Let a node's stack hold every frame outside torch; by default torch keeps those of functions named forward."""
+    if not hasattr(PythonKeyTracer, "_filter_traceback_frames"):
+        yield
+        return
+
+    def outside_torch(self: Any, frames: traceback.StackSummary) -> traceback.StackSummary:
+        return traceback.StackSummary.from_list([f for f in frames if is_outside_torch(f.filename)][-_FRAMES:])
+
+    with patched(PythonKeyTracer, "_filter_traceback_frames", outside_torch):
+        yield
+
+
+@contextlib.contextmanager
+def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Inside, ``owner.name`` is `value`; afterwards it is the owner's own, or inherited, as before."""
+    own = name in vars(owner)
+    before = vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
+
+
+@contextlib.contextmanager
+def as_the_ordinary_loop() -> Iterator[None]:
+    """Inside, user code runs as in a loop without a compiler, so that a trace sees every operator.
+
+    Compiled submodules run uncompiled; oneDNN's fused LSTM, which a graph cannot hold, is off; anomaly detection, which
+    reads values, is off; checkpointing takes its eager path; backward nodes keep the forward's lines where torch can.
+    """
+    with contextlib.ExitStack() as stack:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the switches announce themselves
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(torch._dynamo.config.patch(error_on_nested_fx_trace=False))
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            stack.enter_context(torch.autograd.set_detect_anomaly(False))
+            stack.enter_context(torch.inference_mode(False))
+            if hasattr(torch.compiler, "_non_strict_tracing_context"):
+                stack.enter_context(torch.compiler._non_strict_tracing_context())
+            if hasattr(torch.compiler, "_patch_engine_backward"):
+                stack.enter_context(torch.compiler._patch_engine_backward())
+        yield
+
+
+def _draws(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether an operator draws random numbers with these arguments. Attention without dropout is tagged as random and
+    draws nothing."""
+    if torch.Tag.nondeterministic_seeded not in getattr(op, "tags", ()):
+        return False
+    for i, argument in enumerate(op._schema.arguments):
+        if argument.name == "dropout_p":
+            return bool(kwargs.get("dropout_p", args[i] if i < len(args) else argument.default_value))
+    return True
+
+
+def _written(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments that an operator writes in place."""
+    given = {a.name: kwargs.get(a.name, args[i] if i < len(args) else None) for i, a in enumerate(op._schema.arguments)}
+    return [given[a.name] for a in op._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+
+
+class _KeepDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside, what random operators draw is kept, operator by operator: what each returned, and what it wrote."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.drawn: dict[Any, list[tuple[Any, list[Any]]]] = defaultdict(list)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if _draws(func, args, kwargs or {}):
+            # Copies of what was written: the CPU's dropout draws in place and then scales in place.
+            written = [t.clone() for t in _written(func, args, kwargs or {})]
+            self.drawn[func].append((pytree.tree_map_only(Tensor, torch.detach, out), written))
+        return out
+
+
+class _ReuseDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside, random operators give and write what they gave and wrote inside `first`, and nodes are marked as
+    recomputed."""
+
+    def __init__(self, first: _KeepDraws) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._first = first
+        self._next: dict[Any, int] = defaultdict(int)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with fx.traceback.annotate({"recomputed": True}):
+            if not _draws(func, args, kwargs or {}):
+                return func(*args, **(kwargs or {}))
+            out, written = self._first.drawn[func][self._next[func]]
+            self._next[func] += 1
+            targets = _written(func, args, kwargs or {})
+            for target, value in zip(targets, written, strict=True):
+                target.copy_(value)
+            returns_target = func._schema.returns[0].alias_info is not None
+            return targets[0] if returns_target else out
+
+
+@contextlib.contextmanager
+def checkpoints_keep_their_masks() -> Iterator[None]:
+    """Inside, a checkpointed region keeps what it drew instead of drawing again; reentrant checkpointing runs as the
+    other kind.
+
+    A trace writes down both the forward and the recomputation. Drawn twice, the gradient would belong to another
+    dropout mask than the loss. Reentrant checkpointing calls ``backward`` inside the backward, which no trace holds.
+    A region with a ``context_fn`` of its own keeps it.
+    """
+    module = torch.utils.checkpoint
+    generator = module._checkpoint_without_reentrant_generator
+
+    def keeping(
+        fn: Any, preserve_rng_state: bool = True, context_fn: Any = module.noop_context_fn, *args: Any, **kwargs: Any
+    ) -> Any:
+        if context_fn is module.noop_context_fn:
+
+            def context_fn() -> Any:
+                first = _KeepDraws()
+                return first, _ReuseDraws(first)
+
+            preserve_rng_state = False
+        return generator(fn, preserve_rng_state, context_fn, *args, **kwargs)
+
+    def not_reentrant(function: Any, preserve_rng_state: bool, *args: Any) -> Any:
+        return module.checkpoint(function, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state)
+
+    with (
+        patched(module, "_checkpoint_without_reentrant_generator", keeping),
+        patched(CheckpointFunction, "apply", staticmethod(not_reentrant)),
+    ):
+        yield
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether `tensor` stands for another one and has no data."""
+    return isinstance(tensor, FakeTensor) or torch._is_functional_tensor(tensor)
+
+
+def mark_as_parameter(tensor: Tensor) -> None:
+    """Make ``isinstance(tensor, nn.Parameter)`` true for a tensor of a trace."""
+    tensor._is_param = True

@@ -1,0 +1,93 @@
+"""Capture by running: a function of tensors runs once on fake tensors; the operators that it calls are the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fusion_compile._capture.by_running import _compat
+
+
+def run_on_fakes(fn: Callable[..., Any], inputs: Mapping[str, Tensor], *, stack_traces: bool = True) -> fx.GraphModule:
+    """Capture `fn` by running it.
+
+    Real Python runs, once, so `fn` may do what no bytecode reader follows: log, call a fused LSTM, keep tensors in
+    attributes. What Python decides is decided once: the caller owes a watch over all that it read.
+
+    Args:
+        fn: Called with one tensor for each input, in order; what it writes into them in place is written down.
+        inputs: Real tensors by label. Placeholder ``i`` gets ``meta["label"]``, and its fake tensor in ``meta["val"]``.
+        stack_traces: Record the user's line at every node.
+
+    Returns:
+        The graph in ATen operators, forward and backward alike. Real tensors that `fn` closes over are constants of
+        the graph: the objects themselves, read at every run.
+
+    Raises:
+        RuntimeError: A constant of the graph is a fake tensor that an earlier run left behind: the program would
+            compute from memory that nobody wrote.
+    """
+    with _compat.as_the_ordinary_loop(), _compat.checkpoints_keep_their_masks():
+        graph = _compat.trace_on_fakes(fn, tuple(inputs.values()), stack_traces=stack_traces)
+    for label, node in zip(inputs, graph.graph.find_nodes(op="placeholder"), strict=True):
+        node.meta["label"] = label
+    refuse_fake_constants(graph)
+    return graph
+
+
+def constants(graph: fx.GraphModule) -> dict[str, Tensor]:
+    """The tensors that the graph reads besides its inputs, by the name under which it keeps them."""
+    found: dict[str, Tensor] = {}
+    for node in graph.graph.find_nodes(op="get_attr"):
+        value: Any = graph
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        if isinstance(value, Tensor):
+            found[str(node.target)] = value
+    return found
+
+
+def refuse_fake_constants(graph: fx.GraphModule) -> None:
+    """Raise RuntimeError if the graph holds a tensor without data."""
+    for name, tensor in constants(graph).items():
+        if _compat.is_fake(tensor):
+            raise RuntimeError(
+                f"the captured graph holds {name}, a {tensor.dtype} {list(tensor.shape)} tensor without data, which an "
+                f"earlier trace left in the model or the loss. This is a fault of fusion_compile; please report it."
+            )
+
+
+def written_constants(graph: fx.GraphModule) -> list[Tensor]:
+    """The constants that the graph writes in place, each once: state that no input carries."""
+    held = constants(graph)
+    found: dict[int, Tensor] = {}
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+            for root in _written(node):
+                if root.op == "get_attr" and str(root.target) in held:
+                    found[id(held[str(root.target)])] = held[str(root.target)]
+    return list(found.values())
+
+
+def _written(node: fx.Node) -> Iterable[fx.Node]:
+    """The nodes whose memory `node` writes, followed back through views."""
+    arguments: Sequence[Any] = node.target._schema.arguments  # type: ignore[union-attr]
+    for i, argument in enumerate(arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
+            for one in given if isinstance(given, (list, tuple)) else (given,):
+                if isinstance(one, fx.Node):
+                    yield _owner(one)
+
+
+def _owner(node: fx.Node) -> fx.Node:
+    while node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+        first = node.target._schema.arguments[0] if node.target._schema.arguments else None
+        viewed = first is not None and first.alias_info is not None
+        if not viewed or not node.args or not isinstance(node.args[0], fx.Node):
+            break
+        node = node.args[0]
+    return node
