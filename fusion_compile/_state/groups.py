@@ -73,6 +73,7 @@ def _read_group(i: int, entry: Mapping[str, Any], known: Mapping[str, Any], opti
             raise ValueError(
                 f"group {name!r} sets {key!r}, which {optimizer} does not have; it has {', '.join(known)}."
                 + (f" Did you mean {close[0]!r}?" if close else "")
+                + (" It bounds the norm over all groups; set it for the whole step." if key == "clip_grad_norm" else "")
             )
     return NamedGroup(name, tuple(patterns), numbers)
 
