@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fusion_compile._capture._compat import storage_key, without_torch_function
 from fusion_compile._capture.random_states import RandomStates
-from fusion_compile._capture.reach import Found, Reach, instance_dictionary
+from fusion_compile._capture.reach import Found, Reach, instance_dictionary, set_instance_dictionary
 from fusion_compile._capture.slots import MISSING, WHOLE, Holder, HolderKind, Items, Slot, key_identity
 from fusion_compile._compat import is_of_a_trace
 
@@ -55,6 +55,7 @@ class _KeptTensor(NamedTuple):
     tensor: Tensor
     alias: Tensor  # of the same memory, before anybody assigns .data
     requires_grad: bool
+    was_leaf: bool
 
 
 class Contents:
@@ -65,7 +66,7 @@ class Contents:
     tensors are not: `provenance` keeps those that a run writes.
 
     Restoring puts the same objects back into the same holders. Three things it cannot do: an iterator other than one
-    over a list, a tuple or a string, and a Python generator, cannot be set back (`moved` lists them); an
+    over a list, a tuple or a string, and a Python generator, cannot be set back (`not_put_back` lists them); an
     ``lru_cache`` cannot lose single entries, so one that was filled is cleared; a file is a file.
     """
 
@@ -124,14 +125,11 @@ class Contents:
         with without_torch_function():
             for value, attributes in self.reach.instances:
                 if instance_dictionary(value) is not attributes:  # somebody wrote self.__dict__ = …
-                    value.__dict__ = attributes
+                    set_instance_dictionary(value, attributes)
             for holder, before in self._before:
                 holder.put(before, kept)
             for tensor in self._tensors:
-                if tensor.tensor.requires_grad != tensor.requires_grad and tensor.tensor.is_leaf:
-                    tensor.tensor.requires_grad_(tensor.requires_grad)
-                if not _has_same_data(tensor):
-                    tensor.tensor.data = tensor.alias
+                _put_tensor_back(tensor)
         for _, array, copy in self._arrays:
             if array.flags.writeable:
                 np.copyto(array, copy)
@@ -143,6 +141,10 @@ class Contents:
             if index is not None and _position(iterator) != position:
                 iterator.__setstate__(index)
         self._random.restore()
+
+    def not_put_back(self) -> list[str]:
+        """The labels of the iterators that gave items and cannot be set back."""
+        return [label for label, it, position, _ in self._iterators if _position(it) != position]
 
     def _all_iterators(self) -> list[Found]:
         return [found for found in self.reach.iterators.values() if _position(found.value) is not None]
@@ -202,7 +204,7 @@ def _kept_tensor(found: Found) -> _KeptTensor | None:
     tensor = found.value
     if type(tensor) not in (Tensor, nn.Parameter) or is_of_a_trace(tensor):
         return None
-    return _KeptTensor(found.label, tensor, tensor.detach(), tensor.requires_grad)
+    return _KeptTensor(found.label, tensor, tensor.detach(), tensor.requires_grad, tensor.is_leaf)
 
 
 def _has_same_data(kept: _KeptTensor) -> bool:
@@ -213,6 +215,16 @@ def _has_same_data(kept: _KeptTensor) -> bool:
         return True
     same_view = tensor.stride() == alias.stride() and tensor.storage_offset() == alias.storage_offset()
     return same_view and storage_key(tensor) == storage_key(alias)
+
+
+def _put_tensor_back(kept: _KeptTensor) -> None:
+    tensor = kept.tensor
+    if kept.was_leaf and not tensor.is_leaf:  # written in place by what has a gradient: it holds the run's graph
+        tensor.detach_()
+    if tensor.is_leaf and tensor.requires_grad != kept.requires_grad:
+        tensor.requires_grad_(kept.requires_grad)
+    if not _has_same_data(kept):
+        tensor.data = kept.alias
 
 
 def _is_kept(array: Any) -> bool:

@@ -215,7 +215,9 @@ class Provenance(DispatchMode):  # type: ignore[misc]
             labelled = [(self._generators.get(id(g), "a generator that no slot leads to"), g) for g in own]
         else:
             labelled = [("torch's generator of the CPU", torch.default_generator)]
-            devices = {t.device for t in given} | {torch.device(kwargs["device"]) for _ in [0] if kwargs.get("device")}
+            devices = {tensor.device for tensor in given}
+            if kwargs.get("device") is not None:
+                devices.add(torch.device(kwargs["device"]))
             for device in sorted(devices, key=str):
                 if device.type == "cuda":
                     index = torch.cuda.current_device() if device.index is None else device.index

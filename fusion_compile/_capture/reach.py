@@ -308,6 +308,15 @@ def instance_dictionary(value: Any) -> dict[str, Any] | None:
     return None
 
 
+def set_instance_dictionary(value: Any, attributes: dict[str, Any]) -> None:
+    """Give `value` the dictionary that it had before somebody wrote ``self.__dict__ = …``."""
+    for base in type(value).__mro__:
+        descriptor = vars(base).get("__dict__")
+        if isinstance(descriptor, types.GetSetDescriptorType):
+            descriptor.__set__(value, attributes)
+            return
+
+
 def _slot_descriptors(kind: type) -> Iterator[types.MemberDescriptorType]:
     for base in kind.__mro__:
         if "__slots__" in vars(base):
@@ -319,8 +328,7 @@ def _is_from_python(kind: type) -> bool:
     return bool(kind.__flags__ & (1 << 9)) and "__module__" in vars(kind)
 
 
-@functools.lru_cache(maxsize=8192)
-def _is_opened(kind: Any) -> bool:
+def _is_opened(kind: type) -> bool:
     """Whether the attributes of an object of type `kind` may be a training program's state."""
     module = kind.__module__
     top = module.partition(".")[0] if isinstance(module, str) else ""

@@ -37,7 +37,7 @@ from fusion_compile._capture.slots import write
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a rehearsal showed. Everything is as it was before it, apart from `lru_caches`.
+    """What a rehearsal showed. Everything is as it was before it, apart from `lru_caches` and `not_put_back`.
 
     Attributes:
         results: What the two runs returned, tensors detached.
@@ -47,6 +47,7 @@ class Rehearsal:
         moved_generators: Labels of the generators whose state the runs changed.
         written_inputs: Writes to the declared inputs.
         lru_caches: How many caches of ``functools.lru_cache`` stay filled, as their results depend on nothing.
+        not_put_back: Labels of iterators that gave items to the runs and cannot be set back.
         not_looked_into: Containers too large to be looked into to their ends.
         runs: How many runs were made.
     """
@@ -58,6 +59,7 @@ class Rehearsal:
     moved_generators: tuple[str, ...]
     written_inputs: tuple[Write, ...]
     lru_caches: int
+    not_put_back: tuple[str, ...]
     not_looked_into: tuple[str, ...]
     runs: int
 
@@ -102,7 +104,7 @@ def _rehearse(roots: Mapping[str, Any], run: Callable[[], Any], inputs: list[Ten
         first = trial.go_on()
         changed, moved = contents.changes(), contents.moved_generators()
         between = Contents(roots, last)
-        second = trial.go_on()
+        second = _second(trial, changed)
         drew_outside = any(not label.startswith("torch") for label in moved)
         left = sort_out(Runs(contents, between, changed, between.changes(), provenance, drew_outside))
         moved = list(dict.fromkeys([*moved, *contents.moved_generators()]))
@@ -121,9 +123,24 @@ def _rehearse(roots: Mapping[str, Any], run: Callable[[], Any], inputs: list[Ten
         moved_generators=tuple(moved),
         written_inputs=tuple(write for write in written if write.declared),
         lru_caches=len(trial.filled),
+        not_put_back=tuple(contents.not_put_back()),
         not_looked_into=tuple(contents.reach.cut),
         runs=provenance.run,
     )
+
+
+def _second(trial: _Trial, changed: list[Change]) -> Any:
+    """The second run. Where it alone fails, what the first left behind is named with the error."""
+    try:
+        return trial.go_on()
+    except Exception as error:
+        if changed:
+            named = ", ".join(change.label for change in changed[:5])
+            error.add_note(
+                "The loss was run twice in a row on copies, to see what it leaves behind. The first run succeeded, the "
+                f"second failed. The first had changed {named}. Put back in the loss what it must find unchanged."
+            )
+        raise
 
 
 class _Trial:

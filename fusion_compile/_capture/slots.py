@@ -156,6 +156,8 @@ def read(slot: Slot) -> Any:
         return own.__getitem__(holder, key) if key < own.__len__(holder) else MISSING
     if issubclass(kind, type):
         return vars(holder).get(key, MISSING)
+    if key == "grad" and not holder.is_leaf:
+        return None  # torch warns of asking
     return getattr(holder, key)  # .grad and the hooks of a tensor, the default arguments of a function
 
 
