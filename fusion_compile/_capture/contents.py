@@ -97,7 +97,7 @@ class Contents:
         found: list[Change] = []
         with without_torch_function():
             for holder, before in self._before:
-                found += _compared(holder, before, holder.items())
+                found += _compared(self.reach, holder, before, holder.items())
             for kept in self._tensors:
                 if not _has_same_data(kept):
                     slot = Slot(kept.tensor, "data", f"{kept.label}.data")
@@ -174,7 +174,7 @@ def is_same_value(a: Any, b: Any) -> bool:
     return False
 
 
-def _compared(holder: Holder, before: Items, now: Items) -> list[Change]:
+def _compared(reach: Reach, holder: Holder, before: Items, now: Items) -> list[Change]:
     if len(before) == len(now) and all(v is w and k is j for (k, v), (j, w) in zip(before, now, strict=True)):
         return []
     if holder.is_sequence and (len(before) != len(now) or holder.kind is HolderKind.SET):
@@ -182,7 +182,7 @@ def _compared(holder: Holder, before: Items, now: Items) -> list[Change]:
         if len(old) == len(new) and {key_identity(v) for v in old} == {key_identity(v) for v in new}:
             return []
         kinds = {-1: ChangeKind.SHRANK, 0: ChangeKind.REPLACED, 1: ChangeKind.GREW}
-        return [_change(holder, WHOLE, old, new, kinds[(len(new) > len(old)) - (len(new) < len(old))])]
+        return [_change(reach, holder, (WHOLE, old, new), kinds[(len(new) > len(old)) - (len(new) < len(old))])]
     was = {key_identity(key): (key, value) for key, value in before}
     has = {key_identity(key): (key, value) for key, value in now}
     found = []
@@ -191,13 +191,15 @@ def _compared(holder: Holder, before: Items, now: Items) -> list[Change]:
         if not is_same_value(old_value, new_value):
             gone = ChangeKind.VANISHED if new_value is MISSING else ChangeKind.REPLACED
             kind = ChangeKind.APPEARED if old_value is MISSING else gone
-            found.append(_change(holder, key, old_value, new_value, kind))
-    found += [_change(holder, key, MISSING, value, ChangeKind.APPEARED) for key, value in has.values()]
+            found.append(_change(reach, holder, (key, old_value, new_value), kind))
+    found += [_change(reach, holder, (key, MISSING, value), ChangeKind.APPEARED) for key, value in has.values()]
     return found
 
 
-def _change(holder: Holder, key: Any, before: Any, after: Any, kind: ChangeKind) -> Change:
-    return Change(holder.label_of(key), holder.slot(key), before, after, kind)
+def _change(reach: Reach, holder: Holder, slot: tuple[Any, Any, Any], kind: ChangeKind) -> Change:
+    key, before, after = slot
+    labelled = Slot(holder.value, key, reach.slot_label(holder, key))
+    return Change(labelled.label, labelled, before, after, kind)
 
 
 def _kept_tensor(found: Found) -> _KeptTensor | None:

@@ -9,7 +9,7 @@ import collections
 import enum
 import functools
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -64,7 +64,7 @@ class Provenance(DispatchMode):  # type: ignore[misc]
     Args:
         inputs: Tensors on which results depend and that a run may write.
         also_inputs: Tensors on which results depend; a write to one is listed like any other.
-        generators: ``id(generator) -> label`` of users' `torch.Generator` objects.
+        generators: ``(label, generator)`` of users' generators; those that are not torch's are passed over.
     """
 
     supports_higher_order_operators = True
@@ -73,12 +73,12 @@ class Provenance(DispatchMode):  # type: ignore[misc]
         self,
         inputs: Iterable[Tensor],
         also_inputs: Iterable[Tensor] = (),
-        generators: Mapping[int, str] | None = None,
+        generators: Iterable[tuple[str, Any]] = (),
     ) -> None:
         super().__init__()
         self.draws: collections.Counter[str] = collections.Counter()
         """By generator, how many operators drew from it."""
-        self._generators = dict(generators or {})
+        self._generators = [(label, g) for label, g in generators if isinstance(g, torch.Generator)]
         self._depends: dict[StorageWeakRef, Depends] = {}
         self._declared: set[StorageWeakRef] = set()
         self._made: dict[StorageWeakRef, int] = {}
@@ -179,10 +179,10 @@ class Provenance(DispatchMode):  # type: ignore[misc]
             self._copy(tensor)
         states = self._states(given, args, kwargs) if about.may_draw else []
         result = func(*args, **kwargs)
-        for label, generator, state in states:
-            if not torch.equal(generator.get_state(), state):
-                self.draws[label] += 1
-                depends |= Depends.RANDOM
+        drew = [label for label, generator, state in states if not torch.equal(generator.get_state(), state)]
+        if drew:
+            self.draws[drew[0]] += 1
+            depends |= Depends.RANDOM
         for key in _keys(written):
             self._depends[key] = self._depends.get(key, Depends.NOTHING) | depends
         for key in _keys(_tensors_in(result)):
@@ -212,7 +212,8 @@ class Provenance(DispatchMode):  # type: ignore[misc]
         """``(label, generator, state)`` of the generators that an operator may draw from."""
         own = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Generator)]
         if own:
-            labelled = [(self._generators.get(id(g), "a generator that no slot leads to"), g) for g in own]
+            # What arrives is another Python object for the same generator: whose state moves is it.
+            labelled = [*self._generators, *(("a generator that no slot leads to", generator) for generator in own)]
         else:
             labelled = [("torch's generator of the CPU", torch.default_generator)]
             devices = {tensor.device for tensor in given}

@@ -48,6 +48,7 @@ _OPENED = {"collections", "argparse", "weakref"}
 _OPENED_TYPES = (types.SimpleNamespace, threading.local, functools.partialmethod)
 _OPENED_TORCH = ("torch.nn", "torch.optim", "torch.utils.data", "torch.amp", "torch.distributions", "torch.ao")
 _PARTS = ("_modules", "_parameters", "_buffers")
+_DICTIONARY_DESCRIPTORS = (types.GetSetDescriptorType, types.MemberDescriptorType)
 RANDOM_GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
 
@@ -90,11 +91,17 @@ class Reach:
                 self._push(start.items())
                 self._walk()
 
+    def slot_label(self, holder: Holder, key: Any) -> str:
+        """The label of a slot; a tensor that is a dictionary's key (an optimizer's state) goes by its own label."""
+        if holder.kind is HolderKind.DICT and id(key) in self.tensors:
+            return f"{holder.label}[{self.tensors[id(key)].label}]"
+        return holder.label_of(key)
+
     def slots(self) -> Iterator[tuple[Slot, Any]]:
         """Every slot with its present value; a set is one slot for each element."""
         for holder in self.holders:
             for key, value in holder.items():
-                yield holder.slot(key), value
+                yield Slot(holder.value, key, self.slot_label(holder, key)), value
 
     def holds(self, value: Any) -> bool:
         """Whether the walk met the object `value`."""
@@ -215,9 +222,11 @@ class Reach:
             self._todo.append((f"{label}<{name}>", cell))
         self._hold(Holder(function, HolderKind.FUNCTION, label, ("__defaults__", "__kwdefaults__"), attributes=True))
         attributes = vars(function)
-        if attributes:
-            self._seen[id(attributes)] = attributes
-        self._hold(Holder(attributes, HolderKind.DICT, label, attributes=True))
+        self._seen[id(attributes)] = attributes
+        if str(function.__globals__.get("__name__")).partition(".")[0] == "torch":  # torch tags its own functions
+            self._push((f"{label}.{name}", value) for name, value in attributes.items())
+        else:
+            self._hold(Holder(attributes, HolderKind.DICT, label, attributes=True))
         if self._with_globals and follows_globals(function):
             names = names_of(function.__code__)
             self._hold_names(function.__globals__, "", names.of_globals)
@@ -242,12 +251,7 @@ class Reach:
                 self.cut.append(holder.label)
                 break
             if type(value) not in _LEAVES and value is not MISSING and id(value) not in self._seen:
-                self._todo.append((self._label(holder, key), value))
-
-    def _label(self, holder: Holder, key: Any) -> str:
-        if holder.kind is HolderKind.DICT and id(key) in self.tensors:  # an optimizer's state, by parameter
-            return f"{holder.label}[{self.tensors[id(key)].label}]"
-        return holder.label_of(key)
+                self._todo.append((self.slot_label(holder, key), value))
 
     def _push(self, labelled: Iterable[tuple[str, Any]]) -> None:
         self._todo.extend(labelled)
@@ -302,7 +306,7 @@ def instance_dictionary(value: Any) -> dict[str, Any] | None:
     """The dictionary of `value`'s attributes, by the descriptor of the interpreter; None where it has none."""
     for base in type(value).__mro__:
         descriptor = vars(base).get("__dict__")
-        if isinstance(descriptor, types.GetSetDescriptorType):
+        if isinstance(descriptor, _DICTIONARY_DESCRIPTORS):
             found = descriptor.__get__(value)
             return found if isinstance(found, dict) else None
     return None
@@ -312,7 +316,7 @@ def set_instance_dictionary(value: Any, attributes: dict[str, Any]) -> None:
     """Give `value` the dictionary that it had before somebody wrote ``self.__dict__ = …``."""
     for base in type(value).__mro__:
         descriptor = vars(base).get("__dict__")
-        if isinstance(descriptor, types.GetSetDescriptorType):
+        if isinstance(descriptor, _DICTIONARY_DESCRIPTORS):
             descriptor.__set__(value, attributes)
             return
 

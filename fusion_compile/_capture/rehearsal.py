@@ -97,8 +97,7 @@ def rehearse(roots: Mapping[str, Any], run: Callable[[], Any], inputs: Iterable[
 def _rehearse(roots: Mapping[str, Any], run: Callable[[], Any], inputs: list[Tensor]) -> Rehearsal:
     last = {"inputs": inputs}
     contents = Contents(roots, last)
-    generators = {id(g): label for label, g in contents.reach.generators.values()}
-    provenance = Provenance(inputs, _weights(roots), generators)
+    provenance = Provenance(inputs, _weights(roots), contents.reach.generators.values())
     trial = _Trial(contents, provenance, run)
     try:
         first = trial.go_on()

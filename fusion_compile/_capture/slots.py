@@ -77,10 +77,6 @@ class Holder(NamedTuple):
     keys: tuple[Any, ...] = ()
     attributes: bool = False
 
-    def slot(self, key: Any) -> Slot:
-        """The slot with `key`, labelled."""
-        return Slot(self.value, key, self.label_of(key))
-
     def label_of(self, key: Any) -> str:
         """``model.1.cache`` or ``model.table[5]``; a key that is not plain is named by its type."""
         if key is WHOLE or self.kind is HolderKind.CELL or self.kind is HolderKind.CONTEXT:
@@ -108,7 +104,7 @@ class Holder(NamedTuple):
         if kind is HolderKind.SET:
             return [(element, element) for element in set.__iter__(value)]
         if kind is HolderKind.CELL or kind is HolderKind.CONTEXT:
-            return [(None, read(self.slot(None)))]
+            return [(None, read(Slot(value, None, "")))]
         return [(key, read(Slot(value, key, ""))) for key in self.keys]
 
     def put(self, items: Items, kept: Collection[tuple[int, Any]] = ()) -> None:
