@@ -1,0 +1,252 @@
+"""What everything reachable holds, remembered by content, compared later, and put back in place."""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import math
+import types
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fusion_compile._capture._compat import storage_key, without_torch_function
+from fusion_compile._capture.random_states import RandomStates
+from fusion_compile._capture.reach import Found, Reach, instance_dictionary, set_instance_dictionary
+from fusion_compile._capture.slots import MISSING, WHOLE, Holder, HolderKind, Items, Slot, key_identity
+from fusion_compile._compat import is_of_a_trace
+
+ARRAY_BYTES = 1 << 20
+"""A numpy array of more bytes than this is not remembered."""
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+_POSITIONED: tuple[type, ...] = tuple(map(type, (iter([]), iter(()), iter(""), iter(b""), reversed([]))))
+"""Iterators that can be set back to a position."""
+
+
+class ChangeKind(enum.Enum):
+    """How a slot's value differs from what was remembered."""
+
+    APPEARED = "appeared"
+    VANISHED = "vanished"
+    REPLACED = "replaced"
+    GREW = "grew"
+    SHRANK = "shrank"
+    MUTATED = "mutated"  # a numpy array: the same object, other numbers
+    MOVED = "moved"  # an iterator gave items
+
+
+class Change(NamedTuple):
+    """One slot that differs. `before` and `after` are values, or lists of all values where the slot's key is `WHOLE`.
+    `slot` is None where no slot says it: a numpy array's content, an iterator's position."""
+
+    label: str
+    slot: Slot | None
+    before: Any
+    after: Any
+    kind: ChangeKind
+
+
+class _KeptTensor(NamedTuple):
+    label: str
+    tensor: Tensor
+    alias: Tensor  # of the same memory, before anybody assigns .data
+    requires_grad: bool
+    was_leaf: bool
+
+
+class Contents:
+    """The contents of all that can be reached from `roots`, and then from `last`, at the time of construction.
+
+    Remembered are holders by shallow copies, ``.data``, ``requires_grad`` and ``.grad`` of tensors, numpy arrays of up
+    to `ARRAY_BYTES`, positions of iterators, and the states of all random number generators. The numbers inside of
+    tensors are not: `provenance` keeps those that a run writes.
+
+    Restoring puts the same objects back into the same holders. Three things it cannot do: an iterator other than one
+    over a list, a tuple or a string, and a Python generator, cannot be set back (`not_put_back` lists them); an
+    ``lru_cache`` cannot lose single entries, so one that was filled is cleared; a file is a file.
+    """
+
+    def __init__(self, roots: Mapping[str, Any], last: Mapping[str, Any] | None = None) -> None:
+        self.reach = Reach(roots, last)
+        with without_torch_function():
+            self._before: list[tuple[Holder, Items]] = [(holder, holder.items()) for holder in self.reach.holders]
+            self._tensors = [kept for kept in map(_kept_tensor, self.reach.tensors.values()) if kept is not None]
+        self._arrays = [(*found, found.value.copy()) for found in self.reach.arrays.values() if _is_kept(found.value)]
+        self._caches = [(found.value, found.value.cache_info().misses) for found in self.reach.caches.values()]
+        self._iterators = [(*found, _position(found.value), _index(found.value)) for found in self._all_iterators()]
+        self._random = RandomStates(self.reach.generators.values())
+
+    def items(self) -> list[tuple[Holder, Items]]:
+        """What every holder held."""
+        return self._before
+
+    def moved_generators(self) -> list[str]:
+        """The labels of the random number generators whose state is no longer as it was."""
+        return self._random.moved()
+
+    def filled_caches(self) -> list[Any]:
+        """The caches of ``functools.lru_cache`` that computed something since."""
+        return [cache for cache, misses in self._caches if cache.cache_info().misses != misses]
+
+    def changes(self) -> list[Change]:
+        """What is no longer as it was. A plain value that is equal to the old one is not a change."""
+        found: list[Change] = []
+        with without_torch_function():
+            for holder, before in self._before:
+                found += _compared(self.reach, holder, before, holder.items())
+            for kept in self._tensors:
+                if not _has_same_data(kept):
+                    slot = Slot(kept.tensor, "data", f"{kept.label}.data")
+                    found.append(Change(slot.label, slot, kept.alias, kept.tensor.detach(), ChangeKind.REPLACED))
+                if kept.tensor.requires_grad != kept.requires_grad:
+                    slot = Slot(kept.tensor, "requires_grad", f"{kept.label}.requires_grad")
+                    now = kept.tensor.requires_grad
+                    found.append(Change(slot.label, slot, kept.requires_grad, now, ChangeKind.REPLACED))
+        for label, array, copy in self._arrays:
+            if array.tobytes() != copy.tobytes():
+                found.append(Change(label, None, copy, array.copy(), ChangeKind.MUTATED))
+        for label, iterator, position, _ in self._iterators:
+            if _position(iterator) != position:
+                found.append(Change(label, None, position, _position(iterator), ChangeKind.MOVED))
+        return found
+
+    def restore(self, keep: Collection[Slot] = (), keep_caches: Collection[Any] = ()) -> None:
+        """Put everything back in place.
+
+        Args:
+            keep: Slots that stay as they are now.
+            keep_caches: Caches of ``functools.lru_cache`` that stay filled.
+        """
+        kept = {slot.identity for slot in keep}
+        with without_torch_function():
+            for value, attributes in self.reach.instances:
+                if instance_dictionary(value) is not attributes:  # somebody wrote self.__dict__ = …
+                    set_instance_dictionary(value, attributes)
+            for holder, before in self._before:
+                holder.put(before, kept)
+            for tensor in self._tensors:
+                _put_tensor_back(tensor)
+        for _, array, copy in self._arrays:
+            if array.flags.writeable:
+                np.copyto(array, copy)
+        spared = set(map(id, keep_caches))
+        for cache in self.filled_caches():
+            if id(cache) not in spared:
+                cache.cache_clear()
+        for _, iterator, position, index in self._iterators:
+            if index is not None and _position(iterator) != position:
+                iterator.__setstate__(index)
+        self._random.restore()
+
+    def not_put_back(self) -> list[str]:
+        """The labels of the iterators that gave items and cannot be set back."""
+        return [label for label, it, position, _ in self._iterators if _position(it) != position]
+
+    def _all_iterators(self) -> list[Found]:
+        return [found for found in self.reach.iterators.values() if _position(found.value) is not None]
+
+
+def holds_fake(roots: Mapping[str, Any]) -> list[str]:
+    """The labels of all tensors without data, those of a trace, that can be reached from `roots`."""
+    tensors = Reach(roots).tensors.values()
+    return [label for label, tensor in tensors if is_of_a_trace(tensor)]
+
+
+def is_same_value(a: Any, b: Any) -> bool:
+    """Whether two values are one object, equal plain values, or tuples or methods of such."""
+    if a is b:
+        return True
+    kind = type(a)
+    if kind is not type(b):
+        return False
+    if kind in _PLAIN:
+        return bool(a == b) or (kind is float and math.isnan(a) and math.isnan(b))
+    if kind is tuple:
+        return len(a) == len(b) and all(map(is_same_value, a, b))
+    if kind is types.MethodType:
+        return a.__self__ is b.__self__ and a.__func__ is b.__func__
+    if kind is list:
+        return len(a) == len(b) and all(type(v) in _PLAIN and is_same_value(v, w) for v, w in zip(a, b, strict=True))
+    return False
+
+
+def _compared(reach: Reach, holder: Holder, before: Items, now: Items) -> list[Change]:
+    if len(before) == len(now) and all(v is w and k is j for (k, v), (j, w) in zip(before, now, strict=True)):
+        return []
+    if holder.is_sequence and (len(before) != len(now) or holder.kind is HolderKind.SET):
+        old, new = [value for _, value in before], [value for _, value in now]
+        if len(old) == len(new) and {key_identity(v) for v in old} == {key_identity(v) for v in new}:
+            return []
+        kinds = {-1: ChangeKind.SHRANK, 0: ChangeKind.REPLACED, 1: ChangeKind.GREW}
+        return [_change(reach, holder, (WHOLE, old, new), kinds[(len(new) > len(old)) - (len(new) < len(old))])]
+    was = {key_identity(key): (key, value) for key, value in before}
+    has = {key_identity(key): (key, value) for key, value in now}
+    found = []
+    for identity, (key, old_value) in was.items():
+        _, new_value = has.pop(identity, (key, MISSING))
+        if not is_same_value(old_value, new_value):
+            gone = ChangeKind.VANISHED if new_value is MISSING else ChangeKind.REPLACED
+            kind = ChangeKind.APPEARED if old_value is MISSING else gone
+            found.append(_change(reach, holder, (key, old_value, new_value), kind))
+    found += [_change(reach, holder, (key, MISSING, value), ChangeKind.APPEARED) for key, value in has.values()]
+    return found
+
+
+def _change(reach: Reach, holder: Holder, slot: tuple[Any, Any, Any], kind: ChangeKind) -> Change:
+    key, before, after = slot
+    labelled = Slot(holder.value, key, reach.slot_label(holder, key))
+    return Change(labelled.label, labelled, before, after, kind)
+
+
+def _kept_tensor(found: Found) -> _KeptTensor | None:
+    tensor = found.value
+    if type(tensor) not in (Tensor, nn.Parameter) or is_of_a_trace(tensor):
+        return None
+    return _KeptTensor(found.label, tensor, tensor.detach(), tensor.requires_grad, tensor.is_leaf)
+
+
+def _has_same_data(kept: _KeptTensor) -> bool:
+    tensor, alias = kept.tensor, kept.alias
+    if tensor.dtype != alias.dtype or tensor.shape != alias.shape or tensor.device != alias.device:
+        return False
+    if tensor.layout is not torch.strided:
+        return True
+    same_view = tensor.stride() == alias.stride() and tensor.storage_offset() == alias.storage_offset()
+    return same_view and storage_key(tensor) == storage_key(alias)
+
+
+def _put_tensor_back(kept: _KeptTensor) -> None:
+    tensor = kept.tensor
+    if kept.was_leaf and not tensor.is_leaf:  # written in place by what has a gradient: it holds the run's graph
+        tensor.detach_()
+    if tensor.is_leaf and tensor.requires_grad != kept.requires_grad:
+        tensor.requires_grad_(kept.requires_grad)
+    if not _has_same_data(kept):
+        tensor.data = kept.alias
+
+
+def _is_kept(array: Any) -> bool:
+    return bool(array.nbytes <= ARRAY_BYTES and not array.dtype.hasobject)
+
+
+def _position(iterator: Any) -> Any:
+    """Where an iterator stands, without moving it; None where it does not say."""
+    if type(iterator) is types.GeneratorType:
+        frame = iterator.gi_frame
+        if frame is None:
+            return "at its end"
+        return frame.f_lasti, tuple((name, v if type(v) in _PLAIN else id(v)) for name, v in frame.f_locals.items())
+    if type(iterator) is itertools.count:
+        return repr(iterator)
+    hint = getattr(type(iterator), "__length_hint__", None)
+    return hint(iterator) if hint is not None else None
+
+
+def _index(iterator: Any) -> int | None:
+    """The state with which the iterator can be set back, or None."""
+    reduced: tuple[Any, ...] = iterator.__reduce__() if type(iterator) in _POSITIONED else ()
+    return reduced[2] if len(reduced) > 2 else None

@@ -1,0 +1,307 @@
+"""What two runs in a row left behind, sorted: caches, one-time initialisation, state, numbers, logs that grow."""
+
+from __future__ import annotations
+
+import enum
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion_compile._capture.contents import Change, ChangeKind, Contents, is_same_value
+from fusion_compile._capture.provenance import Depends, Provenance
+from fusion_compile._capture.reach import Reach
+from fusion_compile._capture.slots import MISSING, WHOLE, HolderKind, Slot, read
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+NO_SLOT = "a tensor that no slot leads to"
+
+
+class Kind(enum.Enum):
+    """What a change means for a program that is captured once and run many times."""
+
+    CACHE = "cache"  # set by the first run, or to the same value by each; depends on nothing; may be kept
+    DRAWN_ONCE = "drawn once"  # set by the first run from random numbers
+    INITIALISED_ONCE = "initialised once"  # set by the first run, which it makes different from later ones
+    STATE = "state"  # holds tensors that change at every run, or from the second run on
+    NUMBER = "number"  # plain values that change
+    GROWS = "grows"  # a container that is longer after each run
+    SHRINKS = "shrinks"
+    WRITTEN = "written"  # a tensor written in place that is no declared input
+    MUTATED = "same object mutated"  # a numpy array
+    OTHER = "other"  # objects without tensors that change, iterators that gave items
+
+
+@dataclass(frozen=True)
+class Left:
+    """One thing that runs left behind.
+
+    Attributes:
+        label: ``"model.1.cache[5]"``.
+        slot: Where it lies. None for a numpy array's content, an iterator's position, and memory written in place.
+        kind: What it means.
+        before, after_first, after_second: The values, `MISSING` where there was none, tensors detached; for a slot of
+            the key `WHOLE` lists of all values. Tensors have the numbers of their time.
+        changed_in: ``(1, 2)``, ``(1,)`` or ``(2,)``.
+        depends: What the tensors in the new values depend on.
+        where: For memory written in place ``"file:line"`` of the first write, else ``""``.
+    """
+
+    label: str
+    slot: Slot | None
+    kind: Kind
+    before: Any
+    after_first: Any
+    after_second: Any
+    changed_in: tuple[int, ...]
+    depends: Depends
+    where: str = ""
+    kept: Any = field(default=None, repr=False)
+    """The object that the first run put into the slot, as it is."""
+
+
+class Runs(NamedTuple):
+    """Two runs: contents before the first and between them, the changes of each, and what was seen of tensors.
+    `drew_outside`: whether the first drew from Python's, numpy's or another generator that is not torch's."""
+
+    start: Contents
+    between: Contents
+    first: list[Change]
+    second: list[Change]
+    provenance: Provenance
+    drew_outside: bool
+
+
+class _Row(NamedTuple):
+    label: str
+    slot: Slot | None
+    before: Any
+    middle: Any
+    after: Any
+    changed_in: tuple[int, ...]
+    change: ChangeKind
+    kept: Any
+
+
+def sort_out(runs: Runs) -> list[Left]:
+    """One record for each slot that changed, and for each tensor written in place. To be called after the second run,
+    before anything is put back."""
+    rows = _wholes(runs, list(_rows(runs)))
+    records = [_sorted(runs, row) for row in rows if not _is_an_inputs(runs, row)]
+    return records + list(_written(runs))
+
+
+def initialised(record: Left) -> Left:
+    """`record` as an initialisation: a program that starts with the value set would compute something else."""
+    return replace(record, kind=Kind.INITIALISED_ONCE)
+
+
+def tensors_of(record: Left) -> list[Tensor]:
+    """The tensors that the first run put into the slot."""
+    return _tensors(record.kept)
+
+
+def is_filled_from_nothing(record: Left) -> bool:
+    """Whether a slot that held nothing, or something empty, now holds tensors."""
+    empty = record.before is MISSING or record.before is None or (type(record.before) is list and not record.before)
+    return (empty or (record.slot is not None and record.slot.key is WHOLE)) and bool(_tensors(record.after_first))
+
+
+def detached(value: Any) -> Any:
+    """`value` with tensors detached, in tuples, lists and dictionaries too; other objects as they are."""
+    return _mapped(value, Tensor.detach)
+
+
+def snapshot(value: Any) -> Any:
+    """`value` with tensors copied, in tuples, lists and dictionaries too."""
+    return _mapped(value, lambda tensor: tensor.detach().clone())
+
+
+def before_run(provenance: Provenance, run: int, value: Any) -> Any:
+    """`value` with tensors that have the numbers of the time when `run` began."""
+    return _mapped(value, lambda tensor: provenance.before_run(run, tensor))
+
+
+def is_equal(a: Any, b: Any, *, opaque_are_equal: bool = False) -> bool:
+    """Bitwise equality of tensors, arrays and plain values in tuples, lists and dictionaries; NaN equals NaN.
+    `opaque_are_equal`: whether other objects of one type count as equal."""
+    if a is b:
+        return True
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        alike = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and a.layout == b.layout
+        return alike and bool(torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True))
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if isinstance(a, dict) and isinstance(b, dict):
+        same = a.keys() == b.keys()
+        return same and all(is_equal(a[key], b[key], opaque_are_equal=opaque_are_equal) for key in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        same = len(a) == len(b)
+        return same and all(is_equal(v, w, opaque_are_equal=opaque_are_equal) for v, w in zip(a, b, strict=True))
+    if opaque_are_equal and not _is_plain(a):
+        return type(a) is type(b)
+    return is_same_value(a, b)
+
+
+def _rows(runs: Runs) -> Iterator[_Row]:
+    second = {_identity(change): change for change in runs.second}
+    old_holders = {id(holder.value) for holder, _ in runs.start.items()}
+    inner = [c for c in runs.second if c.slot is not None and id(c.slot.holder) not in old_holders]
+    for change in runs.first:
+        again = second.pop(_identity(change), None)
+        reach = Reach({"": change.after}, with_globals=False) if type(change.after) not in _PLAIN else None
+        # A holder or a tensor that the first run made and the second changed: the slot's value is not what it was.
+        within = [c for c in inner if reach is not None and c.slot is not None and reach.holds(c.slot.holder)]
+        for one in within:
+            second.pop(_identity(one), None)
+        tensors = [t for _, t in reach.tensors.values()] if reach is not None else []
+        rewritten = any(2 in runs.provenance.runs_that_wrote(t) for t in tensors if runs.provenance.was_made(t))
+        twice = again is not None or bool(within) or rewritten
+        after = again.after if again is not None else change.after
+        yield _row(runs, change, (change.before, change.after, after), (1, 2) if twice else (1,))
+    for change in second.values():
+        yield _row(runs, change, (change.before, change.before, change.after), (2,))
+
+
+def _row(runs: Runs, change: Change, values: tuple[Any, Any, Any], changed_in: tuple[int, ...]) -> _Row:
+    before, middle, after = values
+    as_it_was = before_run(runs.provenance, 2, middle)
+    return _Row(change.label, change.slot, before, as_it_was, detached(after), changed_in, change.kind, middle)
+
+
+def _identity(change: Change) -> Any:
+    return change.label if change.slot is None else change.slot.identity
+
+
+def _is_an_inputs(runs: Runs, row: _Row) -> bool:
+    """Whether the slot belongs to a declared input: the gradient of a clone."""
+    return row.slot is not None and runs.provenance.is_declared(row.slot.holder)
+
+
+def _wholes(runs: Runs, rows: list[_Row]) -> list[_Row]:
+    """Changes of one list in one run by items and in another by length become changes of the whole; so do the entries
+    of a dictionary that each run gives new keys."""
+    kinds = {id(h.value): h for h, _ in runs.start.items() if not h.attributes}
+    by_holder: dict[int, list[_Row]] = defaultdict(list)
+    for row in rows:
+        if row.slot is not None and id(row.slot.holder) in kinds:
+            by_holder[id(row.slot.holder)].append(row)
+    merged: dict[int, _Row] = {}
+    for identity, group in by_holder.items():
+        appeared = {row.changed_in[0] for row in group if row.change is ChangeKind.APPEARED}
+        vanished = {row.changed_in[0] for row in group if row.change is ChangeKind.VANISHED}
+        is_dict = kinds[identity].kind is HolderKind.DICT
+        whole = any(row.slot is not None and row.slot.key is WHOLE for row in group)
+        if whole or (is_dict and (len(appeared) == 2 or len(vanished) == 2)):
+            merged[identity] = _whole(runs, group)
+    kept = [row for row in rows if row.slot is None or id(row.slot.holder) not in merged]
+    return kept + list(merged.values())
+
+
+def _whole(runs: Runs, group: list[_Row]) -> _Row:
+    first = group[0]
+    assert first.slot is not None
+    holder = first.slot.holder
+    before, middle = (_values(contents, holder) for contents in (runs.start, runs.between))
+    label = next(h.label for h, _ in runs.start.items() if h.value is holder)
+    slot = Slot(holder, WHOLE, label)
+    changed = tuple(sorted({n for row in group for n in row.changed_in}))
+    as_it_was = before_run(runs.provenance, 2, middle)
+    return _Row(label, slot, before, as_it_was, detached(read(slot)), changed, ChangeKind.REPLACED, middle)
+
+
+def _values(contents: Contents, holder: Any) -> list[Any]:
+    return next([value for _, value in items] for h, items in contents.items() if h.value is holder)
+
+
+def _sorted(runs: Runs, row: _Row) -> Left:
+    depends = Depends.NOTHING
+    for tensor in (*_tensors(row.middle), *_tensors(row.after)):
+        depends |= runs.provenance.of(tensor)
+    kind = _kind(runs, row, depends)
+    values = row.before, row.middle, row.after
+    return Left(row.label, row.slot, kind, *values, row.changed_in, depends, kept=row.kept)
+
+
+def _kind(runs: Runs, row: _Row, depends: Depends) -> Kind:
+    if row.change is ChangeKind.MUTATED:
+        return Kind.MUTATED
+    if row.change is ChangeKind.MOVED:
+        return Kind.OTHER
+    if row.slot is not None and row.slot.key is WHOLE and len(row.changed_in) == 2:
+        lengths = len(row.before), len(row.middle), len(row.after)
+        if lengths[0] < lengths[1] < lengths[2]:
+            return Kind.GROWS
+        if lengths[0] > lengths[1] > lengths[2]:
+            return Kind.SHRINKS
+    if row.changed_in == (1,):
+        return _kind_of_the_first_alone(runs, row, depends)
+    if _tensors(row.after) or _tensors(row.middle):
+        same = row.changed_in == (1, 2) and not depends and is_equal(row.middle, row.after)
+        return Kind.CACHE if same and not _is_whole_dict(row) else Kind.STATE
+    return Kind.NUMBER if _is_plain(row.middle) and _is_plain(row.after) else Kind.OTHER
+
+
+def _kind_of_the_first_alone(runs: Runs, row: _Row, depends: Depends) -> Kind:
+    if depends & (Depends.INPUTS | Depends.CPU_READ):
+        return Kind.INITIALISED_ONCE
+    if depends & Depends.RANDOM:
+        return Kind.DRAWN_ONCE
+    numbers = type(row.middle) in (float, complex) or bool(_tensors(row.middle)) or type(row.middle) is np.ndarray
+    if numbers and runs.drew_outside:
+        return Kind.DRAWN_ONCE
+    if numbers and 1 in runs.provenance.cpu_reads:
+        return Kind.INITIALISED_ONCE
+    return Kind.CACHE
+
+
+def _written(runs: Runs) -> Iterator[Left]:
+    tensors = dict(runs.start.reach.tensors.values())
+    for write in runs.provenance.written((label, tensor) for label, tensor in tensors.items()):
+        if write.declared:
+            continue
+        tensor = tensors.get(write.label)
+        values = [MISSING] * 3
+        depends = Depends.NOTHING
+        if tensor is not None:
+            values = [runs.provenance.before_run(n, tensor).clone() for n in (1, 2)] + [tensor.detach().clone()]
+            depends = runs.provenance.of(tensor)
+        kind = Kind.WRITTEN
+        if write.runs == (1,):
+            once_random = depends & Depends.RANDOM and not depends & (Depends.INPUTS | Depends.CPU_READ)
+            kind = Kind.DRAWN_ONCE if once_random else Kind.INITIALISED_ONCE
+        before, middle, after = values
+        yield Left(write.label or NO_SLOT, None, kind, before, middle, after, write.runs, depends, write.where)
+
+
+def _is_whole_dict(row: _Row) -> bool:
+    return row.slot is not None and row.slot.key is WHOLE and isinstance(row.slot.holder, dict)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if type(value) in _PLAIN:
+        return []
+    return [tensor for _, tensor in Reach({"": value}, with_globals=False).tensors.values()]
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether `value` is plain, an enum's member, nothing, or a container of such."""
+    if type(value) in (list, tuple, set, frozenset):
+        return all(map(_is_plain, value))
+    if type(value) is dict:
+        return all(map(_is_plain, value.values()))
+    return type(value) in _PLAIN or value is MISSING or isinstance(value, (enum.Enum, np.generic))
+
+
+def _mapped(value: Any, function: Any) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if type(value) in (list, tuple):
+        return type(value)(_mapped(inner, function) for inner in value)
+    if isinstance(value, dict):
+        return {key: _mapped(inner, function) for key, inner in dict.items(value)}
+    return value

@@ -1,0 +1,341 @@
+"""Everything that user code can reach from a model and a loss: holders of values, tensors, modules, generators.
+
+The walk is breadth first and calls no user code: it reads instance dictionaries, slots, closures and containers by the
+methods of the built-in types, never properties, ``__getattr__``, ``__len__`` or ``__iter__``.
+
+What is not seen: of a container, items beyond the first `WIDE` are remembered but not looked into; the walk ends after
+`MOST` objects (`Reach.cut` says where). Objects of the standard library and of packages in `NOT_FOLLOWED` are opaque,
+apart from containers, namespaces, partials and caches. Globals are followed from functions of the user's and of model
+libraries, by the names in their bytecode: ``globals()["x"]`` and ``getattr(module, name)`` are not. What lies in C++
+(scripted modules, the autograd graph) and in files is not.
+"""
+
+from __future__ import annotations
+
+import builtins
+import collections
+import contextvars
+import functools
+import gc
+import random
+import threading
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from enum import Enum
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fusion_compile._capture._compat import TENSOR_HOOKS, without_torch_function
+from fusion_compile._capture.named_globals import NOT_FOLLOWED, follows_globals, is_followed_module, names_of
+from fusion_compile._capture.slots import MISSING, Holder, HolderKind, Slot
+
+WIDE = 2048
+"""Items of one container that are looked into."""
+MOST = 200_000
+"""Objects that are looked at in all."""
+
+_LEAVES = {
+    *(type(None), bool, int, float, complex, str, bytes, bytearray, range, slice, type(Ellipsis)),
+    *(torch.dtype, torch.device, torch.Size, torch.layout, types.CodeType, types.FrameType, types.TracebackType),
+    *(types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType, types.MethodDescriptorType),
+}
+_LRU_CACHE: Any = type(functools.lru_cache(lambda: None))
+_OPENED = {"collections", "argparse", "weakref"}
+"""Modules of the standard library whose objects are a program's own."""
+_OPENED_TYPES = (types.SimpleNamespace, threading.local, functools.partialmethod)
+_OPENED_TORCH = ("torch.nn", "torch.optim", "torch.utils.data", "torch.amp", "torch.distributions", "torch.ao")
+_PARTS = ("_modules", "_parameters", "_buffers")
+_DICTIONARY_DESCRIPTORS = (types.GetSetDescriptorType, types.MemberDescriptorType)
+RANDOM_GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+
+
+class Found(NamedTuple):
+    """An object with the label of the first way to it."""
+
+    label: str
+    value: Any
+
+
+class Reach:
+    """What can be reached from `roots`, then from `last`, each object once.
+
+    Attributes:
+        holders: everything with slots, as `Holder`.
+        tensors, modules, generators, caches, iterators, arrays: by identity, with labels. `generators` draw random
+            numbers; `caches` are those of ``functools.lru_cache``; `iterators` are built-in ones and Python generators.
+        instances: objects with an instance dictionary.
+        cut: labels of containers that were not looked into to their ends, or of the object at which the walk ended.
+    """
+
+    def __init__(
+        self, roots: Mapping[str, Any], last: Mapping[str, Any] | None = None, *, with_globals: bool = True
+    ) -> None:
+        self.holders: list[Holder] = []
+        self.tensors: dict[int, Found] = {}
+        self.modules: dict[int, Found] = {}
+        self.generators: dict[int, Found] = {}
+        self.caches: dict[int, Found] = {}
+        self.iterators: dict[int, Found] = {}
+        self.arrays: dict[int, Found] = {}
+        self.instances: list[tuple[Any, dict[str, Any]]] = []
+        self.cut: list[str] = []
+        self._with_globals = with_globals
+        self._seen: dict[int, Any] = {}  # the values keep their ids from being used again
+        self._named: set[tuple[int, str]] = set()
+        self._todo: collections.deque[tuple[str, Any]] = collections.deque()
+        with without_torch_function():
+            for start in (roots, last or {}):
+                self._push(start.items())
+                self._walk()
+
+    def slot_label(self, holder: Holder, key: Any) -> str:
+        """The label of a slot; a tensor that is a dictionary's key (an optimizer's state) goes by its own label."""
+        if holder.kind is HolderKind.DICT and id(key) in self.tensors:
+            return f"{holder.label}[{self.tensors[id(key)].label}]"
+        return holder.label_of(key)
+
+    def slots(self) -> Iterator[tuple[Slot, Any]]:
+        """Every slot with its present value; a set is one slot for each element."""
+        for holder in self.holders:
+            for key, value in holder.items():
+                yield Slot(holder.value, key, self.slot_label(holder, key)), value
+
+    def holds(self, value: Any) -> bool:
+        """Whether the walk met the object `value`."""
+        return id(value) in self._seen
+
+    def label_of(self, value: Any, default: str) -> str:
+        """The label of a tensor, module or generator that was reached, else `default`."""
+        for found in (self.tensors, self.modules, self.generators):
+            if id(value) in found:
+                return found[id(value)].label
+        return default
+
+    def _walk(self) -> None:
+        while self._todo:
+            label, value = self._todo.popleft()
+            if type(value) in _LEAVES or id(value) in self._seen:
+                continue
+            if len(self._seen) >= MOST:
+                self.cut.append(label)
+                self._todo.clear()
+                return
+            self._seen[id(value)] = value
+            self._visit(value, label)
+
+    def _visit(self, value: Any, label: str) -> None:
+        kind = type(value)
+        bases = kind.__mro__
+        found = Found(label, value)
+        if Tensor in bases:
+            self._visit_tensor(value, label)
+        elif type in bases:
+            self._visit_class(value)
+        elif kind in _CALLABLES:
+            _CALLABLES[kind](self, value, label)
+        elif any(base in bases for base in RANDOM_GENERATORS):
+            self.generators[id(value)] = found
+        elif kind is np.ndarray:
+            self.arrays[id(value)] = found
+        elif kind is types.CellType:
+            self._hold(Holder(value, HolderKind.CELL, label))
+        elif kind is contextvars.ContextVar:
+            self._hold(Holder(value, HolderKind.CONTEXT, f"{label}.get()"))
+        elif kind is types.GeneratorType:
+            self.iterators[id(value)] = found
+            if value.gi_frame is not None:
+                self._push((f"{label}:{name}", local) for name, local in value.gi_frame.f_locals.items())
+        elif "__next__" in vars(kind) and not _is_from_python(kind):
+            self.iterators[id(value)] = found
+            self._push((label, inner) for inner in gc.get_referents(value))
+        elif not issubclass(kind, (Enum, types.ModuleType)):
+            self._visit_container(value, bases, label)
+            self._visit_instance(value, label)
+
+    def _visit_container(self, value: Any, bases: tuple[type, ...], label: str) -> None:
+        if dict in bases:
+            self._hold(Holder(value, HolderKind.DICT, label))
+            self._push((f"a key of {label}", key) for key in list(dict.keys(value))[:WIDE])
+        elif list in bases:
+            self._hold(Holder(value, HolderKind.LIST, label))
+        elif collections.deque in bases:
+            self._hold(Holder(value, HolderKind.DEQUE, label))
+        elif set in bases:
+            self._hold(Holder(value, HolderKind.SET, label))
+        elif tuple in bases or frozenset in bases:
+            own: Any = tuple if tuple in bases else frozenset
+            fields = vars(type(value)).get("_fields", ())
+            names = [f".{name}" for name in fields] if type(fields) is tuple else []
+            for i, inner in enumerate(own.__iter__(value)):
+                if i == WIDE:
+                    self.cut.append(label)
+                    break
+                self._todo.append((f"{label}{names[i] if i < len(names) else f'[{i}]'}", inner))
+
+    def _visit_instance(self, value: Any, label: str) -> None:
+        """The attributes of an object, of its class and of its slots, unless the type is opaque."""
+        kind = type(value)
+        is_module = nn.Module in kind.__mro__
+        if is_module:
+            self.modules[id(value)] = Found(label, value)
+        elif not _is_opened(kind):
+            return
+        attributes = instance_dictionary(value)
+        if attributes is not None:
+            self.instances.append((value, attributes))
+            self._seen[id(attributes)] = attributes
+            for part in _PARTS if is_module else ():
+                inner = attributes.get(part)
+                if inner is not None and dict in type(inner).__mro__ and id(inner) not in self._seen:
+                    self._seen[id(inner)] = inner
+                    self._hold(Holder(inner, HolderKind.DICT, label, attributes=True))
+            self._hold(Holder(attributes, HolderKind.DICT, label, attributes=True))
+        descriptors = tuple(_slot_descriptors(kind))
+        if descriptors:
+            self._hold(Holder(value, HolderKind.DESCRIPTORS, label, descriptors))
+        for base in kind.__mro__:
+            self._todo.append((base.__name__, base))
+
+    def _visit_tensor(self, tensor: Tensor, label: str) -> None:
+        self.tensors[id(tensor)] = Found(label, tensor)
+        keys = TENSOR_HOOKS if tensor.is_leaf else TENSOR_HOOKS[:1]
+        self._hold(Holder(tensor, HolderKind.TENSOR, label, ("grad", *keys) if tensor.is_leaf else keys, True))
+        attributes = instance_dictionary(tensor)
+        if attributes is not None:  # tags on parameters: p.no_decay = True
+            self._seen[id(attributes)] = attributes
+            self._hold(Holder(attributes, HolderKind.DICT, label, attributes=True))
+
+    def _visit_class(self, kind: type) -> None:
+        if not self._with_globals or not _is_from_python(kind) or issubclass(kind, Enum) or not _is_opened(kind):
+            return
+        if kind.__module__.partition(".")[0] in NOT_FOLLOWED:
+            return
+        names = tuple(name for name in vars(kind) if not (name.startswith("__") and name.endswith("__")))
+        names += tuple(name for name in ("__call__", "__getattr__", "__init__", "__iter__") if name in vars(kind))
+        self._hold(Holder(kind, HolderKind.CLASS, kind.__name__, names, attributes=True))
+
+    def _visit_function(self, function: types.FunctionType, label: str) -> None:
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+            self._todo.append((f"{label}<{name}>", cell))
+        self._hold(Holder(function, HolderKind.FUNCTION, label, ("__defaults__", "__kwdefaults__"), attributes=True))
+        attributes = vars(function)
+        self._seen[id(attributes)] = attributes
+        if str(function.__globals__.get("__name__")).partition(".")[0] == "torch":  # torch tags its own functions
+            self._push((f"{label}.{name}", value) for name, value in attributes.items())
+        else:
+            self._hold(Holder(attributes, HolderKind.DICT, label, attributes=True))
+        if self._with_globals and follows_globals(function):
+            names = names_of(function.__code__)
+            self._hold_names(function.__globals__, "", names.of_globals)
+            for name in names.of_globals:
+                module = function.__globals__.get(name)
+                if isinstance(module, types.ModuleType) and is_followed_module(module):
+                    self._hold_names(vars(module), name, names.others & vars(module).keys())
+
+    def _hold_names(self, scope: dict[str, Any], label: str, names: Iterable[str]) -> None:
+        """Globals by name, each once; a name that does not exist yet counts, as a run may make it."""
+        own = (name for name in names if name in scope or not hasattr(builtins, name))
+        new = tuple(sorted(name for name in own if (id(scope), name) not in self._named))
+        self._named.update((id(scope), name) for name in new)
+        if new:
+            self._hold(Holder(scope, HolderKind.NAMES, label, new, attributes=True))
+
+    def _hold(self, holder: Holder) -> None:
+        """Note `holder` and go on to its values."""
+        self.holders.append(holder)
+        for i, (key, value) in enumerate(holder.items()):
+            if i == WIDE and holder.kind is not HolderKind.NAMES:
+                self.cut.append(holder.label)
+                break
+            if type(value) not in _LEAVES and value is not MISSING and id(value) not in self._seen:
+                self._todo.append((self.slot_label(holder, key), value))
+
+    def _push(self, labelled: Iterable[tuple[str, Any]]) -> None:
+        self._todo.extend(labelled)
+
+
+def _visit_method(reach: Reach, method: Any, label: str) -> None:
+    reach._push([(f"{label}.__self__", method.__self__), (label, method.__func__)])
+
+
+def _visit_builtin(reach: Reach, method: Any, label: str) -> None:
+    reach._push([(f"{label}.__self__", method.__self__)])  # the `append` of a list, given as a hook
+
+
+def _visit_partial(reach: Reach, partial: Any, label: str) -> None:
+    reach._push([(label, partial.func), (f"{label}.args", partial.args), (f"{label}.keywords", partial.keywords)])
+    reach._push([(label, vars(partial))])
+
+
+def _visit_cache(reach: Reach, cache: Any, label: str) -> None:
+    reach.caches[id(cache)] = Found(label, cache)
+    reach._push([(label, cache.__wrapped__)])
+    reach._push((f"{label}(…)", inner) for inner in gc.get_referents(cache) if type(inner) is not dict)
+    reach._push((f"{label}(…)", inner) for d in gc.get_referents(cache) if type(d) is dict for inner in d.values())
+
+
+def _visit_wrapped(reach: Reach, wrapper: Any, label: str) -> None:
+    reach._push([(label, wrapper.__func__)])
+
+
+def _visit_property(reach: Reach, prop: Any, label: str) -> None:
+    reach._push((label, part) for part in (prop.fget, prop.fset, prop.fdel) if part is not None)
+
+
+def _visit_cached_property(reach: Reach, prop: Any, label: str) -> None:
+    reach._push([(label, prop.func)])
+
+
+_CALLABLES: dict[type, Any] = {
+    types.FunctionType: Reach._visit_function,
+    types.MethodType: _visit_method,
+    types.BuiltinMethodType: _visit_builtin,
+    functools.partial: _visit_partial,
+    _LRU_CACHE: _visit_cache,
+    staticmethod: _visit_wrapped,
+    classmethod: _visit_wrapped,
+    property: _visit_property,
+    functools.cached_property: _visit_cached_property,
+}
+
+
+def instance_dictionary(value: Any) -> dict[str, Any] | None:
+    """The dictionary of `value`'s attributes, by the descriptor of the interpreter; None where it has none."""
+    for base in type(value).__mro__:
+        descriptor = vars(base).get("__dict__")
+        if isinstance(descriptor, _DICTIONARY_DESCRIPTORS):
+            found = descriptor.__get__(value)
+            return found if isinstance(found, dict) else None
+    return None
+
+
+def set_instance_dictionary(value: Any, attributes: dict[str, Any]) -> None:
+    """Give `value` the dictionary that it had before somebody wrote ``self.__dict__ = …``."""
+    for base in type(value).__mro__:
+        descriptor = vars(base).get("__dict__")
+        if isinstance(descriptor, _DICTIONARY_DESCRIPTORS):
+            descriptor.__set__(value, attributes)
+            return
+
+
+def _slot_descriptors(kind: type) -> Iterator[types.MemberDescriptorType]:
+    for base in kind.__mro__:
+        if "__slots__" in vars(base):
+            yield from (entry for entry in vars(base).values() if isinstance(entry, types.MemberDescriptorType))
+
+
+def _is_from_python(kind: type) -> bool:
+    """Whether `kind` was made by a class statement: such types live on the heap and can be written."""
+    return bool(kind.__flags__ & (1 << 9)) and "__module__" in vars(kind)
+
+
+def _is_opened(kind: type) -> bool:
+    """Whether the attributes of an object of type `kind` may be a training program's state."""
+    module = kind.__module__
+    top = module.partition(".")[0] if isinstance(module, str) else ""
+    if top == "torch":
+        return module.startswith(_OPENED_TORCH)
+    return top not in NOT_FOLLOWED or module in _OPENED or issubclass(kind, _OPENED_TYPES)

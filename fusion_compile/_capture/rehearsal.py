@@ -1,0 +1,238 @@
+"""A rehearsal: real runs of the loss before anything is captured, after which everything is as it was.
+
+Two runs, the second from where the first ended, show what a run leaves behind and which of it changes at every run.
+Where something is set in the first run alone, one or two more, each from the beginning, show whether a program may
+start with it already set: a cache's table may, an initialisation from the first batch may not.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from fusion_compile._capture._compat import as_bytes
+from fusion_compile._capture.contents import Change, Contents
+from fusion_compile._capture.left_behind import (
+    Kind,
+    Left,
+    Runs,
+    before_run,
+    initialised,
+    is_equal,
+    is_filled_from_nothing,
+    snapshot,
+    sort_out,
+    tensors_of,
+)
+from fusion_compile._capture.provenance import Provenance, Write
+from fusion_compile._capture.reach import Reach
+from fusion_compile._capture.slots import write
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a rehearsal showed. Everything is as it was before it, apart from `lru_caches` and `not_put_back`.
+
+    Attributes:
+        results: What the two runs returned, tensors detached.
+        left: What they left behind, one record for each slot, array or tensor.
+        drew_random: Whether they drew random numbers, from whatever generator.
+        draws: By torch generator, how many operators drew from it, in both runs.
+        moved_generators: Labels of the generators whose state the runs changed.
+        written_inputs: Writes to the declared inputs.
+        lru_caches: How many caches of ``functools.lru_cache`` stay filled, as their results depend on nothing.
+        not_put_back: Labels of iterators that gave items to the runs and cannot be set back.
+        not_looked_into: Containers too large to be looked into to their ends.
+        runs: How many runs were made.
+    """
+
+    results: tuple[Any, Any]
+    left: tuple[Left, ...]
+    drew_random: bool
+    draws: Mapping[str, int]
+    moved_generators: tuple[str, ...]
+    written_inputs: tuple[Write, ...]
+    lru_caches: int
+    not_put_back: tuple[str, ...]
+    not_looked_into: tuple[str, ...]
+    runs: int
+
+    def of(self, kind: Kind) -> tuple[Left, ...]:
+        """The records of one kind."""
+        return tuple(record for record in self.left if record.kind is kind)
+
+    def fill(self) -> None:
+        """Put the caches' real values into their slots."""
+        _fill(self.of(Kind.CACHE))
+
+
+def rehearse(roots: Mapping[str, Any], run: Callable[[], Any], inputs: Iterable[Tensor] = ()) -> Rehearsal:
+    """Call `run` two to four times for real and put everything back.
+
+    The first and the second call are in a row. The further ones, each from the original state, happen only if the
+    first alone set something that depends on nothing; their results must equal the first call's bitwise.
+
+    Args:
+        roots: What user code is reached from, ``{"model": model, "loss_fn": loss_fn}``. Trainable parameters and the
+            buffers of roots that are modules count as inputs on which results depend.
+        run: Calls the loss, on clones of weights, buffers and batch. Called repeatedly: it must make its batch anew, or
+            leave restoring in-place writes to the rehearsal.
+        inputs: The tensors that `run` works on, any device and dtype. Writes to them are expected.
+
+    Returns:
+        What was left behind, sorted.
+
+    Raises:
+        Exception: Whatever `run` raises, after everything was put back.
+    """
+    return contextvars.copy_context().run(_rehearse, roots, run, list(inputs))
+
+
+def _rehearse(roots: Mapping[str, Any], run: Callable[[], Any], inputs: list[Tensor]) -> Rehearsal:
+    last = {"inputs": inputs}
+    contents = Contents(roots, last)
+    provenance = Provenance(inputs, _weights(roots), contents.reach.generators.values())
+    trial = _Trial(contents, provenance, run)
+    try:
+        first = trial.go_on()
+        changed, moved = contents.changes(), contents.moved_generators()
+        between = Contents(roots, last)
+        second = _second(trial, changed)
+        drew_outside = any(not label.startswith("torch") for label in moved)
+        left = sort_out(Runs(contents, between, changed, between.changes(), provenance, drew_outside))
+        moved = list(dict.fromkeys([*moved, *contents.moved_generators()]))
+        draws, written = dict(provenance.draws), provenance.written(contents.reach.tensors.values())
+        if not drew_outside:
+            trial.keep_caches_of_nothing()
+        if any(record.kind is Kind.CACHE for record in left):
+            left = _proved(trial, left, _Outcome.of(first, changed, between, provenance))
+    finally:
+        trial.back_to_start()
+    return Rehearsal(
+        results=(first, second),
+        left=tuple(left),
+        drew_random=bool(moved) or bool(draws),
+        draws=draws,
+        moved_generators=tuple(moved),
+        written_inputs=tuple(write for write in written if write.declared),
+        lru_caches=len(trial.filled),
+        not_put_back=tuple(contents.not_put_back()),
+        not_looked_into=tuple(contents.reach.cut),
+        runs=provenance.run,
+    )
+
+
+def _second(trial: _Trial, changed: list[Change]) -> Any:
+    """The second run. Where it alone fails, what the first left behind is named with the error."""
+    try:
+        return trial.go_on()
+    except Exception as error:
+        if changed:
+            named = ", ".join(change.label for change in changed[:5])
+            error.add_note(
+                "The loss was run twice in a row on copies, to see what it leaves behind. The first run succeeded, the "
+                f"second failed. The first had changed {named}. Put back in the loss what it must find unchanged."
+            )
+        raise
+
+
+class _Trial:
+    """Runs from one beginning, as often as wanted."""
+
+    def __init__(self, contents: Contents, provenance: Provenance, run: Callable[[], Any]) -> None:
+        self.contents = contents
+        self.provenance = provenance
+        self.filled: list[Any] = []
+        """Caches of ``functools.lru_cache`` whose results depend on nothing."""
+        self._run = run
+
+    def go_on(self) -> Any:
+        """One run from where things stand. A copy of the result."""
+        self.provenance.next_run()
+        with torch.compiler.set_stance("force_eager"), self.provenance:
+            return snapshot(self._run())
+
+    def back_to_start(self) -> None:
+        """Put everything back."""
+        self.contents.restore(keep_caches=self.filled)
+        self.provenance.put_back()
+
+    def keep_caches_of_nothing(self) -> None:
+        """Let those caches stay filled. They cannot be filled later: only a call fills them."""
+        for cache in self.contents.filled_caches():
+            held = Reach({"": cache}, with_globals=False).tensors.values()
+            if not any(self.provenance.of(tensor) for _, tensor in held):
+                self.filled.append(cache)
+
+
+class _Outcome(NamedTuple):
+    """How one run ended: its result, what it left in slots and in memory, and where the random numbers stood."""
+
+    result: Any
+    slots: dict[Any, Any]
+    memory: dict[StorageWeakRef, torch.UntypedStorage]
+    between: Contents
+
+    @classmethod
+    def of(cls, result: Any, changes: list[Change], between: Contents, provenance: Provenance) -> _Outcome:
+        """The outcome of the first run, told after the second."""
+        slots = {c.slot.identity: before_run(provenance, 2, c.after) for c in changes if c.slot is not None}
+        return cls(result, slots, provenance.memory_after(1), between)
+
+
+def _proved(trial: _Trial, left: list[Left], outcome: _Outcome) -> list[Left]:
+    """`left` with those caches alone called so that a run may start with, the others called initialisations."""
+    caches = [record for record in left if record.kind is Kind.CACHE]
+    tables = [record for record in caches if is_filled_from_nothing(record)]
+    proved: list[Left] = []
+    for attempt in [caches, tables] if 0 < len(tables) < len(caches) else [caches]:
+        if _starts_alike(trial, attempt, outcome):
+            proved = attempt
+            break
+    return [r if r.kind is not Kind.CACHE or any(r is p for p in proved) else initialised(r) for r in left]
+
+
+def _starts_alike(trial: _Trial, caches: list[Left], outcome: _Outcome) -> bool:
+    """Whether a run from the beginning with `caches` filled ends as the first run did: with the same result, the same
+    values in all other slots, the same bytes in memory and the same states of all generators."""
+    trial.back_to_start()
+    _fill(caches)
+    try:
+        result = trial.go_on()
+    except Exception:
+        return False
+    filled = {record.slot.identity for record in caches if record.slot is not None}
+    now = {c.slot.identity: c.after for c in trial.contents.changes() if c.slot is not None}
+    mine, first = ({k: v for k, v in slots.items() if k not in filled} for slots in (now, outcome.slots))
+    memory = trial.provenance.memory_after(trial.provenance.run)
+    if any(trial.provenance.run in trial.provenance.runs_that_wrote(t) for c in caches for t in tensors_of(c)):
+        return False
+    return (
+        is_equal(result, outcome.result)
+        and mine.keys() == first.keys()
+        and all(is_equal(mine[k], first[k], opaque_are_equal=True) for k in mine)
+        and all(_has_same_bytes(memory[k], copy) for k, copy in outcome.memory.items() if k in memory)
+        and not outcome.between.moved_generators()
+    )
+
+
+def _has_same_bytes(a: torch.UntypedStorage, b: torch.UntypedStorage) -> bool:
+    return a.nbytes() == b.nbytes() and torch.equal(*(as_bytes(memory) for memory in (a, b)))
+
+
+def _fill(records: Iterable[Left]) -> None:
+    for record in records:
+        if record.slot is not None:
+            write(record.slot, record.kept)
+
+
+def _weights(roots: Mapping[str, Any]) -> list[Tensor]:
+    modules = [root for root in roots.values() if isinstance(root, nn.Module)]
+    weights = [p for module in modules for p in module.parameters() if p.requires_grad]
+    return weights + [buffer for module in modules for buffer in module.buffers()]
