@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import sympy  # type: ignore[import-untyped]
 import torch
 import torch._dynamo
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -88,6 +88,11 @@ class StatisticsSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
+def holding(module: nn.Module, tensors: dict[str, Tensor]) -> contextlib.AbstractContextManager[None]:
+    """Inside, `tensors` (by full name) are in the places of `module`'s parameters and buffers, tied ones too."""
+    return torch.nn.utils.stateless._reparametrize_module(module, tensors, tie_weights=True)
+
+
 @contextlib.contextmanager
 def tracing_gradients() -> Iterator[None]:
     """Let Dynamo trace ``torch.autograd.grad`` into the graph."""
@@ -128,13 +133,19 @@ def own_code(fn: Callable[..., Any]) -> Callable[..., Any]:
     return copy
 
 
+def backend_for(backend: str, mode: str) -> Callable[..., Any]:
+    """A torch.compile backend, as ``(graph, inputs) -> callable``; `mode` counts for ``"inductor"`` only."""
+    if backend != "inductor":
+        found: Callable[..., Any] = torch._dynamo.lookup_backend(backend)
+        return found
+    wrapper: Any = torch._TorchCompileInductorWrapper  # what torch.compile itself makes of its mode
+    made: Callable[..., Any] = wrapper(None if mode == "default" else mode, None, dynamic=False)
+    return made
+
+
 def observed_backend(backend: str, mode: str, on_graph: GraphObserver) -> Callable[..., Any]:
     """A torch.compile backend that shows each captured graph to `on_graph` and then does what `backend` does."""
-    if backend == "inductor":
-        wrapper: Any = torch._TorchCompileInductorWrapper  # what torch.compile itself makes of its mode
-        inner: Callable[..., Any] = wrapper(None if mode == "default" else mode, None, dynamic=False)
-    else:
-        inner = torch._dynamo.lookup_backend(backend)
+    inner = backend_for(backend, mode)
 
     def compile_graph(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
         on_graph(graph, inputs)

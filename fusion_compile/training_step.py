@@ -31,6 +31,7 @@ from fusion_compile._step.periodic import run_due_work, work_key
 from fusion_compile._step.pure_step import CLIP, StepPlan, initial_state
 from fusion_compile._step.step_programs import StepPrograms
 from fusion_compile._step.update import UpdatePlan
+from fusion_compile._step.way import Capture
 from fusion_compile._types import Tensors
 from fusion_compile.explain._explanation import Explanation
 from fusion_compile.explain._subjects.step import StepParts, explain_step
@@ -268,6 +269,7 @@ def compile_training_step(
     skip_nonfinite: bool = True,
     mode: str | None = None,
     backend: str = "inductor",
+    capture: Capture | None = None,
     force_scalar: Sequence[str] = (),
     force_spectral: Sequence[str] = (),
     split_blocks: SplitBlocks = None,
@@ -298,6 +300,8 @@ def compile_training_step(
         mode: One of torch.compile's modes or ``"eager"`` (the same step, uncompiled). None is ``"max-autotune"`` on
             CUDA and ``"default"`` on a CPU.
         backend: A torch.compile backend; `mode` counts for ``"inductor"`` only.
+        capture: ``"read"``: Dynamo reads the loss's bytecode. ``"run"``: the loss runs once on fake tensors and its
+            operators are written down. None reads, and runs where reading cannot. See docs/training.md.
         force_scalar: Regular expressions over full parameter names that are updated entry by entry.
         force_spectral: Regular expressions over full parameter names that are updated as matrices.
         split_blocks: Fused matrices (q, k and v; gate and up; adaLN's six) that are orthogonalized block by block
@@ -329,7 +333,7 @@ def compile_training_step(
         raise TypeError(f"model is a {type(model).__name__}; compile_training_step needs a torch.nn.Module.")
     if not callable(loss_fn):
         raise TypeError(f"loss_fn is a {type(loss_fn).__name__}; it must be callable as loss_fn(model, *batch).")
-    options = StepOptions(accumulate, skip_nonfinite, compute_dtype, mode, backend)
+    options = StepOptions(accumulate, skip_nonfinite, compute_dtype, mode, backend, capture)
     transform = resolve_optimizer(optimizer)
     named = read_groups(groups, transform.hyperparameters, transform.name)
     numbers = {**with_rate(transform, lr), **numbers_of(named)}

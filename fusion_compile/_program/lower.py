@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fusion_compile import _compat
 
@@ -48,6 +49,20 @@ def lower(
     if backend != "inductor":
         return torch.compile(fn, fullgraph=True, dynamic=False, backend=backend)
     return torch.compile(fn, fullgraph=True, dynamic=False, mode=None if mode == "default" else mode)
+
+
+def lower_graph(
+    graph: torch.fx.GraphModule, inputs: Sequence[Tensor], *, mode: str, backend: str = "inductor"
+) -> Callable[..., Any]:
+    """Compile a graph in ATen operators for `inputs` of these shapes; ``mode="eager"`` gives `graph` back.
+
+    What `lower` does behind Dynamo: no Python is read, and nothing is guarded.
+    """
+    if mode == "eager":
+        return graph
+    with torch.no_grad():
+        compiled: Callable[..., Any] = _compat.backend_for(backend, mode)(graph, list(inputs))
+    return compiled
 
 
 @contextlib.contextmanager

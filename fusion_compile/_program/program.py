@@ -26,10 +26,13 @@ class Program:
 
     graph: fx.GraphModule
     gradients: bool = True
+    captured_by: str = "read"
 
     @cached_property
     def aten(self) -> fx.GraphModule:
         """The graph in ATen operators; traced on fake tensors when first asked for."""
+        if self.captured_by == "run":
+            return self.graph
         return lower_to_aten(self.graph, gradients=self.gradients)
 
     @cached_property
@@ -45,7 +48,7 @@ class Program:
     @property
     def input_names(self) -> dict[str, str]:
         """Name of an input in the graph -> what it is called where it comes from, ``state/params/…`` or ``batch/0``."""
-        return {n.name: _readable(n) for n in self.graph.graph.find_nodes(op="placeholder")}
+        return {n.name: n.meta.get("label") or _readable(n) for n in self.graph.graph.find_nodes(op="placeholder")}
 
     @property
     def nodes(self) -> int:

@@ -31,7 +31,7 @@ class Programs:
     def __init__(self, backend: str) -> None:
         self.backend = backend
         self.captured: dict[Hashable, Program] = {}
-        self._compiled: dict[Hashable, Callable[..., None]] = {}
+        self._compiled: dict[Hashable, Callable[..., Any]] = {}
 
     def __len__(self) -> int:
         return len(self._compiled)
@@ -42,6 +42,22 @@ class Programs:
     def forget(self) -> None:
         """Drop every compiled function; what was captured stays known."""
         self._compiled.clear()
+
+    def get(self, key: Hashable) -> Callable[..., Any] | None:
+        """The function of `key`, which raises RuntimeError where it does not fit; None if there is none."""
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            return None
+
+        def run(*given: Any) -> Any:
+            with no_recompile():
+                return compiled(*given)
+
+        return run
+
+    def keep(self, key: Hashable, function: Callable[..., Any]) -> None:
+        """Keep a function that was compiled elsewhere."""
+        self._compiled[key] = function
 
     def rerun(self, key: Hashable, *given: Any) -> bool:
         """Run the function of `key` if there is one, and say whether there was. RuntimeError if it does not fit."""
@@ -54,7 +70,7 @@ class Programs:
     def compile(
         self,
         key: Hashable,
-        function: Callable[..., None],
+        function: Callable[..., Any],
         *given: Any,
         mode: str,
         what: str,

@@ -2,7 +2,8 @@
 
 ``params/<bank>``: the weights that the optimizer updates. ``module/<bank>``: the bank that the module's parameters
 view, where it is other memory. ``optimizer/<path>``: the transform's state (`flat_tree`). ``buffers/<name>``,
-``metrics/<name>``, ``counts/<name>``, and ``hyperparameters``, one tensor.
+``carried/<label>`` (tensors that user code keeps in Python), ``metrics/<name>``, ``counts/<name>``, and
+``hyperparameters``, one tensor.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 from fusion_compile._types import Tensors
 
 PARAMS, MODULE, OPTIMIZER = "params", "module", "optimizer"
+CARRIED = "carried"
 BUFFERS, METRICS, COUNTS = "buffers", "metrics", "counts"
 HYPERPARAMETERS = "hyperparameters"
 """The one key without a rest."""
@@ -33,6 +35,10 @@ def optimizer(path: str) -> str:
 
 def buffers(name: str) -> str:
     return f"{BUFFERS}/{name}"
+
+
+def carried(path: str) -> str:
+    return f"{CARRIED}/{path}"
 
 
 def metrics(name: str) -> str:

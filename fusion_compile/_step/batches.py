@@ -24,6 +24,24 @@ def leaves(tree: Any, path: str = "batch") -> Iterator[tuple[str, Any]]:
         yield path, tree
 
 
+def tensors(batch: tuple[Any, ...]) -> list[Tensor]:
+    """The tensors of a batch, in the order of `leaves`."""
+    return [leaf for _, leaf in leaves(batch) if isinstance(leaf, Tensor)]
+
+
+def with_leaves(batch: Any, given: Iterable[Tensor]) -> Any:
+    """`batch` with the tensors of `given`, in the order of `leaves`, in the places of its own; containers are new."""
+    return _with_leaves(batch, iter(given))
+
+
+def _with_leaves(tree: Any, given: Iterator[Tensor]) -> Any:
+    if isinstance(tree, dict):
+        return {key: _with_leaves(child, given) for key, child in tree.items()}
+    if isinstance(tree, tuple | list):
+        return _like(tree, [_with_leaves(child, given) for child in tree])
+    return next(given) if isinstance(tree, Tensor) else tree
+
+
 def signature(batch: tuple[Any, ...], device: torch.device) -> Signature:
     """What a compiled program is specialised on. Raises ValueError/TypeError for what a program cannot take."""
     out: list[tuple[str, Any]] = []
@@ -87,8 +105,13 @@ def micro_batch(tree: Any, index: int, accumulate: int) -> Any:
     if isinstance(tree, dict):
         return {k: micro_batch(v, index, accumulate) for k, v in tree.items()}
     if isinstance(tree, tuple | list):
-        return type(tree)(micro_batch(v, index, accumulate) for v in tree)
+        return _like(tree, [micro_batch(v, index, accumulate) for v in tree])
     if isinstance(tree, Tensor) and tree.ndim:
         size = tree.shape[0] // accumulate
         return tree[index * size : (index + 1) * size]
     return tree
+
+
+def _like(tree: Any, children: list[Any]) -> Any:
+    """`children` in a list, tuple or NamedTuple like `tree`."""
+    return type(tree)(*children) if hasattr(tree, "_fields") else type(tree)(children)

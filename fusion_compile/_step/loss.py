@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile import _compat
+from fusion_compile._capture.contents import Contents
+from fusion_compile._step.carried import Carried
 from fusion_compile._step.host_reads import HostRead, RefuseHostReads, host_read_message
 from fusion_compile._types import Tensors
 
@@ -42,7 +45,7 @@ class CastingModel(nn.Module):
 
 
 class LossModule(nn.Module):
-    """Model and loss as one module, so that ``torch.func.functional_call`` can run the loss with any weights.
+    """Model and loss as one module, so that the loss can run with any weights.
 
     Its forward returns loss, metrics and the values that the tracked buffers have after the loss.
     """
@@ -62,10 +65,14 @@ class LossModule(nn.Module):
         loss, metrics = out if isinstance(out, tuple) else (out, {})
         return loss, metrics, {name: self.model.get_buffer(name) for name in self._tracked}
 
-    def run(self, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: tuple[Any, ...]) -> Any:
-        """The forward with `weights` and `buffers` in the places of the model's own."""
-        replaced = {f"model.{name}": t for name, t in (*weights.items(), *buffers.items())}
-        return torch.func.functional_call(self, replaced, batch)
+    def holding(
+        self, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+    ) -> contextlib.AbstractContextManager[None]:
+        """Inside, `weights` and `buffers` are in the places of the model's own.
+
+        Stay inside until the backward is done: what a backward computes again, it reads from the model.
+        """
+        return _compat.holding(self, {f"model.{name}": t for name, t in (*weights.items(), *buffers.items())})
 
 
 _HOST_READS: tuple[type[Exception], ...] = (HostRead, *_compat.DATA_DEPENDENT)
@@ -94,12 +101,31 @@ def examine(
     weights: Mapping[str, Tensor],
     batch: tuple[Any, ...],
     compute_dtype: torch.dtype | None,
+    carried: Carried,
 ) -> LossFacts:
     """Run the loss once on fake tensors (no memory, no arithmetic, no random number drawn) and report what it does.
+
+    Everything that the loss leaves behind is put back: a tensor of this run has no data.
 
     `weights`: trainable parameters by name. Raises TypeError/ValueError for a loss that is not a scalar, that does not
     depend on the weights, or that must be read on the host (with the user's line).
     """
+    roots = {"model": model, "loss_fn": loss_fn}
+    contents = Contents(roots)
+    try:
+        return _examine(model, loss_fn, weights, batch, compute_dtype, carried)
+    finally:
+        contents.restore()
+
+
+def _examine(
+    model: nn.Module,
+    loss_fn: LossFn,
+    weights: Mapping[str, Tensor],
+    batch: tuple[Any, ...],
+    compute_dtype: torch.dtype | None,
+    carried: Carried,
+) -> LossFacts:
     every_buffer = dict(model.named_buffers())
     module = LossModule(model, loss_fn, tuple(every_buffer), compute_dtype)
     with _compat.fake_mode() as mode, torch.enable_grad():
@@ -114,12 +140,18 @@ def examine(
         versions = {n: b._version for n, b in buffers.items()}
         fakes = _map_tensors(fake, batch)
         try:
-            with RefuseHostReads(), _compat.StatisticsSeen() as seen:
-                loss, metrics, after = module.run(used, buffers, fakes)
+            held = {path: fake(t) for path, t in carried.tensors().items()}
+            with (
+                RefuseHostReads(),
+                _compat.StatisticsSeen() as seen,
+                module.holding(used, buffers),
+                carried.held(held),
+            ):
+                loss, metrics, after = module(*fakes)
+                _check_loss(loss, metrics)
+                gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         except _HOST_READS as error:
             raise ValueError(host_read_message(traceback.extract_tb(error.__traceback__), str(error))) from None
-        _check_loss(loss, metrics)
-        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     unused = tuple(n for n, g in zip(leaves, gradients, strict=True) if g is None)
     if len(unused) == len(leaves):
         raise ValueError(_INDEPENDENT)
@@ -173,5 +205,6 @@ def _map_tensors(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
     if isinstance(tree, dict):
         return {k: _map_tensors(fn, v) for k, v in tree.items()}
     if isinstance(tree, tuple | list):
-        return type(tree)(_map_tensors(fn, v) for v in tree)
+        children = [_map_tensors(fn, v) for v in tree]
+        return type(tree)(*children) if hasattr(tree, "_fields") else type(tree)(children)
     return tree

@@ -6,18 +6,24 @@ from dataclasses import dataclass
 
 import torch
 
+from fusion_compile._step.way import CAPTURES, Capture
+
 
 @dataclass(frozen=True)
 class StepOptions:
-    """`accumulate`, `skip_nonfinite`, `compute_dtype`, `mode` and `backend` of `compile_training_step`, validated."""
+    """`accumulate`, `skip_nonfinite`, `compute_dtype`, `mode`, `backend` and `capture` of `compile_training_step`,
+    validated."""
 
     accumulate: int = 1
     skip_nonfinite: bool = True
     compute_dtype: torch.dtype | None = None
     mode: str | None = None
     backend: str = "inductor"
+    capture: Capture | None = None
 
     def __post_init__(self) -> None:
+        if self.capture not in CAPTURES:
+            raise ValueError(f"capture={self.capture!r} is not known; give 'read', 'run' or None.")
         if not isinstance(self.accumulate, int) or self.accumulate < 1:
             raise ValueError(
                 f"accumulate={self.accumulate!r} is not a number of micro-batches; give a whole number, at least 1."

@@ -6,7 +6,8 @@ the optimizer's update, buffers and metrics.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor
 
 from fusion_compile import _compat
+from fusion_compile._capture.by_running.leaves import leaf_like, parameters_are_leaves
 from fusion_compile._state import flat_tree, keys
 from fusion_compile._state.masters import rounded, with_written_weights
 from fusion_compile._step.batches import micro_batch
+from fusion_compile._step.carried import Carried
 from fusion_compile._step.loss import LossFacts, LossModule, cast_buffers
 from fusion_compile._step.options import StepOptions
 from fusion_compile._step.update import UpdatePlan, pure_update
@@ -59,33 +62,49 @@ def initial_state(plan: UpdatePlan, module_banks: Tensors, optimizer: State) -> 
     return state
 
 
-def pure_step(
-    plan: StepPlan, loss: LossModule, facts: LossFacts, *, one_backward: bool = False, due: bool = False
-) -> Callable[[Tensors, tuple[Any, ...]], Tensors]:
-    """The step as a function that changes none of its arguments and returns the new values by key.
+def weights_at(plan: StepPlan, point: Tensors) -> Tensors:
+    """The weights that the loss sees, by full name, from banks at the gradient point."""
+    layout, cast_to = plan.update.layout, plan.options.compute_dtype
+    if cast_to is not None:
+        return layout.views({k: p.to(cast_to) for k, p in point.items()})
+    return {
+        p.name: v if v.dtype == b.dtype else v.to(b.dtype)
+        for b in layout.banks
+        for p, v in zip(b.places, b.split(point[b.key]), strict=True)
+    }
 
-    `due`: one of the steps that the transform's `period` singles out. `one_backward`: with `accumulate`, run all
-    forwards before one backward instead of a backward after each forward. torch recomputes checkpointed activations in
-    one backward region only, so a step that checkpoints and accumulates needs this form.
+
+@dataclass(frozen=True)
+class Form:
+    """How a step is written down.
+
+    Attributes:
+        due: Whether it is one of the steps that the transform's `period` singles out.
+        one_backward: With `accumulate`, run all forwards before one backward instead of a backward after each forward.
+            Where Dynamo reads the step, torch recomputes checkpointed activations in one backward region only, so a
+            step that checkpoints and accumulates needs this form.
+        runs: Whether Python runs when the step is captured (or is not captured at all), and is not read by Dynamo. The
+            model's weights are then leaves that pass for its parameters, and the state that user code keeps is carried.
     """
+
+    due: bool = False
+    one_backward: bool = False
+    runs: bool = False
+
+
+def pure_step(
+    plan: StepPlan, loss: LossModule, facts: LossFacts, carried: Carried, form: Form
+) -> Callable[[Tensors, tuple[Any, ...]], Tensors]:
+    """The step as a function that changes none of its arguments and returns the new values by key."""
     layout, options, cast_to = plan.update.layout, plan.options, plan.options.compute_dtype
     accumulate = options.accumulate
+    parameters = dict(loss.model.named_parameters())
 
-    def forward(point: Tensors, buffers: Tensors, batch: tuple[Any, ...]) -> tuple[Tensors, Tensor, Tensors, Tensors]:
-        """Leaves, loss, metrics and the buffers afterwards, at the weights `point`. The leaves are this forward's
-        own."""
-        if cast_to is not None:
-            weights = layout.views({k: p.to(cast_to) for k, p in point.items()})
-        else:
-            weights = {
-                p.name: v if v.dtype == b.dtype else v.to(b.dtype)
-                for b in layout.banks
-                for p, v in zip(b.places, b.split(point[b.key]), strict=True)
-            }
-        leaves = {n: w.detach().requires_grad_() for n, w in weights.items()}
+    def forward(leaves: Tensors, batch: tuple[Any, ...]) -> tuple[Tensor, Tensors, Tensors]:
+        """Loss, metrics and the buffers afterwards."""
         with torch.enable_grad(), _compat.region("forward"):
-            value, metrics, after = loss.run(leaves, buffers, batch)
-        return leaves, value, {k: m.detach() for k, m in metrics.items()}, {k: b.detach() for k, b in after.items()}
+            value, metrics, after = loss(*batch)
+        return value, {k: m.detach() for k, m in metrics.items()}, {k: b.detach() for k, b in after.items()}
 
     def backward(values: list[Tensor], forwards: list[Tensors]) -> Tensors:
         """Gradient banks of the sum of `values`, summed over the leaves of `forwards` in the state dtype."""
@@ -102,11 +121,12 @@ def pure_step(
 
     def advance(state: Tensors, batch: tuple[Any, ...]) -> Tensors:
         state = with_written_weights(layout, state)
-        context = plan.update.context(state, due=due)
+        context = plan.update.context(state, due=form.due)
         point = plan.update.gradient_point(state, context)
 
         before = {n: state[keys.buffers(n)] for n in facts.changed_buffers}
         buffers = before
+        kept = keys.section(state, keys.CARRIED)
         values: list[Tensor] = []
         forwards: list[Tensors] = []
         grads: Tensors = {}
@@ -115,15 +135,19 @@ def pure_step(
             part = batch if accumulate == 1 else micro_batch(batch, i, accumulate)
             # A clone: the loss may write into its buffers, and a skipped step needs the old values.
             own = cast_buffers(loss.model, {n: b.clone() for n, b in buffers.items()}, facts.changed_buffers, cast_to)
-            leaves, value, found, buffers = forward(point, {**frozen_buffers(), **own}, part)
+            leaves = {n: leaf(n, w) for n, w in weights_at(plan, point).items()}
+            with loss.holding(leaves, {**frozen_buffers(), **own}), (held if form.runs else nothing_held)(leaves, kept):
+                value, found, buffers = forward(leaves, part)
+                if form.one_backward:
+                    forwards.append(leaves)
+                else:
+                    banks = backward([value], [leaves])
+                    grads = {k: grads[k] + g if i else g for k, g in banks.items()}
+                if form.runs:  # after the backward, whose recomputation counts in statistics too
+                    kept = carried.now()
             values.append(value)
             metrics = {k: metrics[k] + m if i else m for k, m in found.items()}
-            if one_backward:
-                forwards.append(leaves)
-            else:
-                banks = backward([value], [leaves])
-                grads = {k: grads[k] + g if i else g for k, g in banks.items()}
-        if one_backward:
+        if form.one_backward:
             grads = backward(values, forwards)
         value = _sum([v.detach() for v in values])
         if accumulate > 1:
@@ -137,15 +161,28 @@ def pure_step(
             clipped = {k: g * factor.to(g.dtype) for k, g in grads.items()}
             new, updates = pure_update(plan.update, state, clipped, context._replace(loss=value))
         new |= {keys.buffers(n): buffers[n].to(b.dtype) for n, b in before.items()}
+        new |= {keys.carried(path): t.detach() for path, t in kept.items()}
         new[keys.counts("step")] = state[keys.counts("step")] + 1
         new[keys.metrics("update_norm")] = global_norm(updates)
         if options.skip_nonfinite:
             finite = torch.isfinite(norm)
-            new = {k: torch.where(finite, t, state[k]) for k, t in new.items()}
+            new = {k: torch.where(finite, t, state[k]) if _fits(t, state.get(k)) else t for k, t in new.items()}
             new[keys.counts("skipped")] = state[keys.counts("skipped")] + (~finite)
         new |= {keys.metrics("loss"): value, keys.metrics("grad_norm"): norm}
         new |= {keys.metrics(k): m for k, m in metrics.items()}
         return new | rounded(layout, {b.key: new[keys.params(b.key)] for b in layout.banks}, state)
+
+    def leaf(name: str, value: Tensor) -> Tensor:
+        return leaf_like(parameters[name], value) if form.runs else value.detach().requires_grad_()
+
+    @contextlib.contextmanager
+    def held(leaves: Tensors, kept: Tensors) -> Iterator[None]:
+        """What the loss finds besides the model: its parameters kept elsewhere, and the state that it keeps."""
+        with parameters_are_leaves(leaves, parameters), carried.held({k: t.clone() for k, t in kept.items()}):
+            yield
+
+    def nothing_held(leaves: Tensors, kept: Tensors) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def frozen_buffers() -> Tensors:
         """Buffers that the forward needs in another dtype than the module's."""
@@ -155,6 +192,10 @@ def pure_step(
         return cast_buffers(loss.model, unchanged, (), cast_to)
 
     return advance
+
+
+def _fits(new: Tensor, old: Tensor | None) -> bool:
+    return old is not None and new.shape == old.shape and new.dtype == old.dtype
 
 
 def _sum(values: list[Tensor]) -> Tensor:

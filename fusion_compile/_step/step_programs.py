@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fusion_compile import _compat
+from fusion_compile._capture.contents import Contents
 from fusion_compile._program.program import Program, refuse_host_syncs
 from fusion_compile._program.programs import GraphRefused, Programs
 from fusion_compile._say_once import SayOnce
 from fusion_compile._state import keys
 from fusion_compile._state.residence import Residence
 from fusion_compile._step import batches
+from fusion_compile._step.by_running import CapturedStep
+from fusion_compile._step.carried import Carried
 from fusion_compile._step.host_reads import not_captured_message
 from fusion_compile._step.loss import LossFacts, LossFn, LossModule, examine
 from fusion_compile._step.metrics import step_metrics
-from fusion_compile._step.pure_step import StepPlan, pure_step
+from fusion_compile._step.pure_step import Form, StepPlan, pure_step
+from fusion_compile._step.rehearsed import rehearse_step
 from fusion_compile._step.update import donated
+from fusion_compile._step.way import choose
 from fusion_compile._types import Tensors
 
 MAX_PROGRAMS = 8
 """Different batch shapes that one step compiles before it refuses another."""
+
+
+Key: TypeAlias = tuple[batches.Signature, bool, Hashable]
+"""The batch's signature, whether the transform's period is due, and what the state that user code keeps looks like."""
 
 
 class StepPrograms:
@@ -38,6 +48,8 @@ class StepPrograms:
         self._residence, self._state = residence, state
         self._programs = Programs(plan.options.backend)
         self._warn = SayOnce()
+        self._carried = Carried()
+        self._forms: dict[Hashable, dict[str, Any]] = {}
         self.facts: LossFacts | None = None
         self._signatures: dict[batches.Signature, None] = {}
 
@@ -53,12 +65,42 @@ class StepPrograms:
 
     def run(self, signature: batches.Signature, batch: tuple[Any, ...], due: bool) -> None:
         """Take one step on `batch`, which has this signature. Compile first where no program fits it."""
+        self._take_over()
+        key = (signature, due, self._carried.signature())
         with torch.enable_grad():
-            if not self._programs.rerun((signature, due), self._state, batch):
-                self._compile(signature, batch, due)
+            known = self._programs.get(key)
+            if known is None:
+                self._compile(key, batch)
                 self._signatures[signature] = None
+            else:
+                self._give_back(self._forms[key], known(self._state, batch))
 
-    def _compile(self, signature: batches.Signature, batch: tuple[Any, ...], due: bool) -> None:
+    def _take_over(self) -> None:
+        """What user code did since the last step to the state that it keeps counts from this step on."""
+        self._carried.check()
+        for path, tensor in self._carried.changed_by_the_user().items():
+            self._store(keys.carried(path), tensor)
+
+    def _give_back(self, forms: dict[str, Any], fresh: Tensors) -> None:
+        """Put what a step computed where user code keeps it. `fresh`: entries that the state did not have."""
+        if not self._carried:
+            return
+        for key, tensor in fresh.items():
+            self._store(key, tensor)
+        self._carried.put(forms, keys.section(self._state, keys.CARRIED))
+
+    def _store(self, key: str, tensor: Tensor) -> None:
+        old = self._state.get(key)
+        if old is not None and old.shape == tensor.shape and old.dtype == tensor.dtype:
+            if old is not tensor:
+                with torch.no_grad():
+                    old.copy_(tensor)
+        else:
+            self._state[key] = tensor if keys.split(key)[1] in self._carried.written else tensor.detach().clone()
+            _compat.mark_static(self._state[key])
+
+    def _compile(self, key: Key, batch: tuple[Any, ...]) -> None:
+        signature, due, _ = key
         batches.check_same_kind(signature, self._signatures)
         if len({*self._signatures, signature}) > MAX_PROGRAMS:
             raise ValueError(
@@ -68,9 +110,15 @@ class StepPrograms:
         options = self._plan.options
         if options.accumulate > 1:
             batches.check_divisible(batch, options.accumulate)
+        rehearsal = rehearse_step(self._model, self._loss_fn, self._plan, self._state, batch)
+        rehearsal.fill()
+        way = choose(rehearsal, options.capture, uncompiled=self._mode == "eager")
+        self._carried.add(way.carried, {"model": self._model, "loss_fn": self._loss_fn})
+        for path, tensor in self._carried.tensors().items():
+            self._store(keys.carried(path), tensor)
         weights = self._plan.update.layout.views(self._residence.banks)
         example = batches.micro_batch(batch, 0, options.accumulate) if options.accumulate > 1 else batch
-        facts = examine(self._model, self._loss_fn, weights, example, options.compute_dtype)
+        facts = examine(self._model, self._loss_fn, weights, example, options.compute_dtype, self._carried)
         if self.facts is None:
             self._adopt(facts)
         elif facts != self.facts:
@@ -78,14 +126,44 @@ class StepPrograms:
                 f"with this batch shape the loss {facts.difference(self.facts)}; compile another step for it."
             )
         loss = LossModule(self._model, self._loss_fn, facts.changed_buffers, options.compute_dtype)
+
+        def pure(form: Form) -> Any:
+            return pure_step(self._plan, loss, facts, self._carried, form)
+
+        if way.runs:
+            if way.because:
+                self._warn("runs", f"the step is captured by running it, because {way.because}.")
+            self._run_first(key, pure(Form(due=due, runs=True)), batch)
+            return
         try:
-            self._first_run((signature, due), pure_step(self._plan, loss, facts, due=due), batch)
+            self._read_first(key, pure(Form(due=due)), batch)
         except GraphRefused as refusal:
             if not _recomputes_between_backwards(refusal.program):
                 raise
-            self._first_run((signature, due), pure_step(self._plan, loss, facts, one_backward=True, due=due), batch)
+            self._read_first(key, pure(Form(due=due, one_backward=True)), batch)
 
-    def _first_run(self, key: Any, advance: Any, batch: tuple[Any, ...]) -> None:
+    def _run_first(self, key: Hashable, advance: Any, batch: tuple[Any, ...]) -> None:
+        """Capture by running, compile, and take the first step."""
+        if self._mode == "eager":
+            step: Any = donated(advance)
+        else:
+            contents = Contents({"model": self._model, "loss_fn": self._loss_fn})
+            try:
+                step = CapturedStep(advance, self._state, batch)
+            finally:
+                contents.restore()
+            program = Program(step.graph, captured_by="run")
+            refuse_host_syncs(program.findings(thorough=False))
+            step.compile(self._state, batch, mode=self._mode, backend=self._plan.options.backend)
+            self._programs.captured[key] = program
+        self._forms[key] = self._carried.forms
+        fresh = step(self._state, batch)
+        self._forms[key] = self._carried.forms
+        self._programs.keep(key, step)
+        self._give_back(self._forms[key], fresh)
+
+    def _read_first(self, key: Hashable, advance: Any, batch: tuple[Any, ...]) -> None:
+        """Capture by reading, compile, and take the first step."""
         try:
             with _compat.tracing_gradients():
                 self._programs.compile(
@@ -99,6 +177,7 @@ class StepPrograms:
                 )
         except _compat.UnsupportedByDynamo as error:
             raise ValueError(not_captured_message(_compat.user_frames(error), str(error))) from error
+        self._forms[key] = {}
 
     def _check(self, program: Program) -> None:
         if _recomputes_between_backwards(program):

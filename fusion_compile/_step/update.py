@@ -92,12 +92,21 @@ def _changed(optimizer: State, state: Tensors) -> Tensors:
     return {k: t for k, t in flat_tree.flatten(optimizer, keys.OPTIMIZER) if t is not state[k]}
 
 
-def donated(pure: Callable[..., Tensors]) -> Callable[..., None]:
-    """`pure` (of the state and further arguments) with its results written into the state's own tensors."""
+def donated(pure: Callable[..., Tensors]) -> Callable[..., Tensors]:
+    """`pure` (of the state and further arguments) with its results written into the state's own tensors.
 
-    def in_place(state: Tensors, *given: Any) -> None:
+    Returns the results for which the state has no tensor of their shape and dtype yet; they are not written.
+    """
+
+    def in_place(state: Tensors, *given: Any) -> Tensors:
+        fresh: Tensors = {}
         with torch.no_grad():
             for key, value in pure(state, *given).items():
-                _compat.write(state[key], value)
+                old = state.get(key)
+                if old is None or old.shape != value.shape or old.dtype != value.dtype:
+                    fresh[key] = value
+                else:
+                    _compat.write(old, value)
+        return fresh
 
     return in_place

@@ -50,6 +50,30 @@ def constants(graph: fx.GraphModule) -> dict[str, Tensor]:
     return found
 
 
+def lift_constants(graph: fx.GraphModule) -> list[Tensor]:
+    """Make inputs of the tensors that the graph holds, behind its other inputs, and return them in order.
+
+    A compiler may write the numbers of a small constant into its code; those of an input it reads at every run. What
+    ``torch.tensor(…)`` made inside stays a constant.
+    """
+    held = constants(graph)
+    lifted: dict[int, tuple[Tensor, fx.Node]] = {}
+    last = list(graph.graph.find_nodes(op="placeholder"))[-1]
+    for node in list(graph.graph.find_nodes(op="get_attr")):
+        tensor = held.get(str(node.target))
+        if tensor is None or all("lift_fresh" in str(user.target) for user in node.users):
+            continue
+        if id(tensor) not in lifted:
+            with graph.graph.inserting_after(last):
+                last = graph.graph.placeholder(f"constant_{len(lifted)}")
+            last.meta = {**node.meta, "label": f"constant/{len(lifted)}"}
+            lifted[id(tensor)] = (tensor, last)
+        node.replace_all_uses_with(lifted[id(tensor)][1])
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return [tensor for tensor, _ in lifted.values()]
+
+
 def refuse_fake_constants(graph: fx.GraphModule) -> None:
     """Raise RuntimeError if the graph holds a tensor without data."""
     for name, tensor in constants(graph).items():

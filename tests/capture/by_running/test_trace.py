@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion_compile._capture.by_running.trace import constants, run_on_fakes, written_constants
+from fusion_compile._capture.by_running.trace import constants, lift_constants, run_on_fakes, written_constants
 
 
 def test_the_graph_computes_what_the_function_does_on_other_values() -> None:
@@ -88,3 +88,11 @@ def test_a_constant_left_by_an_earlier_trace_is_refused() -> None:
     run_on_fakes(f, {"x": torch.ones(2)})
     with pytest.raises(RuntimeError, match=r"a torch.float32 \[2\] tensor without data"):
         run_on_fakes(f, {"x": torch.ones(2)})
+
+
+def test_lifted_constants_are_read_at_every_run_and_literals_stay() -> None:
+    teacher = torch.ones(2)
+    graph = run_on_fakes(lambda x: x * teacher + torch.tensor([1.0, 2.0]) + teacher, {"x": torch.ones(2)})
+    (lifted,) = lift_constants(graph)
+    assert lifted is teacher
+    assert torch.equal(graph(torch.ones(2), torch.full((2,), 3.0)), torch.tensor([7.0, 8.0]))

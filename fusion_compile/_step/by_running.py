@@ -1,0 +1,58 @@
+"""A step captured by running it: from a pure step to a graph over flat inputs, and back to a function of the state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fusion_compile._capture.by_running.trace import lift_constants, run_on_fakes
+from fusion_compile._program.lower import lower_graph
+from fusion_compile._step import batches
+from fusion_compile._step.update import donated
+from fusion_compile._types import Tensors
+
+
+class CapturedStep:
+    """`advance` as one graph in ATen operators, forward, backward and optimizer.
+
+    Its inputs are the tensors of the state, those of the batch, and those that user code closes over (frozen weights,
+    a teacher's buffers), which are read where they lie at every run.
+
+    Attributes:
+        graph: What was captured. Each placeholder's ``meta["label"]`` says what it is.
+    """
+
+    def __init__(
+        self, advance: Callable[[Tensors, tuple[Any, ...]], Tensors], state: Tensors, batch: tuple[Any, ...]
+    ) -> None:
+        self._keys = list(state)
+        self._fresh: list[str] = []
+        step, n = donated(advance), len(state)
+
+        def flat(*tensors: Tensor) -> list[Tensor]:
+            own = dict(zip(self._keys, tensors[:n], strict=True))
+            fresh = step(own, batches.with_leaves(batch, tensors[n:]))
+            self._fresh = list(fresh)
+            return list(fresh.values())
+
+        inputs = {f"state/{key}": tensor for key, tensor in state.items()}
+        inputs |= {path: leaf for path, leaf in batches.leaves(batch) if isinstance(leaf, Tensor)}
+        self.graph: fx.GraphModule = run_on_fakes(flat, inputs)
+        self._constants = lift_constants(self.graph)
+        self._body: Callable[..., Any] = self.graph
+
+    def compile(self, state: Tensors, batch: tuple[Any, ...], *, mode: str, backend: str) -> None:
+        """Compile the graph. Runs nothing."""
+        self._body = lower_graph(self.graph, self._inputs(state, batch), mode=mode, backend=backend)
+
+    def __call__(self, state: Tensors, batch: tuple[Any, ...]) -> Tensors:
+        """Take one step in place; the entries that the state does not have yet are returned."""
+        with torch.no_grad():
+            fresh = self._body(*self._inputs(state, batch))
+        return dict(zip(self._fresh, fresh, strict=True))
+
+    def _inputs(self, state: Tensors, batch: tuple[Any, ...]) -> list[Tensor]:
+        return [*(state[key] for key in self._keys), *batches.tensors(batch), *self._constants]

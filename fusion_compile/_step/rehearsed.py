@@ -1,0 +1,63 @@
+"""The step's loss and gradient in the ordinary way, on clones, before anything is captured."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fusion_compile._capture.by_running.leaves import leaf_like, parameters_are_leaves
+from fusion_compile._capture.rehearsal import Rehearsal, rehearse
+from fusion_compile._step import batches
+from fusion_compile._step.loss import LossFn, LossModule, cast_buffers
+from fusion_compile._step.pure_step import StepPlan, weights_at
+from fusion_compile._types import Tensors
+
+
+class Outcome(NamedTuple):
+    """What the ordinary loop computes: the loss, and the global norm of its gradient, 0-dim."""
+
+    loss: Tensor
+    grad_norm: Tensor
+
+
+def rehearse_step(
+    model: nn.Module, loss_fn: LossFn, plan: StepPlan, state: Tensors, batch: tuple[Any, ...]
+) -> Rehearsal:
+    """Run forward and backward of a step for real, two to four times, and put everything back.
+
+    The weights are clones of those at the gradient point. ``results`` are an `Outcome` each.
+    """
+    options, parameters = plan.options, dict(model.named_parameters())
+    with torch.no_grad():
+        point = plan.update.gradient_point(state, plan.update.context(state))
+        weights = {n: w.clone() for n, w in weights_at(plan, point).items()}
+    loss = LossModule(model, loss_fn, tuple(n for n, _ in model.named_buffers()), options.compute_dtype)
+    buffers = {n: b.clone() for n, b in model.named_buffers()}
+    buffers = cast_buffers(model, buffers, (), options.compute_dtype)
+    given = batches.with_leaves(batch, [t.clone() for t in batches.tensors(batch)])
+    leaves = {n: leaf_like(parameters[n], w) for n, w in weights.items()}
+
+    def run() -> Outcome:
+        total = torch.zeros((), device=plan.update.layout.device)
+        gradients: dict[str, Tensor] = {}
+        for i in range(options.accumulate):
+            whole = given if options.accumulate == 1 else batches.micro_batch(given, i, options.accumulate)
+            part = batches.with_leaves(whole, [t.clone() for t in batches.tensors(whole)])
+            own = dict(buffers)
+            with torch.enable_grad(), loss.holding(leaves, own), parameters_are_leaves(leaves, parameters):
+                value, _, _ = loss(*part)
+                found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+                buffers.update({n: model.get_buffer(n).detach() for n in buffers})
+            total = total + value.detach() / options.accumulate
+            for name, gradient in zip(leaves, found, strict=True):
+                if gradient is not None:
+                    before = gradients.get(name)
+                    gradients[name] = gradient if before is None else before + gradient
+        squares = [g.float().square().sum() for g in gradients.values()]
+        norm = torch.stack(squares).sum().sqrt() / options.accumulate if squares else torch.zeros(())
+        return Outcome(total, norm)
+
+    roots = {"model": model, "loss_fn": loss_fn}
+    return rehearse(roots, run, [*leaves.values(), *buffers.values(), *batches.tensors(given)])
