@@ -95,9 +95,10 @@ def _changed(optimizer: State, state: Tensors) -> Tensors:
 def donated(pure: Callable[..., Tensors]) -> Callable[..., None]:
     """`pure` (of the state and further arguments) with its results written into the state's own tensors."""
 
-    def in_place(state: Tensors, *given: Any) -> None:
+    # A captured program's inputs are called by these two names (`Program.input_names`).
+    def in_place(state: Tensors, *batch: Any) -> None:
         with torch.no_grad():
-            for key, value in pure(state, *given).items():
+            for key, value in pure(state, *batch).items():
                 _compat.write(state[key], value)
 
     return in_place
