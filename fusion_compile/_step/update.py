@@ -98,10 +98,11 @@ def donated(pure: Callable[..., Tensors]) -> Callable[..., Tensors]:
     Returns the results for which the state has no tensor of their shape and dtype yet; they are not written.
     """
 
-    def in_place(state: Tensors, *given: Any) -> Tensors:
+    # A captured program's inputs are called by these two names (`Program.input_names`).
+    def in_place(state: Tensors, *batch: Any) -> Tensors:
         fresh: Tensors = {}
         with torch.no_grad():
-            for key, value in pure(state, *given).items():
+            for key, value in pure(state, *batch).items():
                 old = state.get(key)
                 if old is None or old.shape != value.shape or old.dtype != value.dtype:
                     fresh[key] = value
