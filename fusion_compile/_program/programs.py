@@ -59,6 +59,11 @@ class Programs:
         """Keep a function that was compiled elsewhere."""
         self._compiled[key] = function
 
+    def drop(self, key: Hashable) -> None:
+        """Forget one function and what was captured of it."""
+        del self._compiled[key]
+        self.captured.pop(key, None)
+
     def rerun(self, key: Hashable, *given: Any) -> bool:
         """Run the function of `key` if there is one, and say whether there was. RuntimeError if it does not fit."""
         if (compiled := self._compiled.get(key)) is None:

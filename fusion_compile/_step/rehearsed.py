@@ -16,10 +16,11 @@ from fusion_compile._types import Tensors
 
 
 class Outcome(NamedTuple):
-    """What the ordinary loop computes: the loss, and the global norm of its gradient, 0-dim."""
+    """What the ordinary loop computes: the loss and the global norm of its gradient, 0-dim, and the buffers after it."""
 
     loss: Tensor
     grad_norm: Tensor
+    buffers: Tensors
 
 
 def rehearse_step(
@@ -57,7 +58,7 @@ def rehearse_step(
                     gradients[name] = gradient if before is None else before + gradient
         squares = [g.float().square().sum() for g in gradients.values()]
         norm = torch.stack(squares).sum().sqrt() / options.accumulate if squares else torch.zeros(())
-        return Outcome(total, norm)
+        return Outcome(total, norm, {n: b.clone() for n, b in buffers.items()})
 
     roots = {"model": model, "loss_fn": loss_fn}
     return rehearse(roots, run, [*leaves.values(), *buffers.values(), *batches.tensors(given)])

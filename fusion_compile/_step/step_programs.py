@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fusion_compile import _compat
 from fusion_compile._capture.contents import Contents
+from fusion_compile._capture.rehearsal import Rehearsal
 from fusion_compile._program.program import Program, refuse_host_syncs
 from fusion_compile._program.programs import GraphRefused, Programs
 from fusion_compile._say_once import SayOnce
@@ -21,6 +22,7 @@ from fusion_compile._step.carried import Carried
 from fusion_compile._step.host_reads import not_captured_message
 from fusion_compile._step.loss import LossFacts, LossFn, LossModule, examine
 from fusion_compile._step.metrics import step_metrics
+from fusion_compile._step.proof import Proof
 from fusion_compile._step.pure_step import Form, StepPlan, pure_step
 from fusion_compile._step.rehearsed import rehearse_step
 from fusion_compile._step.update import donated
@@ -29,6 +31,10 @@ from fusion_compile._types import Tensors
 
 MAX_PROGRAMS = 8
 """Different batch shapes that one step compiles before it refuses another."""
+
+
+class NotRead(ValueError):
+    """Dynamo could not read the step; the sentence says where. Nothing was compiled or run."""
 
 
 Key: TypeAlias = tuple[batches.Signature, bool, Hashable]
@@ -130,40 +136,48 @@ class StepPrograms:
         def pure(form: Form) -> Any:
             return pure_step(self._plan, loss, facts, self._carried, form)
 
-        if way.runs:
-            if way.because:
-                self._warn("runs", f"the step is captured by running it, because {way.because}.")
-            self._run_first(key, pure(Form(due=due, runs=True)), batch)
-            return
+        proof = self._proof(rehearsal)
+        if not way.runs:
+            objection = self._read(key, pure, batch, due, proof)
+            if objection is None:
+                return
+            way = way._replace(runs=True, because=objection)
+            if options.capture == "read":
+                raise ValueError(f"the step cannot be captured by reading: {objection}.")
+        if way.because:
+            self._warn("runs", f"the step is captured by running it, because {way.because}.")
+        self._run(key, pure(Form(due=due, runs=True)), batch, proof)
+
+    def _proof(self, rehearsal: Rehearsal) -> Proof | None:
+        """What the first step is compared with; None where the compiled step draws other random numbers."""
+        options = self._plan.options
+        if self._mode == "eager" or (rehearsal.drew_random and options.backend == "inductor"):
+            return None
+        dtypes = {b.dtype for b in self._plan.update.layout.banks} | {options.compute_dtype or torch.float32}
+        return Proof(rehearsal.results[0], self._state, dtypes)
+
+    def _read(self, key: Key, pure: Any, batch: tuple[Any, ...], due: bool, proof: Proof | None) -> str | None:
+        """Capture by reading, compile, and take the first step. None, or why reading will not do; nothing has happened
+        then."""
         try:
-            self._read_first(key, pure(Form(due=due)), batch)
-        except GraphRefused as refusal:
-            if not _recomputes_between_backwards(refusal.program):
-                raise
-            self._read_first(key, pure(Form(due=due, one_backward=True)), batch)
-
-    def _run_first(self, key: Hashable, advance: Any, batch: tuple[Any, ...]) -> None:
-        """Capture by running, compile, and take the first step."""
-        if self._mode == "eager":
-            step: Any = donated(advance)
-        else:
-            contents = Contents({"model": self._model, "loss_fn": self._loss_fn})
             try:
-                step = CapturedStep(advance, self._state, batch)
-            finally:
-                contents.restore()
-            program = Program(step.graph, captured_by="run")
-            refuse_host_syncs(program.findings(thorough=False))
-            step.compile(self._state, batch, mode=self._mode, backend=self._plan.options.backend)
-            self._programs.captured[key] = program
-        self._forms[key] = self._carried.forms
-        fresh = step(self._state, batch)
-        self._forms[key] = self._carried.forms
-        self._programs.keep(key, step)
-        self._give_back(self._forms[key], fresh)
+                self._read_first(key, pure(Form(due=due)), batch)
+            except GraphRefused as refusal:
+                if not _recomputes_between_backwards(refusal.program):
+                    raise
+                self._read_first(key, pure(Form(due=due, one_backward=True)), batch)
+        except NotRead as error:
+            if self._plan.options.capture == "read":
+                raise ValueError(str(error)) from error
+            return str(error)
+        objection = "" if proof is None else proof.objection(self._state)
+        if proof is not None and objection:
+            self._programs.drop(key)
+            proof.undo(self._state)
+            return f"read, {objection}"
+        return None
 
-    def _read_first(self, key: Hashable, advance: Any, batch: tuple[Any, ...]) -> None:
-        """Capture by reading, compile, and take the first step."""
+    def _read_first(self, key: Key, advance: Any, batch: tuple[Any, ...]) -> None:
         try:
             with _compat.tracing_gradients():
                 self._programs.compile(
@@ -176,8 +190,34 @@ class StepPrograms:
                     check=self._check,
                 )
         except _compat.UnsupportedByDynamo as error:
-            raise ValueError(not_captured_message(_compat.user_frames(error), str(error))) from error
+            raise NotRead(not_captured_message(_compat.user_frames(error), str(error))) from error
         self._forms[key] = {}
+
+    def _run(self, key: Key, advance: Any, batch: tuple[Any, ...], proof: Proof | None) -> None:
+        """Capture by running, compile, and take the first step."""
+        if self._mode == "eager":
+            step: Any = donated(advance)
+        else:
+            contents = Contents({"model": self._model, "loss_fn": self._loss_fn})
+            try:
+                step = CapturedStep(advance, self._state, batch)
+            finally:
+                contents.restore()
+            program = Program(step.graph, captured_by="run")
+            refuse_host_syncs(program.findings(thorough=False))
+            step.compile(self._state, batch, mode=self._mode, backend=self._plan.options.backend)
+        fresh = step(self._state, batch)
+        if proof is not None and (objection := proof.objection(self._state)):
+            proof.undo(self._state)
+            raise ValueError(
+                f"the captured step is not the ordinary loop's: {objection}. Nothing was changed. mode='eager' runs the "
+                f"loss as it is; please report the model."
+            )
+        if self._mode != "eager":
+            self._programs.captured[key] = program
+        self._forms[key] = self._carried.forms
+        self._programs.keep(key, step)
+        self._give_back(self._forms[key], fresh)
 
     def _check(self, program: Program) -> None:
         if _recomputes_between_backwards(program):

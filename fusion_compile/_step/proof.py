@@ -1,0 +1,80 @@
+"""The first step of a program against the ordinary loop: loss, gradient norm and buffers, and the step undone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fusion_compile._state import keys
+from fusion_compile._step.rehearsed import Outcome
+from fusion_compile._types import Tensors
+
+_HALF = (torch.float16, torch.bfloat16)
+ROOM = {False: 2e-3, True: 5e-2}
+"""Relative difference that a compiler's rounding may make, in fp32 and in half precision. A fault is as large as the term
+that was lost; a term below this goes unseen."""
+
+
+class Proof:
+    """What the ordinary loop computes on the first batch, and the state before the step.
+
+    Args:
+        wanted: The outcome of the rehearsal.
+        state: The flat state. Its tensors are copied, to the CPU where they lie on another device: the copy lives until
+            the first step is done.
+        dtypes: Of what the loss computes in.
+    """
+
+    def __init__(self, wanted: Outcome, state: Tensors, dtypes: set[torch.dtype]) -> None:
+        self._wanted = wanted
+        self._room = ROOM[
+            torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda") or bool(dtypes & {*_HALF})
+        ]
+        self._before = {key: _copy(tensor) for key, tensor in state.items()}
+        self._random = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def objection(self, state: Tensors) -> str:
+        """In words, the first number that is not the ordinary loop's; empty if there is none."""
+        pairs = {
+            "loss": (state[keys.metrics("loss")], self._wanted.loss),
+            "gradient norm": (state[keys.metrics("grad_norm")], self._wanted.grad_norm),
+        }
+        pairs |= {
+            f"buffer {name}": (state[keys.buffers(name)], value)
+            for name, value in self._wanted.buffers.items()
+            if keys.buffers(name) in state
+        }
+        for name, (got, wanted) in pairs.items():
+            if not self._is_near(got, wanted):
+                return f"its {name} is {_shown(got)} where the ordinary loop has {_shown(wanted)}"
+        return ""
+
+    def undo(self, state: Tensors) -> None:
+        """Put the state and the random numbers back to before the step."""
+        with torch.no_grad():
+            for key in [key for key in state if key not in self._before]:
+                del state[key]
+            for key, tensor in self._before.items():
+                state[key].copy_(tensor)
+        torch.set_rng_state(self._random[0])
+        if self._random[1]:
+            torch.cuda.set_rng_state_all(self._random[1])
+
+    def _is_near(self, got: Tensor, wanted: Tensor) -> bool:
+        a, b = got.detach().double(), wanted.detach().to(got.device).double()
+        if not bool(torch.isfinite(a).all()) or not bool(torch.isfinite(b).all()):
+            return bool(torch.equal(torch.isfinite(a), torch.isfinite(b)))
+        scale = float(b.abs().max()) if b.numel() else 0.0
+        return float((a - b).abs().max() if b.numel() else 0.0) <= self._room * max(scale, 1e-6)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _shown(tensor: Tensor) -> str:
+    value = float(tensor.detach().double().norm()) if tensor.ndim else float(tensor)
+    text = "not a number" if math.isnan(value) else f"{value:.6g}"
+    return f"of norm {text}" if tensor.ndim else text
