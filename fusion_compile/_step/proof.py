@@ -13,8 +13,8 @@ from fusion_compile._types import Tensors
 
 _HALF = (torch.float16, torch.bfloat16)
 ROOM = {False: 2e-3, True: 5e-2}
-"""Relative difference that a compiler's rounding may make, in fp32 and in half precision. A fault is as large as the term
-that was lost; a term below this goes unseen."""
+"""Relative difference that a compiler's rounding may make, in fp32 and in half precision. A fault is as large as the
+term that was lost; a smaller term goes unseen."""
 
 
 class Proof:
@@ -29,11 +29,11 @@ class Proof:
 
     def __init__(self, wanted: Outcome, state: Tensors, dtypes: set[torch.dtype]) -> None:
         self._wanted = wanted
-        self._room = ROOM[
-            torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda") or bool(dtypes & {*_HALF})
-        ]
+        autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+        self._room = ROOM[autocast or bool(dtypes & {*_HALF})]
         self._before = {key: _copy(tensor) for key, tensor in state.items()}
-        self._random = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        has_cuda = any(tensor.is_cuda for tensor in state.values())
+        self._random = torch.get_rng_state(), torch.cuda.get_rng_state_all() if has_cuda else []
 
     def objection(self, state: Tensors) -> str:
         """In words, the first number that is not the ordinary loop's; empty if there is none."""

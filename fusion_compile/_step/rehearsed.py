@@ -16,7 +16,7 @@ from fusion_compile._types import Tensors
 
 
 class Outcome(NamedTuple):
-    """What the ordinary loop computes: the loss and the global norm of its gradient, 0-dim, and the buffers after it."""
+    """What the ordinary loop computes: the loss and the global norm of its gradient, 0-dim, and the buffers then."""
 
     loss: Tensor
     grad_norm: Tensor

@@ -210,8 +210,8 @@ class StepPrograms:
         if proof is not None and (objection := proof.objection(self._state)):
             proof.undo(self._state)
             raise ValueError(
-                f"the captured step is not the ordinary loop's: {objection}. Nothing was changed. mode='eager' runs the "
-                f"loss as it is; please report the model."
+                f"the captured step is not the ordinary loop's: {objection}. Nothing was changed. mode='eager' runs "
+                f"the loss as it is; please report the model."
             )
         if self._mode != "eager":
             self._programs.captured[key] = program
