@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fusion_compile._capture.contents import Change, ChangeKind, Contents, is_same_value
-from fusion_compile._capture.provenance import Depends, Provenance
+from fusion_compile._capture.provenance import Depends, Provenance, keys_of
 from fusion_compile._capture.reach import Reach
 from fusion_compile._capture.slots import MISSING, WHOLE, HolderKind, Slot, read
 
@@ -64,15 +64,29 @@ class Left:
     """The object that the first run put into the slot, as it is."""
 
 
+class Inputs:
+    """Tensors that are recognised by their memory."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._keys = set(keys_of(tensors))
+
+    def __contains__(self, tensor: object) -> bool:
+        return isinstance(tensor, Tensor) and not self._keys.isdisjoint(keys_of([tensor]))
+
+
 class Runs(NamedTuple):
     """Two runs: contents before the first and between them, the changes of each, and what was seen of tensors.
-    `drew_outside`: whether the first drew from Python's, numpy's or another generator that is not torch's."""
+
+    `weights`: the declared inputs that stand in the place of parameters and buffers. `drew_outside`: whether the first
+    run drew from Python's, numpy's or another generator that is not torch's.
+    """
 
     start: Contents
     between: Contents
     first: list[Change]
     second: list[Change]
     provenance: Provenance
+    weights: Inputs
     drew_outside: bool
 
 
@@ -91,7 +105,7 @@ def sort_out(runs: Runs) -> list[Left]:
     """One record for each slot that changed, and for each tensor written in place. To be called after the second run,
     before anything is put back."""
     rows = _wholes(runs, list(_rows(runs)))
-    records = [_sorted(runs, row) for row in rows if not _is_an_inputs(runs, row)]
+    records = [_sorted(runs, row) for row in rows if not _is_of_the_clones(runs, row)]
     return records + list(_written(runs))
 
 
@@ -177,9 +191,13 @@ def _identity(change: Change) -> Any:
     return change.label if change.slot is None else change.slot.identity
 
 
-def _is_an_inputs(runs: Runs, row: _Row) -> bool:
-    """Whether the slot belongs to a declared input: the gradient of a clone."""
-    return row.slot is not None and runs.provenance.is_declared(row.slot.holder)
+def _is_of_the_clones(runs: Runs, row: _Row) -> bool:
+    """Whether a slot says no more than that clones stood in for the weights: the gradient of a clone, or a list of
+    weights (an LSTM's) that holds clones now."""
+    if row.slot is not None and isinstance(row.slot.holder, Tensor) and runs.provenance.is_input(row.slot.holder):
+        return True
+    held = _tensors(row.after)
+    return bool(held) and all(tensor in runs.weights for tensor in held)
 
 
 def _wholes(runs: Runs, rows: list[_Row]) -> list[_Row]:
@@ -238,6 +256,8 @@ def _kind(runs: Runs, row: _Row, depends: Depends) -> Kind:
             return Kind.GROWS
         if lengths[0] > lengths[1] > lengths[2]:
             return Kind.SHRINKS
+    if any(map(runs.provenance.is_input, _tensors(row.after))):
+        return Kind.STATE  # the batch itself: the same tensor twice here, another one at each step
     if row.changed_in == (1,):
         return _kind_of_the_first_alone(runs, row, depends)
     if _tensors(row.after) or _tensors(row.middle):

@@ -20,6 +20,7 @@ import gc
 import random
 import threading
 import types
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any, NamedTuple
@@ -144,6 +145,8 @@ class Reach:
             self._hold(Holder(value, HolderKind.CELL, label))
         elif kind is contextvars.ContextVar:
             self._hold(Holder(value, HolderKind.CONTEXT, f"{label}.get()"))
+        elif kind is weakref.ReferenceType:
+            self._push([(label, value())])
         elif kind is types.GeneratorType:
             self.iterators[id(value)] = found
             if value.gi_frame is not None:

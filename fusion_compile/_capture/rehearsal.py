@@ -19,6 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from fusion_compile._capture._compat import as_bytes
 from fusion_compile._capture.contents import Change, Contents
 from fusion_compile._capture.left_behind import (
+    Inputs,
     Kind,
     Left,
     Runs,
@@ -72,7 +73,12 @@ class Rehearsal:
         _fill(self.of(Kind.CACHE))
 
 
-def rehearse(roots: Mapping[str, Any], run: Callable[[], Any], inputs: Iterable[Tensor] = ()) -> Rehearsal:
+def rehearse(
+    roots: Mapping[str, Any],
+    run: Callable[[], Any],
+    inputs: Iterable[Tensor] = (),
+    weights: Iterable[Tensor] = (),
+) -> Rehearsal:
     """Call `run` two to four times for real and put everything back.
 
     The first and the second call are in a row. The further ones, each from the original state, happen only if the
@@ -83,7 +89,9 @@ def rehearse(roots: Mapping[str, Any], run: Callable[[], Any], inputs: Iterable[
             buffers of roots that are modules count as inputs on which results depend.
         run: Calls the loss, on clones of weights, buffers and batch. Called repeatedly: it must make its batch anew, or
             leave restoring in-place writes to the rehearsal.
-        inputs: The tensors that `run` works on, any device and dtype. Writes to them are expected.
+        inputs: The tensors of the batch, any device and dtype. Results depend on them, and writes to them are expected.
+        weights: Clones that `run` puts in the place of parameters and buffers; inputs as well. A slot in which a run
+            leaves nothing but these is no change.
 
     Returns:
         What was left behind, sorted.
@@ -91,13 +99,15 @@ def rehearse(roots: Mapping[str, Any], run: Callable[[], Any], inputs: Iterable[
     Raises:
         Exception: Whatever `run` raises, after everything was put back.
     """
-    return contextvars.copy_context().run(_rehearse, roots, run, list(inputs))
+    return contextvars.copy_context().run(_rehearse, roots, run, list(inputs), list(weights))
 
 
-def _rehearse(roots: Mapping[str, Any], run: Callable[[], Any], inputs: list[Tensor]) -> Rehearsal:
-    last = {"inputs": inputs}
+def _rehearse(
+    roots: Mapping[str, Any], run: Callable[[], Any], inputs: list[Tensor], weights: list[Tensor]
+) -> Rehearsal:
+    last = {"inputs": inputs, "weights": weights}
     contents = Contents(roots, last)
-    provenance = Provenance(inputs, _weights(roots), contents.reach.generators.values())
+    provenance = Provenance([*inputs, *weights], _weights(roots), contents.reach.generators.values())
     trial = _Trial(contents, provenance, run)
     try:
         first = trial.go_on()
@@ -105,7 +115,8 @@ def _rehearse(roots: Mapping[str, Any], run: Callable[[], Any], inputs: list[Ten
         between = Contents(roots, last)
         second = _second(trial, changed)
         drew_outside = any(not label.startswith("torch") for label in moved)
-        left = sort_out(Runs(contents, between, changed, between.changes(), provenance, drew_outside))
+        seen = Runs(contents, between, changed, between.changes(), provenance, Inputs(weights), drew_outside)
+        left = sort_out(seen)
         moved = list(dict.fromkeys([*moved, *contents.moved_generators()]))
         draws, written = dict(provenance.draws), provenance.written(contents.reach.tensors.values())
         if not drew_outside:

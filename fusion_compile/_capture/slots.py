@@ -96,7 +96,11 @@ class Holder(NamedTuple):
         """``(key, value)`` of every slot that exists, or that counts; the elements of a set are keys and values."""
         value, kind = self.value, self.kind
         if kind is HolderKind.DICT:
-            return list(dict.items(value))
+            pairs = list(dict.items(value))
+            if pairs and issubclass(type(value), collections.OrderedDict):  # its order is its own
+                by_key = {id(key): (key, inner) for key, inner in pairs}
+                pairs = [by_key[id(key)] for key in collections.OrderedDict.__iter__(value)]
+            return pairs
         if kind is HolderKind.LIST:
             return list(enumerate(list.__getitem__(value, slice(None))))
         if kind is HolderKind.DEQUE:

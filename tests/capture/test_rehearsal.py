@@ -402,6 +402,22 @@ def a_discriminator_trained_in_the_loss() -> Program:
     return _discriminator(torch.optim.AdamW)
 
 
+@leaves({})
+def an_lstm_that_lists_its_weights() -> Program:
+    return around(Part(lambda part, x: part.lstm(x)[0], lstm=nn.LSTM(8, 8))), mse
+
+
+@leaves({"loss_fn<last>['x']": "state"})
+def a_batch_that_is_kept() -> Program:
+    last: dict[str, Tensor] = {}
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        last["x"] = x
+        return mse(model, x, y)
+
+    return around(nn.Tanh()), loss
+
+
 @leaves({"loss_fn<numbers>": "other"})
 def an_iterator() -> Program:
     numbers = iter([1.0, 2.0, 3.0])
