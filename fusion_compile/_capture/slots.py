@@ -158,7 +158,8 @@ def read(slot: Slot) -> Any:
         return vars(holder).get(key, MISSING)
     if key == "grad" and not holder.is_leaf:
         return None  # torch warns of asking
-    return getattr(holder, key)  # .grad and the hooks of a tensor, the default arguments of a function
+    value = getattr(holder, key)  # .grad and the hooks of a tensor, the default arguments of a function
+    return None if key in TENSOR_HOOKS and not value else value
 
 
 def write(slot: Slot, value: Any) -> None:
