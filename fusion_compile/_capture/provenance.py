@@ -32,7 +32,7 @@ class Depends(enum.IntFlag):
     """What a tensor's numbers depend on. Sizes and dtypes do not count: ``zeros_like(x)`` depends on nothing.
 
     `CPU_READ`: it was made after the CPU read a number that depends on inputs or on random numbers
-    (``float(x.mean())``), which may have decided it.
+    or a size that does (``float(x.mean())``, ``x.nonzero()``), which may have decided it.
     """
 
     NOTHING = 0
@@ -188,7 +188,7 @@ class Provenance(DispatchMode):  # type: ignore[misc]
         for key in keys_of(_tensors_in(result)):
             if key not in keys:
                 self._note_new(key, depends)
-        if isinstance(result, (bool, int, float, complex)) and depends:
+        if about.tells_the_cpu and depends:
             self._cpu = Depends.CPU_READ
             self.cpu_reads.add(self.run)
         return result

@@ -41,4 +41,6 @@ def test_what_schemas_say() -> None:
     assert Arguments(aten.bernoulli_.float).may_draw and not Arguments(aten.add.Tensor).may_draw
     assert Arguments(aten.zeros_like.default).reads_sizes_only and Arguments(aten.new_ones.default).reads_sizes_only
     assert not Arguments(aten.add.Tensor).reads_sizes_only
+    assert Arguments(aten._local_scalar_dense.default).tells_the_cpu and Arguments(aten.equal.default).tells_the_cpu
+    assert not Arguments(aten._has_same_storage_numel.default).tells_the_cpu
     assert Arguments(aten.add.Tensor).given((1,), {"other": 2}) == [1, 2, None]

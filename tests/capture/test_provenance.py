@@ -92,6 +92,7 @@ MADE: list[tuple[str, Callable[[Tensor], Tensor], Depends]] = [
     ("sparse", lambda x: x.detach().to_sparse(), INPUTS),
     ("read by the CPU", _read_by_the_cpu, CPU_READ),
     ("decided by the CPU", _decided_by_the_cpu, CPU_READ),
+    ("of a size that depends", lambda x: torch.ones(len(x.detach().nonzero())), CPU_READ),
     ("a constant read by the CPU", lambda x: torch.zeros(int(torch.ones(3).sum())), NOTHING),
 ]
 
