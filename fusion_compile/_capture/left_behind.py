@@ -175,7 +175,7 @@ def _rows(runs: Runs) -> Iterator[_Row]:
         tensors = [t for _, t in reach.tensors.values()] if reach is not None else []
         rewritten = any(2 in runs.provenance.runs_that_wrote(t) for t in tensors if runs.provenance.was_made(t))
         twice = again is not None or bool(within) or rewritten
-        after = again.after if again is not None else change.after
+        after = read(change.slot) if change.slot is not None else (again or change).after
         yield _row(runs, change, (change.before, change.after, after), (1, 2) if twice else (1,))
     for change in second.values():
         yield _row(runs, change, (change.before, change.before, change.after), (2,))
@@ -258,6 +258,8 @@ def _kind(runs: Runs, row: _Row, depends: Depends) -> Kind:
             return Kind.SHRINKS
     if any(map(runs.provenance.is_input, _tensors(row.after))):
         return Kind.STATE  # the batch itself: the same tensor twice here, another one at each step
+    if type(row.middle) is float and row.after is not row.middle:
+        return Kind.NUMBER  # an average of one batch stays where it is, but the second run computed it anew
     if row.changed_in == (1,):
         return _kind_of_the_first_alone(runs, row, depends)
     if _tensors(row.after) or _tensors(row.middle):
@@ -274,7 +276,7 @@ def _kind_of_the_first_alone(runs: Runs, row: _Row, depends: Depends) -> Kind:
     numbers = type(row.middle) in (float, complex) or bool(_tensors(row.middle)) or type(row.middle) is np.ndarray
     if numbers and runs.drew_outside:
         return Kind.DRAWN_ONCE
-    if numbers and 1 in runs.provenance.cpu_reads:
+    if (numbers or type(row.middle) is int) and 1 in runs.provenance.cpu_reads:
         return Kind.INITIALISED_ONCE
     return Kind.CACHE
 

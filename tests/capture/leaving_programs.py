@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import collections
+import contextvars
+import copy
 import functools
+import threading
 import types
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +22,8 @@ from tests.capture.small_programs import Loss, Part, around, mse
 Program = tuple[nn.Module, Loss]
 PROGRAMS: list[tuple[Callable[[], Program], dict[str, str]]] = []
 AVERAGE: Any = None
+VARIABLE = contextvars.ContextVar("VARIABLE", default=0)
+LOCAL = threading.local()
 SETTINGS = types.SimpleNamespace(seen=0)
 
 
@@ -275,6 +280,66 @@ def numbers_in_a_closure_a_global_object_and_a_dictionary() -> Program:
         SETTINGS.seen += 2
         phase["now"] += "b"
         return mse(model, x, y)
+
+    return around(nn.Tanh()), loss
+
+
+@leaves({"loss_fn<average>['value']": "number"})
+def an_average_of_python_floats() -> Program:
+    average: dict[str, float] = {}
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        value = mse(model, x, y)
+        average["value"] = 0.9 * average.get("value", value.item()) + 0.1 * value.item()
+        return value / average["value"]
+
+    return around(nn.Tanh()), loss
+
+
+@leaves({"loss_fn<first>['classes']": "initialised once"})
+def a_count_that_the_cpu_read_once() -> Program:
+    first: dict[str, int] = {}
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if "classes" not in first:
+            first["classes"] = int((y > 0).sum())
+        return mse(model, x, y) * first["classes"]
+
+    return around(nn.Tanh()), loss
+
+
+@leaves({"VARIABLE.get()": "number", "LOCAL.count": "number"})
+def a_context_variable_and_a_thread_local_value() -> Program:
+    LOCAL.count = 0
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        VARIABLE.set(VARIABLE.get() + 1)
+        LOCAL.count += 1
+        return mse(model, x, y) * VARIABLE.get()
+
+    return around(nn.Tanh()), loss
+
+
+@leaves({"loss_fn<made>['part']": "drawn once"})
+def a_module_made_at_first() -> Program:
+    made: dict[str, nn.Module] = {}
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if "part" not in made:
+            made["part"] = nn.Linear(4, 2)
+        return mse(model, x, y) + F.mse_loss(made["part"](x), y)
+
+    return around(nn.Tanh()), loss
+
+
+@leaves({"loss_fn<made>['teacher']": "initialised once"})
+def a_teacher_copied_at_first() -> Program:
+    made: dict[str, nn.Module] = {}
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if "teacher" not in made:
+            made["teacher"] = copy.deepcopy(model).requires_grad_(False)
+        return F.mse_loss(model(x), y) + F.mse_loss(model(x), made["teacher"](x + 0.1))
 
     return around(nn.Tanh()), loss
 
