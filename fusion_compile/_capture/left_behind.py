@@ -61,7 +61,7 @@ class Left:
     depends: Depends
     where: str = ""
     kept: Any = field(default=None, repr=False)
-    """The object that the first run put into the slot, as it is."""
+    """Of a cache: the object that the first run put into the slot, as it is."""
 
 
 class Inputs:
@@ -115,7 +115,7 @@ def initialised(record: Left) -> Left:
 
 
 def tensors_of(record: Left) -> list[Tensor]:
-    """The tensors that the first run put into the slot."""
+    """The tensors that the first run put into a cache's slot."""
     return _tensors(record.kept)
 
 
@@ -174,8 +174,10 @@ def _rows(runs: Runs) -> Iterator[_Row]:
             second.pop(_identity(one), None)
         tensors = [t for _, t in reach.tensors.values()] if reach is not None else []
         rewritten = any(2 in runs.provenance.runs_that_wrote(t) for t in tensors if runs.provenance.was_made(t))
-        twice = again is not None or bool(within) or rewritten
         after = read(change.slot) if change.slot is not None else (again or change).after
+        # An average over one batch stays where it is, but the second run has computed it anew.
+        computed = type(change.after) is float and after is not change.after
+        twice = again is not None or bool(within) or rewritten or computed
         yield _row(runs, change, (change.before, change.after, after), (1, 2) if twice else (1,))
     for change in second.values():
         yield _row(runs, change, (change.before, change.before, change.after), (2,))
@@ -242,7 +244,9 @@ def _sorted(runs: Runs, row: _Row) -> Left:
         depends |= runs.provenance.of(tensor)
     kind = _kind(runs, row, depends)
     values = row.before, row.middle, row.after
-    return Left(row.label, row.slot, kind, *values, row.changed_in, depends, kept=row.kept)
+    return Left(
+        row.label, row.slot, kind, *values, row.changed_in, depends, kept=row.kept if kind is Kind.CACHE else None
+    )
 
 
 def _kind(runs: Runs, row: _Row, depends: Depends) -> Kind:
@@ -258,8 +262,6 @@ def _kind(runs: Runs, row: _Row, depends: Depends) -> Kind:
             return Kind.SHRINKS
     if any(map(runs.provenance.is_input, _tensors(row.after))):
         return Kind.STATE  # the batch itself: the same tensor twice here, another one at each step
-    if type(row.middle) is float and row.after is not row.middle:
-        return Kind.NUMBER  # an average of one batch stays where it is, but the second run computed it anew
     if row.changed_in == (1,):
         return _kind_of_the_first_alone(runs, row, depends)
     if _tensors(row.after) or _tensors(row.middle):

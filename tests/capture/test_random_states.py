@@ -32,6 +32,7 @@ def test_an_own_generator_draws_the_same_again(generator: Any, draw: Callable[[A
     assert states.moved() == []
     drawn = [draw(generator) for _ in range(3)]
     assert states.moved() == ["own"]
+    assert states.moved_outside_torch() is not isinstance(generator, torch.Generator)
     states.restore()
     assert states.moved() == [] and [draw(generator) for _ in range(3)] == drawn
 
