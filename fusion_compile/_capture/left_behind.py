@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusion_compile._capture._compat import dense_tensors
 from fusion_compile._capture.contents import Change, ChangeKind, Contents, is_same_value
 from fusion_compile._capture.provenance import Depends, Provenance, keys_of
 from fusion_compile._capture.reach import Reach
@@ -102,8 +103,10 @@ class _Row(NamedTuple):
 
 
 def sort_out(runs: Runs) -> list[Left]:
-    """One record for each slot that changed, and for each tensor written in place. To be called after the second run,
-    before anything is put back."""
+    """Make one record for each slot that changed, and for each tensor written in place.
+
+    The second run is over, and nothing is put back yet.
+    """
     rows = _wholes(runs, list(_rows(runs)))
     records = [_sorted(runs, row) for row in rows if not _is_of_the_clones(runs, row)]
     return records + list(_written(runs))
@@ -141,13 +144,13 @@ def before_run(provenance: Provenance, run: int, value: Any) -> Any:
 
 
 def is_equal(a: Any, b: Any, *, opaque_are_equal: bool = False) -> bool:
-    """Bitwise equality of tensors, arrays and plain values in tuples, lists and dictionaries; NaN equals NaN.
+    """Bitwise equality of tensors, arrays and plain values in tuples, lists and dictionaries; NaN equals itself.
     `opaque_are_equal`: whether other objects of one type count as equal."""
     if a is b:
         return True
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         alike = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and a.layout == b.layout
-        return alike and bool(torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True))
+        return alike and all(map(_has_equal_bytes, dense_tensors(a.detach()), dense_tensors(b.detach())))
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
     if isinstance(a, dict) and isinstance(b, dict):
@@ -159,6 +162,11 @@ def is_equal(a: Any, b: Any, *, opaque_are_equal: bool = False) -> bool:
     if opaque_are_equal and not _is_plain(a):
         return type(a) is type(b)
     return is_same_value(a, b)
+
+
+def _has_equal_bytes(a: Tensor, b: Tensor) -> bool:
+    flat = (t.resolve_conj().resolve_neg().reshape(-1).contiguous().view(torch.uint8) for t in (a, b))
+    return torch.equal(*flat)
 
 
 def _rows(runs: Runs) -> Iterator[_Row]:
@@ -203,8 +211,8 @@ def _is_of_the_clones(runs: Runs, row: _Row) -> bool:
 
 
 def _wholes(runs: Runs, rows: list[_Row]) -> list[_Row]:
-    """Changes of one list in one run by items and in another by length become changes of the whole; so do the entries
-    of a dictionary that each run gives new keys."""
+    """Merge the changes of one holder where only the whole says what happened: a list of another length, a dictionary
+    that gets new keys in each run."""
     kinds = {id(h.value): h for h, _ in runs.start.items() if not h.attributes}
     by_holder: dict[int, list[_Row]] = defaultdict(list)
     for row in rows:
@@ -235,7 +243,10 @@ def _whole(runs: Runs, group: list[_Row]) -> _Row:
 
 
 def _values(contents: Contents, holder: Any) -> list[Any]:
-    return next([value for _, value in items] for h, items in contents.items() if h.value is holder)
+    for known, items in contents.items():
+        if known.value is holder:
+            return [value for _, value in items]
+    return list(read(Slot(holder, WHOLE, "")))  # the first run put it out of reach
 
 
 def _sorted(runs: Runs, row: _Row) -> Left:

@@ -135,7 +135,7 @@ class Provenance(DispatchMode):  # type: ignore[misc]
 
     def before_run(self, run: int, tensor: Tensor) -> Tensor:
         """`tensor` with the numbers that it had when `run` began, detached; of memory of its own if it was written."""
-        key = storage_key(tensor) if type(tensor) is not Tensor or tensor.layout is torch.strided else None
+        key = storage_key(tensor) if tensor.layout is torch.strided else None
         later = [n for n in self._copies.get(key, ()) if n >= run] if key is not None else []
         return over_memory(tensor, self._copies[key][min(later)]) if later and key is not None else tensor.detach()
 

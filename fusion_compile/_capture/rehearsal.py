@@ -84,7 +84,7 @@ def rehearse(
     The first and the second call are in a row. The further ones, each from the original state, happen only if the
     first alone set something that depends on nothing; their results must equal the first call's bitwise.
 
-    Cost: the runs, in which each operator takes some 50 µs more, and about 1 ms of bookkeeping for each module, on the
+    Cost: the runs, in which each operator takes some 70 µs more, and about 1 ms of bookkeeping for each module, on the
     CPU. Memory: a copy of each tensor that a run writes in place.
 
     What it cannot tell: what changes at the third run or later (``n % 3``), or with another batch only; a plain value
@@ -197,13 +197,13 @@ class _Outcome(NamedTuple):
 
     @classmethod
     def of(cls, result: Any, changes: list[Change], between: Contents, provenance: Provenance) -> _Outcome:
-        """The outcome of the first run, told after the second."""
+        """The outcome of the first run, from what was seen up to the end of the second."""
         slots = {c.slot.identity: before_run(provenance, 2, c.after) for c in changes if c.slot is not None}
         return cls(result, slots, provenance.memory_after(1), between)
 
 
 def _proved(trial: _Trial, left: list[Left], outcome: _Outcome) -> list[Left]:
-    """`left` with those caches alone called so that a run may start with, the others called initialisations."""
+    """Keep the kind of those caches with which a run may start; the others become initialisations."""
     caches = [record for record in left if record.kind is Kind.CACHE]
     tables = [record for record in caches if is_filled_from_nothing(record)]
     proved: list[Left] = []

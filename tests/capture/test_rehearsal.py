@@ -155,3 +155,15 @@ def test_writes_to_declared_inputs_are_listed_apart() -> None:
     rehearsal = rehearsed(around(nn.BatchNorm1d(8)))
     assert rehearsal.left == () and [write.runs for write in rehearsal.written_inputs] == [(1, 2)] * 3
     assert rehearsal.of(Kind.CACHE) == ()
+
+
+def test_a_list_that_a_run_fills_and_puts_out_of_reach_is_emptied() -> None:
+    def forward(part: Any, x: Tensor) -> Tensor:
+        part.log.append(x)
+        part.log = []
+        return x
+
+    log: list[Tensor] = []
+    part = Part(forward, log=log)
+    rehearsed(around(part))
+    assert part.log is log and log == []
