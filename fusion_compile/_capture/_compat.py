@@ -85,6 +85,9 @@ class Arguments:
         name = str(schema.name) if schema is not None else ""
         base = name.partition("::")[2]
         self.reads_sizes_only = base.endswith("_like") or base.startswith("new_")
+        self.tells_the_cpu = torch.Tag.data_dependent_output in tags or (
+            torch.Tag.dynamic_output_shape in tags and base != "index"  # tagged for masks; mostly given integers
+        )
         self.wraps_new_memory = base in ("lift_fresh", "lift_fresh_copy")
 
     def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

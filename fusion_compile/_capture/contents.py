@@ -88,6 +88,10 @@ class Contents:
         """The labels of the random number generators whose state is no longer as it was."""
         return self._random.moved()
 
+    def drew_outside_torch(self) -> bool:
+        """Whether a generator of Python's or numpy's moved, a user's own included."""
+        return self._random.moved_outside_torch()
+
     def filled_caches(self) -> list[Any]:
         """The caches of ``functools.lru_cache`` that computed something since."""
         return [cache for cache, misses in self._caches if cache.cache_info().misses != misses]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusion_compile._capture._compat import dense_tensors
 from fusion_compile._capture.contents import Change, ChangeKind, Contents, is_same_value
-from fusion_compile._capture.provenance import Depends, Provenance
+from fusion_compile._capture.provenance import Depends, Provenance, keys_of
 from fusion_compile._capture.reach import Reach
 from fusion_compile._capture.slots import MISSING, WHOLE, HolderKind, Slot, read
 
@@ -61,18 +62,32 @@ class Left:
     depends: Depends
     where: str = ""
     kept: Any = field(default=None, repr=False)
-    """The object that the first run put into the slot, as it is."""
+    """Of a cache: the object that the first run put into the slot, as it is."""
+
+
+class Inputs:
+    """Tensors that are recognised by their memory."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._keys = set(keys_of(tensors))
+
+    def __contains__(self, tensor: object) -> bool:
+        return isinstance(tensor, Tensor) and not self._keys.isdisjoint(keys_of([tensor]))
 
 
 class Runs(NamedTuple):
     """Two runs: contents before the first and between them, the changes of each, and what was seen of tensors.
-    `drew_outside`: whether the first drew from Python's, numpy's or another generator that is not torch's."""
+
+    `weights`: the declared inputs that stand in the place of parameters and buffers. `drew_outside`: whether the first
+    run drew from Python's, numpy's or another generator that is not torch's.
+    """
 
     start: Contents
     between: Contents
     first: list[Change]
     second: list[Change]
     provenance: Provenance
+    weights: Inputs
     drew_outside: bool
 
 
@@ -88,10 +103,12 @@ class _Row(NamedTuple):
 
 
 def sort_out(runs: Runs) -> list[Left]:
-    """One record for each slot that changed, and for each tensor written in place. To be called after the second run,
-    before anything is put back."""
+    """Make one record for each slot that changed, and for each tensor written in place.
+
+    The second run is over, and nothing is put back yet.
+    """
     rows = _wholes(runs, list(_rows(runs)))
-    records = [_sorted(runs, row) for row in rows if not _is_an_inputs(runs, row)]
+    records = [_sorted(runs, row) for row in rows if not _is_of_the_clones(runs, row)]
     return records + list(_written(runs))
 
 
@@ -101,7 +118,7 @@ def initialised(record: Left) -> Left:
 
 
 def tensors_of(record: Left) -> list[Tensor]:
-    """The tensors that the first run put into the slot."""
+    """The tensors that the first run put into a cache's slot."""
     return _tensors(record.kept)
 
 
@@ -127,13 +144,13 @@ def before_run(provenance: Provenance, run: int, value: Any) -> Any:
 
 
 def is_equal(a: Any, b: Any, *, opaque_are_equal: bool = False) -> bool:
-    """Bitwise equality of tensors, arrays and plain values in tuples, lists and dictionaries; NaN equals NaN.
+    """Bitwise equality of tensors, arrays and plain values in tuples, lists and dictionaries; NaN equals itself.
     `opaque_are_equal`: whether other objects of one type count as equal."""
     if a is b:
         return True
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         alike = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and a.layout == b.layout
-        return alike and bool(torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True))
+        return alike and all(map(_has_equal_bytes, dense_tensors(a.detach()), dense_tensors(b.detach())))
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
     if isinstance(a, dict) and isinstance(b, dict):
@@ -145,6 +162,11 @@ def is_equal(a: Any, b: Any, *, opaque_are_equal: bool = False) -> bool:
     if opaque_are_equal and not _is_plain(a):
         return type(a) is type(b)
     return is_same_value(a, b)
+
+
+def _has_equal_bytes(a: Tensor, b: Tensor) -> bool:
+    flat = (t.resolve_conj().resolve_neg().reshape(-1).contiguous().view(torch.uint8) for t in (a, b))
+    return torch.equal(*flat)
 
 
 def _rows(runs: Runs) -> Iterator[_Row]:
@@ -160,8 +182,10 @@ def _rows(runs: Runs) -> Iterator[_Row]:
             second.pop(_identity(one), None)
         tensors = [t for _, t in reach.tensors.values()] if reach is not None else []
         rewritten = any(2 in runs.provenance.runs_that_wrote(t) for t in tensors if runs.provenance.was_made(t))
-        twice = again is not None or bool(within) or rewritten
-        after = again.after if again is not None else change.after
+        after = read(change.slot) if change.slot is not None else (again or change).after
+        # An average over one batch stays where it is, but the second run has computed it anew.
+        computed = type(change.after) is float and after is not change.after
+        twice = again is not None or bool(within) or rewritten or computed
         yield _row(runs, change, (change.before, change.after, after), (1, 2) if twice else (1,))
     for change in second.values():
         yield _row(runs, change, (change.before, change.before, change.after), (2,))
@@ -177,14 +201,18 @@ def _identity(change: Change) -> Any:
     return change.label if change.slot is None else change.slot.identity
 
 
-def _is_an_inputs(runs: Runs, row: _Row) -> bool:
-    """Whether the slot belongs to a declared input: the gradient of a clone."""
-    return row.slot is not None and runs.provenance.is_declared(row.slot.holder)
+def _is_of_the_clones(runs: Runs, row: _Row) -> bool:
+    """Whether a slot says no more than that clones stood in for the weights: the gradient of a clone, or a list of
+    weights (an LSTM's) that holds clones now."""
+    if row.slot is not None and isinstance(row.slot.holder, Tensor) and runs.provenance.is_input(row.slot.holder):
+        return True
+    held = _tensors(row.after)
+    return bool(held) and all(tensor in runs.weights for tensor in held)
 
 
 def _wholes(runs: Runs, rows: list[_Row]) -> list[_Row]:
-    """Changes of one list in one run by items and in another by length become changes of the whole; so do the entries
-    of a dictionary that each run gives new keys."""
+    """Merge the changes of one holder where only the whole says what happened: a list of another length, a dictionary
+    that gets new keys in each run."""
     kinds = {id(h.value): h for h, _ in runs.start.items() if not h.attributes}
     by_holder: dict[int, list[_Row]] = defaultdict(list)
     for row in rows:
@@ -215,7 +243,10 @@ def _whole(runs: Runs, group: list[_Row]) -> _Row:
 
 
 def _values(contents: Contents, holder: Any) -> list[Any]:
-    return next([value for _, value in items] for h, items in contents.items() if h.value is holder)
+    for known, items in contents.items():
+        if known.value is holder:
+            return [value for _, value in items]
+    return list(read(Slot(holder, WHOLE, "")))  # the first run put it out of reach
 
 
 def _sorted(runs: Runs, row: _Row) -> Left:
@@ -224,7 +255,9 @@ def _sorted(runs: Runs, row: _Row) -> Left:
         depends |= runs.provenance.of(tensor)
     kind = _kind(runs, row, depends)
     values = row.before, row.middle, row.after
-    return Left(row.label, row.slot, kind, *values, row.changed_in, depends, kept=row.kept)
+    return Left(
+        row.label, row.slot, kind, *values, row.changed_in, depends, kept=row.kept if kind is Kind.CACHE else None
+    )
 
 
 def _kind(runs: Runs, row: _Row, depends: Depends) -> Kind:
@@ -238,6 +271,8 @@ def _kind(runs: Runs, row: _Row, depends: Depends) -> Kind:
             return Kind.GROWS
         if lengths[0] > lengths[1] > lengths[2]:
             return Kind.SHRINKS
+    if any(map(runs.provenance.is_input, _tensors(row.after))):
+        return Kind.STATE  # the batch itself: the same tensor twice here, another one at each step
     if row.changed_in == (1,):
         return _kind_of_the_first_alone(runs, row, depends)
     if _tensors(row.after) or _tensors(row.middle):
@@ -254,7 +289,7 @@ def _kind_of_the_first_alone(runs: Runs, row: _Row, depends: Depends) -> Kind:
     numbers = type(row.middle) in (float, complex) or bool(_tensors(row.middle)) or type(row.middle) is np.ndarray
     if numbers and runs.drew_outside:
         return Kind.DRAWN_ONCE
-    if numbers and 1 in runs.provenance.cpu_reads:
+    if (numbers or type(row.middle) is int) and 1 in runs.provenance.cpu_reads:
         return Kind.INITIALISED_ONCE
     return Kind.CACHE
 

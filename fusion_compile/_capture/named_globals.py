@@ -7,6 +7,7 @@ import functools
 import sys
 import types
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from fusion_compile.passes._user_frame import is_the_users
 
@@ -23,7 +24,7 @@ NOT_FOLLOWED = {
 """Packages whose globals, and whose objects unless said otherwise, are not a training program's state."""
 
 
-class Names(types.SimpleNamespace):
+class Names(NamedTuple):
     """`of_globals`: names that the bytecode loads, stores or deletes as globals. `others`: all names besides, which
     may be attributes of a module that is one of the globals."""
 
@@ -39,7 +40,7 @@ def names_of(code: types.CodeType) -> Names:
     for part in _with_nested(code):
         every.update(part.co_names)
         found.update(_globals_of(part))
-    return Names(of_globals=frozenset(found), others=frozenset(every))
+    return Names(frozenset(found), frozenset(every))
 
 
 def _globals_of(code: types.CodeType) -> Iterator[str]:

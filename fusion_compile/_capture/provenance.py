@@ -32,7 +32,7 @@ class Depends(enum.IntFlag):
     """What a tensor's numbers depend on. Sizes and dtypes do not count: ``zeros_like(x)`` depends on nothing.
 
     `CPU_READ`: it was made after the CPU read a number that depends on inputs or on random numbers
-    (``float(x.mean())``), which may have decided it.
+    or a size that does (``float(x.mean())``, ``x.nonzero()``), which may have decided it.
     """
 
     NOTHING = 0
@@ -89,8 +89,8 @@ class Provenance(DispatchMode):  # type: ignore[misc]
         """The runs in which the CPU read a number that depends on inputs or on random numbers."""
         self.run = 0
         for tensor in inputs:
-            self._declared.update(_keys([tensor]))
-        for key in (*self._declared, *_keys(also_inputs)):
+            self._declared.update(keys_of([tensor]))
+        for key in (*self._declared, *keys_of(also_inputs)):
             self._depends[key] = Depends.INPUTS
 
     def next_run(self) -> None:
@@ -106,13 +106,13 @@ class Provenance(DispatchMode):  # type: ignore[misc]
     def of(self, tensor: Tensor) -> Depends:
         """What `tensor` depends on; nothing if it was not made in a run and is no input."""
         found = Depends.NOTHING
-        for key in _keys([tensor]):
+        for key in keys_of([tensor]):
             found |= self._depends.get(key, Depends.NOTHING)
         return found
 
     def runs_that_wrote(self, tensor: Tensor) -> set[int]:
         """The runs in which `tensor`'s memory was written although it existed before the run."""
-        return {run for key in _keys([tensor]) for run in self._copies.get(key, ())}
+        return {run for key in keys_of([tensor]) for run in self._copies.get(key, ())}
 
     def memory_after(self, run: int) -> dict[StorageWeakRef, torch.UntypedStorage]:
         """Copies of all written memory that existed before the first run, as it was at the end of `run`. To be called
@@ -125,17 +125,17 @@ class Provenance(DispatchMode):  # type: ignore[misc]
                 found[key] = copies[min(later)] if later else copy_of(memory)
         return found
 
-    def is_declared(self, value: Any) -> bool:
-        """Whether `value` is a tensor over a declared input's memory."""
-        return isinstance(value, Tensor) and any(key in self._declared for key in _keys([value]))
+    def is_input(self, tensor: Tensor) -> bool:
+        """Whether `tensor` lies in a declared input's memory."""
+        return any(key in self._declared for key in keys_of([tensor]))
 
     def was_made(self, tensor: Tensor) -> bool:
         """Whether `tensor`'s memory is of a run."""
-        return any(key in self._made for key in _keys([tensor]))
+        return any(key in self._made for key in keys_of([tensor]))
 
     def before_run(self, run: int, tensor: Tensor) -> Tensor:
         """`tensor` with the numbers that it had when `run` began, detached; of memory of its own if it was written."""
-        key = storage_key(tensor) if type(tensor) is not Tensor or tensor.layout is torch.strided else None
+        key = storage_key(tensor) if tensor.layout is torch.strided else None
         later = [n for n in self._copies.get(key, ()) if n >= run] if key is not None else []
         return over_memory(tensor, self._copies[key][min(later)]) if later and key is not None else tensor.detach()
 
@@ -143,7 +143,7 @@ class Provenance(DispatchMode):  # type: ignore[misc]
         """Memory that existed before the first run and was written; labels are looked up among `tensors`."""
         labels: dict[StorageWeakRef, str] = {}
         for label, tensor in tensors:
-            for key in _keys([tensor]):
+            for key in keys_of([tensor]):
                 labels.setdefault(key, label)
         return [
             Write(labels.get(key, ""), self._where[key], tuple(sorted(copies)), key in self._declared, key)
@@ -166,7 +166,7 @@ class Provenance(DispatchMode):  # type: ignore[misc]
         kwargs = kwargs or {}
         about = _arguments(func)
         given = list(_tensors_in((args, kwargs)))
-        keys = set(_keys(given))
+        keys = set(keys_of(given))
         depends = self._cpu
         if not about.reads_sizes_only:
             for key in keys:
@@ -183,12 +183,12 @@ class Provenance(DispatchMode):  # type: ignore[misc]
         if drew:
             self.draws[drew[0]] += 1
             depends |= Depends.RANDOM
-        for key in _keys(written):
+        for key in keys_of(written):
             self._depends[key] = self._depends.get(key, Depends.NOTHING) | depends
-        for key in _keys(_tensors_in(result)):
+        for key in keys_of(_tensors_in(result)):
             if key not in keys:
                 self._note_new(key, depends)
-        if isinstance(result, (bool, int, float, complex)) and depends:
+        if about.tells_the_cpu and depends:
             self._cpu = Depends.CPU_READ
             self.cpu_reads.add(self.run)
         return result
@@ -244,7 +244,8 @@ def _written(about: Arguments, args: Any, kwargs: Any) -> Iterator[Tensor]:
             yield from _tensors_in([values[i] for i in about.statistics])
 
 
-def _keys(tensors: Iterable[Tensor]) -> Iterator[StorageWeakRef]:
+def keys_of(tensors: Iterable[Tensor]) -> Iterator[StorageWeakRef]:
+    """Weak references to the memory of `tensors`."""
     for tensor in tensors:
         for dense in dense_tensors(tensor):
             key = storage_key(dense)

@@ -16,6 +16,7 @@ class _Kept(NamedTuple):
     get: Callable[[], Any]
     set: Callable[[Any], Any]
     state: Any
+    is_of_torch: bool
 
 
 class RandomStates:
@@ -45,13 +46,18 @@ class RandomStates:
         """The labels of the generators that drew, or were seeded, since."""
         return [kept.label for kept in self._kept if not _is_same(kept.get(), kept.state)]
 
+    def moved_outside_torch(self) -> bool:
+        """Whether one moved whose draws are not operators of torch."""
+        return any(not kept.is_of_torch and not _is_same(kept.get(), kept.state) for kept in self._kept)
+
     def restore(self) -> None:
         """Put every state back."""
         for kept in self._kept:
             kept.set(kept.state)
 
     def _keep(self, label: str, get: Callable[[], Any], put: Callable[[Any], Any]) -> None:
-        self._kept.append(_Kept(label, get, put, get()))
+        state = get()
+        self._kept.append(_Kept(label, get, put, state, isinstance(state, Tensor)))
 
     def _keep_own(self, label: str, generator: Any) -> None:
         if isinstance(generator, torch.Generator):

@@ -20,6 +20,7 @@ import gc
 import random
 import threading
 import types
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any, NamedTuple
@@ -47,6 +48,7 @@ _OPENED = {"collections", "argparse", "weakref"}
 """Modules of the standard library whose objects are a program's own."""
 _OPENED_TYPES = (types.SimpleNamespace, threading.local, functools.partialmethod)
 _OPENED_TORCH = ("torch.nn", "torch.optim", "torch.utils.data", "torch.amp", "torch.distributions", "torch.ao")
+_CONTAINERS = (HolderKind.DICT, HolderKind.LIST, HolderKind.DEQUE, HolderKind.SET)
 _PARTS = ("_modules", "_parameters", "_buffers")
 _DICTIONARY_DESCRIPTORS = (types.GetSetDescriptorType, types.MemberDescriptorType)
 RANDOM_GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
@@ -144,6 +146,8 @@ class Reach:
             self._hold(Holder(value, HolderKind.CELL, label))
         elif kind is contextvars.ContextVar:
             self._hold(Holder(value, HolderKind.CONTEXT, f"{label}.get()"))
+        elif weakref.ReferenceType in bases:
+            self._push([(label, value())])
         elif kind is types.GeneratorType:
             self.iterators[id(value)] = found
             if value.gi_frame is not None:
@@ -247,7 +251,7 @@ class Reach:
         """Note `holder` and go on to its values."""
         self.holders.append(holder)
         for i, (key, value) in enumerate(holder.items()):
-            if i == WIDE and holder.kind is not HolderKind.NAMES:
+            if i == WIDE and holder.kind in _CONTAINERS and not holder.attributes:
                 self.cut.append(holder.label)
                 break
             if type(value) not in _LEAVES and value is not MISSING and id(value) not in self._seen:
@@ -304,6 +308,8 @@ _CALLABLES: dict[type, Any] = {
 
 def instance_dictionary(value: Any) -> dict[str, Any] | None:
     """The dictionary of `value`'s attributes, by the descriptor of the interpreter; None where it has none."""
+    if threading.local in type(value).__mro__:  # this thread's, which no descriptor gives
+        return threading.local.__getattribute__(value, "__dict__")  # type: ignore[no-any-return]
     for base in type(value).__mro__:
         descriptor = vars(base).get("__dict__")
         if isinstance(descriptor, _DICTIONARY_DESCRIPTORS):

@@ -96,7 +96,11 @@ class Holder(NamedTuple):
         """``(key, value)`` of every slot that exists, or that counts; the elements of a set are keys and values."""
         value, kind = self.value, self.kind
         if kind is HolderKind.DICT:
-            return list(dict.items(value))
+            pairs = list(dict.items(value))
+            if pairs and issubclass(type(value), collections.OrderedDict):  # its order is its own
+                by_key = {id(key): (key, inner) for key, inner in pairs}
+                pairs = [by_key[id(key)] for key in collections.OrderedDict.__iter__(value)]
+            return pairs
         if kind is HolderKind.LIST:
             return list(enumerate(list.__getitem__(value, slice(None))))
         if kind is HolderKind.DEQUE:
@@ -154,7 +158,8 @@ def read(slot: Slot) -> Any:
         return vars(holder).get(key, MISSING)
     if key == "grad" and not holder.is_leaf:
         return None  # torch warns of asking
-    return getattr(holder, key)  # .grad and the hooks of a tensor, the default arguments of a function
+    value = getattr(holder, key)  # .grad and the hooks of a tensor, the default arguments of a function
+    return None if key in TENSOR_HOOKS and not value else value
 
 
 def write(slot: Slot, value: Any) -> None:

@@ -62,12 +62,12 @@ def rehearsed(model: nn.Module, loss: Loss = mse, data: tuple[Any, ...] | None =
     program = _Loss(model, loss)
     weights = {n: p.detach().clone().requires_grad_(p.requires_grad) for n, p in program.named_parameters()}
     buffers = {n: b.clone() for n, b in program.named_buffers() if n.startswith("model.")}
-    inputs = [*weights.values(), *buffers.values(), *(value for value in data if isinstance(value, Tensor))]
+    inputs = [value for value in data if isinstance(value, Tensor)]
 
     def run() -> Tensor:
         return functional_call(program, {**weights, **buffers}, data)  # type: ignore[no-any-return]
 
-    return rehearse({"model": model, "loss_fn": loss}, run, inputs)
+    return rehearse({"model": model, "loss_fn": loss}, run, inputs, [*weights.values(), *buffers.values()])
 
 
 def kinds(rehearsal: Rehearsal) -> dict[str, str]:
