@@ -100,6 +100,9 @@ class Hyperparameters(MutableMapping[str, float | Schedule]):
         if name not in self._index:
             close = difflib.get_close_matches(str(name), self._index, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
+            group = str(name).partition(".")[0]
+            if any(known.startswith(f"{group}.") for known in self._index):
+                hint += f" Group {group!r} has the numbers that it was given; list this one when you compile the step."
             raise KeyError(f"unknown hyperparameter {name!r}; this step has {', '.join(self._index)}.{hint}")
 
 
