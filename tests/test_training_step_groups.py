@@ -124,6 +124,8 @@ def test_each_number_is_live_and_an_unlisted_one_follows_the_default() -> None:
     follows(*data[0])
     assert all(torch.equal(p, before[n]) for n, p in follows.model.named_parameters())
     assert len(step.programs) == len(follows.programs) == 1
+    with pytest.raises(KeyError, match="Group 'group0' has the numbers that it was given; list this one when"):
+        follows.hyperparameters["group0.lr"] = 1.0
 
 
 def test_a_number_of_a_group_may_be_a_schedule() -> None:

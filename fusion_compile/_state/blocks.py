@@ -1,4 +1,4 @@
-"""How stacked matrices (q, k and v; gate and up) are cut into blocks, each updated as a matrix of its own (CMuon)."""
+"""Cut fused matrices (q, k and v, or gate and up) into blocks that are updated as matrices of their own (CMuon)."""
 
 from __future__ import annotations
 

@@ -61,4 +61,4 @@ def rehearse_step(
         return Outcome(total, norm, {n: b.clone() for n, b in buffers.items()})
 
     roots = {"model": model, "loss_fn": loss_fn}
-    return rehearse(roots, run, [*leaves.values(), *buffers.values(), *batches.tensors(given)])
+    return rehearse(roots, run, batches.tensors(given), [*leaves.values(), *buffers.values()])

@@ -33,8 +33,10 @@ REMEDY = "Build the optimizer with the model and recipe that saved it."
 
 @dataclass
 class GroupRecord:
-    """What belongs to one of ``param_groups`` and is no number. `seen`: the numbers as they were last read. `group`:
-    its banks; None before its first step."""
+    """What belongs to one of ``param_groups`` and is no number.
+
+    `seen`: the numbers as last read. `group`: its banks, None before its first step.
+    """
 
     names: list[str]
     schedules: dict[str, Schedule]

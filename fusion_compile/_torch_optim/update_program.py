@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from fusion_compile._program.lower import resolve_mode
-from fusion_compile._program.program import Program
 from fusion_compile._program.programs import Programs
 from fusion_compile._state import keys
 from fusion_compile._state.masters import rounded, with_written_weights
@@ -97,14 +96,9 @@ class UpdatePrograms:
     def __len__(self) -> int:
         return len(self._programs)
 
-    @property
-    def captured(self) -> list[Program]:
-        """The captured programs in the order of compilation."""
-        return list(self._programs.captured.values())
-
     def forget(self) -> None:
-        """Drop all programs: a group was built again, and its banks are other tensors."""
-        self._programs.forget()
+        """Drop all programs with their graphs: a group was built again, and its banks are other tensors."""
+        self._programs = Programs(self.backend)
 
     def step(self, groups: Mapping[int, ParameterGroup], signature: Signature, given: Arrivals) -> None:
         """Take one update of the groups in `signature`."""
@@ -120,6 +114,8 @@ class UpdatePrograms:
 
     def after_step(self, group: ParameterGroup, steps: int) -> None:
         """Run the periodic work that is due when `group` has taken `steps` steps (see `Periodic`)."""
+        if not group.transform.periodic:
+            return
         device = group.layout.device
         with _outside_autocast(device):
             mode = resolve_mode(self.mode, device)

@@ -1,4 +1,4 @@
-"""The explanation of a training step: banks, routes, hyperparameters, and the captured graph by region."""
+"""Explain a training step: banks, routes, hyperparameters, and the captured graphs by region."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class StepParts:
 
 
 def explain_step(title: str, parts: StepParts, *, device: str | None = None) -> Explanation:
-    """Tables of banks, routes and numbers; of every captured graph its nodes with their costs; and findings.
+    """Build tables of banks, routes and numbers, the nodes of every captured graph with their costs, and findings.
 
     `device`: whose peaks the times assume, see `ROOFLINES`.
     """
@@ -85,7 +85,7 @@ def _facts(name: str, program: Program, line: Roofline, findings: Sequence[Findi
 
 
 def _rebound(layout: Layout, banks: Tensors, model: nn.Module) -> list[Finding]:
-    """Parameters that no longer lie in their place in the banks."""
+    """Findings for parameters that no longer lie in their place in the banks."""
     if not banks:  # released: they need not
         return []
     now = dict(model.named_parameters())
@@ -113,7 +113,7 @@ def _banks(layout: Layout, state: Tensors) -> Section:
 
 
 def _routes(routes: Sequence[Route]) -> Section:
-    """One row for all parameters that differ only in a layer's number; groups are shown where there are any."""
+    """One row for all parameters that differ only in a layer's number. Several groups make a column."""
     grouped = len({r.group for r in routes}) > 1
     repeats = Counter(
         (
