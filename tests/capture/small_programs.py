@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fusion_compile._capture.rehearsal import Rehearsal, rehearse
+from fusion_compile._capture.rehearsal.rehearsal import Rehearsal, rehearse
 
 Loss = Callable[..., Tensor]
 

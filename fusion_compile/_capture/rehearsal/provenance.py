@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from fusion_compile._capture._compat import (
+from fusion_compile._capture.rehearsal._compat import (
     Arguments,
     DispatchMode,
     alive,

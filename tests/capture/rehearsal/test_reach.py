@@ -19,8 +19,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fusion_compile._capture import reach as reach_module
-from fusion_compile._capture.reach import Reach
+from fusion_compile._capture.rehearsal import reach as reach_module
+from fusion_compile._capture.rehearsal.reach import Reach
 from tests.capture.small_programs import Part, around
 
 CONFIG = types.SimpleNamespace(kl=0.5, tables={"a": torch.zeros(1)})

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusion_compile._capture._compat import storage_key, without_torch_function
-from fusion_compile._capture.random_states import RandomStates
-from fusion_compile._capture.reach import Found, Reach, instance_dictionary, set_instance_dictionary
-from fusion_compile._capture.slots import MISSING, WHOLE, Holder, HolderKind, Items, Slot, key_identity
+from fusion_compile._capture.rehearsal._compat import storage_key, without_torch_function
+from fusion_compile._capture.rehearsal.random_states import RandomStates
+from fusion_compile._capture.rehearsal.reach import Found, Reach, instance_dictionary, set_instance_dictionary
+from fusion_compile._capture.rehearsal.slots import MISSING, WHOLE, Holder, HolderKind, Items, Slot, key_identity
 from fusion_compile._compat import is_of_a_trace
 
 ARRAY_BYTES = 1 << 20

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fusion_compile._capture._compat import TENSOR_HOOKS
+from fusion_compile._capture.rehearsal._compat import TENSOR_HOOKS
 
 
 class _Sentinel:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fusion_compile._capture.contents import Contents
-from fusion_compile._capture.left_behind import Kind
+from fusion_compile._capture.rehearsal.contents import Contents
+from fusion_compile._capture.rehearsal.left_behind import Kind
 from tests.capture.leaving_programs import (
     Program,
     a_buffer_that_is_registered_late,

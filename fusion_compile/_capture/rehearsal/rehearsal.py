@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from fusion_compile._capture._compat import as_bytes
-from fusion_compile._capture.contents import Change, Contents
-from fusion_compile._capture.left_behind import (
+from fusion_compile._capture.rehearsal._compat import as_bytes
+from fusion_compile._capture.rehearsal.contents import Change, Contents
+from fusion_compile._capture.rehearsal.left_behind import (
     Inputs,
     Kind,
     Left,
@@ -31,9 +31,9 @@ from fusion_compile._capture.left_behind import (
     sort_out,
     tensors_of,
 )
-from fusion_compile._capture.provenance import Provenance, Write
-from fusion_compile._capture.reach import Reach
-from fusion_compile._capture.slots import write
+from fusion_compile._capture.rehearsal.provenance import Provenance, Write
+from fusion_compile._capture.rehearsal.reach import Reach
+from fusion_compile._capture.rehearsal.slots import write
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from fusion_compile._capture.slots import MISSING, WHOLE, Holder, HolderKind, Slot, read, write
+from fusion_compile._capture.rehearsal.slots import MISSING, WHOLE, Holder, HolderKind, Slot, read, write
 
 
 class Hostile(dict):  # type: ignore[type-arg]

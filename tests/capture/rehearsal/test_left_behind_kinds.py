@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fusion_compile._capture.contents import Contents, holds_fake
+from fusion_compile._capture.rehearsal.contents import Contents, holds_fake
 from tests.capture.leaving_programs import PROGRAMS, Program
 from tests.capture.small_programs import kinds, rehearsed
 

@@ -29,9 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusion_compile._capture._compat import TENSOR_HOOKS, without_torch_function
-from fusion_compile._capture.named_globals import NOT_FOLLOWED, follows_globals, is_followed_module, names_of
-from fusion_compile._capture.slots import MISSING, Holder, HolderKind, Slot
+from fusion_compile._capture.rehearsal._compat import TENSOR_HOOKS, without_torch_function
+from fusion_compile._capture.rehearsal.named_globals import NOT_FOLLOWED, follows_globals, is_followed_module, names_of
+from fusion_compile._capture.rehearsal.slots import MISSING, Holder, HolderKind, Slot
 
 WIDE = 2048
 """Items of one container that are looked into."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion_compile._capture.contents import Contents
+from fusion_compile._capture.rehearsal.contents import Contents
 from tests.capture.small_programs import Loss, kinds, rehearsed
 
 Case = tuple[nn.Module, Loss, tuple[Tensor, ...]]

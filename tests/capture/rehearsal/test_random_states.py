@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fusion_compile._capture.random_states import RandomStates
+from fusion_compile._capture.rehearsal.random_states import RandomStates
 
 OWN: list[tuple[Any, Callable[[Any], float]]] = [
     (torch.Generator().manual_seed(3), lambda g: float(torch.rand((), generator=g))),

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion_compile._capture._compat import dense_tensors
-from fusion_compile._capture.contents import Change, ChangeKind, Contents, is_same_value
-from fusion_compile._capture.provenance import Depends, Provenance, keys_of
-from fusion_compile._capture.reach import Reach
-from fusion_compile._capture.slots import MISSING, WHOLE, HolderKind, Slot, read
+from fusion_compile._capture.rehearsal._compat import dense_tensors
+from fusion_compile._capture.rehearsal.contents import Change, ChangeKind, Contents, is_same_value
+from fusion_compile._capture.rehearsal.provenance import Depends, Provenance, keys_of
+from fusion_compile._capture.rehearsal.reach import Reach
+from fusion_compile._capture.rehearsal.slots import MISSING, WHOLE, HolderKind, Slot, read
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 NO_SLOT = "a tensor that no slot leads to"

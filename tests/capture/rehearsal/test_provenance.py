@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fusion_compile._capture.provenance import Depends, Provenance
+from fusion_compile._capture.rehearsal.provenance import Depends, Provenance
 
 NOTHING, INPUTS, RANDOM, CPU_READ = Depends.NOTHING, Depends.INPUTS, Depends.RANDOM, Depends.CPU_READ
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from fusion_compile._capture.named_globals import follows_globals, is_followed_module, names_of
+from fusion_compile._capture.rehearsal.named_globals import follows_globals, is_followed_module, names_of
 
 FIRST = SECOND = THIRD = FOURTH = 0
 

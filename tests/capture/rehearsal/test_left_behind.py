@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fusion_compile._capture.left_behind import (
+from fusion_compile._capture.rehearsal.left_behind import (
     Inputs,
     Kind,
     Left,
@@ -18,8 +18,8 @@ from fusion_compile._capture.left_behind import (
     snapshot,
     tensors_of,
 )
-from fusion_compile._capture.provenance import Depends
-from fusion_compile._capture.slots import MISSING, WHOLE, Slot
+from fusion_compile._capture.rehearsal.provenance import Depends
+from fusion_compile._capture.rehearsal.slots import MISSING, WHOLE, Slot
 
 NAN = float("nan")
 
