@@ -8,10 +8,10 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 _GLOBAL_HOOKS = {
-    "forward hooks of all modules": "_global_forward_hooks",
-    "forward pre-hooks of all modules": "_global_forward_pre_hooks",
-    "backward hooks of all modules": "_global_backward_hooks",
-    "backward pre-hooks of all modules": "_global_backward_pre_hooks",
+    "forward hook of all modules": "_global_forward_hooks",
+    "forward pre-hook of all modules": "_global_forward_pre_hooks",
+    "backward hook of all modules": "_global_backward_hooks",
+    "backward pre-hook of all modules": "_global_backward_pre_hooks",
 }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fusion_compile._capture.holders import PLAIN
 from fusion_compile._capture.slots import ABSENT
 
-Kind = Literal["value", "length", "tensor", "setting", "hooks"]
+Kind = Literal["value", "length", "tensor", "setting"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Change:
         before: The value at capture; ABSENT if there was none.
         after: The value now; ABSENT if there is none.
         kind: "value"; "length" of a long container; "tensor": requires_grad, shape, dtype or device; "setting" of
-            torch; "hooks".
+            torch.
         late: Calls at which this could have been noticed earlier, at most; 0 for what is compared at each call.
         read: Whether code that ran names it. False: only code that computes names can have read it.
         tensors: Full name -> the new tensor, if nothing but parameters and buffers of modules were replaced, each by

@@ -71,11 +71,13 @@ class Holder:
 
 
 def contents(container: Any) -> dict[Any, Any]:
-    """Key -> value of everything in `container`."""
+    """Key -> value of everything in `container`. Methods that a subclass overrides are not called."""
     if isinstance(container, dict):
-        return dict(container)
-    if isinstance(container, (list, tuple, collections.deque)):
-        return dict(enumerate(container))
+        return dict.copy(container)
+    kinds: tuple[Any, ...] = (list, tuple, collections.deque)
+    for kind in kinds:
+        if isinstance(container, kind):
+            return dict(enumerate(kind.__iter__(container)))
     if isinstance(container, (set, frozenset)):
         return {None: frozenset(container)}
     if isinstance(container, types.CellType):
@@ -102,7 +104,7 @@ def hooks_of(tensor: Tensor) -> tuple[Any, ...]:
 
 def slot_names(value: object) -> tuple[str, ...]:
     """The names that `value`'s class and its bases declare in ``__slots__``."""
-    kind: Hashable = type(value)
+    kind: Any = type(value)
     return _slot_names(kind)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fusion_compile._capture.holders import WHOLE, Holder
 from fusion_compile._capture.identity import SameObjects
+from fusion_compile._capture.slots import ABSENT
 
 _REFERENCES_IN_A_PORTION = 600
 """About 4 ns each."""
@@ -35,9 +36,12 @@ class Portion:
         groups: dict[tuple[Any, ...], list[Any]] = defaultdict(list)
         self._containers: list[Any] = []
         self._keys: list[Any] = []
+        self._of_subclasses: list[tuple[dict[Any, Any], tuple[Any, ...]]] = []
         for holder in holders:
             if holder.keys is not WHOLE:
-                if len(holder.keys) > _FEW_KEYS and isinstance(holder.container, dict):
+                if isinstance(holder.container, dict) and type(holder.container) is not dict:
+                    self._of_subclasses.append((holder.container, holder.keys))
+                elif len(holder.keys) > _FEW_KEYS and type(holder.container) is dict:
                     groups[holder.keys].append(holder.container)
                 else:
                     self._containers += [holder.traversed()] * len(holder.keys)
@@ -57,6 +61,8 @@ class Portion:
         for getter, containers in self._groups:
             found.extend(chain.from_iterable(map(getter, containers)))
         found.extend(map(getitem, self._containers, self._keys))
+        for container, keys in self._of_subclasses:  # whose [] may be anything
+            found.extend(dict.get(container, key, ABSENT) for key in keys)
         return found
 
 

@@ -58,7 +58,9 @@ class Slot:
                 return holder.get()
             if isinstance(holder, type):
                 return class_dict(holder)[self.key]
-            if isinstance(holder, (dict, list, tuple, collections.deque, type(os.environ))):
+            if isinstance(holder, dict):
+                return dict.get(holder, self.key, ABSENT)  # a defaultdict's [] would write
+            if isinstance(holder, (list, tuple, collections.deque, type(os.environ))):
                 return holder[self.key]
             descriptor = declared(type(holder), self.key)
             return descriptor.__get__(holder) if isinstance(descriptor, types.MemberDescriptorType) else ABSENT

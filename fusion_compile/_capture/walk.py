@@ -35,10 +35,10 @@ _NAMESPACES = (types.SimpleNamespace, argparse.Namespace, threading.local)
 """Classes of the standard library that people keep their own values in."""
 
 _HOOKS = {
-    "_forward_hooks": "forward hooks",
-    "_forward_pre_hooks": "forward pre-hooks",
-    "_backward_hooks": "backward hooks",
-    "_backward_pre_hooks": "backward pre-hooks",
+    "_forward_hooks": "forward hook",
+    "_forward_pre_hooks": "forward pre-hook",
+    "_backward_hooks": "backward hook",
+    "_backward_pre_hooks": "backward pre-hook",
 }
 _CHILDREN = ("_parameters", "_buffers", "_modules")
 STANDARD = frozenset(vars(nn.Module()))
@@ -98,9 +98,11 @@ class Walk:
 
     def finish(self) -> None:
         """Make holders of the single slots that were picked."""
-        for container, label, keys in self._picks.values():
-            style = "[k]" if label.endswith("[]") else ".k"
-            self.often.append(Holder(container, label.removesuffix("[]"), style, tuple(keys)))
+        picked = [
+            Holder(container, label.removesuffix("[]"), "[k]" if label.endswith("[]") else ".k", tuple(keys))
+            for container, label, keys in self._picks.values()
+        ]
+        self.often[:0] = picked
 
     def _pick(self, container: Any, key: Any, label: str) -> None:
         """Watch one slot. `label`: what its holder is called, with ``[]`` for items; its name from a root is better."""
@@ -145,7 +147,7 @@ class Walk:
     def _tensor(self, tensor: Tensor, label: str) -> None:
         if id(tensor) not in self.tensors:
             self.tensors[id(tensor)] = (tensor, label)
-            self._whole(tensor, label, "", seldom=True)
+            self._whole(tensor, f"{label}'s gradient hook", "", seldom=True)
             own = instance_dict(tensor)
             if own:
                 self._container(own, label, 1, style=".k")
@@ -238,7 +240,7 @@ class Walk:
         self._classes(type(module))
 
     def _hooks(self, hooks: dict[Any, Any], label: str) -> None:
-        if self._whole(hooks, label, seldom=not hooks):
+        if self._whole(hooks, label, "", seldom=not hooks):
             for hook in list(hooks.values()):
                 self._look_into(hook, label, 1)
 

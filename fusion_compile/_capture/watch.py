@@ -48,6 +48,7 @@ class Watch:
         self._frozen = None if frozen is None else {id(tensor): tensor for tensor in frozen}
         self._excepted: dict[tuple[int, Any], Any] = {}
         self._loose: dict[tuple[int, Any], Holder] = {}
+        self._reordered: dict[int, Holder] = {}
         self._settings = TorchSettings()
         self.remember()
 
@@ -76,6 +77,7 @@ class Watch:
         self._kinds = kinds_of(fixed, ("dtype", "device", "shape"), _KINDS_AT_ONCE)
         with_exceptions = {key[0] for key in (*self._excepted, *self._loose)}
         self._sized = [(c, name) for c, name in walk.sized if id(c) not in with_exceptions]
+        self._sized += [(holder.container, holder.label) for holder in self._reordered.values()]
         self._sized_containers = [container for container, _ in self._sized]
         self._sizes = list(map(len, self._sized_containers))
         self._entries = sum(self._sizes)
@@ -97,8 +99,9 @@ class Watch:
             return None
         changes = self._changes()
         first = next(changes, None)
-        if first is None:
-            self.remember()  # other objects, equal values
+        if first is None:  # other objects of equal values, or another order
+            self._reordered |= {id(h.container): h for h in self._holders() if list(h.contents()) != list(h.held)}
+            self.remember()
         return first
 
     @property
@@ -110,8 +113,12 @@ class Watch:
         call = self._call
         if self._settings.read_fast() != self._fast or not self._often.is_as_it_was():
             return False
-        if sum(map(len, self._sized_containers)) != self._entries or hooks_registered() != self._hooks:
+        if sum(map(len, self._sized_containers)) != self._entries:
             return False
+        if (hooks := hooks_registered()) != self._hooks:
+            if not all(portion.is_as_it_was() for portion in self._seldom):
+                return False
+            self._hooks = hooks  # somewhere else
         if any(map(contains, self._missing_from, self._missing_keys)) or not self._small_things_are():
             return False
         if not self._turns[call % len(self._turns)].is_as_it_was():
@@ -143,7 +150,7 @@ class Watch:
                 self._replaceable.append((slot, _kind(value)))
             else:
                 left.append(key)
-        if len(left) == len(found):
+        if len(left) == len(found) and id(holder.container) not in self._reordered:
             return holder
         if not left or not isinstance(holder.container, (dict, list, collections.deque, type)):
             return None
@@ -168,6 +175,7 @@ class Watch:
         yield from self._other_changes()
 
     def _replaced(self) -> Iterator[tuple[Holder, Any, Any, Any, int]]:
+        registered = hooks_registered() != self._hooks
         for i, portion in enumerate([self._often, *self._seldom]):
             late = self._lateness(i - 1, len(self._turns)) if i else 0
             for holder in portion.holders:
@@ -176,6 +184,8 @@ class Watch:
                         continue
                     if is_alike(after, before):
                         self._loose[id(holder.container), key] = holder
+                    elif holder.style == "" and registered:
+                        yield holder, key, before, after, 0
                     else:
                         yield holder, key, before, after, late
 

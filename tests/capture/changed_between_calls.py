@@ -1,0 +1,630 @@
+"""Programs that are changed between two calls: what is changed, and the name by which it should be noticed."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextvars
+import dataclasses
+import enum
+import functools
+import os
+import threading
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SETTINGS = types.SimpleNamespace(weight=1.0, loss=types.SimpleNamespace(weight=1.0), unread=0)
+OPTIONS: dict[str, Any] = {"weight": 1.0, "deep": {"weight": [1.0, 2.0]}}
+SCALE = 1.0
+TEACHERS = {"a": nn.Linear(4, 2)}
+CONTEXT = contextvars.ContextVar("CONTEXT", default=1.0)
+Phase = enum.Enum("Phase", "FIRST SECOND")
+
+
+class Constants:
+    WEIGHT = 1.0
+
+
+def helper(x: Tensor) -> Tensor:
+    return x * 2
+
+
+@dataclass
+class Program:
+    """`change` is done between two calls; `label` is what it changes."""
+
+    loss: Callable[..., Tensor]
+    change: Callable[[], Any]
+    label: str
+    model: nn.Module
+
+
+PROGRAMS: dict[str, Callable[[], Program]] = {}
+
+
+def program(make: Callable[[], Program]) -> Callable[[], Program]:
+    PROGRAMS[make.__name__] = make
+    return make
+
+
+def plain_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return F.mse_loss(model(x), y)
+
+
+def around(part: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 8), part, nn.Linear(8, 2))
+
+
+def of_model(part: nn.Module, change: Callable[[Any], Any], label: str) -> Program:
+    """The model's middle is changed."""
+    model = around(part)
+    return Program(plain_loss, lambda: change(model[1]), label, model)
+
+
+def of_loss(term: Callable[[Tensor], Any], change: Callable[[], Any], label: str) -> Program:
+    """The loss has a further factor; something that it reads is changed."""
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        out = model(x)
+        return F.mse_loss(out, y) * term(out)
+
+    return Program(loss, change, label, around(nn.Tanh()))
+
+
+class Part(nn.Module):
+    """Has whatever attributes it is given."""
+
+    factor = 1.0
+
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **attributes: Any) -> None:
+        super().__init__()
+        self.compute = forward
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compute(self, x)
+
+
+# Modules
+
+
+@program
+def dropout_probability() -> Program:
+    return of_model(nn.Dropout(0.1), lambda m: setattr(m, "p", 0.2), "model.1.p")
+
+
+@program
+def batch_norm_momentum() -> Program:
+    return of_model(nn.BatchNorm1d(8), lambda m: setattr(m, "momentum", 0.2), "model.1.momentum")
+
+
+@program
+def layer_norm_epsilon() -> Program:
+    return of_model(nn.LayerNorm(8), lambda m: setattr(m, "eps", 1e-3), "model.1.eps")
+
+
+@program
+def leaky_slope() -> Program:
+    return of_model(nn.LeakyReLU(0.1), lambda m: setattr(m, "negative_slope", 0.2), "model.1.negative_slope")
+
+
+@program
+def gelu_approximation() -> Program:
+    return of_model(nn.GELU(), lambda m: setattr(m, "approximate", "tanh"), "model.1.approximate")
+
+
+@program
+def training_flag() -> Program:
+    return of_model(nn.Dropout(0.1), lambda m: m.eval(), "model.1.training")
+
+
+@program
+def users_attribute() -> Program:
+    part = Part(lambda self, x: x * self.scale, scale=1.0)
+    return of_model(part, lambda m: setattr(m, "scale", 2.0), "model.1.scale")
+
+
+@program
+def attribute_read_in_the_loss() -> Program:
+    model = around(nn.Tanh())
+    model[2].scale = 1.0  # type: ignore[assignment]
+    loss = lambda model, x, y: F.mse_loss(model(x) * model[2].scale, y)  # noqa: E731
+    return Program(loss, lambda: setattr(model[2], "scale", 2.0), "model.2.scale", model)
+
+
+@program
+def attribute_that_is_new() -> Program:
+    part = Part(lambda self, x: x * getattr(self, "gain", 1.0))
+    return of_model(part, lambda m: setattr(m, "gain", 2.0), "model.1.gain")
+
+
+@program
+def attribute_that_is_gone() -> Program:
+    part = Part(lambda self, x: x * 2 if hasattr(self, "double") else x, double=True)
+    return of_model(part, lambda m: delattr(m, "double"), "model.1.double")
+
+
+@program
+def attribute_over_a_class_attribute() -> Program:
+    part = Part(lambda self, x: x * self.factor)
+    return of_model(part, lambda m: setattr(m, "factor", 2.0), "model.1.factor")
+
+
+@program
+def list_in_a_module() -> Program:
+    part = Part(lambda self, x: x * self.scales[0], scales=[1.0])
+    return of_model(part, lambda m: m.scales.__setitem__(0, 2.0), "model.1.scales[0]")
+
+
+@program
+def dictionary_in_a_module() -> Program:
+    part = Part(lambda self, x: x * self.scales["a"], scales={"a": 1.0})
+    return of_model(part, lambda m: m.scales.update(a=2.0), "model.1.scales['a']")
+
+
+@program
+def set_in_a_module() -> Program:
+    part = Part(lambda self, x: x.tanh() if 3 in self.active else x, active={1})
+    return of_model(part, lambda m: m.active.add(3), "model.1.active")
+
+
+@program
+def deque_in_a_module() -> Program:
+    part = Part(lambda self, x: x * self.recent[0], recent=collections.deque([1.0]))
+    return of_model(part, lambda m: m.recent.appendleft(2.0), "model.1.recent[0]")
+
+
+@program
+def dictionary_in_a_tuple() -> Program:
+    part = Part(lambda self, x: x * self.parts[0]["a"], parts=({"a": 1.0},))
+    return of_model(part, lambda m: m.parts[0].update(a=2.0), "model.1.parts[0]['a']")
+
+
+@program
+def fourth_level() -> Program:
+    part = Part(lambda self, x: x * self.a["b"][0]["c"][0], a={"b": [{"c": [1.0]}]})
+    return of_model(part, lambda m: m.a["b"][0]["c"].__setitem__(0, 2.0), "model.1.a['b'][0]['c'][0]")
+
+
+@program
+def array_in_a_module() -> Program:
+    part = Part(lambda self, x: x * float(self.scale[0]), scale=np.ones(2))
+    return of_model(part, lambda m: m.scale.__setitem__(0, 2.0), "model.1.scale")
+
+
+@program
+def array_replaced() -> Program:
+    part = Part(lambda self, x: x * float(self.scale[0]), scale=np.ones(2))
+    return of_model(part, lambda m: setattr(m, "scale", np.zeros(2)), "model.1.scale")
+
+
+@program
+def object_with_slots() -> Program:
+    @dataclasses.dataclass(slots=True)
+    class Configuration:
+        scale: float = 1.0
+
+    part = Part(lambda self, x: x * self.configuration.scale, configuration=Configuration())
+    return of_model(part, lambda m: setattr(m.configuration, "scale", 2.0), "model.1.configuration.scale")
+
+
+@program
+def dataclass_in_a_module() -> Program:
+    @dataclasses.dataclass
+    class Configuration:
+        scale: float = 1.0
+
+    part = Part(lambda self, x: x * self.configuration.scale, configuration=Configuration())
+    return of_model(part, lambda m: setattr(m.configuration, "scale", 2.0), "model.1.configuration.scale")
+
+
+@program
+def objects_in_a_list() -> Program:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        for each in self.each:
+            x = x * each.scale
+        return x
+
+    part = Part(forward, each=[types.SimpleNamespace(scale=1.0), types.SimpleNamespace(scale=1.0)])
+    return of_model(part, lambda m: setattr(m.each[0], "scale", 2.0), "model.1.each[0].scale")
+
+
+@program
+def enumeration() -> Program:
+    part = Part(lambda self, x: x if self.phase is Phase.FIRST else x.tanh(), phase=Phase.FIRST)
+    return of_model(part, lambda m: setattr(m, "phase", Phase.SECOND), "model.1.phase")
+
+
+@program
+def activation_function_replaced() -> Program:
+    part = Part(lambda self, x: self.activation(x), activation=torch.tanh)
+    return of_model(part, lambda m: setattr(m, "activation", torch.sigmoid), "model.1.activation")
+
+
+@program
+def partial_replaced() -> Program:
+    part = Part(lambda self, x: self.activation(x), activation=functools.partial(F.leaky_relu, negative_slope=0.1))
+    changed = functools.partial(F.leaky_relu, negative_slope=0.2)
+    return of_model(part, lambda m: setattr(m, "activation", changed), "model.1.activation")
+
+
+@program
+def forward_of_an_instance() -> Program:
+    return of_model(nn.Tanh(), lambda m: setattr(m, "forward", torch.sigmoid), "model.1.forward")
+
+
+@program
+def forward_of_a_class() -> Program:
+    class Patched(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.tanh()
+
+    label = f"{Patched.__qualname__}.forward"
+    return of_model(Patched(), lambda m: setattr(Patched, "forward", lambda self, x: x.sigmoid()), label)
+
+
+@program
+def method_of_a_class() -> Program:
+    class Patched(nn.Module):
+        def activation(self, x: Tensor) -> Tensor:
+            return x.tanh()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.activation(x)
+
+    label = f"{Patched.__qualname__}.activation"
+    return of_model(Patched(), lambda m: setattr(Patched, "activation", lambda self, x: x.sigmoid()), label)
+
+
+@program
+def class_attribute() -> Program:
+    class Scaled(nn.Module):
+        scale = 1.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.scale
+
+    return of_model(Scaled(), lambda m: setattr(Scaled, "scale", 2.0), f"{Scaled.__qualname__}.scale")
+
+
+@program
+def attribute_behind_a_property() -> Program:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept = 1.0
+
+        @property
+        def scale(self) -> float:
+            return self.kept
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.scale
+
+    return of_model(Scaled(), lambda m: setattr(m, "kept", 2.0), "model.1.kept")
+
+
+@program
+def child_replaced() -> Program:
+    model = around(nn.Tanh())
+    return Program(plain_loss, lambda: model.__setitem__(1, nn.ReLU()), "model.1", model)
+
+
+@program
+def child_added() -> Program:
+    model = around(nn.Tanh())
+    return Program(plain_loss, lambda: model.append(nn.ReLU()), "model.3", model)
+
+
+@program
+def parameter_replaced() -> Program:
+    model = around(nn.Tanh())
+    return Program(plain_loss, lambda: setattr(model[0], "bias", nn.Parameter(torch.ones(8))), "model.0.bias", model)
+
+
+@program
+def parameter_replaced_by_an_equal_one() -> Program:
+    part = Part(lambda self, x: x * self.scale, scale=nn.Parameter(torch.ones(())))
+    return of_model(part, lambda m: setattr(m, "scale", nn.Parameter(torch.ones(()))), "model.1.scale")
+
+
+@program
+def buffer_replaced() -> Program:
+    part = nn.BatchNorm1d(8)
+    return of_model(part, lambda m: setattr(m, "running_mean", torch.ones(8)), "model.1.running_mean")
+
+
+@program
+def parameter_frozen() -> Program:
+    model = around(nn.Tanh())
+    return Program(plain_loss, lambda: model[0].requires_grad_(False), "model.0.weight.requires_grad", model)
+
+
+@program
+def model_cast() -> Program:
+    model = around(nn.Tanh())
+    return Program(plain_loss, lambda: model.double(), "model.0.weight.dtype", model)
+
+
+@program
+def tensor_reshaped_in_place() -> Program:
+    part = Part(lambda self, x: x * self.scale.sum(), scale=torch.ones(2))
+    return of_model(part, lambda m: setattr(m.scale, "data", torch.ones(3)), "model.1.scale.shape")
+
+
+# Hooks
+
+
+@program
+def forward_hook() -> Program:
+    hook = lambda module, given, out: out * 2  # noqa: E731
+    return of_model(nn.Tanh(), lambda m: m.register_forward_hook(hook), "model.1's forward hook")
+
+
+@program
+def forward_pre_hook() -> Program:
+    hook = lambda module, given: (given[0] * 2,)  # noqa: E731
+    return of_model(nn.Tanh(), lambda m: m.register_forward_pre_hook(hook), "model.1's forward pre-hook")
+
+
+@program
+def backward_hook() -> Program:
+    hook = lambda module, given, out: (given[0] * 2,)  # noqa: E731
+    return of_model(nn.Tanh(), lambda m: m.register_full_backward_hook(hook), "model.1's backward hook")
+
+
+@program
+def backward_pre_hook() -> Program:
+    hook = lambda module, out: (out[0] * 2,)  # noqa: E731
+    return of_model(nn.Tanh(), lambda m: m.register_full_backward_pre_hook(hook), "model.1's backward pre-hook")
+
+
+@program
+def hook_removed() -> Program:
+    part = nn.Tanh()
+    handle = part.register_forward_hook(lambda module, given, out: out * 2)
+    return of_model(part, lambda m: handle.remove(), "model.1's forward hook")
+
+
+@program
+def value_in_a_hooks_closure() -> Program:
+    scales = [1.0]
+    part = nn.Tanh()
+    part.register_forward_hook(lambda module, given, out: out * scales[0])
+    return of_model(part, lambda m: scales.__setitem__(0, 2.0), "scales[0]")
+
+
+@program
+def hook_on_a_parameter() -> Program:
+    model = around(nn.Tanh())
+    return Program(
+        plain_loss, lambda: model[0].weight.register_hook(lambda g: g * 2), "model.0.weight's gradient hook", model
+    )
+
+
+# Losses
+
+
+@program
+def namespace_in_a_closure() -> Program:
+    arguments = argparse.Namespace(weight=1.0)
+    return of_loss(lambda out: arguments.weight, lambda: setattr(arguments, "weight", 2.0), "arguments.weight")
+
+
+@program
+def number_in_a_closure() -> Program:
+    weight = 1.0
+
+    def change() -> None:
+        nonlocal weight
+        weight = 2.0
+
+    return of_loss(lambda out: weight, change, "weight")
+
+
+@program
+def list_in_a_closure() -> Program:
+    weights = [1.0, 1.0]
+    return of_loss(lambda out: torch.tensor(weights).sum(), lambda: weights.__setitem__(0, 2.0), "weights[0]")
+
+
+@program
+def global_number() -> Program:
+    return of_loss(lambda out: SCALE, lambda: globals().update(SCALE=SCALE + 1), "SCALE")
+
+
+@program
+def global_namespace() -> Program:
+    change = lambda: setattr(SETTINGS, "weight", SETTINGS.weight + 1)  # noqa: E731
+    return of_loss(lambda out: SETTINGS.weight, change, "SETTINGS.weight")
+
+
+@program
+def global_namespace_in_a_namespace() -> Program:
+    change = lambda: setattr(SETTINGS.loss, "weight", SETTINGS.loss.weight + 1)  # noqa: E731
+    return of_loss(lambda out: SETTINGS.loss.weight, change, "SETTINGS.loss.weight")
+
+
+@program
+def global_dictionary() -> Program:
+    change = lambda: OPTIONS.update(weight=OPTIONS["weight"] + 1)  # noqa: E731
+    return of_loss(lambda out: OPTIONS["weight"], change, "OPTIONS['weight']")
+
+
+@program
+def global_dictionary_in_a_dictionary() -> Program:
+    change = lambda: OPTIONS["deep"]["weight"].reverse()  # noqa: E731
+    return of_loss(lambda out: OPTIONS["deep"]["weight"][1], change, "OPTIONS['deep']['weight'][0]")
+
+
+@program
+def key_that_is_new() -> Program:
+    given: dict[str, float] = {}
+    return of_loss(lambda out: given.get("weight", 1.0), lambda: given.update(weight=2.0), "given['weight']")
+
+
+@program
+def class_as_a_namespace() -> Program:
+    change = lambda: setattr(Constants, "WEIGHT", Constants.WEIGHT + 1)  # noqa: E731
+    return of_loss(lambda out: Constants.WEIGHT, change, "Constants.WEIGHT")
+
+
+@program
+def global_function_replaced() -> Program:
+    before = helper
+    change = lambda: globals().update(helper=lambda x: before(x))  # noqa: E731
+    return of_loss(lambda out: helper(out).mean(), change, "helper")
+
+
+@program
+def teacher_in_a_dictionary_replaced() -> Program:
+    change = lambda: TEACHERS.update(a=nn.Linear(4, 2))  # noqa: E731
+    loss = lambda model, x, y: F.mse_loss(model(x), TEACHERS["a"](x))  # noqa: E731
+    return Program(loss, change, "TEACHERS['a']", around(nn.Tanh()))
+
+
+@program
+def teacher_switched_to_training() -> Program:
+    teacher = nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.5)).eval()
+    loss = lambda model, x, y: F.mse_loss(model(x), teacher(x))  # noqa: E731
+    return Program(loss, lambda: teacher.train(), "teacher.1.training", around(nn.Tanh()))
+
+
+@program
+def teacher_loaded_with_new_tensors() -> Program:
+    teacher = nn.Linear(4, 2)
+    other = nn.Linear(4, 2).state_dict()
+    loss = lambda model, x, y: F.mse_loss(model(x), teacher(x))  # noqa: E731
+    return Program(loss, lambda: teacher.load_state_dict(other, assign=True), "teacher.weight", around(nn.Tanh()))
+
+
+@program
+def tensor_in_a_closure_replaced() -> Program:
+    given = {"weight": torch.ones(2)}
+    return of_loss(lambda out: given["weight"].sum(), lambda: given.update(weight=torch.ones(2)), "given['weight']")
+
+
+@program
+def attribute_of_a_trainer() -> Program:
+    class Trainer:
+        weight = 1.0
+
+        def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            return plain_loss(model, x, y) * self.weight
+
+    trainer = Trainer()
+    return Program(trainer.loss, lambda: setattr(trainer, "weight", 2.0), "loss.weight", around(nn.Tanh()))
+
+
+@program
+def attribute_of_a_callable_object() -> Program:
+    class Loss:
+        def __init__(self) -> None:
+            self.weight = 1.0
+
+        def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            return plain_loss(model, x, y) * self.weight
+
+    loss = Loss()
+    return Program(loss, lambda: setattr(loss, "weight", 2.0), "loss.weight", around(nn.Tanh()))
+
+
+@program
+def label_smoothing_of_a_criterion() -> Program:
+    criterion = nn.CrossEntropyLoss()
+    loss = lambda model, x, y: criterion(model(x), y.softmax(1))  # noqa: E731
+    change = lambda: setattr(criterion, "label_smoothing", 0.1)  # noqa: E731
+    return Program(loss, change, "criterion.label_smoothing", around(nn.Tanh()))
+
+
+@program
+def default_argument_replaced() -> Program:
+    def loss(model: nn.Module, x: Tensor, y: Tensor, weight: float = 1.0) -> Tensor:
+        return plain_loss(model, x, y) * weight
+
+    return Program(loss, lambda: setattr(loss, "__defaults__", (2.0,)), "loss.__defaults__", around(nn.Tanh()))
+
+
+@program
+def dictionary_as_a_default_argument() -> Program:
+    weights = {"a": 1.0}
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor, weights: Any = weights) -> Tensor:
+        return plain_loss(model, x, y) * weights["a"]
+
+    return Program(loss, lambda: weights.update(a=2.0), "loss's default weights['a']", around(nn.Tanh()))
+
+
+@program
+def keyword_only_default() -> Program:
+    def loss(model: nn.Module, x: Tensor, y: Tensor, *, weight: float = 1.0) -> Tensor:
+        return plain_loss(model, x, y) * weight
+
+    change = lambda: loss.__kwdefaults__.update(weight=2.0)  # noqa: E731
+    return Program(loss, change, "loss's defaults['weight']", around(nn.Tanh()))
+
+
+@program
+def partials_argument() -> Program:
+    def loss(weights: Any, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return plain_loss(model, x, y) * weights["a"]
+
+    weights = {"a": 1.0}
+    return Program(
+        functools.partial(loss, weights), lambda: weights.update(a=2.0), "loss.args[0]['a']", around(nn.Tanh())
+    )
+
+
+@program
+def function_attribute() -> Program:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return plain_loss(model, x, y) * loss.weight  # type: ignore[attr-defined]
+
+    loss.weight = 1.0  # type: ignore[attr-defined]
+    return Program(loss, lambda: setattr(loss, "weight", 2.0), "loss.weight", around(nn.Tanh()))
+
+
+@program
+def code_replaced() -> Program:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return plain_loss(model, x, y)
+
+    def other(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return plain_loss(model, x, y) * 2
+
+    change = lambda: setattr(loss, "__code__", other.__code__)  # noqa: E731
+    return Program(loss, change, "loss.__code__", around(nn.Tanh()))
+
+
+@program
+def thread_local_value() -> Program:
+    local = threading.local()
+    local.weight = 1.0
+    return of_loss(lambda out: local.weight, lambda: setattr(local, "weight", 2.0), "local.weight")
+
+
+@program
+def context_variable() -> Program:
+    return of_loss(lambda out: CONTEXT.get(), lambda: CONTEXT.set(CONTEXT.get() + 1), "CONTEXT")
+
+
+@program
+def environment() -> Program:
+    os.environ["FUSION_COMPILE_TEST_WEIGHT"] = "1"
+    change = lambda: os.environ.update(FUSION_COMPILE_TEST_WEIGHT="2")  # noqa: E731
+    label = "os.environ['FUSION_COMPILE_TEST_WEIGHT']"
+    return of_loss(lambda out: float(os.environ.get("FUSION_COMPILE_TEST_WEIGHT", "1")), change, label)
+
+
+@program
+def long_list() -> Program:
+    data = list(range(2000))
+    return of_loss(lambda out: len(data), lambda: data.append(0), "len(data)")
