@@ -14,6 +14,7 @@ import os
 import sys
 import sysconfig
 import types
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +33,10 @@ _MACHINERY = os.path.join(TORCH, "nn", "modules", "module.py")
 
 _STANDARD = frozenset(vars(nn.Module())) - {"training"}
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Tensor)
+_CONTAINERS = (dict, list, tuple, set, frozenset)
+_SAMPLE = Slot({}, None, "")
+_UNCOUNTED = sys.getrefcount(_SAMPLE.holder) - 1
+"""References that `sys.getrefcount` counts besides a slot's own."""
 
 
 @functools.cache
@@ -53,7 +58,7 @@ class Reads:
         self.slots: list[Slot] = []
         self.names: set[str] = set()
         self._known: set[tuple[int, Any]] = set()
-        self._seen: dict[Any, list[Any]] = {}
+        self._seen: set[Any] = set()
         self._codes: set[types.CodeType] = set()
 
     def on_event(self, frame: types.FrameType, event: str, _: Any) -> None:
@@ -69,11 +74,11 @@ class Reads:
         if not read:
             return
         values = frame.f_locals
-        roots = [v for v in values.values() if not isinstance(v, _PLAIN)]
-        key = (code, event, *map(id, roots))
+        # Containers are left out: those that are passed around are mostly new at each call.
+        key = (code, event, *(id(v) for v in values.values() if not isinstance(v, _PLAIN + _CONTAINERS)))
         if key in self._seen:
             return
-        self._seen[key] = roots  # kept alive: another object must not get its id
+        self._seen.add(key)
         arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         for chain in read:
             if chain.scope == "global":
@@ -82,10 +87,17 @@ class Reads:
             elif chain.name in values and (event == "return" or chain.scope == "free" or chain.name in arguments):
                 self._follow(chain, values[chain.name], chain.name)
 
-    def close(self) -> None:
-        """Let go of everything but the slots."""
+    def drop_temporaries(self) -> None:
+        """Forget slots in objects that nobody else refers to: what the run made and threw away, with all the
+        activations in it."""
         self._seen.clear()
         self._known.clear()
+        while True:
+            ours = Counter(id(slot.holder) for slot in self.slots)
+            kept = [slot for slot in self.slots if sys.getrefcount(slot.holder) > ours[id(slot.holder)] + _UNCOUNTED]
+            if len(kept) == len(self.slots):
+                return
+            self.slots = kept
 
     def _follow_global(self, chain: Chain, scope: dict[str, Any]) -> None:
         if chain.name in scope:
@@ -148,4 +160,4 @@ def reading() -> Iterator[Reads]:
         yield reads
     finally:
         sys.setprofile(before)
-        reads.close()
+        reads.drop_temporaries()

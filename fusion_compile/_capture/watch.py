@@ -45,6 +45,8 @@ class Watch:
     ) -> None:
         self._roots = dict(roots)
         self._reads = reads
+        if reads is not None:
+            reads.drop_temporaries()
         self._frozen = None if frozen is None else {id(tensor): tensor for tensor in frozen}
         self._excepted: dict[tuple[int, Any], Any] = {}
         self._loose: dict[tuple[int, Any], Holder] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -117,3 +118,40 @@ def test_whose_files_count() -> None:
     assert not reads_count(TORCH + "nn/functional.py")
     assert not reads_count(types.__file__)
     assert not reads_count("<frozen importlib._bootstrap>")
+
+
+def test_what_the_run_threw_away_is_not_kept() -> None:
+    class Result:
+        def __init__(self, value: Tensor, inner: Any = None) -> None:
+            self.value, self.inner = value, inner
+
+    def loss(x: Tensor) -> Tensor:
+        result = Result(x, Result(x + 1))
+        return use(result)
+
+    def use(result: Result) -> Tensor:
+        return result.value + result.inner.value + SETTINGS.unread
+
+    with reading() as reads:
+        x = torch.ones(2)
+        loss(x)
+    assert list(labels(reads)) == ["SETTINGS", "SETTINGS.unread"]
+    kept = Result(torch.ones(2), Result(torch.ones(2)))
+    assert {"result.value", "result.inner", "result.inner.value"} <= set(labels(reads_of(use, kept)))
+
+
+def test_what_is_still_held_when_reading_ends_may_be_dropped_later() -> None:
+    class Result:
+        value = None
+
+        def __init__(self) -> None:
+            self.value = torch.ones(2)
+
+    with reading() as reads:
+        result = Result()
+        (lambda r: r.value)(result)
+    assert list(labels(reads)) == ["r.value"]
+    alive = weakref.ref(result.value)
+    del result
+    reads.drop_temporaries()
+    assert reads.slots == [] and alive() is None

@@ -9,8 +9,11 @@ import torch
 
 from fusion_compile._capture.reads import reading
 from fusion_compile._capture.watch import Watch
-from tests.capture.changed_between_calls import PROGRAMS, SETTINGS, Program, around, of_loss, of_model, plain_loss
-from tests.capture.changed_between_calls import Part as PartOfAModel
+from tests.capture import changed_losses, changed_modules
+from tests.capture.changed_program import PROGRAMS, Part, Program, around, of_loss, of_model, plain_loss
+
+assert changed_losses and changed_modules, "importing them fills PROGRAMS"
+SETTINGS = changed_losses.SETTINGS
 
 
 def watched(program: Program) -> Watch:
@@ -48,7 +51,7 @@ def test_a_namespace_changes_unnoticed_where_no_code_that_ran_names_it() -> None
 
 
 def test_new_objects_of_equal_value_are_no_change_and_are_compared_by_value_from_then_on() -> None:
-    program = of_model(PartOfAModel(lambda self, x: x * self.scales[0], scales=[0.5]), lambda m: None, "")
+    program = of_model(Part(lambda self, x: x * self.scales[0], scales=[0.5]), lambda m: None, "")
     watch = watched(program)
     for _ in range(3):
         program.model[1].scales = [float("0.5")]  # type: ignore[index]
