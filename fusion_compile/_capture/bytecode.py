@@ -73,6 +73,8 @@ def _apply(instruction: dis.Instruction, stack: list[Chain | _Constant | None], 
         _read(Chain("local", value[1]), stack, found)
     elif name in ("LOAD_CONST", "LOAD_SMALL_INT", "LOAD_CONST_IMMORTAL"):
         stack.append(_Constant(value))
+    elif name == "COPY" and len(stack) >= value:  # self.calls += 1
+        stack.append(stack[-value])
     elif name in _ATTRIBUTES and stack:
         _extend(stack.pop(), Link("attribute", value), stack, found)
     elif (name == "BINARY_SUBSCR" or (name == "BINARY_OP" and instruction.argrepr == "[]")) and len(stack) > 1:

@@ -70,6 +70,11 @@ class Walk:
         self._seen: set[int] = set()
         self._classes_seen: set[type] = set()
         self._picks: dict[int, tuple[Any, str, dict[Any, None]]] = {}
+        self._rare_picks: dict[int, tuple[Any, str, dict[Any, None]]] = {}
+        self._rarely = False
+        self._modules: dict[int, nn.Module] = {}
+        """By the instance dictionary's id."""
+        self._read: set[tuple[type, Any]] = set()
         self._labels: dict[int, str] = {}
         """By an instance dictionary's id, what its object is called from a root."""
 
@@ -84,38 +89,56 @@ class Walk:
         """What was read, and what lies in it."""
         for slot in slots:
             value = slot.value()
+            known = self._labels.get(id(slot.holder))
+            label = slot.label if known is None else ".".join(filter(None, (known, str(slot.key))))
+            if id(slot.holder) in self._modules:
+                self._read.add((type(self._modules[id(slot.holder)]), slot.key))
             if isinstance(slot.holder, (contextvars.ContextVar, type(os.environ))):
                 self.called.append(slot)
             elif value is ABSENT:
                 if isinstance(slot.holder, dict):
-                    known = self._labels.get(id(slot.holder))
-                    self.missing.append(Slot(slot.holder, slot.key, f"{known}.{slot.key}" if known else slot.label))
+                    self.missing.append(Slot(slot.holder, slot.key, label))
             elif isinstance(slot.holder, (dict, type)):
                 self._pick(slot.holder, slot.key, _holders_label(slot))
             elif not isinstance(slot.holder, (list, tuple, collections.deque)):  # these are watched as containers
                 self._whole(slot.holder, slot.label.rpartition(".")[0], ".k")
-            self._look_into(value, slot.label, 1)
+            self._look_into(value, label, 1)
 
     def finish(self) -> None:
-        """Make holders of the single slots that were picked."""
-        picked = [
-            Holder(container, label.removesuffix("[]"), "[k]" if label.endswith("[]") else ".k", tuple(keys))
-            for container, label, keys in self._picks.values()
+        """Look into the modules' attributes: those that were read on any module of the class, then the others."""
+        attributes = [
+            (module, key, value, self._names is None or (type(module), key) in self._read)
+            for module in list(self._modules.values())
+            for key, value in vars(module).items()
+            if key not in STANDARD or key == "training"
         ]
-        self.often[:0] = picked
+        for self._rarely in (False, True):
+            for module, key, value, read in attributes:
+                label = ".".join(filter(None, (self._labels[id(vars(module))], key)))
+                if read and not self._rarely:
+                    self._pick(vars(module), key, label.removesuffix(key).removesuffix("."))
+                if read is not self._rarely:
+                    self._look_into(value, label, 1)
+        for rarely, picks in ((False, self._picks), (True, self._rare_picks)):
+            picked = [
+                Holder(container, label.removesuffix("[]"), "[k]" if label.endswith("[]") else ".k", tuple(keys))
+                for container, label, keys in picks.values()
+            ]
+            (self.seldom if rarely else self.often)[:0] = picked
 
     def _pick(self, container: Any, key: Any, label: str) -> None:
         """Watch one slot. `label`: what its holder is called, with ``[]`` for items; its name from a root is better."""
         if id(container) not in self._seen:  # else it is watched as a whole
             label = container.__qualname__ if isinstance(container, type) else self._labels.get(id(container), label)
-            self._picks.setdefault(id(container), (container, label, {}))[2][key] = None
+            picks = self._rare_picks if self._rarely else self._picks
+            picks.setdefault(id(container), (container, label, {}))[2][key] = None
 
     def _whole(self, container: Any, label: str, style: str = "[k]", *, seldom: bool = False) -> bool:
         """Watch everything in `container`; False if it is watched already."""
         if id(container) in self._seen:
             return False
         self._seen.add(id(container))
-        (self.seldom if seldom else self.often).append(Holder(container, label, style))
+        (self.seldom if seldom or self._rarely else self.often).append(Holder(container, label, style))
         return True
 
     def _look_into(self, value: Any, label: str, depth: int) -> None:
@@ -209,6 +232,7 @@ class Walk:
         for name, module in new:
             self._whole(module, name, ".k", seldom=True)
             self._labels[id(vars(module))] = name
+            self._modules[id(vars(module))] = module
         for name, module in new:
             self._one_module(name, module)
 
@@ -223,18 +247,6 @@ class Walk:
         for part, what in _HOOKS.items():
             if part in state:
                 self._hooks(state[part], f"{name}'s {what}" if name else f"the model's {what}")
-        own = [key for key in state if key not in STANDARD]
-        if self._names is None:
-            often = [*own, *(["training"] if "training" in state else [])]
-        elif type(module).__module__.startswith("torch.nn."):
-            often = []  # their code is known to read by plain names: `slots` has them
-        else:
-            often = [key for key in own if key in self._names]
-        for key in often:
-            self._pick(state, key, name)
-        for key in own:
-            if not isinstance(state[key], PLAIN):
-                self._look_into(state[key], ".".join(filter(None, (name, key))), 1)
         self.sized.append((state, name))
         self.seldom.append(Holder(state, name, ".k"))
         self._classes(type(module))

@@ -21,6 +21,10 @@ def item(key: Any) -> Link:
     return Link("item", key)
 
 
+def counts(self: Any) -> None:
+    self.calls += 1
+
+
 def closure() -> Callable[..., Any]:
     options: Any = None
     return lambda: options.weight
@@ -36,6 +40,7 @@ CASES: dict[str, tuple[Callable[..., Any], set[Chain]]] = {
         {Chain("global", "SETTINGS", (item("loss"), item(0)))},
     ),
     "an argument": (lambda self: self.scale, {Chain("local", "self", (attribute("scale"),))}),
+    "what is added to": (counts, {Chain("local", "self", (attribute("calls"),))}),
     "a closure": (closure(), {Chain("free", "options", (attribute("weight"),))}),
     "a product": (
         lambda self, x: x * self.scale,
