@@ -15,8 +15,6 @@ from fusion_compile._capture.holders import WHOLE, Holder
 from fusion_compile._capture.identity import SameObjects
 from fusion_compile._capture.slots import ABSENT
 
-_REFERENCES_IN_A_PORTION = 600
-"""About 4 ns each."""
 _FEW_KEYS = 2
 """Up to so many keys of one dictionary are looked up one by one, which is as fast as together."""
 
@@ -48,6 +46,11 @@ class Portion:
                     self._keys += holder.keys
         self._groups = [(itemgetter(*keys), containers) for keys, containers in groups.items()]
         self._is_same = SameObjects(self._now())
+
+    @property
+    def held(self) -> tuple[Any, ...]:
+        """Every value that is compared."""
+        return self._is_same.values
 
     def is_as_it_was(self) -> bool:
         """Whether every value is the same object."""
@@ -90,13 +93,13 @@ class TensorKinds:
                     yield f"{label}.{name}", old, new
 
 
-def portions_of(holders: Sequence[Holder]) -> list[Portion]:
-    """`holders` in portions of about equal cost."""
+def portions_of(holders: Sequence[Holder], at_once: int) -> list[Portion]:
+    """`holders` in portions of about `at_once` values, each of which costs 4 to 13 ns."""
     found: list[Portion] = []
     at, count = 0, 0
     for i, holder in enumerate(holders):
         count += 2 + (len(gc.get_referents(holder.traversed())) if holder.keys is WHOLE else 4 * len(holder.keys))
-        if count >= _REFERENCES_IN_A_PORTION:
+        if count >= at_once:
             found.append(Portion(holders[at : i + 1]))
             at, count = i + 1, 0
     return [*found, Portion(holders[at:])] if at < len(holders) else found

@@ -49,7 +49,8 @@ class Walk:
     """Everything found. Each list's order is that of finding.
 
     Attributes:
-        often: What was read, and what people change between calls.
+        often: What was read, and what people change between calls, outside of modules.
+        modules: The same of modules: children, parameters, buffers, hooks, attributes that were read.
         seldom: Everything else on modules and classes, and tensors' hooks.
         sized: Containers compared by length, with their labels.
         arrays: Small numpy arrays compared by bytes, with their labels.
@@ -60,6 +61,7 @@ class Walk:
 
     def __init__(self, names: Collection[str] | None) -> None:
         self.often: list[Holder] = []
+        self.modules: list[Holder] = []
         self.seldom: list[Holder] = []
         self.sized: list[tuple[Any, str]] = []
         self.arrays: list[tuple[Any, str]] = []
@@ -96,7 +98,9 @@ class Walk:
             if isinstance(slot.holder, (contextvars.ContextVar, type(os.environ))):
                 self.called.append(slot)
             elif value is ABSENT:
-                if isinstance(slot.holder, dict):
+                if (
+                    isinstance(slot.holder, dict) and id(slot.holder) not in self._modules
+                ):  # a module's attributes are counted
                     self.missing.append(Slot(slot.holder, slot.key, label))
             elif isinstance(slot.holder, (dict, type)):
                 self._pick(slot.holder, slot.key, _holders_label(slot))
@@ -124,7 +128,9 @@ class Walk:
                 Holder(container, label.removesuffix("[]"), "[k]" if label.endswith("[]") else ".k", tuple(keys))
                 for container, label, keys in picks.values()
             ]
-            (self.seldom if rarely else self.often)[:0] = picked
+            for holder in reversed(picked):
+                of_module = id(holder.container) in self._modules
+                (self.seldom if rarely else self.modules if of_module else self.often).insert(0, holder)
 
     def _pick(self, container: Any, key: Any, label: str) -> None:
         """Watch one slot. `label`: what its holder is called, with ``[]`` for items; its name from a root is better."""
@@ -133,12 +139,15 @@ class Walk:
             picks = self._rare_picks if self._rarely else self._picks
             picks.setdefault(id(container), (container, label, {}))[2][key] = None
 
-    def _whole(self, container: Any, label: str, style: str = "[k]", *, seldom: bool = False) -> bool:
+    def _whole(
+        self, container: Any, label: str, style: str = "[k]", *, seldom: bool = False, of_module: bool = False
+    ) -> bool:
         """Watch everything in `container`; False if it is watched already."""
         if id(container) in self._seen:
             return False
         self._seen.add(id(container))
-        (self.seldom if seldom or self._rarely else self.often).append(Holder(container, label, style))
+        where = self.seldom if seldom or self._rarely else self.modules if of_module else self.often
+        where.append(Holder(container, label, style))
         return True
 
     def _look_into(self, value: Any, label: str, depth: int) -> None:
@@ -239,7 +248,7 @@ class Walk:
     def _one_module(self, name: str, module: nn.Module) -> None:
         state = vars(module)
         for part in _CHILDREN:
-            self._whole(state[part], name, ".k", seldom=not state[part])
+            self._whole(state[part], name, ".k", seldom=not state[part], of_module=True)
         for part in ("_parameters", "_buffers"):
             for key, tensor in state[part].items():
                 if tensor is not None:

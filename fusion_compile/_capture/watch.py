@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from operator import contains
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from fusion_compile._capture._compat import hooks_registered
@@ -18,6 +19,10 @@ from fusion_compile._capture.slots import ABSENT, Slot
 from fusion_compile._capture.torch_settings import SlowSettings, TorchSettings
 from fusion_compile._capture.walk import Walk
 
+_OF_MODULES_AT_ONCE = 1500
+_SELDOM_AT_ONCE = 600
+"""Values compared in one call."""
+_SIZES_AT_ONCE = 500
 _GRADIENTS_AT_ONCE = 64
 _KINDS_AT_ONCE = 20
 """Tensors looked at in one call: 40 ns for requires_grad, 160 ns for dtype, device and shape."""
@@ -26,11 +31,12 @@ _KINDS_AT_ONCE = 20
 class Watch:
     """Compares what a capture was made from with what it was, without looking at the device.
 
-    Compared at each call: parameters, buffers, children, hooks and attributes of modules, the number of their
-    attributes, the contents of containers, closures, defaults and partials, everything that was read, the methods that
-    ran, gradient mode, autocast and default dtype. Compared in turns, and said with the number of steps: what nothing
-    names on torch's own modules, class attributes nobody read, tensors' requires_grad, dtype, device and shape, and
-    torch's precision flags. A hook that was registered through torch is noticed at once.
+    Compared at each call: everything that was read outside of modules, the contents of containers, closures, defaults
+    and partials, the methods that ran, gradient mode, autocast and default dtype; and of modules, parameters, buffers,
+    children, hooks, attributes that were read and the number of attributes. Beyond 1,500 values of modules, about 600
+    parameters, these take turns of two calls or a few. Compared in long turns: attributes that no code read, class
+    attributes that no code read, tensors' requires_grad, dtype, device and shape, and torch's precision flags. A change
+    says how many calls late it may be. A hook that was registered through torch is noticed at once.
 
     Args:
         roots: Label -> model, loss function, or anything else that the capture ran. The label "" gives a model's
@@ -70,19 +76,27 @@ class Watch:
         walk.finish()
         self._loose_values: list[tuple[Slot, Any]] = []
         self._replaceable: list[tuple[Slot, tuple[Any, ...]]] = []
+        self._partial: list[Holder] = []
         often = [kept for holder in walk.often if (kept := self._kept(holder)) is not None]
+        modules = [kept for holder in walk.modules if (kept := self._kept(holder)) is not None]
         seldom = [kept for holder in walk.seldom if (kept := self._kept(holder)) is not None]
         self._often = Portion(often)
-        self._seldom = portions_of(seldom)
+        self._modules = portions_of(modules, _OF_MODULES_AT_ONCE)
+        self._seldom = portions_of(seldom, _SELDOM_AT_ONCE)
         fixed = [(t, n) for t, n in walk.tensors.values() if self._frozen is None or id(t) in self._frozen]
         self._gradients = kinds_of(fixed, ("requires_grad",), _GRADIENTS_AT_ONCE)
         self._kinds = kinds_of(fixed, ("dtype", "device", "shape"), _KINDS_AT_ONCE)
-        with_exceptions = {key[0] for key in (*self._excepted, *self._loose)}
-        self._sized = [(c, name) for c, name in walk.sized if id(c) not in with_exceptions]
-        self._sized += [(holder.container, holder.label) for holder in self._reordered.values()]
-        self._sized_containers = [container for container, _ in self._sized]
-        self._sizes = list(map(len, self._sized_containers))
-        self._entries = sum(self._sizes)
+        may_grow = {
+            id(holder)
+            for (_, key), holder in self._excepted.items()
+            if key is WHOLE or Slot(holder, key, "").value() is ABSENT
+        }
+        sized = [*walk.sized, *((holder.container, holder.label) for holder in self._partial)]
+        self._sized = [(container, label) for container, label in sized if id(container) not in may_grow]
+        self._sizes = [len(container) for container, _ in self._sized]
+        lots = range(0, len(self._sized), _SIZES_AT_ONCE)
+        self._counted = [[container for container, _ in self._sized[i : i + _SIZES_AT_ONCE]] for i in lots]
+        self._counts = [sum(self._sizes[i : i + _SIZES_AT_ONCE]) for i in lots]
         self._arrays = [(array, array.tobytes(), name) for array, name in walk.arrays if not self._is_excepted(array)]
         self._called = [(slot, slot.value()) for slot in walk.called if slot.identity not in self._excepted]
         self._missing = [slot for slot in walk.missing if slot.identity not in self._excepted]
@@ -95,7 +109,8 @@ class Watch:
         self._turns: list[Portion | TensorKinds | SlowSettings] = [*self._seldom, *self._kinds, *self._slow]
 
     def changed(self) -> Change | None:
-        """The first change since `remember`, or None."""
+        """The first change since `remember`, or None. Says it again at each call until `remember`, or until what was
+        changed is put back."""
         self._call += 1
         if self._is_as_it_was():
             return None
@@ -109,27 +124,60 @@ class Watch:
     @property
     def turns(self) -> int:
         """Calls after which everything was compared; a change is noticed at most `turns` - 1 calls late."""
-        return max(len(self._turns), len(self._gradients))
+        return max(len(self._turns), len(self._gradients), len(self._modules))
+
+    @property
+    def values(self) -> int:
+        """How many values are compared, tensors' properties and torch's settings left out."""
+        return sum(len(portion.held) for portion in (self._often, *self._modules, *self._seldom))
+
+    def parts(self) -> dict[str, Callable[[], Any]]:
+        """What one call of `changed` compares, part by part, for measuring."""
+        return {
+            "settings": self._settings.read_fast,
+            "read": self._often.is_as_it_was,
+            "modules": lambda: self._modules[0].is_as_it_was(),
+            "lengths": lambda: self._entries_are(0),
+            "others": self._small_things_are,
+            "turn": lambda: self._turns[0].is_as_it_was(),
+            "gradients": lambda: self._gradients[0].is_as_it_was(),
+        }
 
     def _is_as_it_was(self) -> bool:
         call = self._call
         if self._settings.read_fast() != self._fast or not self._often.is_as_it_was():
             return False
-        if sum(map(len, self._sized_containers)) != self._entries:
+        if self._modules and not self._modules[call % len(self._modules)].is_as_it_was():
+            return False
+        if not self._entries_are(call):
             return False
         if (hooks := hooks_registered()) != self._hooks:
             if not all(portion.is_as_it_was() for portion in self._seldom):
                 return False
             self._hooks = hooks  # somewhere else
-        if any(map(contains, self._missing_from, self._missing_keys)) or not self._small_things_are():
+        if not self._small_things_are():
             return False
         if not self._turns[call % len(self._turns)].is_as_it_was():
             return False
         return not self._gradients or self._gradients[call % len(self._gradients)].is_as_it_was()
 
+    def _late_of(self, lots: Sequence[Any], i: int) -> int:
+        """Calls before this one since lot `i` of `lots` was compared, or since `remember`."""
+        looked_at = self._call - (self._call - i) % len(lots)
+        if looked_at == self._call:
+            looked_at -= len(lots)
+        return max(0, self._call - 1 - max(0, looked_at))
+
+    def _entries_are(self, call: int) -> bool:
+        if not self._counts:
+            return True
+        lot = call % len(self._counts)
+        return sum(map(len, self._counted[lot])) == self._counts[lot]
+
     def _small_things_are(self) -> bool:
         return (
-            all(array.tobytes() == before for array, before, _ in self._arrays)
+            not any(map(contains, self._missing_from, self._missing_keys))
+            and all(array.tobytes() == before for array, before, _ in self._arrays)
             and all(is_alike(slot.value(), before) for slot, before in self._called)
             and all(is_alike(slot.value(), before) for slot, before in self._loose_values)
             and all(_kind(slot.value()) == before for slot, before in self._replaceable)
@@ -154,16 +202,17 @@ class Watch:
                 left.append(key)
         if len(left) == len(found) and id(holder.container) not in self._reordered:
             return holder
-        if not left or not isinstance(holder.container, (dict, list, collections.deque, type)):
+        if not isinstance(holder.container, (dict, list, collections.deque, type)):
             return None
+        if holder.keys is WHOLE and not isinstance(holder.container, type):
+            self._partial.append(holder)
         return Holder(holder.container, holder.label, holder.style, tuple(left))
 
     def _is_excepted(self, container: Any) -> bool:
         return (id(container), WHOLE) in self._excepted and self._excepted[id(container), WHOLE] is container
 
-    # What changed: slow, and only when something did.
-
     def _changes(self) -> Iterator[Change]:
+        """Every difference. Slow: only when something differs."""
         replaced = [*self._replaced()]
         tensors = _swapped(replaced, self._holders())
         for holder, key, before, after, late in replaced:
@@ -173,35 +222,39 @@ class Watch:
                 if not isinstance(lot, Portion):
                     kind: Kind = "tensor" if isinstance(lot, TensorKinds) else "setting"
                     for label, old, new in lot.differences():
-                        yield self._change(label, old, new, kind=kind, late=self._lateness(i, len(turns)))
+                        yield self._change(label, old, new, kind=kind, late=self._late_of(turns, i))
         yield from self._other_changes()
 
     def _replaced(self) -> Iterator[tuple[Holder, Any, Any, Any, int]]:
         registered = hooks_registered() != self._hooks
-        for i, portion in enumerate([self._often, *self._seldom]):
-            late = self._lateness(i - 1, len(self._turns)) if i else 0
-            for holder in portion.holders:
-                for key, before, after in holder.differences():
-                    if (id(holder.container), key) in self._excepted:
-                        continue
-                    if is_alike(after, before):
-                        self._loose[id(holder.container), key] = holder
-                    elif holder.style == "" and registered:
-                        yield holder, key, before, after, 0
-                    else:
-                        yield holder, key, before, after, late
+        for lots in ([self._often], self._modules, self._seldom):
+            turns: Sequence[Any] = self._turns if lots is self._seldom else lots  # which begin with them
+            for i, portion in enumerate(lots):
+                for holder in portion.holders:
+                    for key, before, after in holder.differences():
+                        if (id(holder.container), key) in self._excepted:
+                            continue
+                        if is_alike(after, before):
+                            self._loose[id(holder.container), key] = holder
+                        else:
+                            late = self._late_of(turns, i)
+                            if holder.style == "" and registered:
+                                late = 0  # a hook: all are compared when one is registered
+                            elif (before is ABSENT or after is ABSENT) and isinstance(holder.container, dict):
+                                late = min(late, len(self._counts) - 1)  # entries are counted more often
+                            yield holder, key, before, after, late
 
     def _other_changes(self) -> Iterator[Change]:
-        for (container, label), size in zip(self._sized, self._sizes, strict=True):
+        for i, ((container, label), size) in enumerate(zip(self._sized, self._sizes, strict=True)):
             if len(container) != size:
-                yield self._change(f"len({label or 'model'})", size, len(container), kind="length")
+                late = self._late_of(self._counts, i // _SIZES_AT_ONCE)
+                yield self._change(f"len({label or 'model'})", size, len(container), kind="length", late=late)
         for slot in self._missing:
             if (now := slot.value()) is not ABSENT:
                 yield self._change(slot.label, ABSENT, now, key=slot.key)
         for array, before, label in self._arrays:
             if array.tobytes() != before:
-                old = type(array)(array.shape, array.dtype, before)
-                yield self._change(label, old.tolist(), array.tolist())
+                yield self._change(label, np.frombuffer(before, array.dtype).tolist(), array.ravel().tolist())
         for slot, old in (*self._called, *self._loose_values):
             if not is_alike(now := slot.value(), old):
                 yield self._change(slot.label, old, now)
@@ -226,15 +279,8 @@ class Watch:
         read = self._reads is None or not isinstance(key, str) or key in self._reads.names
         return Change(label, before, after, kind, late, read, tensors)
 
-    def _lateness(self, position: int, turns: int) -> int:
-        """Calls before this one since something at `position` of `turns` was compared, or since `remember`."""
-        looked_at = self._call - (self._call - position) % turns
-        if looked_at == self._call:
-            looked_at -= turns
-        return max(0, self._call - 1 - max(0, looked_at))
-
     def _holders(self) -> Iterator[Holder]:
-        for portion in (self._often, *self._seldom):
+        for portion in (self._often, *self._modules, *self._seldom):
             yield from portion.holders
 
 

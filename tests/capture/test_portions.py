@@ -73,10 +73,10 @@ def test_a_hook_on_a_tensor() -> None:
 
 def test_portions_hold_every_holder_once_in_order() -> None:
     holders = [Holder([None] * 250, str(i)) for i in range(7)]
-    found = portions_of(holders)
+    found = portions_of(holders, 600)
     assert [holder for portion in found for holder in portion.holders] == holders
     assert [len(portion.holders) for portion in found] == [3, 3, 1]
-    assert portions_of([]) == []
+    assert portions_of([], 600) == []
 
 
 def test_properties_of_tensors() -> None:

@@ -41,8 +41,8 @@ def test_objects_by_the_names_that_code_has() -> None:
 def test_modules_whole_what_is_read_often() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))
     walk = walked(model, set(), [Slot(vars(model[1]), "p", "self.p")])
-    assert {"root.0.weight", "root.0", "root.1", "root.1.p"} <= names_of(walk.often)
-    assert "root.0.in_features" not in names_of(walk.often)
+    assert {"root.0.weight", "root.0", "root.1", "root.1.p"} <= names_of(walk.often + walk.modules)
+    assert "root.0.in_features" not in names_of(walk.often + walk.modules)
     assert {"root.0.in_features", "root.1.training", "Dropout.forward"} <= names_of(walk.seldom)
     assert [label for _, label in walk.tensors.values()] == ["root.0.weight", "root.0.bias"]
 
@@ -71,16 +71,18 @@ def test_a_long_container_by_its_length() -> None:
     long = list(range(LONGEST + 1))
     walk = walked({"long": long})
     assert [(len(c), label) for c, label in walk.sized] == [(LONGEST + 1, "root['long']")]
-    assert names_of(walk.often) == {"root['long']"}
+    assert names_of(walk.often + walk.modules) == {"root['long']"}
 
 
 def test_globals_one_by_one_and_their_contents() -> None:
     scope = {"SETTINGS": types.SimpleNamespace(a=1), "other": 2}
     walk = walked(None, {"a"}, [Slot(scope, "SETTINGS", "SETTINGS")])
-    assert names_of(walk.often) == {"SETTINGS", "SETTINGS.a", "SETTINGS.__class__"}
+    assert names_of(walk.often + walk.modules) == {"SETTINGS", "SETTINGS.a", "SETTINGS.__class__"}
 
 
 def test_what_was_looked_for_and_absent() -> None:
-    model = nn.Tanh()
-    walk = walked(model, set(), [Slot(vars(model), "gain", "self.gain")])
-    assert [slot.label for slot in walk.missing] == ["root.gain"]
+    """Of a module the number of attributes is watched instead."""
+    model, value = nn.Tanh(), types.SimpleNamespace()
+    walk = walked([model, value], set(), [Slot(vars(model), "gain", "m.gain"), Slot(vars(value), "gain", "v.gain")])
+    assert [slot.label for slot in walk.missing] == ["root[1].gain"]
+    assert [container for container, _ in walk.sized] == [vars(model)]

@@ -88,19 +88,31 @@ def test_slots_that_the_caller_writes_are_excepted() -> None:
     watch = watch_of(model)
     run(model)
     change = watch.changed()
-    assert change is not None and change.label == "model.calls" and change.before == 1 and change.after == 2
+    assert change is not None and change.label == "model.history[0]" and change.before == 1 and change.after == 2
     state = vars(model)
     watch.except_([(state, "calls"), *attribute_slots(model, "mean", "model"), (model.history, 0)])
     run(model)
     assert noticed(watch) == []
     model.history[1] = 5
     assert noticed(watch)[0] == "model.history[1]"
-    watch.except_([(model.history, WHOLE)])
+    watch.remember()
     model.history.append(3)
+    assert noticed(watch)[0] == "len(model.history)"
+    watch.except_([(model.history, WHOLE)])
+    model.history.append(4)
     assert noticed(watch) == []
     model.other = 1  # type: ignore[assignment]
-    model.linear.in_features = 7
-    assert "model.linear.in_features" in noticed(watch)
+    assert noticed(watch)[0] == "model.other"
+
+
+def test_a_slot_that_is_excepted_may_appear() -> None:
+    model = Counts()
+    watch = watch_of(model)
+    watch.except_([(vars(model), "later")])
+    model.later = 1  # type: ignore[assignment]
+    assert noticed(watch) == []
+    model.calls = 7
+    assert noticed(watch)[0] == "model.calls"
 
 
 def test_tensors_that_the_capture_does_not_hold_may_be_replaced_by_their_kind() -> None:
