@@ -205,6 +205,7 @@ class Watch:
         if not isinstance(holder.container, (dict, list, collections.deque, type)):
             return None
         if holder.keys is WHOLE and not isinstance(holder.container, type):
+            holder.remember()
             self._partial.append(holder)
         return Holder(holder.container, holder.label, holder.style, tuple(left))
 
@@ -245,6 +246,10 @@ class Watch:
                             yield holder, key, before, after, late
 
     def _other_changes(self) -> Iterator[Change]:
+        for holder in self._partial:  # their other keys are compared; these came or went
+            for key, before, after in holder.differences():
+                if (before is ABSENT or after is ABSENT) and (id(holder.container), key) not in self._excepted:
+                    yield self._change(holder.named(key), before, after, key=key)
         for i, ((container, label), size) in enumerate(zip(self._sized, self._sizes, strict=True)):
             if len(container) != size:
                 late = self._late_of(self._counts, i // _SIZES_AT_ONCE)

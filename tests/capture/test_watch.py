@@ -97,7 +97,7 @@ def test_slots_that_the_caller_writes_are_excepted() -> None:
     assert noticed(watch)[0] == "model.history[1]"
     watch.remember()
     model.history.append(3)
-    assert noticed(watch)[0] == "len(model.history)"
+    assert noticed(watch)[0] == "model.history[2]"
     watch.except_([(model.history, WHOLE)])
     model.history.append(4)
     assert noticed(watch) == []

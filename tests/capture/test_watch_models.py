@@ -109,6 +109,7 @@ def dit() -> Case:
     return model.train(), loss, lambda: (torch.randn(2, 4, 8, 8), torch.randint(0, 50, (2,)), torch.ones(2).long())
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # the libraries' own calls
 @pytest.mark.parametrize(
     "make", [llama, llama_checkpointed, llama_with_lora, gpt2, bert, vit, unet, dit], ids=lambda make: make.__name__
 )
