@@ -14,10 +14,13 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Link:
-    """One step of a chain: an attribute's name, or an item's constant key."""
+    """One step of a chain: an attribute's name, an item's constant key, or all attributes where code computes names."""
 
-    kind: Literal["attribute", "item"]
+    kind: Literal["attribute", "item", "all"]
     key: Any
+
+
+ALL = Link("all", None)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ _SCOPES: dict[str, Literal["global", "free", "local"]] = {
 }
 _PAIRS = {"LOAD_FAST_LOAD_FAST", "LOAD_FAST_BORROW_LOAD_FAST_BORROW"}
 _ATTRIBUTES = {"LOAD_ATTR", "LOAD_METHOD"}
+_COMPUTED_FROM_TWO = {"BINARY_OP", "BINARY_SUBSCR", "COMPARE_OP", "IS_OP", "CONTAINS_OP", "FORMAT_WITH_SPEC"}
+_COMPUTED_FROM_ONE = {"FORMAT_SIMPLE", "CONVERT_VALUE", "UNARY_NEGATIVE", "UNARY_NOT", "UNARY_INVERT", "TO_BOOL"}
+_COMPUTED_FROM_MANY = {"BUILD_STRING", "BUILD_TUPLE", "BUILD_LIST"}
 
 
 @functools.cache
@@ -76,7 +82,7 @@ def _apply(instruction: dis.Instruction, stack: list[Chain | _Constant | None], 
     elif name == "COPY" and len(stack) >= value:  # self.calls += 1
         stack.append(stack[-value])
     elif name in _ATTRIBUTES and stack:
-        _extend(stack.pop(), Link("attribute", value), stack, found)
+        _extend(stack.pop(), ALL if value == "__dict__" else Link("attribute", value), stack, found)
     elif (name == "BINARY_SUBSCR" or (name == "BINARY_OP" and instruction.argrepr == "[]")) and len(stack) > 1:
         key, holder = stack.pop(), stack.pop()
         _extend(holder, Link("item", key.value) if isinstance(key, _Constant) else None, stack, found)
@@ -89,16 +95,32 @@ def _apply(instruction: dis.Instruction, stack: list[Chain | _Constant | None], 
         called = stack.pop()
         holder, link = _call(called, arguments)
         _extend(holder, link, stack, found)
+    elif (taken := _taken(instruction)) is not None and len(stack) >= taken:
+        del stack[len(stack) - taken :]
+        stack.append(None)
     else:
         stack.clear()
 
 
+def _taken(instruction: dis.Instruction) -> int | None:
+    """How many values `instruction` makes its one result from; None for other instructions."""
+    name, argument = instruction.opname, instruction.arg or 0
+    if name in _COMPUTED_FROM_MANY:
+        return argument
+    if name == "FORMAT_VALUE":
+        return 2 if argument & 4 else 1  # with a format
+    return 2 if name in _COMPUTED_FROM_TWO else 1 if name in _COMPUTED_FROM_ONE else None
+
+
 def _call(called: Any, arguments: list[Any]) -> tuple[Any, Link | None]:
-    """``getattr(x, "name")``, ``hasattr``, ``x.get("key")`` and ``os.getenv`` read a slot like ``x.name``."""
+    """``getattr(x, "name")``, ``hasattr``, ``x.get("key")`` and ``os.getenv`` read a slot like ``x.name``; ``vars(x)``
+    and a computed name read all."""
     constants = [a.value if isinstance(a, _Constant) else None for a in arguments]
     if isinstance(called, Chain) and arguments:
         if called.name in ("getattr", "hasattr") and not called.links and len(arguments) > 1:
-            return arguments[0], Link("attribute", constants[1]) if isinstance(constants[1], str) else None
+            return arguments[0], Link("attribute", constants[1]) if isinstance(constants[1], str) else ALL
+        if called.name == "vars" and not called.links:
+            return arguments[0], ALL
         if called.links and called.links[-1] == Link("attribute", "get") and isinstance(constants[0], (str, int)):
             return Chain(called.scope, called.name, called.links[:-1]), Link("item", constants[0])
         if called.links and called.links[-1] == Link("attribute", "getenv") and isinstance(constants[0], str):
@@ -113,7 +135,7 @@ def _read(chain: Chain, stack: list[Chain | _Constant | None], found: dict[Chain
 
 
 def _extend(holder: Any, link: Link | None, stack: list[Any], found: dict[Chain, None]) -> None:
-    if isinstance(holder, Chain) and link is not None:
+    if isinstance(holder, Chain) and link is not None and holder.links[-1:] != (ALL,):
         _read(Chain(holder.scope, holder.name, (*holder.links, link)), stack, found)
     else:
         stack.append(None)

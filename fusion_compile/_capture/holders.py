@@ -54,13 +54,15 @@ class Holder:
         now = self.contents()
         for key in [*self.held, *(key for key in now if key not in self.held)]:
             before, after = self.held.get(key, ABSENT), now.get(key, ABSENT)
-            if before is not after:
+            if before is not after and not (isinstance(self.container, (set, frozenset)) and before == after):
                 yield key, before, after
 
     def named(self, key: Any) -> str:
         """The full name of `key`."""
         if key is None or key == CELL:
             return self.label
+        if isinstance(self.container, Tensor):
+            return f"{self.label}'s gradient hook"
         if self.style == ".k":
             return f"{self.label}.{key}" if self.label else str(key)
         return f"{self.label}[{key!r}]" if self.style == "[k]" else self.label
@@ -90,8 +92,7 @@ def contents(container: Any) -> dict[Any, Any]:
     if isinstance(container, type):
         return {key: value for key, value in class_dict(container).items() if key not in _WRITTEN_BY_PYTHON}
     if isinstance(container, Tensor):
-        # A dictionary of attributes that appears is no change by itself; one that was there is a holder of its own.
-        return {"hooks": hooks_of(container)}
+        return dict(enumerate(hooks_of(container)))
     found = {name: Slot(container, name, "").value() for name in slot_names(container)}
     return {"__class__": type(container), **{k: v for k, v in found.items() if v is not ABSENT}}
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile._capture.bytecode import Chain, chains
-from fusion_compile._capture.slots import ABSENT, Slot, attribute_slots, item_slot
+from fusion_compile._capture.slots import ABSENT, Slot, attribute_slots, instance_dict, item_slot
 from fusion_compile.passes._user_frame import TORCH, is_the_users
 
 _STANDARD_LIBRARY = tuple(os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib"))
@@ -51,8 +51,13 @@ def reads_count(path: str) -> bool:
 
 
 class Reads:
-    """What was read. `slots`: each once, in the order of reading. `names`: every attribute's name and every string in
-    the code that ran; what has none of these names was read through a computed name or not at all."""
+    """What was read.
+
+    Attributes:
+        slots: Each once, in the order of reading. The key None stands for all attributes of an object, in its
+            dictionary.
+        names: Every attribute's name and every string in the code that ran. Any other name was computed, or not read.
+    """
 
     def __init__(self) -> None:
         self.slots: list[Slot] = []
@@ -112,6 +117,11 @@ class Reads:
             return
         for link in chain.links:
             if isinstance(value, (Tensor, torch.dtype, type(None))) or (is_foreign(value) and value is not os):
+                return
+            if link.kind == "all":
+                own = instance_dict(value)
+                if own is not None and not isinstance(value, (type, types.ModuleType)):
+                    self._note(Slot(own, None, label))
                 return
             if link.kind == "item":
                 slot = item_slot(value, link.key, label)

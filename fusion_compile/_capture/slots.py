@@ -105,7 +105,7 @@ def attribute_slots(value: Any, name: str, label: str) -> list[Slot]:
     if isinstance(value, types.ModuleType):
         return [Slot(vars(value), name, full)]
     if isinstance(value, type):
-        owner = declaring(value, name)
+        owner = declaring(value, name) or declaring(type(value), name)
         return [] if owner is None else [Slot(owner, name, full)]
     raw, own = declared(type(value), name), instance_dict(value)
     if isinstance(raw, types.MemberDescriptorType):

@@ -90,6 +90,9 @@ class Walk:
     def slots(self, slots: Iterable[Slot]) -> None:
         """What was read, and what lies in it."""
         for slot in slots:
+            if slot.key is None and isinstance(slot.holder, dict):
+                self._all(slot)
+                continue
             value = slot.value()
             known = self._labels.get(id(slot.holder))
             label = slot.label if known is None else ".".join(filter(None, (known, str(slot.key))))
@@ -107,6 +110,14 @@ class Walk:
             elif not isinstance(slot.holder, (list, tuple, collections.deque)):  # these are watched as containers
                 self._whole(slot.holder, slot.label.rpartition(".")[0], ".k")
             self._look_into(value, label, 1)
+
+    def _all(self, slot: Slot) -> None:
+        """Watch all attributes of an object: code computes their names."""
+        module = self._modules.get(id(slot.holder))
+        if module is None:
+            self._container(slot.holder, self._labels.get(id(slot.holder), slot.label), 1, style=".k")
+        else:
+            self._read.update((type(module), key) for key in slot.holder if key not in STANDARD)
 
     def finish(self) -> None:
         """Look into the modules' attributes: those that were read on any module of the class, then the others."""
@@ -179,10 +190,12 @@ class Walk:
     def _tensor(self, tensor: Tensor, label: str) -> None:
         if id(tensor) not in self.tensors:
             self.tensors[id(tensor)] = (tensor, label)
-            self._whole(tensor, f"{label}'s gradient hook", "", seldom=True)
+            self._whole(tensor, label, "", seldom=True)
             own = instance_dict(tensor)
             if own:
                 self._container(own, label, 1, style=".k")
+            elif own is not None:
+                self._whole(own, label, ".k", seldom=True)
 
     def _container(self, value: Any, label: str, depth: int, style: str = "[k]") -> None:
         if len(value) > LONGEST:

@@ -236,7 +236,8 @@ class Watch:
                         if (id(holder.container), key) in self._excepted:
                             continue
                         if is_alike(after, before):
-                            self._loose[id(holder.container), key] = holder
+                            if Slot(holder.container, key, "").value() is after:
+                                self._loose[id(holder.container), key] = holder
                         else:
                             late = self._late_of(turns, i)
                             if holder.style == "" and registered:

@@ -38,6 +38,20 @@ def namespace_in_a_closure() -> Program:
 
 
 @program
+def namespace_read_by_computed_names() -> Program:
+    given = types.SimpleNamespace(a0=1.0, a1=1.0)
+    return of_loss(
+        lambda out: sum(getattr(given, f"a{i}") for i in range(2)), lambda: setattr(given, "a1", 2.0), "given.a1"
+    )
+
+
+@program
+def namespace_read_as_a_dictionary() -> Program:
+    given = types.SimpleNamespace(a=1.0)
+    return of_loss(lambda out: sum(vars(given).values()), lambda: setattr(given, "b", 2.0), "given.b")
+
+
+@program
 def number_in_a_closure() -> Program:
     weight = 1.0
 

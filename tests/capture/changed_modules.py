@@ -70,6 +70,12 @@ def attribute_that_is_new() -> Program:
 
 
 @program
+def attribute_with_a_computed_name() -> Program:
+    part = Part(lambda self, x: x * sum(getattr(self, f"a{i}") for i in range(2)), a0=1.0, a1=1.0)
+    return of_model(part, lambda m: setattr(m, "a1", 2.0), "model.1.a1")
+
+
+@program
 def attribute_that_is_gone() -> Program:
     part = Part(lambda self, x: x * 2 if hasattr(self, "double") else x, double=True)
     return of_model(part, lambda m: delattr(m, "double"), "model.1.double")
@@ -331,3 +337,14 @@ def hook_on_a_parameter() -> Program:
     return Program(
         plain_loss, lambda: model[0].weight.register_hook(lambda g: g * 2), "model.0.weight's gradient hook", model
     )
+
+
+@program
+def tag_on_a_parameter() -> Program:
+    model = around(nn.Tanh())
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        decayed = [p.square().sum() for p in model.parameters() if getattr(p, "decay", False)]
+        return plain_loss(model, x, y) + sum(decayed)
+
+    return Program(loss, lambda: setattr(model[0].weight, "decay", True), "model.0.weight.decay", model)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fusion_compile._capture.bytecode import Chain, Link, chains
+from fusion_compile._capture.bytecode import ALL, Chain, Link, chains
 
 SETTINGS: Any = None
 os: Any = None
@@ -60,7 +60,24 @@ CASES: dict[str, tuple[Callable[..., Any], set[Chain]]] = {
     ),
     "getattr with a computed name": (
         lambda self, name: getattr(self, name),
-        {Chain("global", "getattr"), Chain("local", "self"), Chain("local", "name")},
+        {Chain("global", "getattr"), Chain("local", "self", (ALL,)), Chain("local", "name")},
+    ),
+    "getattr with a formatted name": (
+        lambda self, i: getattr(self.a, f"x{i}", self.b + 1),
+        {
+            Chain("global", "getattr"),
+            Chain("local", "self", (attribute("a"), ALL)),
+            Chain("local", "self", (attribute("b"),)),
+            Chain("local", "i"),
+        },
+    ),
+    "all attributes": (
+        lambda self: (vars(self.a)["b"], self.c.__dict__["d"]),
+        {
+            Chain("global", "vars"),
+            Chain("local", "self", (attribute("a"), ALL)),
+            Chain("local", "self", (attribute("c"), ALL)),
+        },
     ),
     "get with a constant key": (
         lambda: SETTINGS.loss.get("weight", 1.0),

@@ -71,6 +71,20 @@ def test_hooks_of_a_tensor() -> None:
     assert hooks_of(tensor) == (first, second)
 
 
+def test_a_set_and_a_tensors_hooks_differ_by_content() -> None:
+    tensor = torch.ones(1, requires_grad=True)
+    tensor.register_hook(print)
+    active = {1}
+    holders = [Holder(tensor, "t"), Holder(active, "s")]
+    for holder in holders:
+        holder.remember()
+    assert [list(holder.differences()) for holder in holders] == [[], []]
+    tensor.register_hook(repr)
+    active.add(3)
+    names = [holder.named(key) for holder in holders for key, _, _ in holder.differences()]
+    assert names == ["t's gradient hook", "s"]
+
+
 def test_differences_by_key() -> None:
     container: dict[str, Any] = {"kept": 1, "replaced": 2, "removed": 3}
     whole, one = Holder(container, "d"), Holder(container, "d", keys=("replaced",))

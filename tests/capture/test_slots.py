@@ -73,6 +73,13 @@ def test_classes_and_modules() -> None:
     assert read(slots, "CELL") == ([(vars(slots), CELL)], ["x.CELL"])
 
 
+def test_a_metaclass_has_attributes_too() -> None:
+    class Meta(type):
+        shared = 5
+
+    assert read(Meta("Made", (), {}), "shared") == ([(Meta, 5)], ["x.shared"])
+
+
 def test_a_modules_parameters_buffers_and_children() -> None:
     norm = nn.BatchNorm1d(2)
     model = nn.Sequential(norm)

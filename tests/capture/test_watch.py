@@ -194,6 +194,16 @@ def test_a_hook_is_noticed_at_once_in_a_large_model_and_one_elsewhere_is_no_chan
     assert change is not None and change.label == "model.50's forward hook" and change.late == 0
 
 
+def test_sets_and_hooks_stay_as_they_are_when_something_else_is_compared_by_value() -> None:
+    model = nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.5))
+    model[0].weight.register_hook(lambda gradient: None)
+    model[0].active = {1}  # type: ignore[assignment]
+    watch = watch_of(model)
+    for _ in range(3):
+        model[1].p = float("0.5")
+        assert noticed(watch) == []
+
+
 def test_a_hook_around_all_modules() -> None:
     model = deep(1)
     watch = watch_of(model)
