@@ -228,6 +228,7 @@ class Watch:
 
     def _replaced(self) -> Iterator[tuple[Holder, Any, Any, Any, int]]:
         registered = hooks_registered() != self._hooks
+        counted = {id(container) for container, _ in self._sized}
         for lots in ([self._often], self._modules, self._seldom):
             turns: Sequence[Any] = self._turns if lots is self._seldom else lots  # which begin with them
             for i, portion in enumerate(lots):
@@ -242,7 +243,7 @@ class Watch:
                             late = self._late_of(turns, i)
                             if holder.style == "" and registered:
                                 late = 0  # a hook: all are compared when one is registered
-                            elif (before is ABSENT or after is ABSENT) and isinstance(holder.container, dict):
+                            elif (before is ABSENT or after is ABSENT) and id(holder.container) in counted:
                                 late = min(late, len(self._counts) - 1)  # entries are counted more often
                             yield holder, key, before, after, late
 
