@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from _measure import machine, print_machine, print_table
 from torch import Tensor, nn
 
-from fusion_compile._capture.reads import reading
+from fusion_compile._capture.watch.reads import reading
 from fusion_compile._capture.structure_watch import StructureWatch
-from fusion_compile._capture.watch import Watch
+from fusion_compile._capture.watch.watch import Watch
 
 
 class Attention(nn.Module):

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion_compile._capture.holders import WHOLE
-from fusion_compile._capture.reads import Reads, reading
-from fusion_compile._capture.slots import attribute_slots
-from fusion_compile._capture.watch import Watch
+from fusion_compile._capture.watch.holders import WHOLE
+from fusion_compile._capture.watch.reads import Reads, reading
+from fusion_compile._capture.watch.slots import attribute_slots
+from fusion_compile._capture.watch.watch import Watch
 
 
 class Counts(nn.Module):

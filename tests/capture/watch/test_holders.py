@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from fusion_compile._capture.holders import Holder, contents, hooks_of, is_alike, slot_names
+from fusion_compile._capture.watch.holders import Holder, contents, hooks_of, is_alike, slot_names
 
 
 class WithSlots:

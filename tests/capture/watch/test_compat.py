@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fusion_compile._capture._compat import global_module_hooks, hooks_registered
+from fusion_compile._capture.watch._compat import global_module_hooks, hooks_registered
 
 
 def test_hooks_around_every_module() -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from fusion_compile._capture import slots
-from fusion_compile._capture.slots import ABSENT, CELL, Slot, attribute_slots, instance_dict, item_slot
+from fusion_compile._capture.watch import slots
+from fusion_compile._capture.watch.slots import ABSENT, CELL, Slot, attribute_slots, instance_dict, item_slot
 
 
 class Base:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from fusion_compile._capture.holders import PLAIN
-from fusion_compile._capture.slots import ABSENT
+from fusion_compile._capture.watch.holders import PLAIN
+from fusion_compile._capture.watch.slots import ABSENT
 
 Kind = Literal["value", "length", "tensor", "setting"]
 

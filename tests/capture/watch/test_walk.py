@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fusion_compile._capture.holders import Holder
-from fusion_compile._capture.slots import Slot
-from fusion_compile._capture.walk import LONGEST, Walk
+from fusion_compile._capture.watch.holders import Holder
+from fusion_compile._capture.watch.slots import Slot
+from fusion_compile._capture.watch.walk import LONGEST, Walk
 
 
 def walked(root: Any, names: set[str] | None = None, slots: list[Slot] | None = None) -> Walk:

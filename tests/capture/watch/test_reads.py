@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion_compile._capture.reads import Reads, reading, reads_count
-from fusion_compile._capture.slots import ABSENT
+from fusion_compile._capture.watch.reads import Reads, reading, reads_count
+from fusion_compile._capture.watch.slots import ABSENT
 from fusion_compile.passes._user_frame import TORCH
 
 SETTINGS = types.SimpleNamespace(loss=types.SimpleNamespace(weight=2.0), unread=1.0)

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from fusion_compile._capture._compat import global_module_hooks
-from fusion_compile._capture.holders import PLAIN, Holder, contents, slot_names
-from fusion_compile._capture.reads import is_foreign
-from fusion_compile._capture.slots import ABSENT, Slot, declaring, instance_dict
+from fusion_compile._capture.watch._compat import global_module_hooks
+from fusion_compile._capture.watch.holders import PLAIN, Holder, contents, slot_names
+from fusion_compile._capture.watch.reads import is_foreign
+from fusion_compile._capture.watch.slots import ABSENT, Slot, declaring, instance_dict
 
 DEPTH = 6
 """Containers and objects in one another that are looked into."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from fusion_compile._capture.holders import Holder
-from fusion_compile._capture.portions import Portion, kinds_of, portions_of
+from fusion_compile._capture.watch.holders import Holder
+from fusion_compile._capture.watch.portions import Portion, kinds_of, portions_of
 
 
 def test_whole_containers_of_every_kind() -> None:

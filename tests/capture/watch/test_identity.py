@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fusion_compile._capture import identity
-from fusion_compile._capture.identity import SameObjects
+from fusion_compile._capture.watch import identity
+from fusion_compile._capture.watch.identity import SameObjects
 
 
 def check() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion_compile._capture.slots import ABSENT, CELL, Slot, class_dict
+from fusion_compile._capture.watch.slots import ABSENT, CELL, Slot, class_dict
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, type(Ellipsis))
 _OF_FUNCTIONS = ("__code__", "__defaults__", "__kwdefaults__", "__dict__")

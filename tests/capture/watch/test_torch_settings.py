@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fusion_compile._capture import torch_settings
-from fusion_compile._capture.torch_settings import SlowSettings, TorchSettings
+from fusion_compile._capture.watch import torch_settings
+from fusion_compile._capture.watch.torch_settings import SlowSettings, TorchSettings
 
 
 def changed(before: list[object], settings: TorchSettings) -> list[str]:

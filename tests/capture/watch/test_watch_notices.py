@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fusion_compile._capture.reads import reading
-from fusion_compile._capture.watch import Watch
+from fusion_compile._capture.watch.reads import reading
+from fusion_compile._capture.watch.watch import Watch
 from tests.capture import changed_losses, changed_modules
 from tests.capture.changed_program import PROGRAMS, Part, Program, around, of_loss, of_model, plain_loss
 

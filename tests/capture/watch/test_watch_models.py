@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion_compile._capture.reads import reading
-from fusion_compile._capture.watch import Watch
+from fusion_compile._capture.watch.reads import reading
+from fusion_compile._capture.watch.watch import Watch
 
 transformers = pytest.importorskip("transformers")
 diffusers = pytest.importorskip("diffusers")

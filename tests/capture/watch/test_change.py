@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from fusion_compile._capture.change import Change, shown
-from fusion_compile._capture.slots import ABSENT
+from fusion_compile._capture.watch.change import Change, shown
+from fusion_compile._capture.watch.slots import ABSENT
 
 
 def test_a_number() -> None:

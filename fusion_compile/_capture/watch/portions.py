@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fusion_compile._capture.holders import WHOLE, Holder
-from fusion_compile._capture.identity import SameObjects
-from fusion_compile._capture.slots import ABSENT
+from fusion_compile._capture.watch.holders import WHOLE, Holder
+from fusion_compile._capture.watch.identity import SameObjects
+from fusion_compile._capture.watch.slots import ABSENT
 
 _FEW_KEYS = 2
 """Up to so many keys of one dictionary are looked up one by one, which is as fast as together."""

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusion_compile._capture.bytecode import Chain, chains
-from fusion_compile._capture.slots import ABSENT, Slot, attribute_slots, instance_dict, item_slot
+from fusion_compile._capture.watch.bytecode import Chain, chains
+from fusion_compile._capture.watch.slots import ABSENT, Slot, attribute_slots, instance_dict, item_slot
 from fusion_compile.passes._user_frame import TORCH, is_the_users
 
 _STANDARD_LIBRARY = tuple(os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib"))

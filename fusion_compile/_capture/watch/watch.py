@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fusion_compile._capture._compat import hooks_registered
-from fusion_compile._capture.change import Change, Kind
-from fusion_compile._capture.holders import WHOLE, Holder, is_alike
-from fusion_compile._capture.portions import Portion, TensorKinds, kinds_of, portions_of
-from fusion_compile._capture.reads import Reads
-from fusion_compile._capture.slots import ABSENT, Slot
-from fusion_compile._capture.torch_settings import SlowSettings, TorchSettings
-from fusion_compile._capture.walk import Walk
+from fusion_compile._capture.watch._compat import hooks_registered
+from fusion_compile._capture.watch.change import Change, Kind
+from fusion_compile._capture.watch.holders import WHOLE, Holder, is_alike
+from fusion_compile._capture.watch.portions import Portion, TensorKinds, kinds_of, portions_of
+from fusion_compile._capture.watch.reads import Reads
+from fusion_compile._capture.watch.slots import ABSENT, Slot
+from fusion_compile._capture.watch.torch_settings import SlowSettings, TorchSettings
+from fusion_compile._capture.watch.walk import Walk
 
 _OF_MODULES_AT_ONCE = 1500
 _SELDOM_AT_ONCE = 600
