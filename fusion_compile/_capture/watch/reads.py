@@ -1,0 +1,173 @@
+"""What the user's functions read during a real run.
+
+Profile events tell which functions run and with which arguments; their bytecode tells which names they read; both
+together lead to slots. Nothing of the user's is called to find them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import inspect
+import os
+import sys
+import sysconfig
+import types
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusion_compile._capture.watch.bytecode import Chain, chains
+from fusion_compile._capture.watch.slots import ABSENT, Slot, attribute_slots, instance_dict, item_slot
+from fusion_compile.passes._user_frame import TORCH, is_the_users
+
+_STANDARD_LIBRARY = tuple(os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib"))
+_INSTALLED = tuple(os.path.join(sysconfig.get_path(name), "") for name in ("purelib", "platlib"))
+_TORCH_MODULES = tuple(os.path.join(TORCH, "nn", folder, "") for folder in ("modules", "utils"))
+_MACHINERY = os.path.join(TORCH, "nn", "modules", "module.py")
+"""`nn.Module` itself reads the hooks of every module at every call; a watch knows these without reading."""
+
+_STANDARD = frozenset(vars(nn.Module())) - {"training"}
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, Tensor)
+_CONTAINERS = (dict, list, tuple, set, frozenset)
+_SAMPLE = Slot({}, None, "")
+_UNCOUNTED = sys.getrefcount(_SAMPLE.holder) - 1
+"""References that `sys.getrefcount` counts besides a slot's own."""
+
+
+@functools.cache
+def reads_count(path: str) -> bool:
+    """Whether what a file's functions read decides what a capture holds: the user's files, libraries, and the modules
+    of ``torch.nn``; not the rest of torch, this package, or the standard library."""
+    if path.startswith(_TORCH_MODULES):
+        return path != _MACHINERY
+    if not is_the_users(path):
+        return False
+    return path.startswith(_INSTALLED) or not path.startswith(_STANDARD_LIBRARY)
+
+
+class Reads:
+    """What was read.
+
+    Attributes:
+        slots: Each once, in the order of reading. The key None stands for all attributes of an object, in its
+            dictionary.
+        names: Every attribute's name and every string in the code that ran. Any other name was computed, or not read.
+    """
+
+    def __init__(self) -> None:
+        self.slots: list[Slot] = []
+        self.names: set[str] = set()
+        self._known: set[tuple[int, Any]] = set()
+        self._seen: set[Any] = set()
+        self._codes: set[types.CodeType] = set()
+
+    def on_event(self, frame: types.FrameType, event: str, _: Any) -> None:
+        """A profile event. Arguments are resolved when a function begins; other locals when it returns."""
+        if event not in ("call", "return") or not reads_count(frame.f_code.co_filename):
+            return
+        code = frame.f_code
+        if code not in self._codes:
+            self._codes.add(code)
+            self.names.update(code.co_names)
+            self.names.update(c for c in code.co_consts if isinstance(c, str))
+        read = chains(code)
+        if not read:
+            return
+        values = frame.f_locals
+        # Containers are left out: those that are passed around are mostly new at each call.
+        key = (code, event, *(id(v) for v in values.values() if not isinstance(v, _PLAIN + _CONTAINERS)))
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        for chain in read:
+            if chain.scope == "global":
+                if event == "call":
+                    self._follow_global(chain, frame.f_globals)
+            elif chain.name in values and (event == "return" or chain.scope == "free" or chain.name in arguments):
+                self._follow(chain, values[chain.name], chain.name)
+
+    def drop_temporaries(self) -> None:
+        """Forget slots in objects that nobody else refers to: what the run made and threw away, with all the
+        activations in it."""
+        self._seen.clear()
+        self._known.clear()
+        while True:
+            ours = Counter(id(slot.holder) for slot in self.slots)
+            kept = [slot for slot in self.slots if sys.getrefcount(slot.holder) > ours[id(slot.holder)] + _UNCOUNTED]
+            if len(kept) == len(self.slots):
+                return
+            self.slots = kept
+
+    def _follow_global(self, chain: Chain, scope: dict[str, Any]) -> None:
+        if chain.name in scope:
+            value = scope[chain.name]
+            if not is_foreign(value):
+                self._note(Slot(scope, chain.name, chain.name))
+            self._follow(chain, value, chain.name)
+
+    def _follow(self, chain: Chain, value: Any, label: str) -> None:
+        if isinstance(value, contextvars.ContextVar):
+            self._note(Slot(value, None, label))
+            return
+        for link in chain.links:
+            if isinstance(value, (Tensor, torch.dtype, type(None))) or (is_foreign(value) and value is not os):
+                return
+            if link.kind == "all":
+                own = instance_dict(value)
+                if own is not None and not isinstance(value, (type, types.ModuleType)):
+                    self._note(Slot(own, None, label))
+                return
+            if link.kind == "item":
+                slot = item_slot(value, link.key, label)
+                slots = [slot] if slot is not None else []
+            else:
+                slots = attribute_slots(value, link.key, label)
+            if not slots:
+                return
+            for slot in slots:
+                self._note(slot)
+            value, label = slots[-1].value(), slots[-1].label if link.kind == "item" else f"{label}.{link.key}"
+            if value is ABSENT or inspect.isdatadescriptor(value) or isinstance(value, (staticmethod, classmethod)):
+                return
+
+    def _note(self, slot: Slot) -> None:
+        if slot.holder is vars(os) or (isinstance(slot.key, str) and slot.key in _STANDARD):
+            return
+        if isinstance(slot.holder, type) and is_foreign(slot.holder) and slot.key != "forward":
+            return
+        try:
+            if slot.identity in self._known:
+                return
+            self._known.add(slot.identity)
+        except TypeError:  # an unhashable constant, a slice
+            return
+        self.slots.append(slot)
+
+
+def is_foreign(value: Any) -> bool:
+    """Modules, classes and functions of torch, numpy and the standard library: nobody changes these between steps."""
+    if isinstance(value, types.ModuleType):
+        path = getattr(value, "__file__", None)
+        return path is None or not reads_count(path) or value.__name__.partition(".")[0] == "numpy"
+    if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
+        top = str(getattr(value, "__module__", None)).partition(".")[0]
+        return top in ("torch", "numpy", "builtins", "None") or top in sys.stdlib_module_names - {"__main__"}
+    return False
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[Reads]:
+    """Record what the user's functions read inside, in this thread. A profiler that was set is set again at the end."""
+    reads, before = Reads(), sys.getprofile()
+    sys.setprofile(reads.on_event)
+    try:
+        yield reads
+    finally:
+        sys.setprofile(before)
+        reads.drop_temporaries()

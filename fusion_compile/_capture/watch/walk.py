@@ -1,0 +1,295 @@
+"""What a watch watches: the holders that can be reached from a capture's roots and from what it read.
+
+Of modules, everything. Of containers, everything within a depth and a size. Of other objects, the attributes that code
+which ran names; a trainer's history, its logger and its optimizer's state are not what a loss was captured from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextvars
+import enum
+import functools
+import os
+import threading
+import types
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from fusion_compile._capture.watch._compat import global_module_hooks
+from fusion_compile._capture.watch.holders import PLAIN, Holder, contents, slot_names
+from fusion_compile._capture.watch.reads import is_foreign
+from fusion_compile._capture.watch.slots import ABSENT, Slot, declaring, instance_dict
+
+DEPTH = 6
+"""Containers and objects in one another that are looked into."""
+LONGEST = 1000
+"""Entries of a container that are watched one by one; of a longer one only the length is."""
+_ARRAY_BYTES = 8192
+
+_NAMESPACES = (types.SimpleNamespace, argparse.Namespace, threading.local)
+"""Classes of the standard library that people keep their own values in."""
+
+_HOOKS = {
+    "_forward_hooks": "forward hook",
+    "_forward_pre_hooks": "forward pre-hook",
+    "_backward_hooks": "backward hook",
+    "_backward_pre_hooks": "backward pre-hook",
+}
+_CHILDREN = ("_parameters", "_buffers", "_modules")
+STANDARD = frozenset(vars(nn.Module()))
+"""The attributes of every module."""
+
+
+class Walk:
+    """Everything found. Each list's order is that of finding.
+
+    Attributes:
+        often: What was read, and what people change between calls, outside of modules.
+        modules: The same of modules: children, parameters, buffers, hooks, attributes that were read.
+        seldom: Everything else on modules and classes, and tensors' hooks.
+        sized: Containers compared by length, with their labels.
+        arrays: Small numpy arrays compared by bytes, with their labels.
+        called: Slots whose value a function gives: context variables, the environment.
+        missing: Attributes that were looked for and not there.
+        tensors: By id, every tensor that was found, with its label.
+    """
+
+    def __init__(self, names: Collection[str] | None) -> None:
+        self.often: list[Holder] = []
+        self.modules: list[Holder] = []
+        self.seldom: list[Holder] = []
+        self.sized: list[tuple[Any, str]] = []
+        self.arrays: list[tuple[Any, str]] = []
+        self.called: list[Slot] = []
+        self.missing: list[Slot] = []
+        self.tensors: dict[int, tuple[Tensor, str]] = {}
+        self._names = names
+        self._seen: set[int] = set()
+        self._classes_seen: set[type] = set()
+        self._picks: dict[int, tuple[Any, str, dict[Any, None]]] = {}
+        self._rare_picks: dict[int, tuple[Any, str, dict[Any, None]]] = {}
+        self._rarely = False
+        self._modules: dict[int, nn.Module] = {}
+        """By the instance dictionary's id."""
+        self._read: set[tuple[type, Any]] = set()
+        self._labels: dict[int, str] = {}
+        """By an instance dictionary's id, what its object is called from a root."""
+
+    def roots(self, roots: Mapping[str, Any]) -> None:
+        """Everything reachable from `roots` (label -> value); modules first, so that they get their own names."""
+        for label, value in sorted(roots.items(), key=lambda item: not isinstance(item[1], nn.Module)):
+            self._look_into(value, label, 0)
+        for label, hooks in global_module_hooks().items():
+            self._hooks(hooks, label)
+
+    def slots(self, slots: Iterable[Slot]) -> None:
+        """What was read, and what lies in it."""
+        for slot in slots:
+            if slot.key is None and isinstance(slot.holder, dict):
+                self._all(slot)
+                continue
+            value = slot.value()
+            known = self._labels.get(id(slot.holder))
+            label = slot.label if known is None else ".".join(filter(None, (known, str(slot.key))))
+            if id(slot.holder) in self._modules:
+                self._read.add((type(self._modules[id(slot.holder)]), slot.key))
+            if isinstance(slot.holder, (contextvars.ContextVar, type(os.environ))):
+                self.called.append(slot)
+            elif value is ABSENT:
+                if (
+                    isinstance(slot.holder, dict) and id(slot.holder) not in self._modules
+                ):  # a module's attributes are counted
+                    self.missing.append(Slot(slot.holder, slot.key, label))
+            elif isinstance(slot.holder, (dict, type)):
+                self._pick(slot.holder, slot.key, _holders_label(slot))
+            elif not isinstance(slot.holder, (list, tuple, collections.deque)):  # these are watched as containers
+                self._whole(slot.holder, slot.label.rpartition(".")[0], ".k")
+            self._look_into(value, label, 1)
+
+    def _all(self, slot: Slot) -> None:
+        """Watch all attributes of an object: code computes their names."""
+        module = self._modules.get(id(slot.holder))
+        if module is None:
+            self._container(slot.holder, self._labels.get(id(slot.holder), slot.label), 1, style=".k")
+        else:
+            self._read.update((type(module), key) for key in slot.holder if key not in STANDARD)
+
+    def finish(self) -> None:
+        """Look into the modules' attributes: those that were read on any module of the class, then the others."""
+        attributes = [
+            (module, key, value, self._names is None or (type(module), key) in self._read)
+            for module in list(self._modules.values())
+            for key, value in vars(module).items()
+            if key not in STANDARD or key == "training"
+        ]
+        for self._rarely in (False, True):
+            for module, key, value, read in attributes:
+                label = ".".join(filter(None, (self._labels[id(vars(module))], key)))
+                if read and not self._rarely:
+                    self._pick(vars(module), key, label.removesuffix(key).removesuffix("."))
+                if read is not self._rarely:
+                    self._look_into(value, label, 1)
+        for rarely, picks in ((False, self._picks), (True, self._rare_picks)):
+            picked = [
+                Holder(container, label.removesuffix("[]"), "[k]" if label.endswith("[]") else ".k", tuple(keys))
+                for container, label, keys in picks.values()
+            ]
+            for holder in reversed(picked):
+                of_module = id(holder.container) in self._modules
+                (self.seldom if rarely else self.modules if of_module else self.often).insert(0, holder)
+
+    def _pick(self, container: Any, key: Any, label: str) -> None:
+        """Watch one slot. `label`: what its holder is called, with ``[]`` for items; its name from a root is better."""
+        if id(container) not in self._seen:  # else it is watched as a whole
+            label = container.__qualname__ if isinstance(container, type) else self._labels.get(id(container), label)
+            picks = self._rare_picks if self._rarely else self._picks
+            picks.setdefault(id(container), (container, label, {}))[2][key] = None
+
+    def _whole(
+        self, container: Any, label: str, style: str = "[k]", *, seldom: bool = False, of_module: bool = False
+    ) -> bool:
+        """Watch everything in `container`; False if it is watched already."""
+        if id(container) in self._seen:
+            return False
+        self._seen.add(id(container))
+        where = self.seldom if seldom or self._rarely else self.modules if of_module else self.often
+        where.append(Holder(container, label, style))
+        return True
+
+    def _look_into(self, value: Any, label: str, depth: int) -> None:
+        if isinstance(value, Tensor):
+            self._tensor(value, label)
+        elif depth > DEPTH or isinstance(value, (*PLAIN, type, types.ModuleType, enum.Enum)):
+            return
+        elif isinstance(value, nn.Module):
+            self._module(value, label)
+        elif isinstance(value, (dict, list, tuple, collections.deque, set, frozenset)):
+            self._container(value, label, depth)
+        elif isinstance(value, types.FunctionType):
+            self._function(value, label, depth)
+        elif isinstance(value, types.MethodType):
+            self._look_into(value.__func__, label, depth)
+            self._look_into(value.__self__, f"{label}.__self__" if depth else label, depth)
+        elif isinstance(value, functools.partial):
+            if self._whole(value, label, ".k"):
+                for name, part in contents(value).items():
+                    self._look_into(part, f"{label}.{name}", depth)
+        elif isinstance(value, np.ndarray):
+            if id(value) not in self._seen and not value.dtype.hasobject:
+                self._seen.add(id(value))
+                if value.nbytes <= _ARRAY_BYTES:
+                    self.arrays.append((value, label))
+        elif not is_foreign(type(value)) or isinstance(value, _NAMESPACES):
+            self._object(value, label, depth)
+
+    def _tensor(self, tensor: Tensor, label: str) -> None:
+        if id(tensor) not in self.tensors:
+            self.tensors[id(tensor)] = (tensor, label)
+            self._whole(tensor, label, "", seldom=True)
+            own = instance_dict(tensor)
+            if own:
+                self._container(own, label, 1, style=".k")
+            elif own is not None:
+                self._whole(own, label, ".k", seldom=True)
+
+    def _container(self, value: Any, label: str, depth: int, style: str = "[k]") -> None:
+        if len(value) > LONGEST:
+            self.sized.append((value, label))
+            return
+        if isinstance(value, (tuple, frozenset)):
+            if id(value) in self._seen:
+                return
+            self._seen.add(id(value))
+        elif not self._whole(value, label, style):
+            return
+        entries = enumerate(value) if isinstance(value, (set, frozenset)) else contents(value).items()
+        named = Holder(value, label, style)
+        for key, inner in list(entries):
+            if not isinstance(inner, PLAIN):
+                self._look_into(inner, named.named(key), depth + 1)
+
+    def _function(self, value: types.FunctionType, label: str, depth: int) -> None:
+        if is_foreign(value) or not self._whole(value, label, ".k"):
+            return
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            self._whole(cell, name, "")
+            self._look_into(Slot(cell, "cell_contents", name).value(), name, depth + 1)
+        arguments = value.__code__.co_varnames[: value.__code__.co_argcount]
+        defaults = value.__defaults__ or ()
+        for name, default in zip(arguments[len(arguments) - len(defaults) :], defaults, strict=True):
+            self._look_into(default, f"{label}'s default {name}", depth + 1)
+        for name, default in (value.__kwdefaults__ or {}).items():
+            self._look_into(default, f"{label}'s default {name}", depth + 1)
+        if value.__kwdefaults__:
+            self._whole(value.__kwdefaults__, f"{label}'s defaults")
+        self._container(vars(value), label, depth, style=".k")
+
+    def _object(self, value: Any, label: str, depth: int) -> None:
+        if id(value) in self._seen:
+            return
+        self._whole(value, label, ".k")
+        own = instance_dict(value)
+        if own is not None:
+            self._labels[id(own)] = label
+        found = {} if own is None else {k: v for k, v in own.items() if self._names is None or k in self._names}
+        for key in found:
+            self._pick(own, key, label)
+        found |= {k: v for k, v in contents(value).items() if k in slot_names(value)}
+        for key, inner in found.items():
+            self._look_into(inner, f"{label}.{key}", depth + 1)
+        if isinstance(value, (dict, list)):
+            self._container(value, label, depth)
+        self._classes(type(value))
+
+    def _module(self, root: nn.Module, label: str) -> None:
+        found = list(root.named_modules())
+        new = [
+            (".".join(filter(None, (label, name))), module) for name, module in found if id(module) not in self._seen
+        ]
+        for name, module in new:
+            self._whole(module, name, ".k", seldom=True)
+            self._labels[id(vars(module))] = name
+            self._modules[id(vars(module))] = module
+        for name, module in new:
+            self._one_module(name, module)
+
+    def _one_module(self, name: str, module: nn.Module) -> None:
+        state = vars(module)
+        for part in _CHILDREN:
+            self._whole(state[part], name, ".k", seldom=not state[part], of_module=True)
+        for part in ("_parameters", "_buffers"):
+            for key, tensor in state[part].items():
+                if tensor is not None:
+                    self._tensor(tensor, ".".join(filter(None, (name, key))))
+        for part, what in _HOOKS.items():
+            if part in state:
+                self._hooks(state[part], f"{name}'s {what}" if name else f"the model's {what}")
+        self.sized.append((state, name))
+        self.seldom.append(Holder(state, name, ".k"))
+        self._classes(type(module))
+
+    def _hooks(self, hooks: dict[Any, Any], label: str) -> None:
+        if self._whole(hooks, label, "", seldom=not hooks):
+            for hook in list(hooks.values()):
+                self._look_into(hook, label, 1)
+
+    def _classes(self, kind: type) -> None:
+        owner = declaring(kind, "forward")
+        if owner is not None:
+            self._pick(owner, "forward", "")
+        for each in kind.__mro__:
+            if each is not object and each not in self._classes_seen:
+                self._classes_seen.add(each)
+                self.seldom.append(Holder(each, each.__qualname__, ".k"))
+
+
+def _holders_label(slot: Slot) -> str:
+    """What the holder is called, with ``[]`` where the slot is an item; "" for a global."""
+    if slot.label.endswith(f"[{slot.key!r}]"):
+        return slot.label.removesuffix(f"[{slot.key!r}]") + "[]"
+    return slot.label.removesuffix(str(slot.key)).removesuffix(".")
