@@ -112,7 +112,7 @@ def _see(run: Run, symbols: Symbols, func: Any, args: tuple[Any, ...], kwargs: d
                 continue
             where = where if where is not None else line_of(innermost_user(sys._getframe(1)))
             expression = symbols.expression(leaf)
-            if expression is None or "Int" in kind or kind.startswith("int"):
+            if expression is None or "int" in kind.lower():
                 run.sized |= {i: run.sized.get(i, where) for i in symbols.inputs(leaf)}
             else:
                 run.operands.append((expression, where))

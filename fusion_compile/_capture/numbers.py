@@ -126,10 +126,10 @@ def study_numbers(
 ) -> Numbers:
     """Find out what changing numbers decide.
 
-    The program runs on fake tensors once with the plain numbers and once with symbols; both must call the same operators
-    and leave the same numbers. The rule is then compared with runs on the plain numbers that it predicts for later
-    `steps`. A number that cannot be followed, or on which a shape depends, keeps its value, and the rest is studied
-    again: ``2 + len(steps)`` runs, and at most ``len(steps) + 1`` more for each number that is given up.
+    The program runs on fake tensors once with the plain numbers and once with symbols. Both runs must call the same
+    operators and leave the same numbers. The rule is then compared with runs on the plain numbers that it predicts for
+    later `steps`. A number that cannot be followed, or on which a shape depends, keeps its value, and the rest is
+    studied again: ``2 + len(steps)`` runs, and at most ``len(steps) + 1`` more for each number that is given up.
 
     What cannot be seen: ``type(n) is int`` (`isinstance` is answered as for plain numbers) together with a value that
     none of `steps` reaches; ``n is 1``; numbers that change without being in `slots`. A bool keeps its value: a step

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias, cast
 
-_LIST = type(iter([]))
+_LIST: type = type(iter([]))
 _ITERTOOLS = tuple(v for v in vars(itertools).values() if isinstance(v, type))
 _DEEPEST = 4
 """Iterators inside of iterators that are looked into."""
@@ -57,8 +57,8 @@ class OutsideIterators:
             self._alive.append(thing)
             self.randoms.add(id(thing))
         elif what == "numpy":
-            where = functools.partial(_numpy_position, thing)
-            self._numpy.append((thing, where, where()))
+            state = functools.partial(_numpy_position, thing)
+            self._numpy.append((thing, state, state()))
         else:
             where = _where(thing)
             if where is not None:
@@ -122,8 +122,8 @@ _BUILT_IN = ("builtins", "itertools", "collections", "_collections")
 
 
 def _where(iterator: Any) -> Callable[[], Any] | None:
-    """A function that gives something equal as long as `iterator` has not moved. It takes nothing from the iterator, and
-    where it can be a method of C that compares nothing of the user's."""
+    """A function whose result stays equal as long as `iterator` has not moved. It takes nothing from the iterator and
+    calls nothing of the user's. Methods of C where there are any: this runs at each return of a user's function."""
     kind = type(iterator)
     if kind is itertools.count:
         return cast(Callable[[], Any], iterator.__repr__)

@@ -13,7 +13,8 @@ import random
 import sys
 import time
 import types
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, cast
 
 import torch
 
@@ -57,10 +58,9 @@ _TORCH_RANDOM = ("random.py", "cuda/random.py", "xpu/random.py", "mps/__init__.p
 _GET_ENVIRON = type(os.environ).__getitem__.__code__
 _NEW_RANDOM = random.Random.__init__.__code__
 _NUMPY_DRAWS = {
-    *(
-        "rand randn randint random random_sample choice shuffle permutation permuted normal standard_normal uniform".split()
-    ),
-    *("integers bytes beta binomial exponential gamma geometric laplace lognormal multinomial poisson sample".split()),
+    *("rand", "randn", "randint", "random", "random_sample", "sample", "integers", "bytes", "choice", "shuffle"),
+    *("permutation", "permuted", "normal", "standard_normal", "uniform", "beta", "binomial", "exponential", "gamma"),
+    *("geometric", "laplace", "lognormal", "multinomial", "poisson"),
 }
 _ITERATING = {"FOR_ITER", "GET_ITER", "UNPACK_SEQUENCE", "UNPACK_EX", "LIST_EXTEND", "SET_UPDATE", "CONTAINS_OP"}
 _ITERATING_CALLS = {
@@ -91,7 +91,7 @@ def builtin_reading(function: Any) -> Reading | None:
         return None
     if kind is type:
         return "clock" if function.__name__ in _DATES and issubclass(owner, datetime.date) else None
-    return _method_reading(kind, function.__name__)
+    return _method_reading(cast(Hashable, kind), function.__name__)
 
 
 @functools.lru_cache(maxsize=4096)

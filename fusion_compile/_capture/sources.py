@@ -58,9 +58,9 @@ _ADVICE = {
 class Source(NamedTuple):
     """One thing that was read.
 
-    `kind`: ``"clock"``, ``"environment"``, ``"file"``, ``"network"``, ``"process"``, ``"iterator"``, ``"random"`` (Python's
-    and numpy's), ``"torch random"``, ``"context"``, and ``"output"`` for what is written. `what`: the call or object.
-    `where`: the user's ``"file:line"``, or ``""`` where the read was noticed only at the end.
+    `kind`: ``"clock"``, ``"environment"``, ``"file"``, ``"network"``, ``"process"``, ``"iterator"``, ``"random"``
+    (Python's and numpy's), ``"torch random"``, ``"context"``, and ``"output"`` for what is written. `what`: the call or
+    object. `where`: the user's ``"file:line"``, or ``""`` where the read was noticed only at the end.
     """
 
     kind: str

@@ -193,8 +193,8 @@ def with_symbols(
     """Put symbolic numbers into `slots`, which hold plain ints and floats, while user code runs on fake tensors.
 
     The symbols live in `env`, the `ShapeEnv` of the fake mode. Hand ``symbols.numbers`` to `make_fx` as inputs, and
-    the graph has a placeholder for each number and its arithmetic in Python's order. To the user's code and to libraries
-    the numbers are instances of int and float, as they are without a trace. At the end the slots hold what they held.
+    the graph has a placeholder for each number and its arithmetic in Python's order. To the user's code and to
+    libraries the numbers are instances of int and float. At the end the slots hold what they held.
 
     Args:
         slots: ``(holder, key)`` of each number.

@@ -12,8 +12,9 @@ from fusion_compile._capture import _compat
 def test_a_fake_mode_shows_each_operator_once_and_no_inner_ones() -> None:
     seen: list[Any] = []
     mode = _compat.SeenFakeMode(lambda func, args, kwargs, out: seen.append((str(func), tuple(out.shape))))
+    x = mode.from_tensor(torch.ones(2, 3))
     with mode:
-        torch.nn.functional.gelu(mode.from_tensor(torch.ones(2, 3))).sum()
+        torch.nn.functional.gelu(x).sum()
     assert seen == [("aten.gelu.default", (2, 3)), ("aten.sum.default", ())]
 
 

@@ -1,4 +1,4 @@
-"""What a changing number decides is found out; a rule foretells the numbers exactly, and ends where the program does."""
+"""What a changing number decides is found; its rule predicts the numbers exactly and ends where the program changes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fusion_compile._capture.numbers import LARGEST, Decides, Numbers, study_numbers
-from tests.capture.counting_program import X, Body, Counting, counted
+from tests.capture.counting_program import Body, Counting, X, counted
 
 
 def study(model: Counting) -> Numbers:
@@ -291,8 +291,8 @@ def test_what_else_a_run_leaves_is_restored_after_each_run() -> None:
         ),
         (
             "f-string",
-            "model.n (8) changes at each step, and its text is used (HERE); the captured step holds for this value alone. "
-            "Keep it in a 0-dim tensor, or change it outside of the step.",
+            "model.n (8) changes at each step, and its text is used (HERE); the captured step holds for this value "
+            "alone. Keep it in a 0-dim tensor, or change it outside of the step.",
         ),
     ],
 )

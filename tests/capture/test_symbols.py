@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fusion_compile._capture import _compat
 from fusion_compile._capture.expressions import number
 from fusion_compile._capture.symbols import Condition, as_user_sees_it, same_number, with_symbols
-from tests.capture.counting_program import X, Counting, counted
+from tests.capture.counting_program import Counting, X, counted
 
 
 def mode() -> Any:
@@ -64,7 +64,7 @@ def test_torchs_classes_are_as_they_were() -> None:
     before = [dict(vars(kind)) for kind in _compat.SYMBOLIC]
     held = {"n": 3}
     with pytest.raises(ZeroDivisionError), with_symbols([(held, "n")], mode().shape_env):
-        1 // 0
+        raise ZeroDivisionError
     assert [dict(vars(kind)) for kind in _compat.SYMBOLIC] == before
     assert held == {"n": 3}
 
