@@ -24,7 +24,9 @@ class SeenFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, see: SeeOperator) -> None:
-        super().__init__(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+        # A value read on the host, and a shape that depends on one, are refused as they are without symbols.
+        env = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
+        super().__init__(allow_non_fake_inputs=True, shape_env=env)
         self._see = see
         self._depth = 0
         self.cache_enabled = False  # a result from the cache of another run would skip this run's guards

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fusion_compile._capture import _compat
 from fusion_compile._capture.expressions import Expression, constant
-from fusion_compile._capture.number_slots import read_slot, slots_kept, write_slot
+from fusion_compile._capture.number_slots import is_plain, read_slot, slots_kept, write_slot
 from fusion_compile._capture.symbols import Condition, Riddle, Symbols, same_number, with_symbols
 from fusion_compile._capture.who_asks import innermost_user, is_user_code, line_of
 
@@ -25,8 +25,11 @@ MOST_ENTRIES = 256
 
 @dataclass
 class Run:
-    """One run. `after`: expressions of what the slots held at the end; None for one that is not known. `sized`: numbers
-    on which a shape depends, with lines. `operands`: expressions that went into operators, with lines."""
+    """One run.
+
+    `after`: expressions of what the slots held at the end; None for what is no plain value. `sized`: numbers on which a
+    shape depends, with lines. `operands`: expressions that went into operators, with lines.
+    """
 
     log: Log = field(default_factory=list)
     after: list[Expression | None] = field(default_factory=list)
@@ -52,7 +55,7 @@ def run_plain(
             write_slot(*slot, value)
         try:
             run_on_fakes(_compat.SeenFakeMode(lambda *call: run.log.append(_entry(None, *call[:3]))))
-            run.after = [constant(read_slot(*slot)) for slot in slots]
+            run.after = [_left_in(slot, None) for slot in slots]
         except Exception as error:
             if all(map(same_number, own, values)):
                 raise
@@ -75,7 +78,7 @@ def run_symbolic(
     with with_symbols(slots, mode.shape_env, names, which) as symbols:
         try:
             run_on_fakes(mode)
-            run.after = [symbols.expression(read_slot(*slot)) for slot in slots]
+            run.after = [_left_in(slot, symbols) for slot in slots]
         except Exception as error:
             run.error = _described(error)
             frames = [f for f in traceback.extract_tb(error.__traceback__) if is_user_code(f.filename)]
@@ -85,6 +88,17 @@ def run_symbolic(
     run.conditions, run.riddles = symbols.conditions, symbols.riddles
     run.sized |= {i: run.sized.get(i, "") for i in symbols.sized}
     return run
+
+
+def _left_in(slot: tuple[Any, Any], symbols: Symbols | None) -> Expression | None:
+    """What a run left in a slot; None for a tensor, an object, or nothing at all."""
+    try:
+        value = read_slot(*slot)
+    except (KeyError, IndexError, AttributeError, ValueError):
+        return None
+    if symbols is not None and isinstance(value, _compat.SYMBOLIC):
+        return symbols.expression(value)
+    return constant(value) if is_plain(value) else None
 
 
 def same_log(log: Log, other: Log, values: Sequence[Any]) -> bool:

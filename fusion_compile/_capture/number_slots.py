@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import types
 from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence, Sequence
 from typing import Any
@@ -44,4 +45,10 @@ def slots_kept(slots: Sequence[tuple[Any, Any]]) -> Iterator[list[Any]]:
         yield values
     finally:
         for (holder, key), value in zip(slots, values, strict=True):
-            write_slot(holder, key, value)
+            with contextlib.suppress(IndexError):  # a list that became shorter is its owner's to restore
+                write_slot(holder, key, value)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a number, a text, None or a member of an enum: it has no parts and never changes."""
+    return type(value) in (int, float, bool, str, bytes, type(None)) or isinstance(value, enum.Enum)

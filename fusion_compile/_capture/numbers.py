@@ -7,15 +7,14 @@ counts on without running Python.
 
 from __future__ import annotations
 
-import enum
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fusion_compile._capture.expressions import Expression, constant, number
+from fusion_compile._capture.expressions import Expression, number
 from fusion_compile._capture.number_runs import Log, Run, run_plain, run_symbolic, same_log
-from fusion_compile._capture.number_slots import read_slot
+from fusion_compile._capture.number_slots import is_plain, read_slot
 from fusion_compile._capture.symbols import Condition, same_number
 
 Decides = Literal["nothing", "until", "operand", "size", "unsupported"]
@@ -111,7 +110,7 @@ class NumberRule:
 
 @dataclass(frozen=True)
 class Numbers:
-    """`uses`: one for each slot. `rule`: None where an object that is no plain value changes."""
+    """`uses`: one for each slot. `rule`: None where a slot holds, or comes to hold, a tensor or another object."""
 
     uses: tuple[NumberUse, ...]
     rule: NumberRule | None
@@ -149,13 +148,15 @@ def study_numbers(
     labels = [str(slot[2]) if len(slot) > 2 else str(slot[1]) for slot in slots]
     values = [read_slot(*pair) for pair in pairs]
     study = _Study(labels, values)
-    if any(not _is_plain(value) for value in values):
+    if any(not is_plain(value) for value in values):
         return Numbers(tuple(study.use(i, None) for i in range(len(values))), None)
     truth = run_plain(run_on_fakes, pairs, values, restore)
     while True:
         run = run_symbolic(run_on_fakes, pairs, labels, study.symbolic, restore)
         if study.learn(run, truth):
             continue
+        if any(expression is None for expression in run.after):
+            return Numbers(tuple(study.use(i, run) for i in range(len(values))), None)
         rule = study.rule(run)
         wrong = _disproved(rule, run.log, lambda v: run_plain(run_on_fakes, pairs, v, restore), values, steps)
         if wrong and study.symbolic:
@@ -204,7 +205,7 @@ class _Study:
     def rule(self, run: Run) -> NumberRule:
         """The rule of a run that was followed."""
         fixed = [Condition(number(i, self._labels[i]), self._values[i], "") for i in sorted(self._pinned)]
-        after = tuple(e if e is not None else constant(None) for e in run.after)
+        after = tuple(e for e in run.after if e is not None)
         kinds = tuple(type(v) for v in self._values)
         return NumberRule((*fixed, *run.conditions), after, kinds, tuple(sorted(self._pinned)))
 
@@ -252,10 +253,6 @@ def _is_right(expression: Expression, values: Sequence[Any], found: Any) -> bool
         return same_number(expression(values), found(values) if isinstance(found, Expression) else found)
     except (ArithmeticError, ValueError, TypeError):
         return False
-
-
-def _is_plain(value: Any) -> bool:
-    return type(value) in (int, float, bool, str, bytes, type(None)) or isinstance(value, enum.Enum)
 
 
 def _is_symbol_worthy(value: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from fusion_compile._capture.number_slots import read_slot, slots_kept, write_slot
+from fusion_compile._capture.number_slots import is_plain, read_slot, slots_kept, write_slot
 
 
 class Trainer:
@@ -64,6 +64,11 @@ def test_slots_are_put_back_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), slots_kept([(held, "steps")]):
         held["steps"] = 1 // 0
     assert held == {"steps": 3}
+
+
+def test_plain_values() -> None:
+    assert all(map(is_plain, (1, 0.5, True, "a", None)))
+    assert not any(map(is_plain, ([], object(), nn.Linear)))
 
 
 def test_an_empty_slot_is_an_error() -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fusion_compile._capture.numbers import LARGEST, Decides, Numbers, study_numbers
+from fusion_compile._compat import DATA_DEPENDENT
 from tests.capture.counting_program import Body, Counting, X, counted
 
 
@@ -264,6 +265,33 @@ def test_an_enum_member_holds_for_itself_and_an_object_has_no_rule() -> None:
     found = study(Counting(counted(lambda m, h: h), n=0, o=object()))
     assert found.rule is None
     assert [use.decides for use in found.uses] == ["unsupported", "unsupported"]
+
+
+def test_a_number_that_becomes_a_tensor_has_no_rule() -> None:
+    found = study(Counting(lambda m, h: then(m, h, n=m.n + h.mean().detach()), n=1.0))
+    assert found.rule is None
+    assert [use.decides for use in found.uses] == ["unsupported"]
+
+
+def test_a_list_that_becomes_shorter_has_no_rule() -> None:
+    rates = [0.5, 1.0]
+
+    def take(m: Any, h: Tensor) -> Tensor:
+        return h * rates.pop(0)
+
+    def restore() -> None:
+        rates[:] = [0.5, 1.0]
+
+    model = Counting(take)
+    found = study_numbers(model.run_on_fakes, [(rates, 0, "rates[0]"), (rates, 1, "rates[1]")], restore=restore)
+    assert found.rule is None and rates == [0.5, 1.0]
+
+
+def test_a_value_read_on_the_host_is_the_programs_own_error() -> None:
+    model = Counting(counted(lambda m, h: then(m, h, last=h.sum().item())), n=0, last=0.0)
+    with pytest.raises(DATA_DEPENDENT):
+        study(model)
+    assert model.values() == (0, 0.0)
 
 
 def test_the_programs_own_error_passes_and_the_numbers_are_as_they_were() -> None:
