@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,10 +30,12 @@ class SeenFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
         super().__init__(allow_non_fake_inputs=True, shape_env=env)
         self._see = see
         self._depth = 0
-        self.cache_enabled = False  # a result from the cache of another run would skip this run's guards
+        self._caches = bool(self.cache_enabled)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._depth += 1
+        # A result from the cache would skip the guards of a symbol.
+        self.cache_enabled = self._caches and not any(isinstance(leaf, SYMBOLIC) for leaf in leaves((args, kwargs)))
         try:
             out = super().__torch_dispatch__(func, types, args, kwargs)
         finally:
@@ -105,9 +108,14 @@ def leaves(tree: Any) -> list[Any]:
 
 def given(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, str, Any]]:
     """``(name, type, value)`` of the arguments of an operator's call, as its schema has them."""
-    arguments = func._schema.arguments
-    by_place = [(a.name, str(a.type), v) for a, v in zip(arguments, args, strict=False)]
-    return by_place + [(a.name, str(a.type), kwargs[a.name]) for a in arguments if a.name in kwargs]
+    arguments = _arguments(func)
+    by_place = [(name, kind, v) for (name, kind), v in zip(arguments, args, strict=False)]
+    return by_place + [(name, kind, kwargs[name]) for name, kind in arguments if name in kwargs]
+
+
+@functools.lru_cache(maxsize=4096)
+def _arguments(func: Any) -> list[tuple[str, str]]:
+    return [(argument.name, str(argument.type)) for argument in func._schema.arguments]
 
 
 def has_data(tensor: Tensor) -> bool:

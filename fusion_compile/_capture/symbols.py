@@ -49,7 +49,17 @@ class Condition(NamedTuple):
         return f"not ({text})" if self.outcome is False else f"{text} == {self.outcome!r}"
 
 
-class _Int(torch.SymInt):
+class _OneObject:
+    """A copy of a symbol, in a copied model too, is the symbol: it stands for the same number in the same run."""
+
+    def __copy__(self) -> Any:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Any:
+        return self
+
+
+class _Int(_OneObject, torch.SymInt):
     """A symbolic int that is an instance of int to user code: `isinstance` asks for ``__class__``."""
 
     @property  # type: ignore[misc]
@@ -57,7 +67,7 @@ class _Int(torch.SymInt):
         return int if _is_asked_by_user(sys._getframe(1)) else _Int
 
 
-class _Float(torch.SymFloat):
+class _Float(_OneObject, torch.SymFloat):
     """The same for float."""
 
     @property  # type: ignore[misc]
@@ -65,7 +75,7 @@ class _Float(torch.SymFloat):
         return float if _is_asked_by_user(sys._getframe(1)) else _Float
 
 
-class _Bool(torch.SymBool):
+class _Bool(_OneObject, torch.SymBool):
     """The same for bool."""
 
     @property  # type: ignore[misc]

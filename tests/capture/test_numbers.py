@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import linecache
 import logging
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +29,15 @@ def study(model: Counting) -> Numbers:
 def then(model: Any, h: Tensor, **numbers: Any) -> Tensor:
     vars(model).update(numbers)
     return h
+
+
+def matched(m: Any, h: Tensor) -> Tensor:
+    match m.n:
+        case 7:
+            return h.relu()
+        case int():
+            return h
+    return -h
 
 
 Case = tuple[Body, dict[str, Any], Decides, list[str], list[str]]
@@ -91,6 +102,21 @@ CASES: dict[str, Case] = {
         ["not ((model.n + 1) > 100)"],
         ["model.n + 1"],
     ),
+    "copied": (
+        lambda m, h: then(m, h.relu() if copy.deepcopy(SimpleNamespace(n=m.n)).n > 100 else h, n=m.n + 1),
+        {"n": 0},
+        "until",
+        ["not (model.n > 100)"],
+        ["model.n + 1"],
+    ),
+    "in a range": (
+        counted(lambda m, h: h.relu() if m.n in range(2, 4) else h),
+        {"n": 0},
+        "until",
+        ["not ((model.n + 1) == 2)", "not ((model.n + 1) == 3)"],
+        ["model.n + 1"],
+    ),
+    "matched": (counted(matched), {"n": 200}, "until", ["not ((model.n + 1) == 7)"], ["model.n + 1"]),
     "truth": (
         counted(lambda m, h: h if m.n else -h),
         {"n": -1},
