@@ -94,9 +94,9 @@ class Sources:
 
     A Python profiler that was installed keeps getting its events; any profiler is back at the end.
 
-    Cost on a CPU: one walk over all objects at the beginning (70 ms for 320,000 objects), and 1 to 2 µs for each call of
-    a function during the run (7 ms for a DiT of 12 blocks that takes 29). Afterwards the audit hook looks into one empty
-    dictionary at each audit event, for the rest of the process.
+    Cost on a CPU: one walk over all objects at the beginning (70 ms for 320,000 objects), and 1 to 2 µs for each call
+    of a function during the run (7 ms for a DiT of 12 blocks that takes 29). Afterwards the audit hook looks into one
+    empty dictionary at each audit event, for the rest of the process.
 
     Not seen: other threads (the backward of a custom function on a GPU's thread among them); functions of C that C code
     calls (``map(time.time, …)``, ``functools.partial(time.time)()``); libraries that read files or clocks without
