@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from fusion_compile._capture import _compat
-from fusion_compile._capture.expressions import Expression, constant
-from fusion_compile._capture.number_slots import is_plain, read_slot, slots_kept, write_slot
-from fusion_compile._capture.symbols import Condition, Riddle, Symbols, same_number, with_symbols
-from fusion_compile._capture.who_asks import innermost_user, is_user_code, line_of
+from fusion_compile._capture.numbers import _compat
+from fusion_compile._capture.numbers.expressions import Expression, constant
+from fusion_compile._capture.numbers.number_slots import is_plain, read_slot, slots_kept, write_slot
+from fusion_compile._capture.numbers.symbols import Condition, Riddle, Symbols, same_number, with_symbols
+from fusion_compile._capture.sources.who_asks import innermost_user, is_user_code, line_of
 
 RunOnFakes = Callable[[Any], object]
 Log = list[tuple[Any, ...]]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from fusion_compile._capture.read_calls import builtin_reading, is_numpy_draw, iterates, python_reading
+from fusion_compile._capture.sources.read_calls import builtin_reading, is_numpy_draw, iterates, python_reading
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusion_compile._capture.numbers import LARGEST, Decides, Numbers, study_numbers
+from fusion_compile._capture.numbers.numbers import LARGEST, Decides, Numbers, study_numbers
 from fusion_compile._compat import DATA_DEPENDENT
 from tests.capture.counting_program import Body, Counting, X, counted
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from fusion_compile._capture.expressions import MOST_CHARACTERS, apply, can_apply, constant, number
+from fusion_compile._capture.numbers.expressions import MOST_CHARACTERS, apply, can_apply, constant, number
 
 N, T = number(0, "n"), number(1, "t")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from fusion_compile._capture.who_asks import innermost_user, is_torch, line_of
+from fusion_compile._capture.sources.who_asks import innermost_user, is_torch, line_of
 
 _OUR_REFERENCES = 3
 """The tuple that keeps a generator, the loop's variable and the argument of `sys.getrefcount`."""

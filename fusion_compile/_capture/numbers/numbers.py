@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fusion_compile._capture.expressions import Expression, number
-from fusion_compile._capture.number_runs import Log, Run, run_plain, run_symbolic, same_log
-from fusion_compile._capture.number_slots import is_plain, read_slot
-from fusion_compile._capture.symbols import Condition, same_number
+from fusion_compile._capture.numbers.expressions import Expression, number
+from fusion_compile._capture.numbers.number_runs import Log, Run, run_plain, run_symbolic, same_log
+from fusion_compile._capture.numbers.number_slots import is_plain, read_slot
+from fusion_compile._capture.numbers.symbols import Condition, same_number
 
 Decides = Literal["nothing", "until", "operand", "size", "unsupported"]
 

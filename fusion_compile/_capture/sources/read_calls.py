@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import torch
 
-from fusion_compile._capture.who_asks import is_torch, is_user_code
+from fusion_compile._capture.sources.who_asks import is_torch, is_user_code
 
 Reading = str
 """``"clock"``, ``"environment"``, ``"file"``, ``"network"``, ``"random"``, ``"torch random"``, ``"context"``,

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fusion_compile._capture import _compat
-from fusion_compile._capture.expressions import number
-from fusion_compile._capture.symbols import Condition, as_user_sees_it, same_number, with_symbols
+from fusion_compile._capture.numbers import _compat
+from fusion_compile._capture.numbers.expressions import number
+from fusion_compile._capture.numbers.symbols import Condition, as_user_sees_it, same_number, with_symbols
 from tests.capture.counting_program import Counting, X, counted
 
 

@@ -24,7 +24,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from fusion_compile._capture.sources import Source, Sources
+from fusion_compile._capture.sources.sources import Source, Sources
 
 X = torch.ones(4, 8)
 HERE = Path(__file__)

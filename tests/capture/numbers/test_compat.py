@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fusion_compile._capture import _compat
+from fusion_compile._capture.numbers import _compat
 
 
 def test_a_fake_mode_shows_each_operator_once_and_no_inner_ones() -> None:

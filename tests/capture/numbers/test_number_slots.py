@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from fusion_compile._capture.number_slots import is_plain, read_slot, slots_kept, write_slot
+from fusion_compile._capture.numbers.number_slots import is_plain, read_slot, slots_kept, write_slot
 
 
 class Trainer:

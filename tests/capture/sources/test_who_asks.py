@@ -8,7 +8,7 @@ from types import FrameType
 
 import torch
 
-from fusion_compile._capture import who_asks
+from fusion_compile._capture.sources import who_asks
 
 
 def caught(by: str) -> FrameType:

@@ -13,16 +13,16 @@ import threading
 import types
 from typing import Any, NamedTuple
 
-from fusion_compile._capture.outside_iterators import OutsideIterators, is_librarys_own
-from fusion_compile._capture.read_calls import (
+from fusion_compile._capture.sources.outside_iterators import OutsideIterators, is_librarys_own
+from fusion_compile._capture.sources.read_calls import (
     Reading,
     builtin_reading,
     is_numpy_draw,
     iterates,
     python_reading,
 )
-from fusion_compile._capture.torch_generators import GeneratorsSeen
-from fusion_compile._capture.who_asks import asker, asks_aside, innermost_user, is_torch, is_user_code, line_of
+from fusion_compile._capture.sources.torch_generators import GeneratorsSeen
+from fusion_compile._capture.sources.who_asks import asker, asks_aside, innermost_user, is_torch, is_user_code, line_of
 
 _HELD_RIGHT = ("utils/checkpoint.py", "_dynamo/", "_functorch/", "_inductor/", "fx/")
 """Torch's own code that puts random states back after it moved them."""

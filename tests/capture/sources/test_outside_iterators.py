@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fusion_compile._capture.outside_iterators import OutsideIterators, is_librarys_own
+from fusion_compile._capture.sources.outside_iterators import OutsideIterators, is_librarys_own
 
 KINDS: dict[str, Callable[[], Iterator[Any]]] = {
     "list": lambda: iter([1, 2, 3]),

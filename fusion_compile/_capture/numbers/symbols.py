@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fusion_compile._capture import _compat
-from fusion_compile._capture.expressions import Expression, apply, can_apply, constant, number
-from fusion_compile._capture.number_slots import slots_kept, write_slot
-from fusion_compile._capture.who_asks import asker, asks_aside, innermost_user, is_user_code, line_of
+from fusion_compile._capture.numbers import _compat
+from fusion_compile._capture.numbers.expressions import Expression, apply, can_apply, constant, number
+from fusion_compile._capture.numbers.number_slots import slots_kept, write_slot
+from fusion_compile._capture.sources.who_asks import asker, asks_aside, innermost_user, is_user_code, line_of
 
 _RENAMED = {"int_truediv": "truediv", "float_truediv": "truediv", "int_floordiv": "floordiv", "float_pow": "pow"}
 _RENAMED |= {"pow_by_natural": "pow", "sym_float": "float", "sym_int": "int"}

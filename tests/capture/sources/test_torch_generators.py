@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fusion_compile._capture.torch_generators import GeneratorsSeen
+from fusion_compile._capture.sources.torch_generators import GeneratorsSeen
 
 
 def test_a_local_generator_was_made_inside_and_a_kept_one_was_not() -> None:

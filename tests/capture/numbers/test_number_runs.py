@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fusion_compile._capture.number_runs import run_plain, run_symbolic, same_log
+from fusion_compile._capture.numbers.number_runs import run_plain, run_symbolic, same_log
 from tests.capture.counting_program import Counting, counted
 
 
