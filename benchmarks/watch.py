@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from _measure import machine, print_machine, print_table
 from torch import Tensor, nn
 
-from fusion_compile._capture.watch.reads import reading
 from fusion_compile._capture.structure_watch import StructureWatch
+from fusion_compile._capture.watch.reads import reading
 from fusion_compile._capture.watch.watch import Watch
 
 

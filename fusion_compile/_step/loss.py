@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile import _compat
-from fusion_compile._capture.contents import Contents
+from fusion_compile._capture.rehearsal.contents import Contents
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.host_reads import HostRead, RefuseHostReads, host_read_message
 from fusion_compile._types import Tensors

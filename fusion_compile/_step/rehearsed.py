@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile._capture.by_running.leaves import leaf_like, parameters_are_leaves
-from fusion_compile._capture.rehearsal import Rehearsal, rehearse
+from fusion_compile._capture.rehearsal.rehearsal import Rehearsal, rehearse
 from fusion_compile._step import batches
 from fusion_compile._step.loss import LossFn, LossModule, cast_buffers
 from fusion_compile._step.pure_step import StepPlan, weights_at

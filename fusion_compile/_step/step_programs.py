@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile import _compat
-from fusion_compile._capture.contents import Contents
-from fusion_compile._capture.rehearsal import Rehearsal
+from fusion_compile._capture.rehearsal.contents import Contents
+from fusion_compile._capture.rehearsal.rehearsal import Rehearsal
 from fusion_compile._program.program import Program, refuse_host_syncs
 from fusion_compile._program.programs import GraphRefused, Programs
 from fusion_compile._say_once import SayOnce

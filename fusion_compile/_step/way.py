@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from fusion_compile._capture.left_behind import Kind, Left
-from fusion_compile._capture.rehearsal import Rehearsal
+from fusion_compile._capture.rehearsal.left_behind import Kind, Left
+from fusion_compile._capture.rehearsal.rehearsal import Rehearsal
 
 Capture = Literal["read", "run"]
 CAPTURES = ("read", "run", None)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from fusion_compile._capture.rehearsal._compat import Arguments, alive, as_bytes, copy_of, dense_tensors, over_memory, storage_key
+from fusion_compile._capture.rehearsal._compat import (
+    Arguments,
+    alive,
+    as_bytes,
+    copy_of,
+    dense_tensors,
+    over_memory,
+    storage_key,
+)
 
 aten = torch.ops.aten
 
