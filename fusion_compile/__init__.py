@@ -1,11 +1,25 @@
 """Diffusion transformers trained as one compiled program and sampled from a table."""
 
 from fusion_compile import optim as optim
+from fusion_compile._sampler.module import Sampler
 from fusion_compile.explain import Explanation as Explanation
 from fusion_compile.explain import explain as explain
+from fusion_compile.explain._subjects.registry import Subject, register
+from fusion_compile.explain._subjects.sampler import explain_sampler
 from fusion_compile.sampler import optimize_sampler as optimize_sampler
 from fusion_compile.scalar_logger import ScalarLogger as ScalarLogger
 from fusion_compile.training_step import TrainingStep as TrainingStep
 from fusion_compile.training_step import compile_training_step as compile_training_step
 
 __version__ = "0.1.0.dev0"
+
+register(
+    TrainingStep,
+    Subject(
+        explain=lambda step, device: step.explain(device=device),
+        is_compiled=lambda step: bool(step.programs),
+        state=TrainingStep.state_dict,
+        restore=TrainingStep.load_state_dict,
+    ),
+)
+register(Sampler, Subject(explain=explain_sampler))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile._compat import fake_mode
+from fusion_compile._factory import call_factory, described
 from fusion_compile._sampler.facts import SamplerAnalysis, analyse_denoiser
 from fusion_compile._sampler.without_weights.diffusers_arguments import CallSizes
 from fusion_compile._sampler.without_weights.diffusers_calls import example_call, model_of_config
@@ -136,31 +136,13 @@ def _analyse(
 
 
 def _call_factory(target: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
-    module_name, _, name = target.rpartition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` does; the script of an installed package does not look here
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
+    made = call_factory(target)
+    if not isinstance(made.obj, nn.Module):
         raise ValueError(
-            f"{target}: module {module_name!r} cannot be imported ({error}), and there is no file of that name."
-        ) from error
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        raise ValueError(
-            f"{target}: {module_name} has no function {name!r}; write one that returns (model, args) or "
-            f"(model, args, kwargs)."
-        )
-    made = factory()
-    model, *rest = made if isinstance(made, tuple) else (made,)
-    rest += [(), {}][len(rest) :]
-    fits = len(rest) == 2 and isinstance(rest[0], (tuple, list)) and isinstance(rest[1], Mapping)
-    if not (isinstance(model, nn.Module) and fits):
-        raise ValueError(
-            f"{target} returned {_described(made)}; it must return (model, args) or (model, args, kwargs), a "
+            f"{target} returned {described(made.obj)}; it must return (model, args) or (model, args, kwargs), a "
             f"torch.nn.Module, a tuple and a dict."
         )
-    return model, tuple(rest[0]), dict(rest[1])
+    return made
 
 
 def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
@@ -182,10 +164,6 @@ def _to_meta(leaf: Any) -> Any:
 
 def _in_dtype(leaf: Any, dtype: torch.dtype) -> Any:
     return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-
-def _described(made: Any) -> str:
-    return f"({', '.join(type(part).__name__ for part in made)})" if isinstance(made, tuple) else type(made).__name__
 
 
 def _text(analysis: SamplerAnalysis) -> str:

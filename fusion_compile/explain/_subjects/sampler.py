@@ -12,10 +12,10 @@ from fusion_compile._sampler.program import SamplerProgram
 from fusion_compile.explain._environment import environment
 from fusion_compile.explain._explanation import Explanation
 from fusion_compile.explain._facts import Decision, GraphFacts, HoistedValue, Hoisting, PassFacts, Section
+from fusion_compile.explain._findings import deduplicate
 from fusion_compile.explain._graph.costs import flops, is_alias, tensors_of, touched
 from fusion_compile.explain._graph.graph_facts import graph_facts
 from fusion_compile.explain._graph.roofline import Roofline, roofline
-from fusion_compile.explain._graph.static_findings import one_for_each
 from fusion_compile.explain._show.summary import summarize
 from fusion_compile.passes import BindingTime, Finding, binding_times, find_host_syncs, format_node
 
@@ -35,7 +35,7 @@ def explain_sampler(sampler: Sampler, device: str | None) -> Explanation:
     programs = list(sampler._programs.values())
     placed = next((p.device for p in sampler.model.parameters()), torch.device("cpu"))
     line = roofline(device, placed)
-    findings = one_for_each(
+    findings = deduplicate(
         (*(f for p in programs for f in find_host_syncs(p.split[0])), *(f for p in programs for f in _not_captured(p)))
     )
     graphs, values, passes, sections = [], [], [], []

@@ -31,7 +31,7 @@ def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def explained(module: ModuleType, factory: str) -> fc.Explanation:
     example = getattr(module, factory)()
-    return fc.explain(example.fn, *example.args, calls=example.calls, backend="eager")
+    return fc.explain(example.fn, example.args, calls=example.calls, backend="eager")
 
 
 def test_there_are_at_least_twenty() -> None:

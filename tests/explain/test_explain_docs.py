@@ -78,7 +78,7 @@ def test_python_finds_the_same_as_the_command(folder: Path) -> None:
 def test_at_the_twelfth_step_dynamo_has_given_up() -> None:
     with torch._dynamo.config.patch(trace_autograd_ops=False):
         step, batch = example.slow()
-        found = fc.explain(step, *batch, calls=[batch] * 11, backend="eager").findings
+        found = fc.explain(step, batch, calls=[batch] * 11, backend="eager").findings
     (why,) = re.findall(r"""`--steps 12`.*"(It was compiled.*?)"\)""", TEXT.replace("\n", " "))
     assert [f.kind for f in found if f.why == why] == ["recompile"] and len(found) == 7
 
@@ -189,7 +189,7 @@ def test_the_table_of_the_json_is_its_form(folder: Path) -> None:
     assert {name.strip("`"): told for name, told in rows.items()} == {
         "environment": named(_facts.Environment),
         "summary": named(_facts.SummaryLine),
-        "findings": named(Finding),
+        "findings": named(Finding) | {"id"},
         "sections": named(_facts.Section),
         "graphs": named(_facts.GraphFacts),
         "graphs.regions": named(_facts.RegionFacts),

@@ -62,7 +62,9 @@ class Classifier(nn.Module):
 
 
 def cnn() -> Foreign:
-    return Foreign(Classifier(), (torch.randn(2, 3, 16, 16),), "stem", "test_foreign_programs.py", backend="inductor")
+    return Foreign(
+        Classifier(), (torch.randn(2, 3, 16, 16),), "stem", "test_explain_foreign_programs.py", backend="inductor"
+    )
 
 
 @pytest.mark.parametrize("make", [vision_transformer, gpt2, sd3_block, cnn])
@@ -72,7 +74,7 @@ def test_a_foreign_program_is_explained(make: Callable[[], Foreign]) -> None:
         # The counter does not know the fused attention of the CPU, but the products that it is made of.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             foreign.model(*foreign.args, **foreign.kwargs)
-        told = fc.explain(foreign.model, *foreign.args, backend=foreign.backend, **foreign.kwargs)
+        told = fc.explain(foreign.model, foreign.args, foreign.kwargs, backend=foreign.backend)
 
     assert told.findings == ()
     (graph,) = told.graphs
