@@ -26,6 +26,11 @@ def breaking():
         return torch.linalg.eigh(x @ x.T)[0]
     return program, (torch.randn(3, 3),), {}
 
+def named():
+    def program(x, *, scale):
+        return x * scale
+    return program, (torch.ones(2),), {"scale": torch.tensor(2.0)}
+
 def step():
     step = fc.compile_training_step(nn.Linear(4, 2), lambda m, x: m(x).square().mean(), optimizer="adamw",
                                     backend="aot_eager")
@@ -72,6 +77,11 @@ def test_what_is_gated_fails_with_the_findings_listed(capsys: pytest.CaptureFixt
     said = capsys.readouterr().err
     assert said.startswith("failed on capture_unsafe:") and "factories_of_the_test.py:13: " in said
     assert explain("breaking", "--steps", "0") == 0  # nothing is gated
+
+
+def test_every_watched_call_has_the_keywords_of_the_factory(capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain("named", "--steps", "3", "--fail-on", "recompile") == 0
+    assert "recompiles: 0" in capsys.readouterr().out
 
 
 def test_a_graph_break_is_gated_under_its_cause_and_under_its_own_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,16 +58,16 @@ def explain(
 
     Example:
         >>> import torch, fusion_compile as fc
-        >>> def program(x):
-        ...     return x * x.sum().item()
-        >>> explanation = fc.explain(program, (torch.ones(3),), backend="eager")
+        >>> explanation = fc.explain(lambda x: x.nonzero(), (torch.ones(3),), backend="eager")
         >>> [(finding.kind, finding.op) for finding in explanation.findings]
-        [('host_sync', 'tensor.item()')]
+        [('host_sync', 'aten.nonzero')]
     """
     first, further = first_invocation(args, kwargs), further_invocations(calls)
     given = bool(first.args or first.kwargs)
     if further and not given:
-        raise TypeError("explain() got calls without args; give the inputs of the first call too: explain(model, (x,)).")
+        raise TypeError(
+            "explain() got calls without args; give the inputs of the first call too: explain(model, (x,))."
+        )
     invocations = (first, *further) if given and run else ()
     if (subject := subject_of(obj)) is not None:
         from fusion_compile.explain._subjects.watched import explain_watched

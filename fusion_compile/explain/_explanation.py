@@ -154,7 +154,7 @@ class Explanation(ExplanationFacts):
         Example:
             >>> import torch, fusion_compile as fc
             >>> print(fc.explain(torch.nn.ReLU(), (torch.ones(3),), run=False).why("relu"))  # doctest: +ELLIPSIS
-            relu: aten.relu.default in graph 0, forward, ...
+            relu: aten.relu.default in graph 0, forward...
               float32[3]; 0 FLOP, 12 bytes read, 12 written, at least ... µs
               read by nothing
               from input

@@ -1,4 +1,4 @@
-"""docs/explain.md: its programs and commands are run, and what it says of them is what they give."""
+"""docs/explain.md: its programs and commands run, and their results are those on the page."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ COMMANDS = re.findall(r"^    fusion-compile (.*)$", TEXT, re.MULTILINE)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where the page's first program and its commands, run in their order, left their files. Inductor is left out: no
-    claim that is checked here is about kernels."""
+    """The folder with the files of the page's first program and of its commands, run in their order. Inductor is left
+    out, because no claim that is checked here is about kernels."""
     path = tmp_path_factory.mktemp("explain")
     with pytest.MonkeyPatch.context() as patch, torch._dynamo.config.patch(trace_autograd_ops=False):
         patch.chdir(path)

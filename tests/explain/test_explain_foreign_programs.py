@@ -1,4 +1,4 @@
-"""Explain runs on programs that are not ours and says of them what can be checked from outside."""
+"""Programs that are not ours are explained, and the result agrees with what can be checked from outside."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def observe(
 
     `backend`: compile `fn` with it for this purpose; breaks of its graph are allowed. What torch.compile returned keeps
     its own backend. None calls `fn` as it is.
-    `fresh`: also compile what is already compiled in this process or cached on disk; otherwise there is nothing to see.
+    `fresh`: also compile what is already compiled in this process or cached on disk; otherwise torch logs nothing.
     Other compiled functions stay compiled.
 
     Afterwards all of torch's settings and loggers are as before. If `fn` asks for one graph and Dynamo cannot make it,

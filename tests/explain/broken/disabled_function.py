@@ -1,4 +1,4 @@
-"""A function that somebody took out of compilation."""
+"""A function that is excluded from compilation."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from tests.explain.small_step import measured_peak
 
 @pytest.mark.parametrize("problem", ["digits", "two blocks"])
 def test_peak_memory_is_what_the_profiler_measured(problem: str) -> None:
-    """``aot_eager`` runs the graph operator by operator, which is what the walk models; 10 % is the promise."""
+    """``aot_eager`` runs the graph operator by operator, as the model of memory does. The promise is 10 %."""
     if problem == "digits":
         model, data = DiT(hidden_size=64, depth=2, class_dropout_prob=0.1), batch(1, 32)  # as the example's, narrower
         step = fc.compile_training_step(model, loss_fn, optimizer="adamw", backend="aot_eager")

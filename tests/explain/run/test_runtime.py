@@ -1,4 +1,4 @@
-"""Compiling and running a program, and what is recorded of it."""
+"""Compiling and running a program, and the record of it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_what_was_compiled_before_is_seen_again_and_others_stay_compiled() -> No
 
 
 def test_a_shape_that_changed_before_counts_as_new() -> None:
-    """Dynamo remembers which sizes of a function varied, also when its code is compiled anew."""
+    """Dynamo remembers which sizes of a function varied, also when its code is compiled again."""
 
     def total(x: Tensor) -> Tensor:
         return x.sum(0)
