@@ -202,7 +202,15 @@ class Difference(DifferenceFacts):
         return _as_text(lambda console: write_difference(self, console))
 
     def print(self) -> None:
-        """Print to standard output, with colours if it is a terminal."""
+        """Print to standard output, with colours if it is a terminal.
+
+        Example:
+            >>> import torch, fusion_compile as fc
+            >>> explanation = fc.explain(torch.nn.ReLU(), (torch.ones(3),), run=False)
+            >>> explanation.diff(explanation).print()
+            ReLU, 1 graph -> ReLU, 1 graph
+            No difference.
+        """
         write_difference(self, _terminal())
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> dict[str, Any]:
@@ -216,6 +224,12 @@ class Difference(DifferenceFacts):
 
         Raises:
             OSError: `path` cannot be written.
+
+        Example:
+            >>> import torch, fusion_compile as fc
+            >>> explanation = fc.explain(torch.nn.ReLU(), (torch.ones(3),), run=False)
+            >>> explanation.diff(explanation).to_json()["findings_new"]
+            []
         """
         data: dict[str, Any] = plain(self)
         if path is not None:

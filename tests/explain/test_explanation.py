@@ -7,25 +7,10 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor
 
 import fusion_compile as fc
 from fusion_compile.explain._facts import CudaGraphs, CudaGraphSkip, Kernel, RuntimeFacts
 from fusion_compile.explain._findings import identity
-
-
-@pytest.fixture(scope="module")
-def explanation() -> fc.Explanation:
-    """Of a program that breaks, so that nothing in it is empty."""
-
-    def program(x: Tensor, scale: float) -> Tensor:
-        x.add_(1)
-        if x.sum() > 0:
-            x = x * scale
-        return torch.linalg.eigh(x @ x.T)[0]
-
-    return fc.explain(program, (torch.ones(3, 3), 2.0), backend="eager")
 
 
 def test_there_and_back_nothing_is_lost(explanation: fc.Explanation, tmp_path: Path) -> None:
