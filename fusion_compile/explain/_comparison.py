@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from fusion_compile.explain._facts import ExplanationFacts, GraphFacts, NodeFacts, RuntimeFacts
+from fusion_compile.explain._facts import INPUT, ExplanationFacts, GraphFacts, NodeFacts, RuntimeFacts
 from fusion_compile.passes import Finding
 
 _SAME_TIME = 1e-3
@@ -136,7 +136,7 @@ def compare(before: ExplanationFacts, after: ExplanationFacts) -> DifferenceFact
 
 
 def _each_call(graphs: tuple[GraphFacts, ...]) -> Iterator[NodeFacts]:
-    return (node for graph in graphs for node in graph.nodes if node.region != "input")
+    return (node for graph in graphs for node in graph.nodes if node.region != INPUT)
 
 
 def _operators(before: tuple[GraphFacts, ...], after: tuple[GraphFacts, ...]) -> tuple[OperatorDelta, ...]:

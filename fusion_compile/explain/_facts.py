@@ -12,6 +12,9 @@ SCHEMA = "fusion_compile.explanation"
 VERSION = 2
 """Version of the JSON. It grows when a field changes its meaning or is removed; a new field does not change it."""
 
+INPUT = "input"
+"""The region of a graph's inputs: arguments, weights, state."""
+
 Kind = Literal["training_step", "sampler", "exported_program", "graph_module", "callable"]
 Status = Literal["good", "bad", "plain"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 
 from torch import fx
 
-from fusion_compile.explain._facts import GraphFacts, NodeFacts, RegionFacts
+from fusion_compile.explain._facts import INPUT, GraphFacts, NodeFacts, RegionFacts
 from fusion_compile.explain._findings import WAITS, identity
 from fusion_compile.explain._graph.costs import bytes_moved, flops, launches, main_dtype, number, tensors_of, touched
 from fusion_compile.explain._graph.memory import memory_of
@@ -15,9 +15,6 @@ from fusion_compile.explain._graph.roofline import Roofline
 from fusion_compile.passes import BindingTime, Finding, find_host_syncs
 from fusion_compile.passes._graph import op_name
 from fusion_compile.passes._user_frame import user_line
-
-INPUT = "input"
-"""The region of a graph's inputs: arguments, weights, state."""
 
 
 def graph_facts(
