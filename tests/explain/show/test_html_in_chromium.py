@@ -14,7 +14,7 @@ from PIL import Image
 
 from fusion_compile.explain._show.html import write_diff_html, write_html
 from tests.explain import report_data
-from tests.explain.show.chromium import Chromium, Page, find_chromium
+from tests.explain.browser.chromium import Chromium, Page, find_chromium
 
 NODES = "[data-table=nodes]"
 LOAD_LIMIT = 3000.0  # ms, from the first byte to the load event, for 20,000 nodes
