@@ -1,7 +1,7 @@
-"""What FusionOpt computes parameter by parameter, in banks that hold many: totals, sampled entries, layer weights.
+"""FusionOpt's computations for each parameter, on banks that hold many: totals, sampled entries, layer weights.
 
-Stacked banks have a leading dimension for it. In a flat bank the boundaries come from `bind`; without it a bank is one
-parameter. The number of operations does not grow with the number of layers.
+Stacked banks have a leading dimension for parameters. The boundaries in a flat bank come from `bind`; without it a bank
+is one parameter. The number of operations does not grow with the number of layers.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fusion_compile._types import Tensors
-from fusion_compile.optim._member_sums import MemberSums
-from fusion_compile.optim._transform import SPECTRAL, Facts
+from fusion_compile.optim._parameter_sums import ParameterSums
+from fusion_compile.optim._transform import SPECTRAL, BankInfos
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
@@ -24,30 +24,30 @@ def is_stacked(key: str) -> bool:
     return key.split("/", 1)[0] == SPECTRAL
 
 
-class Members:
-    """The parameters in the banks that `facts` describe; None: one parameter a flat bank, and nameless matrices."""
+class BankedParameters:
+    """The parameters of the banks that `infos` describe; None: one parameter a flat bank, and nameless matrices."""
 
-    def __init__(self, facts: Facts | None, layer_weights: Mapping[int, float] | None) -> None:
-        self._facts: Facts = {} if facts is None else facts
+    def __init__(self, infos: BankInfos | None, layer_weights: Mapping[int, float] | None) -> None:
+        self._infos: BankInfos = {} if infos is None else infos
         self._layer_weights = layer_weights or {}
         self._made: Tensors = {}
-        self._sums = {k: MemberSums(f.members) for k, f in self._facts.items() if not is_stacked(k)}
+        self._sums = {k: ParameterSums(info.places) for k, info in self._infos.items() if not is_stacked(k)}
 
     def make_tables(self, banks: Tensors) -> None:
-        """Put the index tensors for `banks` on their device, once. Where this was not called they are made in place,
-        which on a GPU is a copy from the host at every uncompiled step."""
+        """Put the index tensors for `banks` on their device, once. Without this call they are made on use, which on a
+        GPU is a copy from the CPU at every uncompiled step."""
         for key, bank in banks.items():
             if key in self._sums:
                 self._sums[key].prepare(bank)
-            if type(bank) in (Tensor, torch.nn.Parameter):  # not the fake tensors of a trace, which end with it
+            if type(bank) in (Tensor, torch.nn.Parameter):  # not the fake tensors of a trace
                 for name, values in self._tables(key, bank).items():
                     at = f"{key}:{name}:{bank.device}"
                     self._made[at] = self._made.get(at, _tensor(values, bank.device))
 
     def count(self, key: str, bank: Tensor) -> int:
         """Entries of `bank` that belong to a parameter; the others pad a flat bank."""
-        facts = self._facts.get(key)
-        return bank.numel() if facts is None else sum(torch.Size(m.shape).numel() for m in facts.members)
+        info = self._infos.get(key)
+        return bank.numel() if info is None else sum(place.numel for place in info.places)
 
     def totals(self, key: str, x: Tensor) -> Tensor:
         """The sum of x over each parameter: ``[..., 1, 1]`` for matrices, one number each for those of a flat bank."""
@@ -58,21 +58,21 @@ class Members:
         return self._sums[key].sums(x)
 
     def scaled(self, key: str, x: Tensor, factors: Tensor) -> Tensor:
-        """x times one number a parameter, given in the form of `totals`."""
+        """x times one number for each parameter, in the form of `totals`."""
         return x * factors if key not in self._sums else self._sums[key].scale(x, factors)
 
     def sampled(self, key: str, x: Tensor, every: int) -> Tensor:
-        """Entries 0, `every`, 2·`every`, … of each parameter. Of matrices these alone, ``[..., entries]``; of a flat
-        bank x with zeros elsewhere, because what is kept of it needs the form of the bank."""
+        """Entries 0, `every`, 2·`every`, … of each parameter. Matrices: these alone, ``[..., entries]``. Flat banks: x
+        with zeros elsewhere, because state must have the form of the bank."""
         if is_stacked(key):
             return x.flatten(-2)[..., ::every].clone()
         at = torch.arange(x.numel(), device=x.device)
-        if key in self._facts:
+        if key in self._infos:
             at = at - self._table("starts", key, x)[self._owner(key, x)]
         return torch.where((at % every == 0).view(x.shape), x, torch.zeros_like(x))
 
     def layer_weight(self, key: str, x: Tensor) -> Tensor | None:
-        """The multiplier of every matrix, ``[K, 1, 1]``: that of N where the name has ``layers.N.``, else 1. None where
+        """The multiplier of every matrix, ``[K, 1, 1]``: that of layer N if the name has ``layers.N.``, else 1. None if
         no matrix of the bank has one."""
         if "layer_weights" not in self._tables(key, x):
             return None
@@ -88,13 +88,13 @@ class Members:
         return _tensor(self._tables(key, x)[name], x.device) if made is None else made
 
     def _tables(self, key: str, bank: Tensor) -> dict[str, list[int] | list[float]]:
-        facts = self._facts.get(key)
-        if facts is None:
+        info = self._infos.get(key)
+        if info is None:
             return {}
         if is_stacked(key):
-            weights = [self._weight_of(m.name) for m in facts.members]
+            weights = [self._weight_of(place.name) for place in info.places]
             return {} if all(w == 1.0 for w in weights) else {"layer_weights": weights}
-        starts = [m.at for m in facts.members]
+        starts = [place.at for place in info.places]
         return {"starts": starts, "ends": [*starts[1:], bank.numel()]}
 
     def _weight_of(self, name: str) -> float:

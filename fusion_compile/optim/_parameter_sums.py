@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fusion_compile.optim._transform import Member
+from fusion_compile.optim._transform import Place
 
 WIDTH = 1024
 
@@ -30,24 +30,24 @@ class _Level(NamedTuple):
 
 class _Tables(NamedTuple):
     levels: tuple[_Level, ...]
-    entries: Tensor  # of each member, [M]
-    owner: Tensor  # the member of every `block` entries, int32 [N / block]
+    entries: Tensor  # of each parameter, [M]
+    owner: Tensor  # the parameter of every `block` entries, int32 [N / block]
     block: int
 
 
-class MemberSums:
+class ParameterSums:
     """The parameters of one flat bank. `prepare` builds the index tables on a device once: constants of the program,
-    no part of any state. They take 4 bytes for every `block` entries (16 bytes of parameters or more), and 16 for every
+    not state. They take 4 bytes for every `block` entries (16 bytes of parameters or more), and 16 for every
     `WIDTH`."""
 
-    def __init__(self, members: Sequence[Member]) -> None:
-        self.members = tuple(sorted(members, key=lambda member: member.at))
+    def __init__(self, places: Sequence[Place]) -> None:
+        self.places = tuple(sorted(places, key=lambda place: place.at))
         self._tables: dict[str, _Tables] = {}
 
     def prepare(self, bank: Tensor) -> None:
         """Build the tables for the device of `bank` ahead of the program that will read them."""
         tables = self._build(bank)
-        if type(tables.owner) is type(bank) is Tensor:  # not while tracing with tensors that hold no values
+        if type(tables.owner) is type(bank) is Tensor:  # tensors of a trace hold no values
             self._tables[str(bank.device)] = tables
 
     def sums(self, t: Tensor) -> Tensor:
@@ -76,8 +76,8 @@ class MemberSums:
         def table(numbers: Sequence[int]) -> Tensor:
             return torch.tensor(numbers, dtype=torch.int64, device=bank.device)
 
-        starts = [m.at for m in self.members]
-        entries = [math.prod(m.shape) for m in self.members]
+        starts = [place.at for place in self.places]
+        entries = [place.numel for place in self.places]
         ranges = [(at, at + n) for at, n in zip(starts, entries, strict=True)]
         levels: list[_Level] = []
         while True:
@@ -94,6 +94,6 @@ class MemberSums:
             ranges = rows
         block = math.gcd(bank.shape[0], *starts)
         firsts = torch.arange(0, bank.shape[0], block, device=bank.device)
-        # What lies between two members is padding and goes with the first of them.
+        # Padding between two parameters goes with the first of them.
         owner = torch.bucketize(firsts, table(starts), out_int32=True, right=True) - 1
         return _Tables(tuple(levels), table(entries), owner, block)
