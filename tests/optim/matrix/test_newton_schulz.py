@@ -1,4 +1,4 @@
-"""Newton-Schulz in the Gram matrix: the plain iterations' polynomial, what rounding makes of it, and the guard."""
+"""Newton-Schulz, plain and in the Gram matrix: the polynomial, safe restarts, the guard, low precision."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fusion_compile import optim
-from fusion_compile.optim.matrix.coefficients import TABLES
+from fusion_compile.optim.matrix.coefficients import POLYNOMIALS
 from fusion_compile.optim.matrix.newton_schulz import orthogonalize, resolve_gram_restarts, safe_gram_restarts
+from tests.optim.dominated import dominated
 
 BF16, FP16 = torch.bfloat16, torch.float16
 
@@ -27,22 +28,6 @@ def largest(o: Tensor) -> float:
     return float(torch.linalg.matrix_norm(o.float(), 2).max()) if bool(torch.isfinite(o).all()) else math.inf
 
 
-def dominated(m: int, n: int, count: int, times: float, signs: bool, k: int = 4, seed: int = 0) -> Tensor:
-    """`k` random matrices of norm 1, plus `count` directions that together have `times` that norm.
-
-    `signs`: directions of ±1, in which all entries of a Gram matrix round alike.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(k, m, n, generator=generator)
-    noise = noise / torch.linalg.matrix_norm(noise, keepdim=True)
-    u, v = torch.randn(k, m, count, generator=generator), torch.randn(k, n, count, generator=generator)
-    if signs:
-        u, v = u.sign() / m**0.5, v.sign() / n**0.5
-    else:
-        u, v = torch.linalg.qr(u)[0], torch.linalg.qr(v)[0]
-    return noise + times / count**0.5 * u @ v.mT
-
-
 class WideAccumulation(TorchFunctionMode):
     """Half-precision products as a GPU computes them, accumulated in fp32 and rounded once, and fast on a CPU."""
 
@@ -54,11 +39,8 @@ class WideAccumulation(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-# -- the polynomial ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("restarts", [(3,), (2,), (2, 4), (1, 2, 3, 4), ()])
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", POLYNOMIALS)
 @pytest.mark.parametrize("shape", [(3, 16, 64), (2, 96, 32), (1, 16, 16), (20, 40), (40, 20), (2, 3, 8, 16)])
 def test_the_gram_form_is_the_same_polynomial(table: str, shape: tuple[int, ...], restarts: tuple[int, ...]) -> None:
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -71,10 +53,10 @@ def test_the_gram_form_is_the_same_polynomial(table: str, shape: tuple[int, ...]
     assert torch.equal(in_gram, plain) == (shape[-1] == shape[-2])
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", POLYNOMIALS)
 def test_bound_and_room_of_a_table_are_those_of_its_polynomial(table: str) -> None:
     """`bound`: the largest value on [0, 1]. `room`: so far wrong an iterate ends below 1.6, 10 % more does not."""
-    coefficients, bound, room, scale, *_ = TABLES[table]
+    coefficients, bound, room, scale, *_ = POLYNOMIALS[table]
 
     def iterated(s: Tensor, begin: int, end: int) -> Tensor:
         for a, b, c in coefficients[begin:end]:
@@ -92,9 +74,6 @@ def test_bound_and_room_of_a_table_are_those_of_its_polynomial(table: str) -> No
         return max(ends)
 
     assert worst(room) < 1.6 < worst(1.1 * room)
-
-
-# -- accuracy in bf16 -------------------------------------------------------------------------------------------------
 
 
 def spectrum(values: Tensor, m: int, n: int) -> Tensor:
@@ -122,7 +101,7 @@ def test_in_bf16_restarts_cost_a_little_on_random_matrices_and_gain_on_ill_condi
     }
     errors = {}
     for name, x in cases.items():
-        exact = orthogonalize(x.double(), hot_dtype=torch.float64)
+        exact = orthogonalize(x.double(), matmul_dtype=torch.float64)
         errors[name] = [relative_error(orthogonalize(x, gram_restarts=g), exact) for g in (None, (2, 4), (2,))]
     plain, twice, once = errors["random"]
     assert plain < 0.02 and twice < 1.3 * plain and once < 4 * plain
@@ -132,11 +111,8 @@ def test_in_bf16_restarts_cost_a_little_on_random_matrices_and_gain_on_ill_condi
     assert twice < 0.95 * plain and once < 0.95 * plain
 
 
-# -- what is safe -----------------------------------------------------------------------------------------------------
-
-
 def test_the_safe_restarts() -> None:
-    found = {(t, d): safe_gram_restarts(t, d) for t in TABLES for d in (BF16, FP16, torch.float32, torch.float64)}
+    found = {(t, d): safe_gram_restarts(t, d) for t in POLYNOMIALS for d in (BF16, FP16, torch.float32, torch.float64)}
     half = {
         ("jordan", BF16): (2,),
         ("quintic", BF16): (2,),
@@ -147,26 +123,26 @@ def test_the_safe_restarts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "hot_dtype"),
+    ("table", "matmul_dtype"),
     [("jordan", BF16), ("quintic", BF16), ("polar_express", BF16), ("jordan", FP16), ("polar_express", FP16)],
 )
-def test_with_safe_restarts_dominant_directions_do_no_harm(table: str, hot_dtype: torch.dtype) -> None:
+def test_with_safe_restarts_dominant_directions_do_no_harm(table: str, matmul_dtype: torch.dtype) -> None:
     """No singular value over the table's bound by more than 1 % (seen: 0.4 %), as with plain iterations; with the last
     three iterations in one group by 5 % in fp16 (seen: 2.5 %) and a third in bf16 (seen: Jordan 30 %, quintic 14 %).
 
     One to eight directions with a tenth to a hundred times the norm of the rest: a momentum of low effective rank.
     """
-    restarts = safe_gram_restarts(table, hot_dtype)
+    restarts = safe_gram_restarts(table, matmul_dtype)
     for m, n in ((32, 64), (128, 256)):
         for signs in (False, True):
             for count in (1, 2, 8):
                 for times in (0.1, 1.0, 3.16, 10.0, 30.0, 100.0):
                     x = dominated(m, n, count, times, signs)
                     with WideAccumulation():
-                        o = orthogonalize(x, table, hot_dtype, restarts, guard=False)
+                        o = orthogonalize(x, table, matmul_dtype, restarts, guard=False)
                     late = restarts == (2,)
-                    allowed = (1.35 if hot_dtype is BF16 else 1.05) if late else 1.01
-                    assert largest(o) < allowed * TABLES[table].bound, (m, n, signs, count, times)
+                    allowed = (1.35 if matmul_dtype is BF16 else 1.05) if late else 1.01
+                    assert largest(o) < allowed * POLYNOMIALS[table].bound, (m, n, signs, count, times)
 
 
 @pytest.mark.parametrize("table", ["quintic", "polar_express"])
@@ -174,7 +150,7 @@ def test_a_restart_too_late_for_the_table_diverges_in_bf16(table: str) -> None:
     """One group's rounding (relative to a Q of 60 and 128) takes σ = 1 out of the band, and the next group diverges."""
     x = dominated(64, 128, 2, 3.16, signs=True)
     plain = orthogonalize(x, table)
-    assert largest(plain) < 1.01 * TABLES[table].bound
+    assert largest(plain) < 1.01 * POLYNOMIALS[table].bound
     assert largest(orthogonalize(x, table, gram_restarts=(3,), guard=False)) > 2
 
 
@@ -182,7 +158,7 @@ def test_the_guard_bounds_the_norm_and_leaves_what_is_within_it_bit_by_bit() -> 
     x = torch.cat([dominated(64, 128, 2, 3.16, signs=True, k=2), dominated(64, 128, 2, 1.0, signs=False, k=2)])
     free = orthogonalize(x, "polar_express", gram_restarts=(3,), guard=False)
     kept = orthogonalize(x, "polar_express", gram_restarts=(3,), guard=True)
-    limit = 1.05 * TABLES["polar_express"].bound * 64**0.5
+    limit = 1.05 * POLYNOMIALS["polar_express"].bound * 64**0.5
     norms = torch.linalg.matrix_norm(free)
     over = norms > limit
     assert over.tolist() == [True, True, False, False]
@@ -211,15 +187,12 @@ def test_the_guard_is_on_where_the_gram_matrix_is_used() -> None:
     for x, in_gram in ((wide, True), (square, False)):
         o = orthogonalize(x, "quintic", torch.float32, (3,))
         for guard in (True, False, None):
-            TABLES["planted"] = TABLES["quintic"]._replace(bound=0.4)
+            POLYNOMIALS["planted"] = POLYNOMIALS["quintic"]._replace(bound=0.4)
             try:
                 found = orthogonalize(x, "planted", torch.float32, (3,), guard)
             finally:
-                del TABLES["planted"]
+                del POLYNOMIALS["planted"]
             assert torch.equal(found, o) != (in_gram if guard is None else guard)
-
-
-# -- fp16 -------------------------------------------------------------------------------------------------------------
 
 
 def test_fp16_is_finite_at_2048_because_the_norm_is_divided_out_before_the_cast() -> None:
@@ -230,10 +203,10 @@ def test_fp16_is_finite_at_2048_because_the_norm_is_divided_out_before_the_cast(
         o = orthogonalize(x, "jordan", FP16)
     assert bool(torch.isfinite(o).all())
     # Jordan's mean square singular value on a random square matrix is near 0.85
-    assert 0.8 < float(torch.linalg.matrix_norm(o)) / 2048**0.5 < TABLES["jordan"].bound
+    assert 0.8 < float(torch.linalg.matrix_norm(o)) / 2048**0.5 < POLYNOMIALS["jordan"].bound
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", POLYNOMIALS)
 @pytest.mark.parametrize("shape", [(48, 48), (32, 128)])
 def test_fp16_without_a_gradient_and_at_either_end_of_the_scale(table: str, shape: tuple[int, int]) -> None:
     """In torch's own fp16 products."""
@@ -246,23 +219,6 @@ def test_fp16_without_a_gradient_and_at_either_end_of_the_scale(table: str, shap
         assert relative_error(orthogonalize(x, table, FP16, restarts), exact) < 0.01
 
 
-# -- the transform ----------------------------------------------------------------------------------------------------
-
-
-def test_the_transform_takes_auto_a_tuple_or_none() -> None:
-    x = dominated(32, 128, 2, 1.0, signs=False)
-    found = {}
-    for given in (None, (3,), "auto"):
-        transform = optim.orthogonalize(0.0, nesterov=False, gram_restarts=given)
-        params = {"spectral/32x128": torch.zeros_like(x)}
-        context = optim.Context({"momentum": torch.tensor(0.0)})
-        updates, _ = transform.update({"spectral/32x128": x}, transform.init(params), params, context)
-        found[given] = updates["spectral/32x128"]
-    for given, restarts in ((None, None), ((3,), (3,)), ("auto", (2,))):
-        assert torch.equal(found[given], orthogonalize(x, gram_restarts=restarts))
-    assert not torch.equal(found[None], found["auto"])
-
-
 @pytest.mark.parametrize("restarts", [(0,), (5,), (3, 2), (2, 2), (2.0,), (True,), 3, [2, 4], "often"])
 def test_restarts_that_are_none_are_refused(restarts: Any) -> None:
     with pytest.raises(
@@ -270,18 +226,3 @@ def test_restarts_that_are_none_are_refused(restarts: Any) -> None:
     ):
         optim.orthogonalize(gram_restarts=restarts)
     assert resolve_gram_restarts((1, 2, 3, 4), "jordan", BF16) == (1, 2, 3, 4)
-
-
-@pytest.mark.parametrize(("name", "dtype"), [("bf16", BF16), ("fp16", FP16), ("fp32", torch.float32)])
-def test_hot_dtypes_go_by_short_names_too(name: str, dtype: torch.dtype) -> None:
-    x = {"spectral/8x32": torch.randn(1, 8, 32)}
-    found = []
-    for given in (name, dtype):
-        transform = optim.orthogonalize(None, hot_dtype=given)
-        found.append(transform.update(x, transform.init(x), x, optim.Context({}))[0]["spectral/8x32"])
-    assert torch.equal(*found)
-
-
-def test_a_hot_dtype_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"hot_dtype='bf61' cannot run Newton-Schulz; use torch.bfloat16, .* 'bf16'"):
-        optim.orthogonalize(hot_dtype="bf61")

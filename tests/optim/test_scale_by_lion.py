@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fusion_compile.optim import Transform, add_decayed_weights, chain, scale_by_learning_rate
-from fusion_compile.optim.lion import scale_by_lion
+from fusion_compile.optim.scale_by_lion import scale_by_lion
 from tests.data.bowl import SHAPES
 from tests.optim.walks import Walk, a_bank_moves_as_its_members, distance, keeps_the_laws, nodes, to_torch
 from tests.oracles.lion import Lion
@@ -18,7 +18,7 @@ from tests.problems import BowlGradient, run_torch
 
 
 def lion(weight_decay: float = 0.1, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.99)) -> Transform:
-    return chain(scale_by_lion(*betas), add_decayed_weights(weight_decay), scale_by_learning_rate(lr))
+    return chain(scale_by_lion(betas), add_decayed_weights(weight_decay), scale_by_learning_rate(lr))
 
 
 def test_lion_follows_its_twin() -> None:
@@ -49,7 +49,7 @@ def test_lion_is_lion_pytorch() -> None:
 @pytest.mark.parametrize("changed", [{"beta1": 0.5}, {"beta2": 0.5}])
 def test_betas_are_live(changed: dict[str, float]) -> None:
     g1, g2, g3 = torch.randn(3, 50, dtype=torch.float64)
-    walk = Walk(scale_by_lion(0.9, 0.9), {"w": torch.zeros(50, dtype=torch.float64)})
+    walk = Walk(scale_by_lion((0.9, 0.9)), {"w": torch.zeros(50, dtype=torch.float64)})
     walk({"w": g1})
     b1, b2 = changed.get("beta1", 0.9), changed.get("beta2", 0.9)
     m = 0.1 * g1

@@ -12,7 +12,7 @@ from tests.data.bowl import SCALAR, SHAPES, SPECTRAL, UPDATES, Bowl, loss_fn, no
 from tests.data.official import CASES, Case
 
 AUX: dict[str, Any] = {"scalar_lr": 1e-3, "scalar_betas": (0.9, 0.95), "scalar_weight_decay": 0.0}
-FP32: dict[str, Any] = {"hot_dtype": torch.float32}
+FP32: dict[str, Any] = {"matmul_dtype": torch.float32}
 
 
 def sf_muon(weight_decay: float = 0.0) -> Transform:
@@ -24,7 +24,7 @@ def sf_muon(weight_decay: float = 0.0) -> Transform:
         optim.scale_by_learning_rate(0.02),
     )
     scalar = optim.chain(
-        optim.scale_by_adam(Named("scalar_beta1", 0.9), Named("scalar_beta2", 0.95), Named("scalar_eps", 1e-8)),
+        optim.scale_by_adam((Named("scalar_beta1", 0.9), Named("scalar_beta2", 0.95)), Named("scalar_eps", 1e-8)),
         optim.scale_by_learning_rate(Named("scalar_lr", 1e-3)),
     )
     return optim.partition({"spectral": optim.schedule_free(spectral, 0.02, 0.9), "scalar": scalar})
@@ -74,7 +74,7 @@ def test_recipe_follows_the_official_trajectory(name: str) -> None:
     [
         ("torch_muon_original_fp32ns", lambda: optim.muon(0.02, weight_decay=0.0998, **AUX, **FP32)),
         ("normuon_official_fp32ns", lambda: optim.normuon(0.02, beta2=0.951, **AUX, **FP32)),
-        ("sf_adamw", lambda: optim.sf_adamw(2.5e-3, beta=0.9001)),
+        ("sf_adamw", lambda: optim.sf_adamw(2.5e-3, betas=(0.9001, 0.999))),
         ("sf_wrapper_muon_nowd_fp32ns", lambda: sf_muon(weight_decay=0.01)),
     ],
 )

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from fusion_compile.optim import Transform, chain, scale_by_learning_rate
-from fusion_compile.optim.mona import mona
+from fusion_compile.optim.scale_by_mona import scale_by_mona
 from tests.data.bowl import SHAPES
 from tests.optim.walks import Walk, a_bank_moves_as_its_members, distance, keeps_the_laws, nodes
 from tests.oracles.mona import Mona
 
 
 def descent(beta: float = 0.99, alpha: float | None = None) -> Transform:
-    return chain(mona(beta, alpha), scale_by_learning_rate(0.02))
+    return chain(scale_by_mona(beta, alpha), scale_by_learning_rate(0.02))
 
 
 @pytest.mark.parametrize(("beta", "alpha"), [(0.99, None), (0.975, None), (0.9, 0.2), (0.9, -3.0), (0.5, 0.0)])
@@ -37,7 +37,7 @@ def test_the_bound_sees_a_beta_that_is_slightly_off() -> None:
 
 def test_the_published_rule_is_half_gradient_and_half_average() -> None:
     g = [torch.randn(3, 4, dtype=torch.float64) for _ in range(3)]
-    walk = Walk(mona(0.9), {"w": torch.zeros(3, 4, dtype=torch.float64)})
+    walk = Walk(scale_by_mona(0.9), {"w": torch.zeros(3, 4, dtype=torch.float64)})
     torch.testing.assert_close(walk({"w": g[0]})["w"], g[0])  # no acceleration yet
     torch.testing.assert_close(walk({"w": g[1]})["w"], g[1] / 2 + g[0] / 2)
     torch.testing.assert_close(walk({"w": g[2]})["w"], g[2] / 2 + (0.9 * g[0] + 0.1 * g[1]) / 2)
@@ -45,7 +45,7 @@ def test_the_published_rule_is_half_gradient_and_half_average() -> None:
 
 def test_beta_and_alpha_are_live() -> None:
     g1, g2 = torch.randn(2, 5, dtype=torch.float64)
-    walk = Walk(mona(0.9, alpha=2.0), {"w": torch.zeros(5, dtype=torch.float64)})
+    walk = Walk(scale_by_mona(0.9, alpha=2.0), {"w": torch.zeros(5, dtype=torch.float64)})
     walk({"w": g1})
     torch.testing.assert_close(walk({"w": g2}, mona_alpha=-1.0, mona_beta=0.5)["w"], g2 - 0.5 * (g2 - g1))
 
@@ -53,7 +53,7 @@ def test_beta_and_alpha_are_live() -> None:
 def test_laws() -> None:
     for dtype in (torch.float32, torch.float64):
         keeps_the_laws(
-            mona(), {"spectral/a": torch.randn(3, 8, 5, dtype=dtype), "scalar/b": torch.randn(7, dtype=dtype)}
+            scale_by_mona(), {"spectral/a": torch.randn(3, 8, 5, dtype=dtype), "scalar/b": torch.randn(7, dtype=dtype)}
         )
     a_bank_moves_as_its_members(descent)
-    assert nodes(mona(), {"w": torch.empty(4, 8, 5)}) == nodes(mona(), {"w": torch.empty(28, 8, 5)})
+    assert nodes(scale_by_mona(), {"w": torch.empty(4, 8, 5)}) == nodes(scale_by_mona(), {"w": torch.empty(28, 8, 5)})

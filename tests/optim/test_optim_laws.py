@@ -30,7 +30,7 @@ SPECTRAL_SHAPES = {"spectral/12x20": (12, 20), "spectral/20x12": (20, 12)}
 def make(name: str, **options: Any) -> Transform:
     """A recipe with a Newton-Schulz in fp32 where it has one."""
     if name in WITH_HOT_DTYPE:
-        options = {"hot_dtype": torch.float32, **options}
+        options = {"matmul_dtype": torch.float32, **options}
     return optim.RECIPES[name](**options)
 
 
@@ -233,7 +233,7 @@ def update_nodes(transform: Transform, depth: int) -> int:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_update_has_as_many_nodes_for_28_layers_as_for_4(name: str) -> None:
-    transform = make(name, hot_dtype=torch.bfloat16) if name in WITH_HOT_DTYPE else make(name)
+    transform = make(name, matmul_dtype=torch.bfloat16) if name in WITH_HOT_DTYPE else make(name)
     few, many = update_nodes(transform, 4), update_nodes(transform, 28)
     assert few == many > 10
 
@@ -304,11 +304,11 @@ GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("kind", GRADIENTS)
-@pytest.mark.parametrize("hot_dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("matmul_dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", WITH_HOT_DTYPE)
-def test_weights_stay_finite_in_every_hot_dtype(name: str, hot_dtype: torch.dtype, kind: str) -> None:
+def test_weights_stay_finite_in_every_hot_dtype(name: str, matmul_dtype: torch.dtype, kind: str) -> None:
     """Ten steps of that gradient after one ordinary one, and ten from a fresh start."""
-    transform = make(name, hot_dtype=hot_dtype, weight_decay=0.0)
+    transform = make(name, matmul_dtype=matmul_dtype, weight_decay=0.0)
     params = random_banks(transform)
     for warm in (True, False):
         gradients = [like(params)] * warm + [{k: GRADIENTS[kind](p) for k, p in params.items()} for _ in range(10)]

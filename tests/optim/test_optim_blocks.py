@@ -16,8 +16,7 @@ from fusion_compile._state.flat_tree import flatten, form, unflatten
 from fusion_compile._state.routing import route
 from fusion_compile._types import Tensors
 from fusion_compile.optim import Transform
-from fusion_compile.optim._transform import BankFacts, Blocks, bound
-from fusion_compile.optim.matrix.blocks import in_blocks
+from fusion_compile.optim._transform import BankInfo, Blocks, bound
 from tests.optim.walks import Walk, distance, numbers
 from tests.oracles.cmuon import CMuon
 from tests.oracles.muon import Muon
@@ -27,6 +26,8 @@ from tests.oracles.protocol import Oracle
 from tests.oracles.protocol import Tensors as Arrays
 
 KEY = "spectral/whole"
+
+
 BLOCKS = {
     "equal": Blocks((16, 16, 16)),
     "grouped queries": Blocks((32, 8, 8)),
@@ -35,21 +36,23 @@ BLOCKS = {
     "columns": Blocks((20, 20), -1),
     "unequal columns": Blocks((8, 24, 8), -1),
 }
+
+
 ROWS, COLUMNS = 48, 40
 
 
-def muon(hot_dtype: torch.dtype, adjust_lr: str = "original") -> Transform:
+def muon(matmul_dtype: torch.dtype, adjust_lr: str = "original") -> Transform:
     return optim.chain(
-        optim.orthogonalize(0.9, hot_dtype=hot_dtype, gram_restarts="auto"),
+        optim.orthogonalize(0.9, matmul_dtype=matmul_dtype, gram_restarts="auto"),
         optim.scale_by_shape(adjust_lr),
         optim.add_decayed_weights(0.1),
         optim.scale_by_learning_rate(0.02),
     )
 
 
-def normuon(hot_dtype: torch.dtype, scale: str = "preserve_norm") -> Transform:
+def normuon(matmul_dtype: torch.dtype, scale: str = "preserve_norm") -> Transform:
     return optim.chain(
-        optim.orthogonalize(0.9, hot_dtype=hot_dtype, gram_restarts="auto"),
+        optim.orthogonalize(0.9, matmul_dtype=matmul_dtype, gram_restarts="auto"),
         optim.normalize_neurons(0.9, scale=scale),
         optim.scale_by_shape("original" if scale == "preserve_norm" else "none"),
         optim.add_decayed_weights(0.1),
@@ -81,7 +84,7 @@ def test_blocks_move_as_parameters_of_their_own(chain: str, kind: str, lead: tup
     torch.manual_seed(0)
     params = {KEY: torch.randn(*lead, ROWS, COLUMNS, dtype=torch.float64)}
     transform = make(torch.float64)
-    whole = Walk(bound(transform, {KEY: BankFacts((), blocks)}), params)
+    whole = Walk(bound(transform, {KEY: BankInfo((), blocks)}), params)
     apart, uncut = Walk(transform, cut(params, blocks)), Walk(transform, params)
     for _ in range(5):
         g = {KEY: torch.randn_like(params[KEY])}
@@ -98,7 +101,7 @@ def test_blocks_move_as_parameters_of_their_own(chain: str, kind: str, lead: tup
 def test_a_bank_without_blocks_moves_bit_by_bit_as_before(chain: str) -> None:
     transform = CHAINS[chain](torch.float32)
     params = {KEY: torch.randn(2, 12, 20)}
-    facts = {KEY: BankFacts((), None)}
+    facts = {KEY: BankInfo((), None)}
     first, second = Walk(transform, params), Walk(bound(transform, facts), params)
     for _ in range(2):
         g = {KEY: torch.randn(2, 12, 20)}
@@ -108,18 +111,18 @@ def test_a_bank_without_blocks_moves_bit_by_bit_as_before(chain: str) -> None:
 TWINS: dict[str, tuple[Callable[[torch.dtype], Transform], Callable[[Arrays, Collection[str]], Oracle]]] = {
     "muon": (
         lambda d: optim.chain(
-            optim.orthogonalize(0.95, hot_dtype=d), optim.scale_by_shape(), optim.scale_by_learning_rate(0.02)
+            optim.orthogonalize(0.95, matmul_dtype=d), optim.scale_by_shape(), optim.scale_by_learning_rate(0.02)
         ),
         lambda p, s: Muon(p, spectral=s, lr=0.02),
     ),
     "normuon": (
         lambda d: optim.chain(
-            optim.orthogonalize(0.95, hot_dtype=d),
+            optim.orthogonalize(0.95, matmul_dtype=d),
             optim.normalize_neurons(0.95),
             optim.scale_by_shape(),
             optim.scale_by_learning_rate(0.02),
         ),
-        lambda p, s: NorMuon(p, spectral=s, lr=0.02, table=JORDAN),
+        lambda p, s: NorMuon(p, spectral=s, lr=0.02, coefficients=JORDAN),
     ),
 }
 
@@ -130,7 +133,7 @@ def test_the_chains_follow_their_twin_of_separate_arrays(name: str, dtype: torch
     make, twin = TWINS[name]
     names = ("tall", "wide", "square")
     cuts = {"tall": ((96, 48, 48), 0), "wide": ((80, 80), 1)}  # 192×128 and 128×160
-    facts = {n: BankFacts((), Blocks(sizes, axis - 2)) for n, (sizes, axis) in cuts.items()}
+    facts = {n: BankInfo((), Blocks(sizes, axis - 2)) for n, (sizes, axis) in cuts.items()}
     far = distance(
         bound(make(dtype), facts),
         lambda start: CMuon(start, spectral=names, blocks=cuts, make=twin),
@@ -142,43 +145,8 @@ def test_the_chains_follow_their_twin_of_separate_arrays(name: str, dtype: torch
     assert far < (1e-13 if dtype == torch.float64 else 3e-6)
 
 
-# -- the split itself -------------------------------------------------------------------------------------------------
-
-
-def unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    return x / torch.linalg.matrix_norm(x, keepdim=True), torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-
-
-@pytest.mark.parametrize("kind", BLOCKS)
-def test_every_size_is_one_call_and_results_lie_where_their_blocks_did(kind: str) -> None:
-    blocks, x = BLOCKS[kind], torch.randn(2, ROWS, COLUMNS, dtype=torch.float64)
-    calls: list[tuple[int, ...]] = []
-
-    def fn(t: Tensor) -> tuple[Tensor, Tensor]:
-        calls.append(tuple(t.shape))
-        return unit(t)
-
-    whole, norms = in_blocks(fn, blocks, x)
-    parts = torch.split(x, blocks.sizes, blocks.axis)
-    torch.testing.assert_close(whole, torch.cat([unit(p)[0] for p in parts], blocks.axis), rtol=1e-14, atol=0)
-    torch.testing.assert_close(norms, torch.cat([unit(p)[1] for p in parts], blocks.axis), rtol=1e-14, atol=0)
-    assert len(calls) == len(set(blocks.sizes))
-    assert sum(shape[1] for shape in calls) == len(blocks.sizes)
-
-
-def test_equal_blocks_of_rows_are_views() -> None:
-    x, seen = torch.randn(2, 12, 5), []
-    in_blocks(lambda t: (seen.append(t.data_ptr()) or t,), Blocks((4, 4, 4)), x)  # type: ignore[func-returns-value]
-    assert seen == [x.data_ptr()]
-
-
-def test_blocks_that_do_not_divide_the_matrix_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"blocks of 4\+4 do not divide \(2, 12, 5\) along axis -2"):
-        in_blocks(unit, Blocks((4, 4)), torch.randn(2, 12, 5))
-
-
 def calls_in_the_update(k: int, blocks: Blocks) -> int:
-    transform = bound(normuon(torch.bfloat16), {KEY: BankFacts((), blocks)})
+    transform = bound(normuon(torch.bfloat16), {KEY: BankInfo((), blocks)})
     params = {KEY: torch.empty(k, ROWS, COLUMNS, device="meta")}
     state = transform.init(params)
     shape = form(state)
@@ -199,7 +167,7 @@ def test_the_update_has_as_many_nodes_for_64_matrices_as_for_2(kind: str) -> Non
 
 @pytest.mark.parametrize("kind", ["same sizes apart", "unequal columns"])
 def test_dynamo_captures_blocks_in_one_graph(kind: str) -> None:
-    transform = bound(normuon(torch.float32), {KEY: BankFacts((), BLOCKS[kind])})
+    transform = bound(normuon(torch.float32), {KEY: BankInfo((), BLOCKS[kind])})
     params = {KEY: torch.randn(2, ROWS, COLUMNS)}
     state, context = transform.init(params), numbers(transform, torch.float32)
     compiled = torch.compile(transform.update, fullgraph=True, backend="aot_eager")
@@ -208,16 +176,13 @@ def test_dynamo_captures_blocks_in_one_graph(kind: str) -> None:
 
 
 def test_sqrt_blocks_multiplies_by_the_root_of_their_number() -> None:
-    facts = {KEY: BankFacts((), Blocks((32, 8, 8)))}
+    facts = {KEY: BankInfo((), Blocks((32, 8, 8)))}
     u = {KEY: torch.ones(2, ROWS, 8, dtype=torch.float64)}
     plain, scaled = (Walk(bound(optim.scale_by_shape(sqrt_blocks=s), facts), u)(u)[KEY] for s in (False, True))
     torch.testing.assert_close(plain[0, :, 0], torch.tensor([2.0] * 32 + [1.0] * 16, dtype=torch.float64))
     torch.testing.assert_close(scaled, 3**0.5 * plain)
     uncut = Walk(optim.scale_by_shape(sqrt_blocks=True), u)(u)[KEY]
     torch.testing.assert_close(uncut, 6**0.5 * u[KEY])  # √(48/8), and no blocks
-
-
-# -- a model's banks and checkpoints ----------------------------------------------------------------------------------
 
 
 class Attention(nn.Module):
@@ -241,15 +206,15 @@ def test_states_of_cut_banks_go_by_their_parameters_names() -> None:
     rows, columns = (b.key for b in layouts[1].banks if b.matrix)
     assert rows == "spectral/384x128/rows128+128+128/float32"
     assert columns == "spectral/128x256/columns128+128/float32"
-    facts = layouts[1].facts
+    facts = layouts[1].infos
     assert facts[rows].blocks == Blocks((128, 128, 128)) and facts[columns].blocks == Blocks((128, 128), -1)
-    assert [(m.name, m.shape, m.at) for m in facts[rows].members] == [
+    assert [(m.name, m.shape, m.at) for m in facts[rows].places] == [
         ("layers.0.weight", (384, 128), 0),
         ("layers.1.weight", (384, 128), 1),
     ]
     states = {}
     for split, layout in layouts.items():
-        transform = bound(optim.sf_normuon(hot_dtype=torch.float32), layout.facts)
+        transform = bound(optim.sf_normuon(matmul_dtype=torch.float32), layout.infos)
         banks = layout.join({n: p.detach() for n, p in model.named_parameters()})
         _, state = transform.update(banks, transform.init(banks), banks, numbers(transform, torch.float32))
         flat = dict(flatten(state, "optimizer"))
@@ -282,7 +247,7 @@ def test_a_model_with_a_fused_weight_trains_as_one_with_three() -> None:
         model = Fused(fused)
         layout = build_layout(model, route(model, ("spectral",), split_blocks={"qkv": 3 if fused else 1}))
         walk = Walk(
-            bound(normuon(torch.float64), layout.facts),
+            bound(normuon(torch.float64), layout.infos),
             layout.join({n: p.detach() for n, p in model.named_parameters()}),
         )
         for seed in range(3):

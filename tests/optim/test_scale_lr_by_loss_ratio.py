@@ -11,7 +11,7 @@ import torch
 
 from fusion_compile import compile_training_step, optim
 from fusion_compile.optim import Named, Transform
-from fusion_compile.optim._transform import BankFacts, Member, bound
+from fusion_compile.optim._transform import BankInfo, Place, bound
 from fusion_compile.optim.scale_lr_by_loss_ratio import scale_lr_by_loss_ratio
 from tests.data.bowl import Bowl, loss_fn, noise
 from tests.oracles.adamw import AdamW
@@ -116,15 +116,15 @@ def test_the_ratio_stays_within_its_bounds(loss: float, ratio: float) -> None:
 
 def test_padding_does_not_count_once_the_banks_are_known() -> None:
     """Two parameters of 33 and 5 entries, 16-byte aligned, with |g| = 2: the mean is 2 over 38 and not 44 entries."""
-    members = (Member("a", (33,), 0), Member("b", (5,), 36))
+    members = (Place("a", (33,), 0), Place("b", (5,), 36))
     transform = scale_lr_by_loss_ratio(optim.partition({"scalar": adam(), "spectral": adam()}))
     g = torch.zeros(44)
     g[:33] = 2.0
     g[36:41] = -2.0
     matrices = {"spectral/3x4": torch.full((2, 3, 4), 2.0)}
     facts = {
-        "scalar/float32": BankFacts(members),
-        "spectral/3x4": BankFacts((Member("c", (3, 4), 0), Member("d", (3, 2, 2), 1))),
+        "scalar/float32": BankInfo(members),
+        "spectral/3x4": BankInfo((Place("c", (3, 4), 0), Place("d", (3, 2, 2), 1))),
     }
     for one, mean in ((bound(transform, facts), 2.0), (transform, (76 + 48) / (44 + 24))):
         walk = Walk(one, {"scalar/float32": torch.zeros(44), **matrices})

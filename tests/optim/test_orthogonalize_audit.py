@@ -12,7 +12,7 @@ from fusion_compile import compile_training_step, optim
 from fusion_compile._state.flat_tree import flatten
 from fusion_compile._types import Tensors
 from fusion_compile.optim import Transform
-from fusion_compile.optim._transform import BankFacts, Blocks, bound
+from fusion_compile.optim._transform import BankInfo, Blocks, bound
 from fusion_compile.optim.matrix.newton_schulz import orthogonalize
 from tests.data.bowl import Bowl, loss_fn, noise
 from tests.optim.walks import Walk, keeps_the_laws, numbers
@@ -59,7 +59,7 @@ def test_the_numbers_are_what_they_are_said_to_be(
     transform = optim.orthogonalize(0.9, gram_restarts=restarts, audit_every=7)
     if cut:
         blocks = Blocks((8, 16))
-        transform = bound(transform, {"spectral/24x64": BankFacts((), blocks)})
+        transform = bound(transform, {"spectral/24x64": BankInfo((), blocks)})
     walk = Walk(transform, banks(dtype))
     for _ in range(2):
         walk(banks(dtype))
@@ -68,7 +68,7 @@ def test_the_numbers_are_what_they_are_said_to_be(
     for key, mu in walk.state.mu.items():
         for m in mu:
             parts = torch.split(m, (8, 16)) if cut and key == "spectral/24x64" else (m,)
-            wanted = torch.cat([orthogonalize(p, hot_dtype=dtype) for p in parts])
+            wanted = torch.cat([orthogonalize(p, matmul_dtype=dtype) for p in parts])
             error = torch.cat([orthogonalize(p, gram_restarts=restarts) for p in parts]) - wanted
             relative.append(float(error.norm() / wanted.norm()))
             absolute.append(float(error.abs().max()))
@@ -84,11 +84,11 @@ def test_the_numbers_are_what_they_are_said_to_be(
 
 def test_the_same_computation_has_no_error_and_fp16_less_than_bf16() -> None:
     found = {}
-    for hot_dtype in (torch.float32, torch.float16, torch.bfloat16):
+    for matmul_dtype in (torch.float32, torch.float16, torch.bfloat16):
         torch.manual_seed(0)
-        walk = Walk(optim.orthogonalize(hot_dtype=hot_dtype, audit_every=1), banks())
+        walk = Walk(optim.orthogonalize(matmul_dtype=matmul_dtype, audit_every=1), banks())
         walk(banks())
-        found[hot_dtype] = audited(walk)
+        found[matmul_dtype] = audited(walk)
     assert set(found[torch.float32].values()) == {0.0}
     for name in NAMES:  # three more bits: an eighth, give or take
         assert found[torch.float16][name] < 0.3 * found[torch.bfloat16][name]
@@ -107,7 +107,7 @@ def test_a_broken_matrix_shows() -> None:
     noise = torch.randn(64, 128)
     lost = noise / noise.norm() + 3.16 / 2**0.5 * u @ v.T
     params = {"spectral/64x128": torch.stack([lost, *torch.randn(4, 64, 128)])}
-    walk = Walk(optim.orthogonalize(0.0, table="polar_express", gram_restarts=(3,), audit_every=1), params)
+    walk = Walk(optim.orthogonalize(0.0, coefficients="polar_express", gram_restarts=(3,), audit_every=1), params)
     walk(params)
     found = audited(walk)
     assert found[NAMES[1]] > 0.9 and found[NAMES[0]] < 0.5
@@ -146,7 +146,9 @@ def test_without_a_momentum_of_its_own_the_last_input_is_audited() -> None:
     assert all(torch.equal(updates[k], orthogonalize(t)) for k, t in g.items())
     assert all(torch.equal(walk.state.audit.input[k], t) for k, t in g.items())
     worst = max(
-        float((orthogonalize(m) - orthogonalize(m, hot_dtype=torch.float32)).abs().max()) for t in g.values() for m in t
+        float((orthogonalize(m) - orthogonalize(m, matmul_dtype=torch.float32)).abs().max())
+        for t in g.values()
+        for m in t
     )
     assert audited(walk)[NAMES[2]] == pytest.approx(worst, rel=0.3)
 
