@@ -697,7 +697,7 @@ def test_diagnostics_of_each_group() -> None:
     def told(state: Any) -> dict[str, Tensor]:
         return {"comp/count": state[0]}
 
-    transform = counting(True, [])._replace(diagnostics=told)
+    transform = counting(True, []).with_extras(diagnostics=told)
     p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     alone, both = made([p], transform), made([{"params": [p]}, {"params": [q]}], transform)
     for optimizer, names in ((alone, {"comp/count"}), (both, {"0/comp/count", "1/comp/count"})):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from fusion_compile._types import Tensors
-from fusion_compile.optim._inner import Inner, lift, merge, refuse_two_steps
+from fusion_compile.optim._inner import Inner, lift, merge
 from fusion_compile.optim._transform import BankInfos, Context, State, Transform, bound
 
 
@@ -26,6 +26,7 @@ def chain(*transforms: Transform, name: str | None = None) -> Transform:
     Raises:
         ValueError: No part is given; two parts take a step or move the gradient point; one hyperparameter has two
             values; two parts have different periods.
+        TypeError: A part is not a transform.
 
     Example:
         >>> from fusion_compile import optim
@@ -35,6 +36,8 @@ def chain(*transforms: Transform, name: str | None = None) -> Transform:
     """
     if not transforms:
         raise ValueError("chain() needs at least one transform.")
+    for i, transform in enumerate(transforms):
+        _check_transform(f"chain(), part {i},", transform)
     name = f"chain({', '.join(t.name for t in transforms)})" if name is None else name
     return _in_sequence(dict(enumerate(transforms)), name, lambda parts: tuple(parts.values()))
 
@@ -82,12 +85,23 @@ def _shown(part: object) -> str:
     return f"the transform {part.name} without a name" if isinstance(part, Transform) else repr(part)
 
 
+def _check_transform(where: str, given: object) -> None:
+    """TypeError if `given`, the argument named by `where`, is not a transform."""
+    if not isinstance(given, Transform):
+        called = f"; call it: {given.__name__}(…)" if callable(given) and hasattr(given, "__name__") else ""
+        raise TypeError(f"{where} was given a {type(given).__name__}, not a Transform{called}.")
+
+
 def _in_sequence(parts: Mapping[Any, Transform], name: str, pack: Callable[[dict[Any, State]], State]) -> Transform:
     """The parts one after another; ``state[key]`` is a part's state, and `pack` makes a state from parts by key."""
     movers = [t.name for t in parts.values() if t.gradient_point is not None]
     if len(movers) > 1:
         raise ValueError(f"{', '.join(movers)} both move the point at which the gradient is taken; keep one of them.")
-    refuse_two_steps("chain", ((t.name, t) for t in parts.values()))
+    if len(steps := [t.name for t in parts.values() if t.descends]) > 1:
+        raise ValueError(
+            f"{' and '.join(steps)} both take a step in one chain: the second multiplies by -lr what the first has "
+            f"already multiplied by -lr, and the loss goes up. Keep one of them."
+        )
 
     def init(params: Tensors) -> State:
         return pack({key: t.init(params) for key, t in parts.items()})
@@ -135,6 +149,7 @@ def partition(transforms: Mapping[str, Transform], name: str = "partition") -> T
     Raises:
         ValueError: No transform is given; some parts take a step and others do not; one hyperparameter has two values;
             two parts have different periods.
+        TypeError: A part is not a transform.
 
     Example:
         >>> from fusion_compile import optim
@@ -145,6 +160,8 @@ def partition(transforms: Mapping[str, Transform], name: str = "partition") -> T
     """
     if not transforms:
         raise ValueError("partition() needs at least one transform.")
+    for role, transform in transforms.items():
+        _check_transform(f"partition(), role {role!r},", transform)
     still, moving = ([role for role, t in transforms.items() if t.descends == moves] for moves in (False, True))
     if still and moving:
         name_of_part = transforms[still[0]].name

@@ -6,7 +6,7 @@ part's functions into functions of the outer state; `merge` joins the extras of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -129,13 +129,3 @@ def wrap(
         return rebuild(bound(base, infos))
 
     return whole._replace(bind=bind)
-
-
-def refuse_two_steps(where: str, parts: Iterable[tuple[str, Transform]]) -> None:
-    """ValueError if more than one of the parts takes a step: the second learning rate turns the first around."""
-    steps = [name for name, part in parts if part.descends]
-    if len(steps) > 1:
-        raise ValueError(
-            f"{' and '.join(steps)} both take a step in one {where}: the second multiplies by -lr what the first has "
-            f"already multiplied by -lr, and the loss goes up. Keep one of them."
-        )

@@ -1,8 +1,8 @@
 """Sums over each parameter of a flat bank, without a loop over them and without atomics.
 
-A flat bank ``[N]`` holds parameters of very different lengths. Their sums are taken level by level: every range is cut
-into pieces of at most `WIDTH` entries, one row of a regular ``[P, WIDTH]`` sum each, and the rows of one parameter are
-the ranges of the next level. The order of addition is fixed, so results are bitwise reproducible, and the number of
+A flat bank ``[N]`` holds parameters of very different lengths. They are summed level by level: every range is cut into
+pieces of at most `WIDTH` entries, each one row of a regular ``[P, WIDTH]`` sum, and the rows of one parameter are the
+ranges of the next level. The order of addition is fixed, so results are bitwise reproducible, and the number of
 nodes grows with the logarithm of the longest parameter only.
 """
 
@@ -21,7 +21,7 @@ WIDTH = 1024
 
 
 class _Level(NamedTuple):
-    """Rows to sum: ``[start, stop)`` of each, int64 ``[P]``; `width`: of the longest."""
+    """Rows to sum: ``[start, stop)`` of each, int64 ``[P]``; `width`: length of the longest."""
 
     start: Tensor
     stop: Tensor

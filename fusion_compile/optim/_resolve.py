@@ -46,9 +46,9 @@ def resolve_optimizer(optimizer: str | Transform | Callable[[], Transform]) -> T
                 f"optim.adamw does."
             )
     if not isinstance(made, Transform):
-        given = optimizer if isinstance(optimizer, type) else type(optimizer)
+        given = f"the class {optimizer.__name__}" if isinstance(optimizer, type) else f"a {type(optimizer).__name__}"
         raise TypeError(
-            f"optimizer is a {given.__name__}; give a recipe's name ({', '.join(RECIPES)}), a Transform from "
+            f"optimizer is {given}; give a recipe's name ({', '.join(RECIPES)}), a Transform from "
             f"fusion_compile.optim, or a callable that makes a Transform (a torch.optim.Optimizer cannot be captured)."
         )
     refuse_without_step(made)

@@ -216,6 +216,13 @@ def declare(default_name: str, value: Number) -> Named:
     return Named(default_name, value)
 
 
+def declare_betas(betas: tuple[Number, Number]) -> tuple[Named, Named]:
+    """Both numbers of `betas` with their names, ``beta1`` and ``beta2`` by default. TypeError if it is not a pair."""
+    if isinstance(betas, Named) or not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise TypeError(f"betas={betas!r} is not a pair; give two numbers, (0.9, 0.999) for example.")
+    return declare("beta1", betas[0]), declare("beta2", betas[1])
+
+
 def by_name(*numbers: Named) -> dict[str, float | Schedule]:
     """Hyperparameters as `Extras` holds them. One name with two values is a ValueError."""
     return merge_hyperparameters(*({number.name: number.value} for number in numbers))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from fusion_compile._types import Tensors
-from fusion_compile.optim._transform import Context, Extras, Number, Transform, by_name, declare
+from fusion_compile.optim._transform import Context, Extras, Number, Transform, by_name, declare, declare_betas
 from fusion_compile.optim._tree import map_tensors, number_like, update_mean, update_mean_square, zeros_like
 
 
@@ -37,13 +37,16 @@ def scale_by_adam(betas: tuple[Number, Number] = (0.9, 0.999), eps: Number = 1e-
     Returns:
         A transform without a step. The unit of a following lr is the size of a step of one entry.
 
+    Raises:
+        TypeError: `betas` is not a pair.
+
     Example:
         >>> from fusion_compile import optim
         >>> optimizer = optim.chain(optim.scale_by_adam((0.9, 0.95)), optim.scale_by_learning_rate(1e-3))
         >>> dict(optimizer.hyperparameters)
         {'beta1': 0.9, 'beta2': 0.95, 'eps': 1e-08, 'lr': 0.001}
     """
-    b1, b2, e = declare("beta1", betas[0]), declare("beta2", betas[1]), declare("eps", eps)
+    (b1, b2), e = declare_betas(betas), declare("eps", eps)
 
     def init(params: Tensors) -> ScaleByAdamState:
         one = number_like(params, 1.0)

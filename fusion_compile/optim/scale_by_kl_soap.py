@@ -19,7 +19,16 @@ from fusion_compile.optim._kl_factors import (
     update_factors,
 )
 from fusion_compile.optim._kronecker import periodic
-from fusion_compile.optim._transform import SPECTRAL, Context, Extras, Number, Transform, by_name, declare
+from fusion_compile.optim._transform import (
+    SPECTRAL,
+    Context,
+    Extras,
+    Number,
+    Transform,
+    by_name,
+    declare,
+    declare_betas,
+)
 from fusion_compile.optim._tree import map_tensors, number_like, zeros_like
 from fusion_compile.optim.matrix.inverse_roots import from_basis, to_basis
 
@@ -63,6 +72,7 @@ def scale_by_kl_soap(
         AdamW's.
 
     Raises:
+        TypeError: `betas` is not a pair.
         ValueError: `every`, `init_factor` or `max_inverse_root` is out of range. `init` refuses vectors.
 
     Example:
@@ -71,7 +81,7 @@ def scale_by_kl_soap(
         >>> matrices.periodic[0].every
         5
     """
-    b1, b2, b = declare("beta1", betas[0]), declare("beta2", betas[1]), declare("shampoo_beta", shampoo_beta)
+    (b1, b2), b = declare_betas(betas), declare("shampoo_beta", shampoo_beta)
     options = check_options(KLOptions(init_factor, max_inverse_root))
 
     def init(params: Tensors) -> ScaleByKLSoapState:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fusion_compile._types import Tensors
-from fusion_compile.optim._transform import Context, Extras, Number, Transform, by_name, declare
+from fusion_compile.optim._transform import Context, Extras, Number, Transform, by_name, declare_betas
 from fusion_compile.optim._tree import weighted_mean, zeros_like
 
 
@@ -28,13 +28,16 @@ def scale_by_lion(betas: tuple[Number, Number] = (0.9, 0.99)) -> Transform:
         A transform without a step. A following lr is the step of every entry: 3 to 10 times smaller than AdamW's, with
         a decay as many times larger.
 
+    Raises:
+        TypeError: `betas` is not a pair.
+
     Example:
         >>> from fusion_compile import optim
         >>> optimizer = optim.chain(optim.scale_by_lion((0.95, 0.98)), optim.scale_by_learning_rate(1e-4))
         >>> optimizer.hyperparameters["beta1"]
         0.95
     """
-    b1, b2 = declare("beta1", betas[0]), declare("beta2", betas[1])
+    b1, b2 = declare_betas(betas)
 
     def init(params: Tensors) -> ScaleByLionState:
         return ScaleByLionState(zeros_like(params))

@@ -10,7 +10,16 @@ from torch import Tensor
 from fusion_compile._types import Tensors
 from fusion_compile.optim._adam_in_basis import Bases, Moments, direction, update_moments
 from fusion_compile.optim._kronecker import eye_like, mean_factors, periodic, zero_factors
-from fusion_compile.optim._transform import SPECTRAL, Context, Extras, Number, Transform, by_name, declare
+from fusion_compile.optim._transform import (
+    SPECTRAL,
+    Context,
+    Extras,
+    Number,
+    Transform,
+    by_name,
+    declare,
+    declare_betas,
+)
 from fusion_compile.optim._tree import map_tensors, number_like, zeros_like
 from fusion_compile.optim.matrix.inverse_roots import eigenbasis, from_basis, power_step, to_basis
 
@@ -61,6 +70,7 @@ def scale_by_soap(
         AdamW's: entries of the rotated step are about 1.
 
     Raises:
+        TypeError: `betas` is not a pair.
         ValueError: `every` is below 1. `init` refuses vectors.
 
     Example:
@@ -69,7 +79,7 @@ def scale_by_soap(
         >>> matrices.descends, optim.scale_by_soap().descends
         (True, False)
     """
-    b1, b2, b = declare("beta1", betas[0]), declare("beta2", betas[1]), declare("shampoo_beta", shampoo_beta)
+    (b1, b2), b = declare_betas(betas), declare("shampoo_beta", shampoo_beta)
 
     def init(params: Tensors) -> ScaleBySoapState:
         left, right = zero_factors(params, "scale_by_soap")

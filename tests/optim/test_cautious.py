@@ -207,3 +207,8 @@ def test_what_the_base_has_is_passed_on() -> None:
 def test_refusals(build: Callable[[], Transform], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         build()
+
+
+def test_a_base_that_takes_the_step_is_refused_because_nothing_would_move() -> None:
+    with pytest.raises(ValueError, match=r"adamw takes a step.*hold all entries still.*chain\(cautious\(scale_by_adam"):
+        cautious(optim.adamw())

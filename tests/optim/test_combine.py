@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from fusion_compile import optim
+from fusion_compile._state.flat_tree import flatten
 from fusion_compile._types import Tensors
-from fusion_compile.optim import Named
+from fusion_compile.optim import Named, Transform
 from tests.optim.one_tensor import G1, G2, P, Walk, context, same, sgd
 
 
@@ -68,3 +71,89 @@ def test_a_bank_of_an_unknown_role_is_refused() -> None:
         ValueError, match="bank 'expert/4x4' has no transform; partition\\(\\) was given spectral, scalar"
     ):
         optim.partition({"spectral": sgd(), "scalar": sgd()}).init({"expert/4x4": P})
+
+
+def test_two_steps_in_one_chain_are_refused() -> None:
+    with pytest.raises(ValueError, match="adamw and scale_by_learning_rate both take a step in one chain"):
+        optim.chain(optim.adamw(0.1), optim.scale_by_learning_rate(0.1))
+    scaled = optim.chain(optim.adamw(0.1), optim.scale_by_layer({}))
+    assert scaled.descends and scaled.name == "chain(adamw, scale_by_layer)"
+
+
+def test_a_partition_of_which_one_part_takes_no_step_is_refused() -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"scale_by_soap, the transform of 'spectral', takes no step, but that of 'scalar' does; 'spectral' would",
+    ):
+        optim.partition({"scalar": optim.adamw(), "spectral": optim.scale_by_soap()})
+    directions = optim.partition({"spectral": optim.scale_by_soap(), "scalar": optim.scale_by_adam((0.95, 0.95))})
+    assert not directions.descends
+    assert optim.chain(directions, optim.scale_by_learning_rate(0.1)).descends
+    with pytest.raises(ValueError, match="at least one transform"):
+        optim.partition({})
+
+
+def named(*names: str) -> Transform:
+    parts = [optim.scale_by_momentum(0.5), optim.add_decayed_weights(0.5), optim.scale_by_learning_rate(0.25)]
+    return optim.named_chain(*zip(names, parts, strict=True))
+
+
+def test_a_named_chain_is_the_chain_with_names_in_its_state() -> None:
+    plain = optim.chain(
+        optim.scale_by_momentum(0.5), optim.add_decayed_weights(0.5), optim.scale_by_learning_rate(0.25)
+    )
+    walks = Walk(named("mean", "decay", "step")), Walk(plain)
+    for g in (G1, G2):
+        assert torch.equal(*(walk(g) for walk in walks))
+    assert list(walks[0].state) == ["mean", "decay", "step"]
+    assert [path for path, _ in flatten(walks[0].state, "optimizer")] == ["optimizer/mean/mu/w"]
+    assert named("mean", "decay", "step").name == "named_chain(mean, decay, step)"
+    assert named("mean", "decay", "step").hyperparameters == plain.hyperparameters
+
+
+def test_a_named_chain_lifts_periodic_work_diagnostics_and_binding() -> None:
+    transform = optim.named_chain(
+        ("whiten", optim.scale_by_shampoo(every=2)),
+        ("step", optim.schedule_free(optim.scale_by_learning_rate(0.1), 0.1)),
+    )
+    params = {"spectral/3x4": torch.randn(3, 4, dtype=torch.float64)}
+    state = transform.init(params)
+    _, state = transform.update(params, state, params, context(transform))
+    (work,) = transform.periodic
+    renewed = work.update(state, params, context(transform))
+    assert list(renewed) == ["whiten", "step"] and renewed["step"] is state["step"]
+    assert not torch.equal(renewed["whiten"].left_root["spectral/3x4"], state["whiten"].left_root["spectral/3x4"])
+    assert transform.diagnostics is not None and set(transform.diagnostics(state)) == {"comp/shampoo_gain"}
+    assert transform.gradient_point is not None
+    point = transform.gradient_point(params, state, context(transform))["spectral/3x4"]
+    same(point, 0.9 * params["spectral/3x4"] + 0.1 * state["step"].z["spectral/3x4"])
+    cut = optim.named_chain(("shape", optim.scale_by_shape())).bind
+    assert cut is not None
+    halves = cut({"w": optim.BankInfo((), optim.Blocks((4, 4)))})
+    tall = {"w": torch.ones(8, 1, dtype=torch.float64)}
+    assert halves.update(tall, halves.init(tall), tall, context(halves))[0]["w"].flatten().tolist() == [2.0] * 8
+
+
+@pytest.mark.parametrize(
+    ("parts", "error", "words"),
+    [
+        ([], ValueError, "at least one"),
+        ([("a", optim.scale_by_mona()), ("a", optim.scale_by_mona())], ValueError, "two parts named 'a'"),
+        ([("a/b", optim.scale_by_mona())], ValueError, r"cannot name a part 'a/b'; give a string without '/' and '\.'"),
+        ([("a.b", optim.scale_by_mona())], ValueError, r"cannot name a part 'a\.b'"),
+        ([("", optim.scale_by_mona())], ValueError, "cannot name a part ''"),
+        ([(1, optim.scale_by_mona())], ValueError, "cannot name a part 1"),
+        ([optim.scale_by_mona()], TypeError, "was given the transform scale_by_mona without a name; give pairs"),
+        ([("a", "adam")], TypeError, r"was given \('a', 'adam'\); give pairs"),
+    ],
+)
+def test_names_that_would_not_make_a_path_are_refused(parts: list[Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        optim.named_chain(*parts)
+
+
+def test_a_factory_that_was_not_called_is_noticed() -> None:
+    with pytest.raises(TypeError, match=r"chain\(\), part 1, was given a function, not a Transform; call it: adamw\("):
+        optim.chain(optim.scale_by_mona(), optim.adamw)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"partition\(\), role 'scalar', was given a str, not a Transform\.$"):
+        optim.partition({"scalar": "adamw"})  # type: ignore[dict-item]

@@ -62,7 +62,7 @@ def test_schedule_free_keeps_its_gradient_point() -> None:
 
 
 def test_what_the_base_has_is_passed_on() -> None:
-    inner = chain(cautious(scale_by_adam(Named("b", 0.8))), name="inner")
+    inner = chain(cautious(scale_by_adam((Named("b", 0.8), 0.999))), name="inner")
     passed = measured(inner, "g")
     assert passed.hyperparameters == inner.hyperparameters and passed.name == "inner"
     assert measured(orthogonalize(), "g").roles == ("spectral",) and measured(scale_by_adam(), "g").bind is None

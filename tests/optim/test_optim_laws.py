@@ -23,14 +23,16 @@ from fusion_compile.optim import Context, Transform
 from tests.data.bowl import SHAPES, Bowl, loss_fn, noise
 
 RECIPES = tuple(optim.RECIPES)
-WITH_HOT_DTYPE = ("muon", "normuon", "sf_normuon", "full_fusion")
+WITH_MATMUL_DTYPE = ("muon", "normuon", "sf_normuon", "full_fusion")
 SPECTRAL_SHAPES = {"spectral/12x20": (12, 20), "spectral/20x12": (20, 12)}
 
 
 def make(name: str, **options: Any) -> Transform:
     """A recipe with a Newton-Schulz in fp32 where it has one."""
-    if name in WITH_HOT_DTYPE:
+    if name in WITH_MATMUL_DTYPE:
         options = {"matmul_dtype": torch.float32, **options}
+    if name == "full_fusion":  # FusionOpt's word
+        options["hot_dtype"] = options.pop("matmul_dtype")
     return optim.RECIPES[name](**options)
 
 
@@ -233,7 +235,7 @@ def update_nodes(transform: Transform, depth: int) -> int:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_update_has_as_many_nodes_for_28_layers_as_for_4(name: str) -> None:
-    transform = make(name, matmul_dtype=torch.bfloat16) if name in WITH_HOT_DTYPE else make(name)
+    transform = make(name, matmul_dtype=torch.bfloat16) if name in WITH_MATMUL_DTYPE else make(name)
     few, many = update_nodes(transform, 4), update_nodes(transform, 28)
     assert few == many > 10
 
@@ -305,8 +307,8 @@ GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("kind", GRADIENTS)
 @pytest.mark.parametrize("matmul_dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("name", WITH_HOT_DTYPE)
-def test_weights_stay_finite_in_every_hot_dtype(name: str, matmul_dtype: torch.dtype, kind: str) -> None:
+@pytest.mark.parametrize("name", WITH_MATMUL_DTYPE)
+def test_weights_stay_finite_in_every_matmul_dtype(name: str, matmul_dtype: torch.dtype, kind: str) -> None:
     """Ten steps of that gradient after one ordinary one, and ten from a fresh start."""
     transform = make(name, matmul_dtype=matmul_dtype, weight_decay=0.0)
     params = random_banks(transform)

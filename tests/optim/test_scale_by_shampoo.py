@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.optim.test_inverse_roots import TensorFloat32
 
 from fusion_compile._state.flat_tree import flatten
 from fusion_compile.optim import Named, Transform
@@ -27,6 +26,7 @@ from tests.optim.kronecker_walk import (
     check_purity_and_form,
     follow,
 )
+from tests.optim.tensor_float32 import TensorFloat32
 from tests.oracles.shampoo import Shampoo
 
 

@@ -65,3 +65,10 @@ def test_periodic_work_is_due_after_the_first_step_and_every_so_many_from_there(
 
 def test_a_place_knows_its_number_of_entries() -> None:
     assert Place("w", (3, 4), 0).numel == 12 and Place("number", (), 5).numel == 1
+
+
+def test_betas_are_a_pair() -> None:
+    for make in (optim.scale_by_adam, optim.scale_by_lion, optim.scale_by_soap, optim.scale_by_kl_soap):
+        for betas in (0.9, Named("beta", 0.9), (0.9,)):
+            with pytest.raises(TypeError, match=r"is not a pair; give two numbers, \(0\.9, 0\.999\)"):
+                make(betas)  # type: ignore[arg-type, operator]

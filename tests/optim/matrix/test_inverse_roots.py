@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusion_compile.optim.matrix.inverse_roots import (
     _n_steps,
@@ -20,6 +18,7 @@ from fusion_compile.optim.matrix.inverse_roots import (
     power_step,
     to_basis,
 )
+from tests.optim.tensor_float32 import TensorFloat32
 from tests.oracles.shampoo import inverse_root as exact_root
 
 RIDGE = 1e-6
@@ -104,16 +103,6 @@ def test_a_matrix_without_a_batch_and_one_with_two_are_the_same() -> None:
     torch.testing.assert_close(inverse_root(m[None], 4), inverse_root(m, 4)[None], rtol=0, atol=1e-14)
 
 
-class TensorFloat32(TorchDispatchMode):
-    """Products whose operands are rounded to 10 bits of mantissa, as a GPU does when it may."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
-            bits = [a.contiguous().view(torch.int32) for a in args]
-            args = [((b + 0x1000) & ~0x1FFF).view(torch.float32) for b in bits]
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("kind", MATRICES)
 def test_the_default_ridge_is_enough_for_tensor_float_32(kind: str) -> None:
     m = MATRICES[kind]()
@@ -148,9 +137,6 @@ def test_the_root_and_the_power_step_are_traced_without_factorization_of_a_spect
     names = {str(node.target) for node in graph.nodes}
     assert "aten.linalg_qr.default" in names
     assert not any("eigh" in n or "svd" in n or "local_scalar" in n for n in names)
-
-
-# -- eigenbases -------------------------------------------------------------------------------------------------------
 
 
 def test_power_steps_find_the_eigenbasis() -> None:
