@@ -16,9 +16,9 @@ from fusion_compile._torch_optim.grouped_update import GroupedUpdate, Host, Sour
 from fusion_compile._torch_optim.named_groups import STEPS, check_options, check_parameters, check_patterns, names_of
 from fusion_compile._torch_optim.parameter_group import Parts
 from fusion_compile._torch_optim.update_program import UpdatePrograms
+from fusion_compile.optim._resolve import resolve_optimizer
 from fusion_compile.optim._schedules import Schedule
 from fusion_compile.optim._transform import Transform
-from fusion_compile.optim.recipes import RECIPES
 
 Parameters: TypeAlias = "nn.Module | Iterable[Any]"
 
@@ -93,7 +93,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         groups = list(params.named_parameters() if isinstance(params, nn.Module) else params)
         if not groups:
             raise ValueError("the optimizer was given no parameters; give the model or model.named_parameters().")
-        made, programs = made._replace(hyperparameters=numbers), UpdatePrograms(mode, backend)
+        made, programs = made.with_extras(hyperparameters=numbers), UpdatePrograms(mode, backend)
         self._inside = GroupedUpdate(transform, made, programs, (), (), model)
         super().__init__(groups, {**{n: as_float(v) for n, v in numbers.items()}, STEPS: 0})
         check_patterns(names_in(self._inside.hosts, self.param_groups), made, force_scalar, force_spectral)
@@ -299,14 +299,4 @@ class _EvaluatedAtY:
 
 
 def _resolve(transform: Source) -> Transform:
-    if isinstance(transform, Transform):
-        return transform
-    if isinstance(transform, str) and transform not in RECIPES:
-        raise ValueError(f"transform={transform!r} is not a recipe; use one of {', '.join(RECIPES)}, or a Transform.")
-    made = RECIPES[transform]() if isinstance(transform, str) else transform() if callable(transform) else transform
-    if not isinstance(made, Transform):
-        raise TypeError(
-            f"transform is a {type(transform).__name__}; give a Transform from fusion_compile.optim, a recipe's name "
-            f"({', '.join(RECIPES)}) or a callable that makes a Transform."
-        )
-    return made
+    return resolve_optimizer(transform)

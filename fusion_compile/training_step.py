@@ -28,9 +28,9 @@ from fusion_compile._step.pure_step import CLIP, StepPlan, donated, initial_stat
 from fusion_compile._types import Tensors
 from fusion_compile.explain._explanation import Explanation
 from fusion_compile.explain._subjects.step import explain_step
+from fusion_compile.optim._resolve import resolve_optimizer
 from fusion_compile.optim._schedules import Schedule
 from fusion_compile.optim._transform import Context, Transform, bound
-from fusion_compile.optim.recipes import RECIPES
 
 MAX_PROGRAMS = 8
 """Different batch shapes that one step compiles before it refuses another."""
@@ -369,7 +369,7 @@ def compile_training_step(
             f"of their own: optim.partition({{'spectral': …, 'scalar': …}})."
         )
     layout = build_layout(model, routes)
-    transform = bound(transform, layout.facts)
+    transform = bound(transform, layout.infos)
     return TrainingStep(
         model,
         loss_fn,
@@ -386,13 +386,4 @@ def compile_training_step(
 
 
 def _resolve(optimizer: str | Transform) -> Transform:
-    if isinstance(optimizer, Transform):
-        return optimizer
-    if isinstance(optimizer, str):
-        if optimizer in RECIPES:
-            return RECIPES[optimizer]()
-        raise ValueError(f"optimizer={optimizer!r} is not a recipe; use one of {', '.join(RECIPES)}, or a Transform.")
-    raise TypeError(
-        f"optimizer is a {type(optimizer).__name__}; give a recipe's name ({', '.join(RECIPES)}) or a Transform from "
-        f"fusion_compile.optim (a torch.optim.Optimizer cannot be captured)."
-    )
+    return resolve_optimizer(optimizer)

@@ -13,7 +13,7 @@ import torch
 
 import fusion_compile as fc
 from fusion_compile import optim
-from fusion_compile.optim.matrix.coefficients import TABLES
+from fusion_compile.optim.matrix.coefficients import POLYNOMIALS
 from fusion_compile.optim.matrix.newton_schulz import safe_gram_restarts
 from tests.test_house import public_names
 
@@ -84,7 +84,7 @@ def test_there_are_new_lines() -> None:
 def test_each_transform_and_recipe_has_a_section() -> None:
     """A factory of the public names, that is, whatever is a function and no schedule or joint."""
     text = (DOCS / "optimizers.md").read_text(encoding="utf-8")
-    joints = {"chain", "partition", "as_torch_optimizer"}
+    joints = {"chain", "named_chain", "partition", "as_torch_optimizer"}
     factories = {n for n in public_names("fusion_compile.optim") if not isinstance(getattr(optim, n), type)}
     factories -= joints | {"RECIPES", "COMPONENTS"}
     assert {n for n in factories if f"\n### `{n}`\n" not in text} == set()
@@ -97,7 +97,7 @@ def test_the_table_of_safe_restarts_is_what_auto_takes() -> None:
     rows = re.findall(r'^\| (`"[^|]*) \| (\([^|]*) \| ([^|]*) \| ([^|]*) \|$', text, re.MULTILINE)
     told = {table: cells for first, *cells in rows for table in re.findall(r'"(\w+)"', first)}
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
-    safe = {table: [safe_gram_restarts(table, dtype) for dtype in dtypes] for table in TABLES}
+    safe = {table: [safe_gram_restarts(table, dtype) for dtype in dtypes] for table in POLYNOMIALS}
     assert told == {t: ["plain iterations" if r is None else str(r) for r in restarts] for t, restarts in safe.items()}
 
 

@@ -19,7 +19,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from fusion_compile import compile_training_step, optim
 from fusion_compile.optim import Transform, as_torch_optimizer
-from fusion_compile.optim._transform import EmptyState, Periodic, ones_like_scalar
+from fusion_compile.optim._transform import EmptyState, Extras, Periodic
+from fusion_compile.optim._tree import number_like
 from fusion_compile.torch_optimizer import TorchOptimizer
 from tests.data.bowl import SHAPES, Bowl, loss_fn, noise
 from tests.small_models import batches, mlp
@@ -392,7 +393,7 @@ def test_hooks_run_around_each_step() -> None:
 def test_a_step_inside_autocast_is_the_same_step() -> None:
     models = [Bowl(), Bowl()]
     for model, enabled in zip(models, (False, True), strict=True):
-        optimizer = made(model, optim.muon(hot_dtype=torch.float32), mode=None, backend="aot_eager")
+        optimizer = made(model, optim.muon(matmul_dtype=torch.float32), mode=None, backend="aot_eager")
         for i in range(3):
             optimizer.zero_grad()
             loss_fn(model, *noise(i)).backward()
@@ -415,7 +416,7 @@ def only_some(model: nn.Module, step: int) -> None:
 @pytest.mark.parametrize("options", [{"mode": "eager"}, {"backend": "aot_eager"}])
 def test_a_parameter_without_a_gradient_is_left_alone(options: dict[str, Any]) -> None:
     """Against torch.optim, without Adam's bias correction, whose count is the group's here: with SGD with momentum."""
-    transform = optim.chain(optim.scale_by_adam(beta1=0.0, beta2=0.0, eps=1.0), optim.scale_by_learning_rate(1e-2))
+    transform = optim.chain(optim.scale_by_adam((0.0, 0.0), eps=1.0), optim.scale_by_learning_rate(1e-2))
     model, reference = mlp(), mlp()
     optimizer = as_torch_optimizer(transform, model, **options)
     other = torch.optim.Adam(reference.parameters(), lr=1e-2, betas=(0.0, 0.0), eps=1.0)
@@ -542,7 +543,7 @@ def loss_sized() -> Transform:
             raise ValueError("no loss")
         return {k: -context.loss * u for k, u in updates.items()}, state
 
-    return Transform(lambda params: EmptyState(), update, {"lr": 1.0}, name="loss_sized")
+    return Transform(lambda params: EmptyState(), update, Extras("loss_sized", {"lr": 1.0}, descends=True))
 
 
 @pytest.mark.parametrize("options", [{"mode": "eager"}, {"backend": "aot_eager"}])
@@ -585,7 +586,7 @@ def counting(first: bool, said: list[str]) -> Transform:
     """Moves by -1 where a step is due and by -0.25 else; its periodic work counts in the state, its first sets 100."""
 
     def init(params: Any) -> Any:
-        return (0 * ones_like_scalar(params),)
+        return (number_like(params, 0.0),)
 
     def update(updates: Any, state: Any, params: Any, context: Any) -> Any:
         return {k: torch.full_like(p, -1.0 if context.due else -0.25) for k, p in params.items()}, state
@@ -595,7 +596,7 @@ def counting(first: bool, said: list[str]) -> Transform:
         return (state[0] + 100,)
 
     work = Periodic("count", 2, lambda state, params, context: (state[0] + 1,), begin if first else None)
-    return Transform(init, update, {"lr": 1.0}, name="counting", periodic=(work,), period=3)
+    return Transform(init, update, Extras("counting", {"lr": 1.0}, periodic=(work,), period=3, descends=True))
 
 
 @pytest.mark.parametrize("options", [{"mode": "eager"}, {"backend": "aot_eager"}])
@@ -696,7 +697,7 @@ def test_diagnostics_of_each_group() -> None:
     def told(state: Any) -> dict[str, Tensor]:
         return {"comp/count": state[0]}
 
-    transform = counting(True, [])._replace(diagnostics=told)
+    transform = counting(True, []).with_extras(diagnostics=told)
     p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     alone, both = made([p], transform), made([{"params": [p]}, {"params": [q]}], transform)
     for optimizer, names in ((alone, {"comp/count"}), (both, {"0/comp/count", "1/comp/count"})):
@@ -851,6 +852,10 @@ def test_a_transform_is_code_and_a_callable_that_makes_it_is_not() -> None:
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 
+def bare() -> Transform:
+    return Transform(dict, dict, Extras("bare", descends=True))
+
+
 def not_a_leaf() -> list[Any]:
     return [("w", torch.ones(2, requires_grad=True) * 2)]
 
@@ -875,12 +880,12 @@ def one() -> list[Any]:
         ("adamw", [{"params": one(), "weight_decy": 0.0}], {}, ValueError, "Did you mean 'weight_decay'"),
         ("adamw", [{"params": one(), "lr": torch.ones(())}], {}, TypeError, "'lr' was given a tensor"),
         ("muon", [nn.Parameter(torch.ones(2))], {}, ValueError, r"takes names: give the model or model\.named_param"),
-        ("adam", one(), {}, ValueError, "transform='adam' is not a recipe"),
-        (3, one(), {}, TypeError, "transform is a int"),
+        ("adam", one(), {}, ValueError, "optimizer='adam' is not a recipe"),
+        (3, one(), {}, TypeError, "optimizer is a int"),
         ("adamw", one(), {"mode": "fast"}, ValueError, "mode='fast' is not known"),
         ("muon", one(), {"force_scalar": ["x"]}, ValueError, "force_scalar: 'x' matches no trainable parameter"),
         ("muon", one(), {"force_scalar": "x"}, TypeError, "is a string; give a list"),
-        (Transform(dict, dict, {}, name="bare"), one(), {"lr": 1.0}, ValueError, "bare has no hyperparameter 'lr'"),
+        (bare(), one(), {"lr": 1.0}, ValueError, "bare has no hyperparameter 'lr'"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(

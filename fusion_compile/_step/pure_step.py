@@ -22,7 +22,7 @@ from fusion_compile._step.batches import micro_batch
 from fusion_compile._step.loss import LossFacts, LossModule, cast_buffers
 from fusion_compile._types import Tensors
 from fusion_compile.optim._transform import Context, State, Transform
-from fusion_compile.optim.clip import clip_factor, global_norm
+from fusion_compile.optim.clip_by_global_norm import clip_factor, global_norm
 
 CLIP = "clip_grad_norm"
 """The hyperparameter that the step itself adds: the bound on the gradient's global norm (infinite: none)."""

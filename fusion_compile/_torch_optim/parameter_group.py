@@ -52,7 +52,7 @@ class ParameterGroup:
         module = holder(members)
         self.at, self.members, self.routes = at, dict(members), routes
         self.layout = build_layout(module, routes)
-        self.transform = bound(transform, getattr(self.layout, "facts", {}))
+        self.transform = bound(transform, self.layout.infos)
         self.moves = self.transform.gradient_point is not None
         self.hyperparameters = Hyperparameters(numbers, self.layout.device, self.layout.state_dtype)
         banks = Residence(module, self.layout).banks
