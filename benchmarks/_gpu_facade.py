@@ -21,7 +21,7 @@ def facade(rows: Rows, setting: Setting) -> None:
     def one_graph(c: Check) -> None:
         model = setting.model()
         mode = "eager" if setting.dry else setting.mode
-        optimizer = fc.optim.as_torch_optimizer(RECIPE, model, mode=mode)
+        optimizer = fc.optim.as_torch_optimizer(model, RECIPE, mode=mode)
         batches = [images_noise_and_times(model, setting.batch_size, setting.device, i) for i in range(4)]
         losses, replays, records = [], [], []
         with probe.watching() as seen, probe.skipping_is_an_error():

@@ -25,7 +25,7 @@ from fusion_compile.passes._user_frame import innermost
 
 UnsupportedByDynamo: type[Exception] = torch._dynamo.exc.Unsupported
 DATA_DEPENDENT: tuple[type[Exception], ...] = (DataDependentOutputException, DynamicOutputShapeException)
-"""What fake tensors raise where real ones would have to be read on the host."""
+"""Errors of fake tensors at a read of a value on the CPU."""
 
 GraphObserver = Callable[[torch.fx.GraphModule, list[Any]], None]
 
@@ -36,18 +36,21 @@ def fake_mode() -> Any:
 
 
 def is_of_a_trace(tensor: Tensor) -> bool:
-    """Whether `tensor` stands for one and has no data: it means nothing once the trace it was made in is over."""
+    """Whether `tensor` is a stand-in without data, which means nothing once its trace is over."""
     return isinstance(tensor, (FakeTensor, FunctionalTensor)) or torch._is_functional_tensor(tensor)
 
 
 def size_expression(size: int | torch.SymInt) -> Any:
-    """The sympy expression of a traced size; a number where tracing fixed it."""
+    """The sympy expression of a traced size: a number if tracing fixed it."""
     return sympy.Integer(size) if isinstance(size, int) else size.node.expr
 
 
 class SizeAssumption(NamedTuple):
-    """What tracing took for granted about symbolic sizes. `holds`: a sympy condition on the symbols that are left.
-    `met`: the condition as it was met, before symbols were replaced by numbers. `where`: ``"file:line"`` or ""."""
+    """One assumption of a trace about symbolic sizes.
+
+    `holds`: a sympy condition on the remaining symbols. `met`: the condition before symbols were replaced by numbers.
+    `where`: ``"file:line"`` or "".
+    """
 
     holds: Any
     met: Any
@@ -55,7 +58,7 @@ class SizeAssumption(NamedTuple):
 
 
 def size_assumptions(sizes: Iterable[int | torch.SymInt]) -> list[SizeAssumption]:
-    """All of them; a trace is right for the numbers that fulfil every one."""
+    """All assumptions behind `sizes`. The trace holds for the numbers that satisfy every one."""
     env = next((size.node.shape_env for size in sizes if isinstance(size, torch.SymInt)), None)
     if env is None:
         return []
@@ -72,8 +75,10 @@ def _outside_torch(frame: Any) -> str:
 
 
 class StatisticsSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, `tensors` gathers the running statistics that batch norms update: a write that bumps no version, because
-    the operators' schemas do not declare it."""
+    """Inside, collect the running statistics that batch norms update in `tensors`.
+
+    Their operators' schemas do not declare that write, so it bumps no version.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -99,7 +104,7 @@ def region(name: str) -> contextlib.AbstractContextManager[Any]:
     """Tag the nodes traced inside with ``meta["custom"]["region"]``.
 
     ``"backward"`` carries the tags by which torch finds the place to recompute checkpointed activations: torch 2.11
-    needs ``remat_pass_tag`` and ignores checkpointing without a word otherwise; later ones look for ``phase``.
+    needs ``remat_pass_tag`` and otherwise ignores checkpointing silently. Later versions look for ``phase``.
     """
     tags = {"region": name}
     if name == "backward":
@@ -113,15 +118,18 @@ def mark_static(tensor: Tensor) -> None:
 
 
 def write(target: Tensor, value: Tensor) -> None:
-    """``target.copy_(value)``, inside a traced program. Torch 2.13 takes the write to a 0-dim float64 input on the
-    CPU out of the graph without a word (it holds such inputs for Python numbers, and such writes for unused); through a
-    view it stays."""
+    """``target.copy_(value)`` inside a traced program.
+
+    torch 2.13 on CPU silently drops in-place writes to 0-dim float64 inputs, which it takes for Python numbers; a write
+    through a view stays.
+    """
     view = target.view(()) if target.ndim == 0 and target.dtype == torch.float64 else target
     view.copy_(value)
 
 
 def own_code(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn` with a code object of its own. Dynamo counts recompiles by code object; two steps must not share."""
+    """Copy `fn` with a code object of its own. Dynamo counts recompiles by code object, which two steps must not
+    share."""
     assert isinstance(fn, types.FunctionType)
     copy = types.FunctionType(fn.__code__.replace(), fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)
     copy.__kwdefaults__ = fn.__kwdefaults__
@@ -129,7 +137,7 @@ def own_code(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def observed_backend(backend: str, mode: str, on_graph: GraphObserver) -> Callable[..., Any]:
-    """A torch.compile backend that shows each captured graph to `on_graph` and then does what `backend` does."""
+    """Make a torch.compile backend that shows each captured graph to `on_graph` and then calls `backend`."""
     if backend == "inductor":
         wrapper: Any = torch._TorchCompileInductorWrapper  # what torch.compile itself makes of its mode
         inner: Callable[..., Any] = wrapper(None if mode == "default" else mode, None, dynamic=False)
@@ -144,19 +152,19 @@ def observed_backend(backend: str, mode: str, on_graph: GraphObserver) -> Callab
 
 
 def user_frames(error: BaseException) -> list[traceback.FrameSummary]:
-    """The Python frames of the traced program at which Dynamo gave up, outermost first; empty when unknown."""
+    """Python frames of the traced program where Dynamo gave up, outermost first; empty when unknown."""
     stack = getattr(error, "real_stack", None)
     return list(stack) if stack else []
 
 
 def refusal_inside(error: Exception) -> ValueError | None:
-    """The ValueError with which a graph's observer refused it, out of Dynamo's wrapping; None for another error."""
+    """Unwrap the ValueError with which an observer refused a graph; None for any other error."""
     inner = getattr(error, "inner_exception", None)
     return inner if isinstance(inner, ValueError) else None
 
 
 def input_source(node: torch.fx.Node) -> str:
-    """The expression by which a captured program finds one of its inputs, ``L['state']['counts/step']``; "" if unknown.
-    A method in torch 2.11, a property later."""
+    """The expression by which a captured program finds an input, ``L['state']['counts/step']``; "" if unknown."""
+    # A method in torch 2.11, a property later.
     name = getattr(getattr(node, "_dynamo_source", None), "name", "")
     return str(name() if callable(name) else name)

@@ -1,4 +1,4 @@
-"""Says on stderr what takes long, when a person is watching."""
+"""Progress of slow phases on stderr, when a person is watching."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rich.console import Console
 
 @contextlib.contextmanager
 def stage(what: str) -> Iterator[None]:
-    """Show `what` with a running clock while the block runs and the seconds it took afterwards.
+    """Show `what` with a running clock while the block runs, and its seconds afterwards.
 
-    Silent without a terminal and with ``FUSION_COMPILE_PROGRESS=0`` in the environment (for programs with bars of
-    their own).
+    It is silent without a terminal, and with ``FUSION_COMPILE_PROGRESS=0`` in the environment (for programs with
+    progress bars of their own).
     """
     if not sys.stderr.isatty() or os.environ.get("FUSION_COMPILE_PROGRESS") == "0":
         yield

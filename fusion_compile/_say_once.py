@@ -1,4 +1,4 @@
-"""A warning for each thing that a user should know, once, at the user's own line."""
+"""Warnings that are given once, at the user's own line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fusion_compile.passes._user_frame import is_the_users
 
 
 class SayOnce:
-    """Call it with what the sentence is about, and the sentence."""
+    """Warn once about each subject: call it with the subject and the sentence."""
 
     def __init__(self) -> None:
         self._said: set[str] = set()
@@ -22,7 +22,7 @@ class SayOnce:
 
 
 def _levels_to_the_user() -> int:
-    """From the caller to the innermost frame that is neither this package's nor torch's."""
+    """Stack levels from the caller to the innermost frame outside this package and torch."""
     level = 1
     at: FrameType | None = sys._getframe(1)
     while at is not None and not is_the_users(at.f_code.co_filename):

@@ -1,4 +1,4 @@
-"""The nouns shared by all rooms; no torch calls here."""
+"""The nouns that all rooms share. No torch calls here."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from typing import TypeAlias
 from torch import Tensor
 
 Tensors: TypeAlias = dict[str, Tensor]
-"""Tensors by name: by a parameter's full name outside, by a bank's key inside the program."""
+"""Tensors by name: outside a program by parameter name, inside it by bank key."""

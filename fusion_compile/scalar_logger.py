@@ -13,7 +13,7 @@ from fusion_compile._types import Tensors
 
 
 class HasMetrics(Protocol):
-    """What is logged: a `TrainingStep`, or anything with the two."""
+    """A `TrainingStep`, or anything else with these two."""
 
     steps_called: int
 
@@ -22,7 +22,7 @@ class HasMetrics(Protocol):
 
 
 class _Reading:
-    """All scalars of one step as one vector on its way to the host."""
+    """All scalars of one step as one vector on its way to the CPU."""
 
     def __init__(self, step: int, scalars: Tensors) -> None:
         self.step, self.names = step, tuple(scalars)
@@ -47,7 +47,7 @@ class _Reading:
 
 
 def _even(scalars: Tensors) -> list[Tensor]:
-    """The scalars in one dtype, the widest of them, so that they stack."""
+    """Cast the scalars to the widest of their dtypes, so that they stack."""
     dtype = torch.float32
     for t in scalars.values():
         dtype = torch.promote_types(dtype, t.dtype)
@@ -55,17 +55,31 @@ def _even(scalars: Tensors) -> list[Tensor]:
 
 
 class ScalarLogger:
-    """Writes a step's 0-dim metrics every `every` steps: one asynchronous copy, handed on when it has arrived.
+    """Write a step's 0-dim metrics every `every` steps, without ever waiting for the device.
 
-        log = fc.ScalarLogger(step, SummaryWriter("runs/a").add_scalar, every=50)
-        for batch in loader:
-            step(*batch)
-            log()
-        log.close()
+    Call it after each step and `close` at the end. One asynchronous copy brings all scalars to the CPU. On a GPU they
+    are written at the first call after the copy arrived, usually at the next step. Other metrics are left out.
 
-    `write`: called as ``write(name, value, step)`` with the signature of TensorBoard's ``SummaryWriter.add_scalar``.
-    On a GPU a value is written at the first call after its copy has arrived, usually the next step; `close` waits for
-    what is still on its way. Metrics that are not 0-dim are left out.
+    Args:
+        step: The training step whose metrics are logged.
+        write: Called as ``write(name, value, step)``, the signature of TensorBoard's ``SummaryWriter.add_scalar``.
+        every: Steps between two logged ones, at least 1.
+        prefix: Put before every name.
+
+    Raises:
+        ValueError: `every` is less than 1.
+
+    Example:
+        >>> import torch, fusion_compile as fc
+        >>> step = fc.compile_training_step(torch.nn.Linear(4, 2), lambda m, x: m(x).square().mean(), mode="eager")
+        >>> rows = []
+        >>> log = fc.ScalarLogger(step, lambda name, value, step: rows.append((name, step)), every=2, prefix="train/")
+        >>> for _ in range(4):
+        ...     loss = step(torch.randn(8, 4))
+        ...     log()
+        >>> log.close()
+        >>> [row for row in rows if row[0] == "train/loss"]
+        [('train/loss', 2), ('train/loss', 4)]
     """
 
     def __init__(
@@ -77,7 +91,7 @@ class ScalarLogger:
         self._on_their_way: deque[_Reading] = deque()
 
     def __call__(self) -> None:
-        """After each step. Never waits for the device."""
+        """Start a copy if this step is logged, and write what has arrived. Call it after each step."""
         if self._step.steps_called % self._every == 0:
             scalars = {name: t for name, t in self._step.metrics.items() if t.ndim == 0}
             self._on_their_way.append(_Reading(self._step.steps_called, scalars))
@@ -85,7 +99,7 @@ class ScalarLogger:
             self._hand_on(self._on_their_way.popleft())
 
     def close(self) -> None:
-        """Wait for what is on its way and write it."""
+        """Wait for the copies on their way and write them."""
         while self._on_their_way:
             reading = self._on_their_way.popleft()
             reading.wait()

@@ -1,4 +1,4 @@
-"""`as_torch_optimizer`: any recipe as a ``torch.optim.Optimizer``, for loops that are not ours."""
+"""`as_torch_optimizer`: any recipe as a ``torch.optim.Optimizer``, for training loops that own forward and backward."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fusion_compile._state.mismatches import refuse_mismatches
 from fusion_compile._state.routing import Route
-from fusion_compile._torch_optim.grouped_update import GroupedUpdate, Host, Source, as_float, names_in, refuse
+from fusion_compile._torch_optim.grouped_update import REMEDY, GroupedUpdate, GroupRecord, as_float, names_in
 from fusion_compile._torch_optim.named_groups import STEPS, check_options, check_parameters, check_patterns, names_of
 from fusion_compile._torch_optim.parameter_group import Parts
 from fusion_compile._torch_optim.update_program import UpdatePrograms
-from fusion_compile.optim._resolve import resolve_optimizer
+from fusion_compile.optim._resolve import OptimizerChoice, resolve_optimizer, with_rate
 from fusion_compile.optim._schedules import Schedule
 from fusion_compile.optim._transform import Transform
 
@@ -24,109 +25,163 @@ Parameters: TypeAlias = "nn.Module | Iterable[Any]"
 
 
 def as_torch_optimizer(
-    transform: Source,
     params: Parameters,
+    optimizer: OptimizerChoice = "sf_normuon",
     *,
+    lr: float | Schedule | None = None,
     mode: str | None = None,
     backend: str = "inductor",
     force_scalar: Sequence[str] = (),
     force_spectral: Sequence[str] = (),
-    lr: float | Schedule | None = None,
 ) -> TorchOptimizer:
-    """A ``torch.optim.Optimizer`` whose step is one compiled program, for Lightning, accelerate or a loop of your own.
+    """Make a ``torch.optim.Optimizer`` whose step is one compiled program, for Lightning, accelerate or your own loop.
 
-    `transform`: a `Transform`, a recipe's name, or a callable that makes one (``partial(optim.adamw, eps=1e-6)``); with
-    the latter two the optimizer can be pickled. `params`: the model, which routes as in `compile_training_step`;
-    ``model.named_parameters()``; a list of groups ``{"params": <named parameters>, "lr": 3e-4, "weight_decay": 0.0}``;
-    or, for an elementwise recipe, plain parameters. Without the model an embedding is known by its name only
-    (``embed``, ``wte``, …), the last layer by names such as ``lm_head``, and convolutions are elementwise:
-    `force_scalar` and `force_spectral` override. `mode`, `backend`, `lr`: as in `compile_training_step`.
+    Every hyperparameter is a float in ``param_groups`` under its declared name. A value written there counts from the
+    next step, and nothing recompiles. A schedule of this package stays in force until its number is written. torch's
+    schedulers write ``lr`` only: with a recipe of two rates give ``scalar_lr`` a schedule of its own.
 
-    Every hyperparameter is a float in ``param_groups`` under its declared name; what is written there counts from the
-    next step and nothing recompiles. A schedule of this package stays in force until somebody else writes its number.
-    torch's schedulers write ``lr`` only: with a recipe of two rates give ``scalar_lr`` a schedule of its own.
-
-    A parameter without a gradient is left untouched, weights and moments, as in torch.optim (such steps are another
-    program, one for whichever parameters are missing); but the step count by which Adam corrects its bias is its
+    A parameter without a gradient is left untouched, weights and moments, as in torch.optim. Such steps are another
+    program, one for all choices of missing parameters. Deviation: the step count by which Adam corrects its bias is its
     group's, not its own. What a transform pools over all parameters it pools over a group. Frozen parameters take no
-    memory and join, at the price of a compile, when they first have a gradient. At the first step parameters become
-    views into banks; until then they may be moved, from then on copy into them.
+    memory; one joins, at the price of a compile, when it first has a gradient. At the first step parameters become
+    views into banks: until then they may be moved, from then on copy into them.
 
-    With Schedule-Free, parameters hold the gradient point y while training; ``optimizer.eval()`` puts the average x
+    With Schedule-Free, parameters hold the gradient point y while training. ``optimizer.eval()`` puts the average x
     there and ``optimizer.train()`` puts y back. A transform that needs the loss takes it from ``step(closure)`` or
-    ``set_loss(loss)``. Nothing is clipped or skipped here: gradients are the loop's, or a GradScaler's, affair.
+    ``set_loss(loss)``. Nothing is clipped or skipped here: gradients are the loop's or a GradScaler's responsibility.
 
     Memory: the recipe's; an fp32 master for half-precision parameters; with Schedule-Free x, 4 bytes a parameter more
     than in a training step; and during a step one copy of the gradients.
+
+    Args:
+        params: The model, which routes as in `compile_training_step`; ``model.named_parameters()``; a list of groups
+            ``{"params": <named parameters>, "lr": 3e-4, "weight_decay": 0.0}``; or, for an elementwise recipe, plain
+            parameters. Without the model an embedding is known by its name only (``embed``, ``wte``, …), the last layer
+            by names such as ``lm_head``, and convolutions are elementwise; `force_scalar` and `force_spectral`
+            override.
+        optimizer: A recipe's name, a `Transform`, or a callable that makes one (``partial(optim.adamw, eps=1e-6)``). An
+            optimizer made of a name or a callable can be pickled.
+        lr: Replaces the recipe's learning rate, a number or a schedule; its unit is the recipe's.
+        mode: One of torch.compile's modes or ``"eager"``, as in `compile_training_step`.
+        backend: A torch.compile backend.
+        force_scalar: Regular expressions over full parameter names that are updated entry by entry.
+        force_spectral: Regular expressions over full parameter names that are updated as matrices.
+
+    Returns:
+        The optimizer. Nothing is compiled before its first step.
+
+    Raises:
+        TypeError: The arguments are the wrong way round, an entry of `params` is no parameter, or `optimizer` is of the
+            wrong kind.
+        ValueError: A recipe, number or option is unknown; a parameter is given twice or has no name where the recipe
+            needs one; a pattern matches nothing.
+
+    Example:
+        >>> import torch, fusion_compile as fc
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = fc.optim.as_torch_optimizer(model, "adamw", lr=1e-2, mode="eager")
+        >>> model(torch.randn(8, 4)).square().mean().backward()
+        >>> optimizer.step()
+        >>> optimizer.param_groups[0]["lr"]
+        0.01
     """
+    _refuse_the_wrong_way_round(params, optimizer)
     return TorchOptimizer(
-        transform, params, mode=mode, backend=backend, force_scalar=force_scalar, force_spectral=force_spectral, lr=lr
+        params, optimizer, lr=lr, mode=mode, backend=backend, force_scalar=force_scalar, force_spectral=force_spectral
     )
 
 
-class TorchOptimizer(torch.optim.Optimizer):
-    """See `as_torch_optimizer`, which makes it.
+def _refuse_the_wrong_way_round(params: Any, optimizer: Any) -> None:
+    chosen = isinstance(params, str | Transform) or (callable(params) and not isinstance(params, nn.Module))
+    if chosen or isinstance(optimizer, nn.Module):
+        got = f"the first argument is {params!r}" if isinstance(params, str) else f"params is a {type(params).__name__}"
+        if not chosen:
+            got = f"optimizer is a {type(optimizer).__name__}, a module"
+        raise TypeError(
+            f"{got}; parameters come first and the optimizer second: as_torch_optimizer(model, 'sf_normuon')."
+        )
 
-    ``state`` holds, from the first step on, views of all state by parameter; clearing it starts the optimizer anew.
+
+class TorchOptimizer(torch.optim.Optimizer):
+    """A recipe as a ``torch.optim.Optimizer``; made by `as_torch_optimizer`.
+
+    Attributes:
+        param_groups: Options of each group; every hyperparameter is a float there, and ``steps`` counts its steps.
+        state: From the first step on, views of all state by parameter. Clearing it starts the optimizer fresh.
+        routes: Which parameter goes where, and why.
+        diagnostics: What the optimizer's parts measured in the last step.
+
+    Example:
+        >>> import torch, fusion_compile as fc
+        >>> optimizer = fc.optim.as_torch_optimizer(torch.nn.Linear(4, 2), "sf_adamw", mode="eager")
+        >>> isinstance(optimizer, torch.optim.Optimizer)
+        True
+        >>> optimizer.eval()  # the average x, to evaluate or save the model
     """
 
     def __init__(
         self,
-        transform: Source,
         params: Parameters,
+        optimizer: OptimizerChoice,
         *,
+        lr: float | Schedule | None,
         mode: str | None,
         backend: str,
         force_scalar: Sequence[str],
         force_spectral: Sequence[str],
-        lr: float | Schedule | None,
     ) -> None:
-        made = _resolve(transform)
-        numbers = dict(made.hyperparameters)
-        if lr is not None and "lr" not in numbers:
-            raise ValueError(f"lr was given, but {made.name} has no hyperparameter 'lr'; it has {', '.join(numbers)}.")
+        made = resolve_optimizer(optimizer)
+        numbers = with_rate(made, lr)
         if STEPS in numbers:
             raise ValueError(f"{made.name} has a hyperparameter {STEPS!r}, a name that the optimizer needs; rename it.")
-        if lr is not None:
-            numbers["lr"] = lr
         model = params if isinstance(params, nn.Module) else None
         groups = list(params.named_parameters() if isinstance(params, nn.Module) else params)
         if not groups:
             raise ValueError("the optimizer was given no parameters; give the model or model.named_parameters().")
-        made, programs = made.with_extras(hyperparameters=numbers), UpdatePrograms(mode, backend)
-        self._inside = GroupedUpdate(transform, made, programs, (), (), model)
+        programs, patterns = UpdatePrograms(mode, backend), (tuple(force_scalar), tuple(force_spectral))
+        self._inside = GroupedUpdate(optimizer, made, numbers, programs, *patterns, model)
         super().__init__(groups, {**{n: as_float(v) for n, v in numbers.items()}, STEPS: 0})
-        check_patterns(names_in(self._inside.hosts, self.param_groups), made, force_scalar, force_spectral)
-        self._inside.force_scalar, self._inside.force_spectral = tuple(force_scalar), tuple(force_spectral)
+        check_patterns(names_in(self._inside.records, self.param_groups), made, force_scalar, force_spectral)
         if model is not None and self._inside.moves:
             model.register_forward_pre_hook(_EvaluatedAtY(self._inside))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch.optim; it starts with a step count of its own."""
         inside, at = self._inside, len(self.param_groups)
-        names, schedules = [], {n: v for n, v in inside.transform.hyperparameters.items() if callable(v)}
-        # What is no group at all, torch.optim refuses in its own words.
+        names, schedules = [], {n: v for n, v in inside.numbers.items() if callable(v)}
+        # torch.optim refuses what is no group at all.
         if isinstance(param_group, dict) and not isinstance(param_group.get("params", set()), set):
             given = param_group["params"]
             param_group = {**param_group, "params": [given] if isinstance(given, Tensor) else list(given)}
-            taken = {id(p): n for n, p in names_in(inside.hosts, self.param_groups).items()}
+            taken = {id(p): n for n, p in names_in(inside.records, self.param_groups).items()}
             check_parameters(param_group["params"], at, inside.transform, taken)
             check_options(param_group, at, inside.transform)
             names = names_of(param_group["params"], at)
-            for name in inside.transform.hyperparameters.keys() & param_group.keys():
+            for name in inside.numbers.keys() & param_group.keys():
                 value = param_group[name]
                 schedules.pop(name, None)
                 if callable(value):
                     schedules[name] = value
                 param_group[name] = as_float(value)
         super().add_param_group(param_group)
-        numbers = {n: self.param_groups[-1][n] for n in inside.transform.hyperparameters}
-        inside.hosts.append(Host(names, schedules, numbers))
+        numbers = {n: self.param_groups[-1][n] for n in inside.numbers}
+        inside.records.append(GroupRecord(names, schedules, numbers))
 
     # ------------------------------------------------------------------ the step
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient. Returns what `closure` returned."""
+        """Update every parameter that has a gradient. Nothing waits for the device.
+
+        Args:
+            closure: Computes the loss and its gradients again and returns the loss. It runs with gradients enabled.
+
+        Returns:
+            What `closure` returned; None without one.
+
+        Raises:
+            RuntimeError: The optimizer is in eval mode, a parameter was moved, a gradient is sparse or of another dtype
+                or device, or the recipe needs a loss and has none.
+        """
         inside = self._inside
         if torch.is_inference_mode_enabled():
             raise RuntimeError("an optimizer step was asked for inside torch.inference_mode(); call it outside.")
@@ -136,7 +191,7 @@ class TorchOptimizer(torch.optim.Optimizer):
                 "optimizer.train() before the forward pass."
             )
         if name := next((n for group in inside.groups() if (n := group.written())), None):
-            inside.warn_once(
+            inside.warn(
                 "written",
                 f"{name} was written to while the parameters hold Schedule-Free's y; this step overwrites it. Call "
                 f"optimizer.eval() first, write, then call optimizer.train().",
@@ -151,31 +206,31 @@ class TorchOptimizer(torch.optim.Optimizer):
         return result
 
     def set_loss(self, loss: Tensor | float) -> None:
-        """The loss of the next step, for transforms that need it and loops that give ``step`` no closure."""
+        """Set the loss of the next step, for recipes that need it and loops that give ``step`` no closure."""
         self._inside.loss = loss.detach() if isinstance(loss, Tensor) else loss
 
     def train(self, mode: bool = True) -> None:
-        """Parameters hold the point at which gradients are taken. Does nothing for recipes without such a point."""
+        """Put the gradient point into the parameters. Does nothing for recipes whose gradient point is the weights."""
         self._inside.show(self.param_groups, not mode)
 
     def eval(self) -> None:
-        """Parameters hold the average x: evaluate and save the model now. ``train()`` before the next step."""
+        """Put the average x into the parameters, to evaluate or save the model. Call ``train()`` before the next
+        step."""
         self.train(False)
 
     @property
     def routes(self) -> tuple[Route, ...]:
-        """Which parameter goes where and why; of groups that have taken a step."""
+        """Which parameter goes where and why, for groups that have taken a step."""
         return tuple(r for group in self._inside.groups() for r in group.routes)
 
     @property
     def diagnostics(self) -> dict[str, Tensor]:
-        """What the optimizer's parts tell of the last step, on the device; of several groups under ``<group>/``."""
-        told: dict[str, Tensor] = {}
+        """What the optimizer's parts measured in the last step, on the device; of several groups under ``<index>/``."""
+        found: dict[str, Tensor] = {}
         for group in self._inside.groups():
-            if (tells := group.transform.diagnostics) is not None:
-                prefix = f"{group.at}/" if len(self.param_groups) > 1 else ""
-                told |= {prefix + n: value.clone() for n, value in tells(group.optimizer(group.state)).items()}
-        return told
+            prefix = f"{group.at}/" if len(self.param_groups) > 1 else ""
+            found |= {prefix + n: value for n, value in group.plan.diagnostics(group.state).items()}
+        return found
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -183,7 +238,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         """As in torch.optim: ``state`` by parameter index (live tensors, not copies) and ``param_groups``."""
         inside = self._inside
         if inside.moves and not inside.evaluating and any(inside.groups()):
-            inside.warn_once(
+            inside.warn(
                 "state_dict",
                 "optimizer.state_dict() in train mode: the model's weights are Schedule-Free's y, not the average x. "
                 "Call optimizer.eval() before saving the model, and optimizer.train() to go on.",
@@ -191,9 +246,12 @@ class TorchOptimizer(torch.optim.Optimizer):
         return super().state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load what `state_dict` gave. Everything is checked first: on a mismatch a ValueError, and nothing is loaded.
+        """Load what `state_dict` gave. Load the model's weights before.
 
-        Load the model's weights before. Parameters that were moved since the first step are taken up where they are.
+        Parameters that were moved since the first step are taken up where they are.
+
+        Raises:
+            ValueError: Groups, names or shapes differ. Everything is checked first, and nothing is loaded.
         """
         inside, own = self._inside, self.param_groups
         saved: Any = dict(state_dict)
@@ -209,21 +267,21 @@ class TorchOptimizer(torch.optim.Optimizer):
                 f"this optimizer of {sizes}; nothing was loaded. Build it with the groups that saved it."
             )
         parts: list[dict[str, Parts]] = []
-        for host, options in zip(inside.hosts, theirs, strict=True):
-            named = {n: saved["state"].get(i) for n, i in zip(host.names, options["params"], strict=True)}
+        for record, options in zip(inside.records, theirs, strict=True):
+            named = {n: saved["state"].get(i) for n, i in zip(record.names, options["params"], strict=True)}
             parts.append({n: kept for n, kept in named.items() if kept})
         targets = {}
-        for at, host in enumerate(inside.hosts):
-            if host.group is not None and not host.group.in_place:
-                host.group = None
-            if host.group is not None or (parts[at] and any(p.requires_grad for p in own[at]["params"])):
-                targets[at] = host.group or inside.new_group(at, own[at])
-        refuse([p for at, group in targets.items() for p in group.problems(parts[at])])
+        for at, record in enumerate(inside.records):
+            if record.group is not None and not record.group.in_place:
+                record.group = None
+            if record.group is not None or (parts[at] and any(p.requires_grad for p in own[at]["params"])):
+                targets[at] = record.group or inside.new_group(at, own[at])
+        refuse_mismatches([p for at, group in targets.items() for p in group.problems(parts[at])], REMEDY)
 
-        for at, (host, options) in enumerate(zip(inside.hosts, own, strict=True)):
+        for at, (record, options) in enumerate(zip(inside.records, own, strict=True)):
             options.update({k: copy.deepcopy(v) for k, v in theirs[at].items() if k not in ("params", "param_names")})
-            host.seen = {n: options[n] for n in host.seen}
-            for name, p in zip(host.names, options["params"], strict=True):
+            record.seen = {n: options[n] for n in record.seen}
+            for name, p in zip(record.names, options["params"], strict=True):
                 self.state.pop(p, None)
                 if name in parts[at]:
                     self.state[p] = dict(parts[at][name])  # a frozen parameter's, until it joins
@@ -255,21 +313,24 @@ class TorchOptimizer(torch.optim.Optimizer):
     def _portable(self) -> dict[str, Any]:
         inside = self._inside
         programs = (inside.programs.mode, inside.programs.backend)
+        patterns = (inside.force_scalar, inside.force_spectral)
         return {
             "defaults": self.defaults,
             "param_groups": self.param_groups,
             "state": {p: kept for p, kept in self.state.items() if kept},
-            "inside": (inside.source, programs, inside.force_scalar, inside.force_spectral, inside.evaluating),
-            "hosts": [(host.names, host.schedules, host.seen) for host in inside.hosts],
+            "inside": (inside.source, dict(inside.numbers), programs, patterns, inside.evaluating),
+            "records": [(record.names, record.schedules, record.seen) for record in inside.records],
             "routes": self.routes,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        source, programs, off, on, evaluating = state["inside"]
-        made = state["transform"] if "transform" in state else _resolve(source)
+        source, numbers, programs, (off, on), evaluating = state["inside"]
+        made = state["transform"] if "transform" in state else resolve_optimizer(source)
         routes = {r.name: r for r in state["routes"]}
-        hosts = [Host(*host) for host in state["hosts"]]
-        self._inside = GroupedUpdate(source, made, UpdatePrograms(*programs), off, on, None, routes, hosts, evaluating)
+        records = [GroupRecord(*record) for record in state["records"]]
+        self._inside = GroupedUpdate(
+            source, made, numbers, UpdatePrograms(*programs), off, on, None, routes, records, evaluating
+        )
         super().__setstate__({k: state[k] for k in ("defaults", "param_groups")})
         self.state = defaultdict(dict, state["state"])
         for at, options in enumerate(self.param_groups):
@@ -288,7 +349,7 @@ class _EvaluatedAtY:
             return
         inside = self._inside()
         if inside is not None and not inside.evaluating and any(inside.groups()):
-            inside.warn_once(
+            inside.warn(
                 "eval",
                 "the model is evaluated (model.training is False) while the optimizer is in train mode: the weights "
                 "are Schedule-Free's y, not x. Call optimizer.eval() before, and optimizer.train() to go on.",
@@ -296,7 +357,3 @@ class _EvaluatedAtY:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_inside": None}  # a copy of the model, or a pickled one, has no optimizer
-
-
-def _resolve(transform: Source) -> Transform:
-    return resolve_optimizer(transform)

@@ -1,7 +1,7 @@
-"""Tracing runs a model's own Python, which may keep what it computes. Nothing of a trace may stay in the model.
+"""Remove tensors of a trace from the model. Tracing runs the model's own Python, which may keep what it computes.
 
-A rotary embedding that fills its table at the first call, in an attribute of a plain object or in an ``lru_cache``,
-would be left with tensors that have no data, and the model's next own call would compute from whatever lies in memory.
+A rotary embedding may fill its table at the first call, in an attribute of a plain object or in an ``lru_cache``. After
+a trace it would hold tensors without data, and the model's next call outside would compute from arbitrary memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fusion_compile._compat import is_of_a_trace
 
 _PLACES = (dict, list)
-"""What can be put back in place; tuples and sets that a trace made lie in one of these."""
+"""Containers that can be restored in place. Tuples and sets that a trace made lie in one of these."""
 
 _LEAVES = (Tensor, nn.Module, type, types.ModuleType, types.FunctionType, types.MethodType, str, bytes, int, float)
 _CACHE: Any = type(functools.lru_cache(lambda: None))
@@ -26,10 +26,10 @@ _CACHE: Any = type(functools.lru_cache(lambda: None))
 
 @contextlib.contextmanager
 def untraced(model: nn.Module) -> Iterator[None]:
-    """At the end, attributes of `model`'s modules, and of the plain objects and containers in them, that hold tensors
-    of a trace made inside are as they were, and caches of functions that were filled inside are empty.
+    """At the end, restore attributes that hold tensors of a trace made inside, and empty caches that it filled.
 
-    Caches are found where a class of the model, or the Python file it is from, has them.
+    Attributes are those of `model`'s modules and of the plain objects and containers in them. Caches are those of the
+    model's classes and of the Python files that define them.
     """
     places = [(place, dict(_items(place))) for place in _places(model)]
     caches = [(cache, cache.cache_info().misses) for cache in _caches(model)]
@@ -37,7 +37,7 @@ def untraced(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for place, before in places:
-            # What is in a value that is the same lies in a place of its own.
+            # The content of an unchanged value is a place of its own.
             left = [k for k, value in _items(place) if value is not before.get(k) and _holds_trace(value, set())]
             if left and isinstance(place, list):
                 place[:] = before.values()
@@ -53,7 +53,7 @@ def untraced(model: nn.Module) -> Iterator[None]:
 
 
 def _places(model: nn.Module) -> Iterator[dict[Any, Any] | list[Any]]:
-    """The dictionaries and lists of `model`'s Python state, each once; those of attributes included."""
+    """The dictionaries and lists of `model`'s Python state, each once, including those inside attributes."""
     seen: set[int] = set()
     todo: list[Any] = [vars(module) for module in model.modules()]
     while todo:

@@ -1,4 +1,4 @@
-"""A function of tensors as one CUDA graph: recorded at its first call, replayed at every other."""
+"""A function of tensors as one CUDA graph: recorded at its first call, replayed at every later one."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def why_not_captured(graph_module: fx.GraphModule, tensors: Iterable[Tensor]) ->
 class Replay:
     """`fn`, whose tensors are all on one GPU, as one CUDA graph.
 
-    `fn` must give tensors of its own memory, must not wait for the GPU, and takes inputs of the same shapes at every
-    call. `fixed()`: the tensors that it reads besides its inputs, where they are; it is recorded again when one lies
-    elsewhere. Inside the recording of somebody else's graph `fn` is simply called. The GPU memory that `fn` allocates
-    stays reserved for the replays.
+    `fn` must return tensors of its own memory, must not wait for the GPU, and takes inputs of the same shapes at every
+    call. `fixed()`: the tensors that it reads besides its inputs; when one of them has moved, `fn` is recorded again.
+    Inside the recording of another graph `fn` is simply called. The GPU memory that `fn` allocates stays reserved for
+    the replays.
 
     Raises RuntimeError if `fn` cannot be recorded.
     """
@@ -73,7 +73,7 @@ class Replay:
 def record_on_gpu(
     fn: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]
 ) -> tuple[Callable[[], Any], Sequence[Tensor]]:
-    """``(replay, outputs)``: what writes into `outputs` what `fn` gives for `inputs` as they then are."""
+    """``(replay, outputs)``: `replay` writes into `outputs` what `fn` returns for the present values of `inputs`."""
     device = inputs[0].device
     with torch.cuda.device(device):
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]

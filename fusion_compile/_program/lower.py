@@ -14,7 +14,7 @@ MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagrap
 
 
 def resolve_mode(mode: str | None, device: torch.device) -> str:
-    """``None`` means ``"max-autotune"`` on CUDA and ``"default"`` elsewhere; a wrong name is refused."""
+    """Resolve ``None`` to ``"max-autotune"`` on CUDA and ``"default"`` elsewhere, and refuse an unknown name."""
     if mode is None:
         return "max-autotune" if device.type == "cuda" else "default"
     if mode not in MODES:
@@ -23,7 +23,7 @@ def resolve_mode(mode: str | None, device: torch.device) -> str:
 
 
 def without_cuda_graph(mode: str) -> str:
-    """The mode that compiles as `mode` does and replays nothing: for programs that run now and then."""
+    """The mode that compiles as `mode` does but records no CUDA graph, for programs that rarely run."""
     return {"max-autotune": "max-autotune-no-cudagraphs", "reduce-overhead": "default"}.get(mode, mode)
 
 
@@ -52,7 +52,7 @@ def lower(
 
 @contextlib.contextmanager
 def no_recompile() -> Iterator[None]:
-    """Inside, a compiled function whose assumptions no longer hold is a RuntimeError naming them, before it runs."""
+    """Inside, a compiled function whose assumptions no longer hold raises RuntimeError naming them, before it runs."""
     try:
         with torch.compiler.set_stance("fail_on_recompile"):
             yield

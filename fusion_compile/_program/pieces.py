@@ -1,7 +1,7 @@
-"""An ATen graph -> the same graph with every region of it compiled by itself.
+"""An ATen graph -> the same graph with each region compiled by itself.
 
-Blocks that a graph repeats are one region, compiled once, so the time to compile does not grow with a model's depth.
-What is left to run between regions is views and single kernels. Dynamo never walks the whole graph.
+Blocks that a graph repeats are one region, compiled once, so compile time does not grow with a model's depth. Between
+regions only views and single kernels run. Dynamo never walks the whole graph.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fusion_compile.passes._compat import invoke_subgraph
 
 
 def compile_pieces(graph_module: fx.GraphModule, *, mode: str, backend: str) -> tuple[fx.GraphModule, dict[str, int]]:
-    """`graph_module`, unchanged, compiled; and name -> number of calls of each block that it repeats.
+    """Compile a copy of `graph_module`. Also return, for each block that it repeats, the number of calls by name.
 
     The result reads parameters and buffers where `graph_module` has them: one assigned there counts here. ``mode`` must
     be one without CUDA graphs: each piece would be a graph of its own.

@@ -1,9 +1,8 @@
-"""What was captured: the graph as Dynamo saw it, and the same in ATen operators when somebody asks."""
+"""A captured graph: as Dynamo saw it, and in ATen operators on demand."""
 
 from __future__ import annotations
 
 import re
-import warnings
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,10 +11,11 @@ import torch
 from torch import fx
 
 from fusion_compile import _compat
+from fusion_compile._say_once import SayOnce
 from fusion_compile.passes import Finding, find_host_syncs, lower_to_aten
 
 REGIONS = ("forward", "backward", "optimizer", "state")
-"""Parts of a step's graph; "state" is the rest: gradient point, views, non-finite skip and write-back."""
+"""Parts of a step's graph. "state" is the rest: gradient point, views, non-finite skip and write-back."""
 
 _CONTAINERS = {"", "_modules", "_parameters", "_buffers"}
 
@@ -29,22 +29,21 @@ class Program:
 
     @cached_property
     def aten(self) -> fx.GraphModule:
-        """The graph in ATen operators; traced on fake tensors when first asked for."""
+        """The graph in ATen operators, traced on fake tensors at the first access."""
         return lower_to_aten(self.graph, gradients=self.gradients)
 
     @cached_property
     def not_in_aten(self) -> str:
-        """Why the graph cannot be written out in ATen's operators, of which torch's tracing is the judge; "" if it
-        can."""
+        """torch's reason why the graph cannot be written in ATen operators; "" if it can."""
         try:
             self.aten  # noqa: B018
-        except Exception as error:  # of any kind; the program itself may still compile
+        except Exception as error:  # of any kind: the program itself may still compile
             return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         return ""
 
     @property
     def input_names(self) -> dict[str, str]:
-        """Name of an input in the graph -> what it is called where it comes from, ``state/params/…`` or ``batch/0``."""
+        """Input of the graph -> its name where it comes from, ``state/params/…`` or ``batch/0``."""
         return {n.name: _readable(n) for n in self.graph.graph.find_nodes(op="placeholder")}
 
     @property
@@ -63,14 +62,17 @@ class Program:
         return sum(n.target is torch.autograd.grad for n in self.graph.graph.nodes)
 
     def findings(self, *, thorough: bool) -> tuple[Finding, ...]:
-        """Host syncs and operators that cannot be captured. `thorough` looks at ATen's operators too, backward
-        included; if the graph cannot be written out in them, that is a warning and the rest is still searched."""
+        """Host syncs and operators that cannot be captured.
+
+        `thorough` searches the ATen operators too, backward included. If the graph cannot be written in them, a warning
+        says so, and the rest is still searched.
+        """
         found = list(find_host_syncs(self.graph))
         if thorough and self.not_in_aten:
-            warnings.warn(
+            SayOnce()(
+                "not in ATen",
                 f"the backward was not searched for host syncs, because the graph could not be written out in ATen's "
                 f"operators ({self.not_in_aten}).",
-                stacklevel=2,
             )
         elif thorough:
             found += find_host_syncs(self.aten)

@@ -1,21 +1,23 @@
 """Module <-> banks. The only room that knows parameter names and where each parameter lies.
 
-Parameters of one role, shape and dtype form one bank: matrices on the spectral path are stacked ``[K, m, n]``; all that
-is updated element by element lies in one flat vector per dtype, each parameter 16-byte aligned. Every other state
-tensor of an optimizer (moments, z) has the form of a bank, or of one with smaller trailing dimensions, or is a 0-dim
-number; so one `Layout` translates all of it to and from full parameter names.
+Parameters of one role, shape, dtype and group form one bank. Matrices on the spectral path are stacked ``[K, m, n]``.
+Parameters that are updated element by element share one flat vector per dtype and group, each 16-byte aligned. Every
+other state tensor of an optimizer (moments, z) has the form of a bank, possibly with smaller trailing dimensions, or is
+a 0-dim number. One `Layout` therefore translates all of it to and from full parameter names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fusion_compile._state.routing import Route
 from fusion_compile._types import Tensors
+from fusion_compile.optim._grouped import in_group
 from fusion_compile.optim._transform import BankInfo, BankInfos, Blocks, Place
 
 _ALIGNMENT = 16
@@ -25,8 +27,9 @@ _ALIGNMENT = 16
 class Bank:
     """One tensor that holds many parameters. `matrix`: ``(m, n)`` of a stacked bank, None for a flat one.
 
-    `dtype`: of the module's parameters. `length`: entries of a flat bank, or matrices of a stacked one. `blocks`: what
-    every matrix is cut into for its update.
+    `key`: unique, ``<role>/…/<dtype>``, for a named group with ``@<group>`` behind it. `dtype`: of the module's
+    parameters. `length`: entries of a flat bank, or matrices of a stacked one. `blocks`: how every matrix is cut for
+    its update.
     """
 
     key: str
@@ -85,6 +88,10 @@ class Layout:
         """By bank key, what a transform may know of it."""
         return {b.key: BankInfo(b.places, b.blocks) for b in self.banks}
 
+    def without_data(self) -> Tensors:
+        """The banks in the state dtype as tensors on the meta device, to run a transform on."""
+        return {b.key: torch.empty(b.shape, dtype=self.state_dtype, device="meta") for b in self.banks}
+
     def views(self, tensors: Tensors) -> Tensors:
         """Banks -> ``{full name: view}``."""
         return {p.name: v for b in self.banks for p, v in zip(b.places, b.split(tensors[b.key]), strict=True)}
@@ -101,6 +108,10 @@ class Layout:
         bank = next(b for b in self.banks if b.key == key)
         return zip((p.name for p in bank.places), bank.split(tensor), strict=True)
 
+    def bank_of(self, path: str) -> str | None:
+        """Key of the bank whose form the state tensor at `path` has; None for a plain number."""
+        return next((b.key for b in self.banks if path.endswith(f"/{b.key}")), None)
+
 
 def build_layout(model: nn.Module, routes: Sequence[Route]) -> Layout:
     """Group the routed parameters into banks. Raises ValueError for what a bank cannot hold, with the full name."""
@@ -112,7 +123,7 @@ def build_layout(model: nn.Module, routes: Sequence[Route]) -> Layout:
         raise ValueError(
             f"the model's trainable parameters lie on {', '.join(sorted(map(str, devices)))}; move them to one device."
         )
-    groups: dict[tuple[str, torch.dtype, tuple[int, int] | None, Blocks | None], list[tuple[str, Tensor]]] = {}
+    members: dict[_Kind, list[tuple[str, Tensor]]] = {}
     for r in routes:
         p = parameters[r.name]
         if not p.dtype.is_floating_point or p.layout is not torch.strided or type(p.data) is not Tensor:
@@ -122,27 +133,38 @@ def build_layout(model: nn.Module, routes: Sequence[Route]) -> Layout:
                 f"Freeze it (requires_grad=False) or convert it."
             )
         matrix = (p.shape[0], p.numel() // p.shape[0]) if r.role == "spectral" else None
-        groups.setdefault((r.role, p.dtype, matrix, r.blocks), []).append((r.name, p))
-    return Layout(tuple(_bank(*key, members) for key, members in groups.items()), devices.pop())
+        members.setdefault(_Kind(r.role, p.dtype, matrix, r.blocks, r.group), []).append((r.name, p))
+    return Layout(tuple(_bank(kind, named) for kind, named in members.items()), devices.pop())
 
 
-def _bank(
-    role: str,
-    dtype: torch.dtype,
-    matrix: tuple[int, int] | None,
-    blocks: Blocks | None,
-    members: list[tuple[str, Tensor]],
-) -> Bank:
-    name = str(dtype).removeprefix("torch.")
-    if matrix is not None:
-        places = tuple(Place(n, tuple(p.shape), i) for i, (n, p) in enumerate(members))
-        parts = [role, f"{matrix[0]}x{matrix[1]}", name]
-        if blocks is not None:
-            parts.insert(2, ("rows" if blocks.axis == -2 else "columns") + "+".join(map(str, blocks.sizes)))
-        return Bank("/".join(parts), dtype, matrix, places, len(members), blocks)
-    step = max(1, _ALIGNMENT // dtype.itemsize)
+class _Kind(NamedTuple):
+    """What all parameters of one bank have in common."""
+
+    role: str
+    dtype: torch.dtype
+    matrix: tuple[int, int] | None
+    blocks: Blocks | None
+    group: str
+
+    @property
+    def key(self) -> str:
+        parts = [self.role]
+        if self.matrix is not None:
+            parts.append(f"{self.matrix[0]}x{self.matrix[1]}")
+        if self.blocks is not None:
+            sizes = "+".join(map(str, self.blocks.sizes))
+            parts.append(f"rows{sizes}" if self.blocks.axis == -2 else f"columns{sizes}")
+        parts.append(str(self.dtype).removeprefix("torch."))
+        return in_group("/".join(parts), self.group)
+
+
+def _bank(kind: _Kind, members: list[tuple[str, Tensor]]) -> Bank:
+    if kind.matrix is not None:
+        stacked = tuple(Place(n, tuple(p.shape), i) for i, (n, p) in enumerate(members))
+        return Bank(kind.key, kind.dtype, kind.matrix, stacked, len(members), kind.blocks)
+    step = max(1, _ALIGNMENT // kind.dtype.itemsize)
     flat, at = [], 0
     for n, p in members:
         flat.append(Place(n, tuple(p.shape), at))
         at += -(-p.numel() // step) * step
-    return Bank(f"{role}/{name}", dtype, None, tuple(flat), at)
+    return Bank(kind.key, kind.dtype, None, tuple(flat), at)

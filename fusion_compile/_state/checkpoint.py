@@ -16,36 +16,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fusion_compile._state import keys
 from fusion_compile._state.banks import Layout
 from fusion_compile._state.hyperparameters import Hyperparameters
+from fusion_compile._state.mismatches import mismatches, refuse_mismatches
+from fusion_compile._state.named_state import named_state
 from fusion_compile._types import Tensors
 
 FORMAT = 1
 INDEX = "checkpoint.json"
 _STATE_SECTIONS = ("optimizer", "counts", "buffers", "rng")
 _WRITTEN = re.compile(rf"(model|state)-\d+-[0-9a-f]{{8}}\.safetensors|{re.escape(INDEX)}\.\d+-[0-9a-f]{{8}}")
-"""Names of the files that `save` makes, other than the index itself: nothing else in the folder is ever removed."""
-
-
-def named_state(layout: Layout, state: Tensors) -> dict[str, Tensor]:
-    """Views of the optimizer's state as ``{"<part>.<parameter>": tensor}``; plain numbers as ``{"<part>": tensor}``.
-
-    The fp32 masters of lower-precision parameters are there too, as ``master.<parameter>``.
-    """
-    named: dict[str, Tensor] = {}
-    for path, tensor in state.items():
-        part, _, rest = path.partition("/")
-        if part == "params" and f"module/{rest}" in state:
-            named |= {f"master.{name}": v for name, v in layout.by_name(rest, tensor)}
-        if part != "optimizer":
-            continue
-        bank = next((b.key for b in layout.banks if rest.endswith(f"/{b.key}")), None)
-        if bank is None:
-            named[rest.replace("/", ".")] = tensor
-        else:
-            prefix = rest.removesuffix(f"/{bank}").replace("/", ".")
-            named |= {f"{prefix}.{name}": v for name, v in layout.by_name(bank, tensor)}
-    return named
+"""Names of the files that `save` makes besides the index. Nothing else in the folder is ever removed."""
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -59,14 +41,10 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def _section(state: Tensors, section: str) -> dict[str, Tensor]:
-    return {k.removeprefix(f"{section}/"): t for k, t in state.items() if k.startswith(f"{section}/")}
-
-
 def state_dict(
     model: nn.Module, layout: Layout, state: Tensors, hyperparameters: Hyperparameters, steps_called: int
 ) -> dict[str, Any]:
-    """Copies of everything that a resumed run needs. ``buffers``: changed by the loss, but not in ``model``."""
+    """Copy everything that a resumed run needs. ``buffers``: those that the loss changes and ``model`` lacks."""
     rng = {"cpu": torch.get_rng_state()}
     if layout.device.type == "cuda":
         rng["cuda"] = torch.cuda.get_rng_state(layout.device)
@@ -74,8 +52,8 @@ def state_dict(
     sections = {
         "model": tensors,
         "optimizer": named_state(layout, state),
-        "counts": _section(state, "counts"),
-        "buffers": {n: t for n, t in _section(state, "buffers").items() if n not in tensors},
+        "counts": keys.section(state, keys.COUNTS),
+        "buffers": {n: t for n, t in keys.section(state, keys.BUFFERS).items() if n not in tensors},
     }
     return {
         **{section: {n: t.detach().clone() for n, t in named.items()} for section, named in sections.items()},
@@ -88,21 +66,21 @@ def state_dict(
 def load_state_dict(
     saved: Mapping[str, Any], model: nn.Module, layout: Layout, state: Tensors, hyperparameters: Hyperparameters
 ) -> int:
-    """Check everything, then copy everything into place; returns the number of calls so far."""
+    """Check everything, then copy everything into place. Returns the number of calls so far."""
     targets = {
         "model": model_tensors(model),
         "optimizer": named_state(layout, state),
-        "counts": _section(state, "counts"),
+        "counts": keys.section(state, keys.COUNTS),
     }
     if absent := [key for key in (*targets, "hyperparameters", "steps_called") if key not in saved]:
         raise ValueError(
             f"this is no state of a training step: it lacks {', '.join(absent)}. Give what state_dict() gave."
         )
-    # Which buffers outside the model's state_dict() the loss changes is known once it ran; until then the checkpoint
-    # says.
+    # The loss's first run shows which buffers outside the model's state_dict() it changes. Before that run, trust the
+    # checkpoint.
     buffers = dict(model.named_buffers())
     targets["buffers"] = {n: buffers[n] for n in saved.get("buffers", {}) if n in buffers}
-    _refuse_mismatches(saved, targets, "Build the step with the model and recipe that saved it.")
+    _refuse_mismatches(saved, targets, "Build the step with the model, recipe and groups that saved it.")
     numbers = hyperparameters.read(saved["hyperparameters"])
     with torch.no_grad():
         for section, wanted in targets.items():
@@ -118,7 +96,7 @@ def load_state_dict(
 
 
 def load_model(saved: Mapping[str, Any], model: nn.Module) -> None:
-    """Copy only the ``model`` section into place; on a mismatch a ValueError, and nothing is loaded."""
+    """Copy only the ``model`` section into place. A mismatch is a ValueError, and nothing is loaded."""
     wanted = model_tensors(model)
     _refuse_mismatches(saved, {"model": wanted}, "Build the step with the model that the checkpoint is of.")
     with torch.no_grad():
@@ -127,29 +105,17 @@ def load_model(saved: Mapping[str, Any], model: nn.Module) -> None:
 
 
 def _refuse_mismatches(saved: Mapping[str, Any], targets: Mapping[str, Tensors], remedy: str) -> None:
-    problems: list[str] = []
+    lines: list[str] = []
     for section, wanted in targets.items():
-        given = saved.get(section, {})
-        problems += [f"missing {section} {n}" for n in wanted if n not in given]
-        problems += [f"unexpected {section} {n}" for n in given if n not in wanted]
-        problems += [
-            f"mismatched {section} {n}: {list(given[n].shape)} in the checkpoint, {list(t.shape)} here"
-            for n, t in wanted.items()
-            if n in given and given[n].shape != t.shape
-        ]
-    if problems:
-        shown = "\n  ".join(problems[:20])
-        more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise ValueError(
-            f"the checkpoint is of another model or optimizer; nothing was loaded:\n  {shown}{more}\n{remedy}"
-        )
+        lines += mismatches(wanted, saved.get(section, {}), lambda name, section=section: f"{section} {name}")  # type: ignore[misc]
+    refuse_mismatches(lines, remedy)
 
 
 def save(path: str | PathLike[str], saved: Mapping[str, Any]) -> None:
     """Write the folder `path`: ``model-….safetensors`` (the deployable weights), ``state-….safetensors`` and the index.
 
-    The tensor files are written under new names and flushed; the index, renamed into place, is the one moment at which
-    the new checkpoint begins to exist. A process killed before it leaves the old checkpoint, after it the new one.
+    The tensor files are written under new names and flushed first. Renaming the index into place is the one moment at
+    which the new checkpoint exists. A process killed before it leaves the old checkpoint, one killed after it the new.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -178,7 +144,7 @@ def save(path: str | PathLike[str], saved: Mapping[str, Any]) -> None:
 
 
 def load(path: str | PathLike[str], device: torch.device) -> dict[str, Any]:
-    """Read a folder that `save` wrote. Raises FileNotFoundError/ValueError with a sentence for anything else."""
+    """Read a folder that `save` wrote. Anything else is a FileNotFoundError or ValueError."""
     folder = Path(path)
     if not (folder / INDEX).is_file():
         raise FileNotFoundError(f"{folder} holds no {INDEX}; give the folder that TrainingStep.save() wrote.")

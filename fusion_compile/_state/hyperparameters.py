@@ -1,4 +1,4 @@
-"""The live numbers: a mapping whose values lie in one device tensor that the compiled program reads."""
+"""Live numbers: a mapping whose values lie in one device tensor that the compiled program reads."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fusion_compile.optim._schedules import Schedule
 
 
 class Hyperparameters(MutableMapping[str, float | Schedule]):
-    """``step.hyperparameters``: set a number or a schedule at any time; it counts from the next step.
+    """``step.hyperparameters``: numbers and schedules by name. A value that is set counts from the next step.
 
-    Values are written to the device without waiting for it. Reading gives back what was set. `tensor`: ``[n]``, one
-    entry a hyperparameter, fp32 (fp64 for fp64 models).
+    Values are written to the device without waiting for it. Reading returns the number or schedule that was set.
+    `tensor`: ``[n]``, one entry per hyperparameter, fp32 (fp64 for fp64 models).
     """
 
     def __init__(self, defaults: Mapping[str, float | Schedule], device: torch.device, dtype: torch.dtype) -> None:
@@ -64,8 +64,7 @@ class Hyperparameters(MutableMapping[str, float | Schedule]):
         return f"Hyperparameters({', '.join(f'{k}={v}' for k, v in self._values.items())})"
 
     def apply_schedules(self, step: int) -> None:
-        """Write every schedule's value at `step` steps taken. A value that is nan is a ValueError, and none is
-        written."""
+        """Write every schedule's value after `step` steps. If one is nan, raise ValueError and write none."""
         due = {name: float(value(step)) for name, value in self._values.items() if callable(value)}
         for name, number in due.items():
             if math.isnan(number):
@@ -76,16 +75,19 @@ class Hyperparameters(MutableMapping[str, float | Schedule]):
             self._write(name, number)
 
     def by_name(self, tensor: Tensor) -> dict[str, Tensor]:
-        """0-dim tensors by name from a tensor like `tensor` (inside the program, from its input)."""
+        """Split a tensor like `tensor` (inside the program, its input) into 0-dim tensors by name."""
         return dict(zip(self._index, tensor.unbind(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers as they are, the package's schedules as their fields; another callable as its name only."""
+        """Numbers as they are, the package's schedules by their fields, other callables by name only."""
         return {name: _to_json(value) for name, value in self._values.items()}
 
     def read(self, saved: Mapping[str, Any]) -> dict[str, float | Schedule]:
-        """What `state_dict` gave as values for `update`, changing nothing yet: every name of `saved` that the step has.
-        A callable that is not the package's own is left out, so that what is set now stays."""
+        """Read what `state_dict` gave into values for `update`, without changing anything.
+
+        Names that the step lacks are left out, and callables that are not the package's own, so that their present
+        values stay.
+        """
         restored = {name: _from_json(name, value) for name, value in saved.items() if name in self._index}
         return {name: value for name, value in restored.items() if value is not None}
 
@@ -98,6 +100,9 @@ class Hyperparameters(MutableMapping[str, float | Schedule]):
         if name not in self._index:
             close = difflib.get_close_matches(str(name), self._index, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
+            group = str(name).partition(".")[0]
+            if any(known.startswith(f"{group}.") for known in self._index):
+                hint += f" Group {group!r} has the numbers that it was given; list this one when you compile the step."
             raise KeyError(f"unknown hyperparameter {name!r}; this step has {', '.join(self._index)}.{hint}")
 
 

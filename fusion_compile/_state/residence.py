@@ -15,10 +15,10 @@ from fusion_compile._types import Tensors
 class Residence:
     """The module's parameters as views into banks, and the check that they still are.
 
-    Taking up residence copies every parameter into a bank and points ``parameter.data`` at its place there: the
-    `Parameter` objects stay the same, so optimizers, EMA copies and hooks that hold them keep working. Each view has a
-    storage of its own over its part of the bank's memory: what is written to a file or a pipe by storage
-    (``torch.save`` of one layer, ``pickle``) is then that part and not the whole bank.
+    Moving in copies every parameter into a bank and points ``parameter.data`` at its place there. The `Parameter`
+    objects stay the same, so optimizers, EMA copies and hooks that hold them keep working. Each view has a storage of
+    its own over its part of the bank's memory. Whatever is saved by storage (``torch.save`` of one layer, ``pickle``)
+    is then that part and not the whole bank.
     """
 
     def __init__(self, model: nn.Module, layout: Layout) -> None:
@@ -41,12 +41,13 @@ class Residence:
             self._tenants += [(o, key, full, p, place) for o, key, full in owners[id(p)]]
 
     def move_out(self) -> None:
-        """Give every parameter memory of its own again; the banks then belong to nobody but this object."""
+        """Give every parameter memory of its own again. The banks then belong to this object alone."""
         for parameter in self._places:
             parameter.data = parameter.data.clone()
 
     def keep_buffers(self, names: Sequence[str]) -> Tensors:
-        """The module's buffers `names`, which the program writes; from now on `check` keeps them in the module."""
+        """Return the module's buffers `names`, which the program writes. `check` keeps them in the module from now
+        on."""
         kept: Tensors = {}
         for name in names:
             prefix, _, key = name.rpartition(".")
@@ -56,13 +57,18 @@ class Residence:
         return kept
 
     def say_written(self) -> None:
-        """Bump the version of every parameter: the program writes the banks, whose versions the views do not share, and
-        autograd and caches of values computed from weights must notice."""
+        """Bump the version of every parameter.
+
+        The program writes the banks, whose versions the views do not share. Autograd, and caches of values computed
+        from weights, must notice.
+        """
         torch.autograd.graph.increment_version(self._places)
 
     def check(self) -> None:
-        """Raise RuntimeError naming the first parameter that was replaced, moved, rebound or frozen since the banks
-        were built. A buffer that was assigned anew (as a forward outside the step may) is copied back to its place."""
+        """Raise RuntimeError naming the first parameter that was replaced, moved, rebound or frozen.
+
+        A buffer that was assigned again, as a forward outside the step may do, is copied back to its place.
+        """
         for owner, key, name, parameter, place in self._tenants:
             if owner.get(key) is not parameter:
                 raise RuntimeError(

@@ -1,4 +1,4 @@
-"""What of one recipe's checkpoint another recipe can go on with, matched by field and parameter."""
+"""Which saved state another recipe can reuse, matched by field and parameter."""
 
 from __future__ import annotations
 
@@ -9,13 +9,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fusion_compile._state.banks import Layout
+from fusion_compile._state.named_state import named_state
 from fusion_compile._types import Tensors
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """`carried`, `fresh`: entries of the optimizer's state that came from the checkpoint, and that begin anew;
-    `unused`: entries of the checkpoint that this recipe has no place for. Names are ``<field>.<parameter>``."""
+    """What `TrainingStep.warm_start` did. Names are ``<field>.<parameter>``.
+
+    Attributes:
+        carried: Entries of the optimizer's state that came from the checkpoint.
+        fresh: Entries that start as in a new run.
+        unused: Entries of the checkpoint that this recipe does not keep.
+
+    Example:
+        >>> import fusion_compile as fc
+        >>> print(fc.WarmStart(carried=("mu.0.weight",), fresh=("nu.0.weight",), unused=()))
+        carried mu; fresh: nu; not used: nothing
+    """
 
     carried: tuple[str, ...]
     fresh: tuple[str, ...]
@@ -25,12 +37,12 @@ class WarmStart:
         def fields(names: tuple[str, ...]) -> str:
             return ", ".join(dict.fromkeys(n.partition(".")[0] for n in names)) or "nothing"
 
-        return f"carried {fields(self.carried)}; begins anew: {fields(self.fresh)}; not used: {fields(self.unused)}"
+        return f"carried {fields(self.carried)}; fresh: {fields(self.fresh)}; not used: {fields(self.unused)}"
 
 
 class _Entry(NamedTuple):
-    """One name of the optimizer's state, taken apart: ``<part>.<field>.<parameter>``, or ``<part>.<field>`` of a number
-    that all parameters of the part share."""
+    """One name of the optimizer's state, split: ``<part>.<field>.<parameter>``. A number that all parameters of the
+    part share is ``<part>.<field>``."""
 
     part: str
     field: str
@@ -41,33 +53,39 @@ class _Entry(NamedTuple):
         return self.field if self.parameter is None else f"{self.field}.{self.parameter}"
 
 
-def _taken_apart(name: str, parameters: tuple[str, ...]) -> _Entry:
+def _split(name: str, parameters: tuple[str, ...]) -> _Entry:
     fitting = [p for p in parameters if name.endswith(f".{p}")]
     parameter = max(fitting, key=len) if fitting else None
     path = name if parameter is None else name.removesuffix(f".{parameter}")
     part, _, field = path.rpartition(".")
-    # The fp32 masters are the step's own, and stand beside the outermost part by name only.
+    # The fp32 masters belong to the step and to no part of the transform.
     return _Entry(field if field == "master" else part, field, parameter)
 
 
+def begin_from(saved: Mapping[str, Any], layout: Layout, state: Tensors) -> WarmStart:
+    """Carry the saved optimizer entries that fit into `state`, whose banks have `layout`."""
+    parameters = tuple(place.name for bank in layout.banks for place in bank.places)
+    return carry_over(saved, named_state(layout, state), parameters)
+
+
 def carry_over(saved: Mapping[str, Any], own: Tensors, parameters: tuple[str, ...]) -> WarmStart:
-    """Copy what fits from the saved optimizer entries into `own` (views of the state by name), and say what did.
+    """Copy what fits from the saved optimizer entries into `own` (views of the state by name).
 
     An entry fits when the field (``z``, ``mu``, ``nu``, ``weight_sum``, …), the parameter and the shape are the same,
-    and the checkpoint has one value for it. A field goes over for all of a part's parameters or for none; and a part
-    that keeps numbers for all of them together (Adam's powers of β, an average's weight) goes over whole or not at all:
-    a moment that begins anew beside a count that does not would be corrected for a past that it never had.
+    and the checkpoint has one value for it. A field is carried for all of a part's parameters or for none. A part that
+    keeps numbers for all of them together (Adam's powers of β, an average's weight) is carried whole or not at all: a
+    fresh moment beside an old count would be corrected for a past that it never had.
     """
     given: dict[str, list[Tensor]] = {}
     for name, value in saved.items():
-        given.setdefault(_taken_apart(name, parameters).key, []).append(value)
+        given.setdefault(_split(name, parameters).key, []).append(value)
 
     def value_for(name: str, entry: _Entry) -> Tensor | None:
         values = given.get(entry.key, [])
         one = values and all(v.shape == values[0].shape and torch.equal(v, values[0]) for v in values)
         return values[0] if one and values[0].shape == own[name].shape else None
 
-    entries = {name: _taken_apart(name, parameters) for name in own}
+    entries = {name: _split(name, parameters) for name in own}
     found = {name: value_for(name, entry) for name, entry in entries.items()}
     lacking_fields = {(e.part, e.field) for n, e in entries.items() if found[n] is None}
     with_shared = {e.part for e in entries.values() if e.parameter is None}

@@ -1,4 +1,4 @@
-"""What a batch may hold, its signature, and its split into micro-batches."""
+"""Batches: their validation, their signature, and their split into micro-batches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def leaves(tree: Any, path: str = "batch") -> Iterator[tuple[str, Any]]:
 
 
 def signature(batch: tuple[Any, ...], device: torch.device) -> Signature:
-    """What a compiled program is specialised on. Raises ValueError/TypeError for what a program cannot take."""
+    """The key of the program that fits `batch`. ValueError or TypeError for a batch that no program can take."""
     out: list[tuple[str, Any]] = []
     for path, leaf in leaves(batch):
         if isinstance(leaf, Tensor):
@@ -83,7 +83,8 @@ def check_divisible(batch: tuple[Any, ...], accumulate: int) -> None:
 
 
 def micro_batch(tree: Any, index: int, accumulate: int) -> Any:
-    """Part `index` of `accumulate` equal parts along the leading dimension; 0-dim tensors and non-tensors whole."""
+    """Part `index` of `accumulate` equal parts along the leading dimension. 0-dim tensors and non-tensors stay
+    whole."""
     if isinstance(tree, dict):
         return {k: micro_batch(v, index, accumulate) for k, v in tree.items()}
     if isinstance(tree, tuple | list):

@@ -1,4 +1,4 @@
-"""Where a loss reads a tensor's value on the host, and the sentence that says so."""
+"""Find where a loss reads a tensor's value on the CPU, and say so in one sentence."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _READS = {
     Tensor.__repr__: "printing a tensor",
     Tensor.__format__: "formatting a tensor",
 }
-"""Reads that fake tensors let pass, or refuse with a riddle; ``.item()``, ``if`` and their like they refuse well."""
+"""Reads that fake tensors let pass or refuse obscurely. ``.item()``, ``if`` and the like they refuse clearly."""
 
 
 class HostRead(Exception):
-    """Raised at the read itself, so that the traceback leads to the user's line."""
+    """A value was read. Raised at the read itself, so that the traceback leads to the user's line."""
 
 
 class RefuseHostReads(TorchFunctionMode):
-    """Raise `HostRead` at each conversion or print that needs a tensor's value on the host, on every device alike."""
+    """Raise `HostRead` at each conversion or print that needs a tensor's value on the CPU, on every device alike."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _READS:
@@ -39,7 +39,7 @@ class RefuseHostReads(TorchFunctionMode):
 
 
 def where_in_user_code(frames: list[traceback.FrameSummary]) -> str:
-    """``file:line: source`` of the innermost frame that is neither torch's nor this package's; else empty."""
+    """``file:line: source`` of the innermost frame outside torch and this package; else empty."""
     for frame in reversed(frames):
         if is_the_users(frame.filename):
             line = frame.line or linecache.getline(frame.filename, frame.lineno or 0).strip()
@@ -48,7 +48,7 @@ def where_in_user_code(frames: list[traceback.FrameSummary]) -> str:
 
 
 def host_read_message(frames: list[traceback.FrameSummary], detail: str) -> str:
-    """One sentence for a loss that needs a value on the host."""
+    """The sentence for a loss that needs a value on the CPU."""
     where = where_in_user_code(frames) or "the loss"
     return (
         f"{where}\nreads a tensor's value on the host or has a shape that depends on one ({detail.splitlines()[0]}); a "
@@ -58,7 +58,7 @@ def host_read_message(frames: list[traceback.FrameSummary], detail: str) -> str:
 
 
 def not_captured_message(frames: list[traceback.FrameSummary], detail: str) -> str:
-    """One sentence for a loss of which something other than a host read cannot be part of one graph."""
+    """The sentence for a loss that cannot be one graph for any reason besides a host sync."""
     where = where_in_user_code(frames) or "the loss"
     context = re.search(r"Developer debug context: *(\S.*)", detail)
     what = detail.splitlines()[0] + (f": {context[1]}" if context else "")

@@ -1,4 +1,4 @@
-"""The user's loss as a pure function, and what one run of it on fake tensors tells before anything is compiled."""
+"""The user's loss as a pure function, and its examination on fake tensors before anything is compiled."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LossFn = Callable[..., Any]
 
 
 class CastingModel(nn.Module):
-    """`model` as the loss sees it under a `compute_dtype`: floating inputs of its call are cast, all else passes."""
+    """`model` as the loss sees it under a `compute_dtype`: floating inputs of its call are cast."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -73,14 +73,14 @@ _HOST_READS: tuple[type[Exception], ...] = (HostRead, *_compat.DATA_DEPENDENT)
 
 @dataclass(frozen=True)
 class LossFacts:
-    """What a loss does: its metrics' shapes and dtypes, the parameters it never reads, the buffers it changes."""
+    """What a loss does: shapes and dtypes of its metrics, parameters it never reads, buffers it changes."""
 
     metrics: dict[str, tuple[tuple[int, ...], torch.dtype]]
     unused: tuple[str, ...]
     changed_buffers: tuple[str, ...]
 
     def difference(self, other: LossFacts) -> str:
-        """In words, the first way in which this loss behaves unlike `other`."""
+        """The first difference from `other`, in words."""
         if self.metrics != other.metrics:
             return f"returns the metrics {self.metrics}, before {other.metrics}"
         if self.unused != other.unused:
@@ -95,10 +95,10 @@ def examine(
     batch: tuple[Any, ...],
     compute_dtype: torch.dtype | None,
 ) -> LossFacts:
-    """Run the loss once on fake tensors (no memory, no arithmetic, no random number drawn) and report what it does.
+    """Run the loss once on fake tensors and report what it does. It costs no memory and draws no random number.
 
-    `weights`: trainable parameters by name. Raises TypeError/ValueError for a loss that is not a scalar, that does not
-    depend on the weights, or that must be read on the host (with the user's line).
+    `weights`: trainable parameters by name. A loss that is not a scalar, that does not depend on the weights, or that
+    reads a value on the CPU is a TypeError or ValueError that names the user's line.
     """
     every_buffer = dict(model.named_buffers())
     module = LossModule(model, loss_fn, tuple(every_buffer), compute_dtype)
@@ -154,7 +154,7 @@ def _check_loss(loss: Any, metrics: Any) -> None:
 def cast_buffers(
     model: nn.Module, buffers: Tensors, changed: tuple[str, ...], compute_dtype: torch.dtype | None
 ) -> Tensors:
-    """Floating buffers in `compute_dtype`, except those the loss changes and the statistics of normalization layers."""
+    """Cast floating buffers to `compute_dtype`, except `changed` ones and the statistics of normalization layers."""
     if compute_dtype is None:
         return buffers
     statistics = {

@@ -1,52 +1,36 @@
-"""A transform's periodic work: programs of their own over the same state, chosen by the host's count of steps.
+"""A transform's periodic work: programs of their own over the same state, chosen by the CPU's count of steps.
 
-A branch inside the step would make the host read a number, or record a second CUDA graph of the whole step; a basis
+A branch inside the step would make the CPU read a number, or would need a second CUDA graph of the whole step. A basis
 that is refreshed every tenth step needs neither.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Hashable
 
-import torch
-
-from fusion_compile import _compat
-from fusion_compile._program.lower import lower, no_recompile, without_cuda_graph
-from fusion_compile._program.program import Program
-from fusion_compile._progress import stage
-from fusion_compile._step.pure_step import StepPlan, donated, pure_periodic
+from fusion_compile._program.lower import without_cuda_graph
+from fusion_compile._program.programs import Programs
+from fusion_compile._step.update import UpdatePlan, donated, pure_periodic
 from fusion_compile._types import Tensors
+from fusion_compile.optim._transform import Periodic
 
 
-class PeriodicWork:
-    """Runs what `plan.transform.periodic` asks for, after the steps at which it is due. `programs`: those captured."""
+def work_key(index: int, work: Periodic, owner: Hashable = "") -> Hashable:
+    """The key of the program of a transform's periodic work. `owner` tells apart those of several transforms."""
+    return owner, index, work.name
 
-    def __init__(self, plan: StepPlan, *, mode: str, backend: str) -> None:
-        self._plan, self._mode, self._backend = plan, without_cuda_graph(mode), backend
-        self._compiled: dict[int, Callable[[Tensors], None]] = {}
-        self.programs: dict[str, Program] = {}
 
-    def after_step(self, steps: int, state: Tensors) -> None:
-        """Do what is due when `steps` steps have been taken, in the order in which the transforms stand."""
-        for i, periodic in enumerate(self._plan.transform.periodic):
-            if steps == 1 and periodic.first is not None:
-                donated(pure_periodic(self._plan, periodic.first))(state)
-            elif periodic.is_due(steps):
-                self._run(i, state)
+def run_due_work(
+    plan: UpdatePlan, steps: int, state: Tensors, programs: Programs, *, mode: str, owner: Hashable = ""
+) -> None:
+    """Run the periodic work that is due after `steps` steps, in the transform's order, and write it into `state`.
 
-    def _run(self, i: int, state: Tensors) -> None:
-        if (compiled := self._compiled.get(i)) is not None:
-            with no_recompile():
-                compiled(state)
-            return
-        periodic = self._plan.transform.periodic[i]
-
-        def observe(graph: torch.fx.GraphModule, inputs: list[Any]) -> None:
-            self.programs[periodic.name] = Program(graph)
-
-        work = _compat.own_code(donated(pure_periodic(self._plan, periodic.update)))
-        run = lower(work, mode=self._mode, backend=self._backend, on_graph=observe)
-        with stage(f"compiling {periodic.name} (every {periodic.every} steps)"):
-            run(state)
-        self._compiled[i] = run
+    It is compiled without a CUDA graph and kept in `programs` under its `work_key`.
+    """
+    for i, work in enumerate(plan.transform.periodic):
+        key = work_key(i, work, owner)
+        if steps == 1 and work.first is not None:
+            donated(pure_periodic(plan, work.first))(state)
+        elif work.is_due(steps) and not programs.rerun(key, state):
+            refresh, what = donated(pure_periodic(plan, work.update)), f"{work.name} (every {work.every} steps)"
+            programs.compile(key, refresh, state, mode=without_cuda_graph(mode), what=what)

@@ -1,8 +1,7 @@
 """One training step as a pure function over flat state: ``advance(state, batch) -> the tensors that changed``.
 
-Everything a step does is here and nowhere else: forward, backward, accumulation, clipping, the non-finite skip, the
-optimizer, averaging, buffers and metrics. ``donated`` is the same function with the results written into the state's
-own tensors; Inductor turns those writes into in-place kernels without a copy.
+Everything a step does happens here and nowhere else: forward, backward, accumulation, clipping, the non-finite skip,
+the optimizer's update, buffers and metrics.
 """
 
 from __future__ import annotations
@@ -15,52 +14,48 @@ import torch
 from torch import Tensor
 
 from fusion_compile import _compat
-from fusion_compile._state import flat_tree
-from fusion_compile._state.banks import Layout
-from fusion_compile._state.hyperparameters import Hyperparameters
+from fusion_compile._state import flat_tree, keys
+from fusion_compile._state.masters import rounded, with_written_weights
 from fusion_compile._step.batches import micro_batch
 from fusion_compile._step.loss import LossFacts, LossModule, cast_buffers
+from fusion_compile._step.options import StepOptions
+from fusion_compile._step.update import UpdatePlan, pure_update
 from fusion_compile._types import Tensors
-from fusion_compile.optim._transform import Context, State, Transform
+from fusion_compile.optim._transform import State
 from fusion_compile.optim.clip_by_global_norm import clip_factor, global_norm
 
 CLIP = "clip_grad_norm"
 """The hyperparameter that the step itself adds: the bound on the gradient's global norm (infinite: none)."""
+COUNTS = ("step", "skipped")
+METRICS = ("loss", "grad_norm", "update_norm")
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """All that is fixed when a step is compiled. `optimizer_form`: the optimizer's state with paths for tensors."""
+    """Everything that is fixed when a step is compiled: the optimizer's update and the options."""
 
-    layout: Layout
-    transform: Transform
-    optimizer_form: Any
-    hyperparameters: Hyperparameters
-    accumulate: int
-    skip_nonfinite: bool
-    compute_dtype: torch.dtype | None
+    update: UpdatePlan
+    options: StepOptions
 
 
-def initial_state(plan: StepPlan, module_banks: Tensors, optimizer: Any) -> Tensors:
-    """The flat state before the first step.
+def initial_state(plan: UpdatePlan, module_banks: Tensors, optimizer: State) -> Tensors:
+    """The flat state before the first step, under the keys of ``_state.keys``.
 
-    Keys: ``params/<bank>`` (in the state dtype; the module's own banks where the dtypes agree), ``module/<bank>`` (the
-    module's banks where they are of lower precision), ``optimizer/<path>``, ``hyperparameters``, ``counts/…``,
-    ``metrics/…``. Buffers and the user's metrics join when the loss is first seen.
+    A bank of the module is itself the optimizer's ``params`` entry where it has the state dtype. Where it is of lower
+    precision, ``params`` holds the master and ``module`` the module's bank. Buffers and the user's metrics join when
+    the loss is first seen.
     """
     dtype, device = plan.layout.state_dtype, plan.layout.device
     state: Tensors = {}
-    for key, bank in module_banks.items():
-        same = bank.dtype == dtype
-        state[f"params/{key}"] = bank if same else bank.to(dtype)
+    for bank, tensor in module_banks.items():
+        same = tensor.dtype == dtype
+        state[keys.params(bank)] = tensor if same else tensor.to(dtype)
         if not same:
-            state[f"module/{key}"] = bank
-    state.update(flat_tree.flatten(optimizer, "optimizer"))
-    state["hyperparameters"] = plan.hyperparameters.tensor
-    for name in ("step", "skipped"):
-        state[f"counts/{name}"] = torch.zeros((), dtype=torch.int64, device=device)
-    for name in ("loss", "grad_norm", "update_norm"):
-        state[f"metrics/{name}"] = torch.zeros((), dtype=dtype, device=device)
+            state[keys.module(bank)] = tensor
+    state.update(flat_tree.flatten(optimizer, keys.OPTIMIZER))
+    state[keys.HYPERPARAMETERS] = plan.hyperparameters.tensor
+    state |= {keys.counts(name): torch.zeros((), dtype=torch.int64, device=device) for name in COUNTS}
+    state |= {keys.metrics(name): torch.zeros((), dtype=dtype, device=device) for name in METRICS}
     return state
 
 
@@ -69,14 +64,16 @@ def pure_step(
 ) -> Callable[[Tensors, tuple[Any, ...]], Tensors]:
     """The step as a function that changes none of its arguments and returns the new values by key.
 
-    `due`: one of the steps that the transform's `period` singles out. `one_backward`: with `accumulate`, all forwards
-    before one backward instead of by turns. torch recomputes checkpointed activations in one backward region only, so
-    a step that checkpoints and accumulates needs this form.
+    `due`: one of the steps that the transform's `period` singles out. `one_backward`: with `accumulate`, run all
+    forwards before one backward instead of a backward after each forward. torch recomputes checkpointed activations in
+    one backward region only, so a step that checkpoints and accumulates needs this form.
     """
-    layout, transform, cast_to = plan.layout, plan.transform, plan.compute_dtype
+    layout, options, cast_to = plan.update.layout, plan.options, plan.options.compute_dtype
+    accumulate = options.accumulate
 
     def forward(point: Tensors, buffers: Tensors, batch: tuple[Any, ...]) -> tuple[Tensors, Tensor, Tensors, Tensors]:
-        """leaves, loss, metrics, buffers after; at the weights `point`. The leaves are this forward's own."""
+        """Leaves, loss, metrics and the buffers afterwards, at the weights `point`. The leaves are this forward's
+        own."""
         if cast_to is not None:
             weights = layout.views({k: p.to(cast_to) for k, p in point.items()})
         else:
@@ -103,33 +100,20 @@ def pure_step(
             total = banks if i == 0 else {k: g + banks[k] for k, g in total.items()}
         return total
 
-    def with_written_weights(state: Tensors) -> Tensors:
-        """`state`, in which a lower-precision module's weights count wherever they are not the rounding of their
-        master: there somebody wrote into the module (``load_state_dict``, ``p.data.copy_``) since the last step."""
-        masters: Tensors = {}
-        for b in layout.banks:
-            if b.dtype != layout.state_dtype:
-                master, module = state[f"params/{b.key}"], state[f"module/{b.key}"]
-                masters[f"params/{b.key}"] = torch.where(master.to(b.dtype) == module, master, module.to(master.dtype))
-        return {**state, **masters}
-
     def advance(state: Tensors, batch: tuple[Any, ...]) -> Tensors:
-        state = with_written_weights(state)
-        params = {b.key: state[f"params/{b.key}"] for b in layout.banks}
-        optimizer = flat_tree.unflatten(plan.optimizer_form, state)
-        numbers = plan.hyperparameters.by_name(state["hyperparameters"])
-        context = Context(numbers, due=due)
-        point = params if transform.gradient_point is None else transform.gradient_point(params, optimizer, context)
+        state = with_written_weights(layout, state)
+        context = plan.update.context(state, due=due)
+        point = plan.update.gradient_point(state, context)
 
-        before = {n: state[f"buffers/{n}"] for n in facts.changed_buffers}
+        before = {n: state[keys.buffers(n)] for n in facts.changed_buffers}
         buffers = before
         values: list[Tensor] = []
         forwards: list[Tensors] = []
         grads: Tensors = {}
         metrics: Tensors = {}
-        for i in range(plan.accumulate):
-            part = batch if plan.accumulate == 1 else micro_batch(batch, i, plan.accumulate)
-            # A clone, because the loss may write into its buffers and the old values are needed for a skipped step.
+        for i in range(accumulate):
+            part = batch if accumulate == 1 else micro_batch(batch, i, accumulate)
+            # A clone: the loss may write into its buffers, and a skipped step needs the old values.
             own = cast_buffers(loss.model, {n: b.clone() for n, b in buffers.items()}, facts.changed_buffers, cast_to)
             leaves, value, found, buffers = forward(point, {**frozen_buffers(), **own}, part)
             values.append(value)
@@ -142,35 +126,29 @@ def pure_step(
         if one_backward:
             grads = backward(values, forwards)
         value = _sum([v.detach() for v in values])
-        if plan.accumulate > 1:
-            value = value / plan.accumulate
-            grads = {k: g / plan.accumulate for k, g in grads.items()}
-            metrics = {k: m / plan.accumulate for k, m in metrics.items()}
+        if accumulate > 1:
+            value = value / accumulate
+            grads = {k: g / accumulate for k, g in grads.items()}
+            metrics = {k: m / accumulate for k, m in metrics.items()}
 
         with _compat.region("optimizer"):
             norm = global_norm(grads)
-            factor = clip_factor(norm, numbers[CLIP])
+            factor = clip_factor(norm, context.hyperparameters[CLIP])
             clipped = {k: g * factor.to(g.dtype) for k, g in grads.items()}
-            updates, optimizer = transform.update(clipped, optimizer, params, context._replace(loss=value))
-            new: Tensors = {f"params/{k}": p + updates[k] for k, p in params.items()}
-        # What a transform hands back untouched (a basis that its periodic work renews) is not written.
-        new.update((k, t) for k, t in flat_tree.flatten(optimizer, "optimizer") if t is not state[k])
-        new.update({f"buffers/{n}": buffers[n].to(b.dtype) for n, b in before.items()})
-        new["counts/step"] = state["counts/step"] + 1
-        new["metrics/update_norm"] = global_norm(updates)
-        if plan.skip_nonfinite:
+            new, updates = pure_update(plan.update, state, clipped, context._replace(loss=value))
+        new |= {keys.buffers(n): buffers[n].to(b.dtype) for n, b in before.items()}
+        new[keys.counts("step")] = state[keys.counts("step")] + 1
+        new[keys.metrics("update_norm")] = global_norm(updates)
+        if options.skip_nonfinite:
             finite = torch.isfinite(norm)
             new = {k: torch.where(finite, t, state[k]) for k, t in new.items()}
-            new["counts/skipped"] = state["counts/skipped"] + (~finite)
-        new["metrics/loss"], new["metrics/grad_norm"] = value, norm
-        new.update({f"metrics/{k}": m for k, m in metrics.items()})
-        for b in layout.banks:
-            if b.dtype != layout.state_dtype:
-                new[f"module/{b.key}"] = new[f"params/{b.key}"].to(b.dtype)
-        return new
+            new[keys.counts("skipped")] = state[keys.counts("skipped")] + (~finite)
+        new |= {keys.metrics("loss"): value, keys.metrics("grad_norm"): norm}
+        new |= {keys.metrics(k): m for k, m in metrics.items()}
+        return new | rounded(layout, {b.key: new[keys.params(b.key)] for b in layout.banks}, state)
 
     def frozen_buffers() -> Tensors:
-        """Buffers that need another dtype than the module's; the others are the module's own."""
+        """Buffers that the forward needs in another dtype than the module's."""
         if cast_to is None:
             return {}
         unchanged = {n: b for n, b in loss.model.named_buffers() if n not in facts.changed_buffers}
@@ -184,27 +162,3 @@ def _sum(values: list[Tensor]) -> Tensor:
     for value in values[1:]:
         total = total + value
     return total
-
-
-def pure_periodic(plan: StepPlan, work: Callable[[State, Tensors, Context], State]) -> Callable[[Tensors], Tensors]:
-    """A transform's periodic `work` as a pure function of the flat state; returns what it changed, by key."""
-
-    def refresh(state: Tensors) -> Tensors:
-        params = {b.key: state[f"params/{b.key}"] for b in plan.layout.banks}
-        context = Context(plan.hyperparameters.by_name(state["hyperparameters"]))
-        with _compat.region("optimizer"):
-            after = work(flat_tree.unflatten(plan.optimizer_form, state), params, context)
-        return {k: t for k, t in flat_tree.flatten(after, "optimizer") if t is not state[k]}
-
-    return refresh
-
-
-def donated(advance: Callable[..., Tensors]) -> Callable[..., None]:
-    """`advance` (of the state, and for a step of a batch) with its results written into the state's own tensors."""
-
-    def step(state: Tensors, *batch: tuple[Any, ...]) -> None:
-        with torch.no_grad():
-            for key, value in advance(state, *batch).items():
-                _compat.write(state[key], value)
-
-    return step

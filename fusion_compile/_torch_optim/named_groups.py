@@ -1,4 +1,4 @@
-"""What the users of torch.optim hand over - parameters with or without names, groups, options - read and checked."""
+"""Validate torch.optim-style parameters (named or not), groups and options, and route the parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fusion_compile._state.routing import Route, route
+from fusion_compile._state.routing import Route, refuse_roles, route
 from fusion_compile._torch_optim.parameter_group import holder
 from fusion_compile.optim._transform import ELEMENTWISE, SPECTRAL, Transform
 
@@ -32,16 +32,16 @@ _TORCH_OPTIONS = (
     "fused",
     "foreach",
 )
-"""Options of torch's optimizers: where a transform lacks one, ignoring it would be a silent mistake."""
+"""Options of torch's optimizers. Ignoring one that a transform lacks would be a silent mistake."""
 
 
 def names_of(given: Sequence[Any], at: int) -> list[str]:
-    """Full names of the parameters of group `at`, or where they come without names what leads to them."""
+    """Full names of the parameters of group `at`; for parameters without names the expression that leads to them."""
     return [e[0] if isinstance(e, tuple) else f"param_groups[{at}]['params'][{i}]" for i, e in enumerate(given)]
 
 
 def check_parameters(given: Sequence[Any], at: int, transform: Transform, taken: Mapping[int, str]) -> None:
-    """TypeError/ValueError for what group `at` cannot hold. `taken`: names of the parameters of other groups, by id."""
+    """Refuse what group `at` cannot hold. `taken`: names of the parameters of other groups, by id."""
     seen = dict(taken)
     for name, entry in zip(names_of(given, at), given, strict=True):
         named = isinstance(entry, tuple)
@@ -64,7 +64,7 @@ def check_parameters(given: Sequence[Any], at: int, transform: Transform, taken:
 
 
 def check_options(group: Mapping[str, Any], at: int, transform: Transform) -> None:
-    """ValueError for an option of group `at` that would be ignored without a word; other keys are left alone."""
+    """Refuse an option of group `at` that would be ignored silently. Other keys are left alone."""
     known = transform.hyperparameters
     for key in group:
         if key in known or key in ("params", STEPS):
@@ -80,7 +80,7 @@ def check_options(group: Mapping[str, Any], at: int, transform: Transform) -> No
 def check_patterns(
     named: Mapping[str, nn.Parameter], transform: Transform, force_scalar: Sequence[str], force_spectral: Sequence[str]
 ) -> None:
-    """Refuse patterns that match no parameter of any group, or both of which match one, or that have no effect."""
+    """Refuse patterns without effect: those that match no parameter of any group, or that contradict each other."""
     if any(p.requires_grad for p in named.values()):
         route(holder(named), transform.roles or (ELEMENTWISE,), force_scalar, force_spectral)
 
@@ -93,23 +93,19 @@ def group_routes(
     force_scalar: Sequence[str],
     force_spectral: Sequence[str],
 ) -> tuple[Route, ...]:
-    """Routes of one group's `members`: `known` ones, else by the modules of `model`, else by their names."""
+    """Route one group's `members`: as `known`, else by the modules of `model`, else by their names."""
     roles = transform.roles or (ELEMENTWISE,)
     rest = {n: p for n, p in members.items() if n not in known}
     frozen = [p for p in rest.values() if not p.requires_grad]
     try:
-        for p in frozen:  # they have a gradient all the same, and route() passes frozen ones by
+        for p in frozen:  # they have a gradient all the same, and route() skips frozen parameters
             p.requires_grad_(True)
         found = {r.name: r for r in _routes_of(rest, model, roles, force_scalar, force_spectral)} if rest else {}
     finally:
         for p in frozen:
             p.requires_grad_(False)
     routes = tuple({**known, **found}[n] for n in members)
-    if stray := [r.name for r in routes if r.role not in roles]:
-        raise ValueError(
-            f"{transform.name} handles only {', '.join(roles)} parameters, but {stray[0]} is not one; give the rest a "
-            f"transform of their own: optim.partition({{'spectral': …, 'scalar': …}})."
-        )
+    refuse_roles(routes, roles, transform.name)
     return routes
 
 

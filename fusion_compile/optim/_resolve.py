@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 
+from fusion_compile.optim._schedules import Schedule
 from fusion_compile.optim._transform import Transform
 from fusion_compile.optim.recipes import RECIPES
 
+OptimizerChoice: TypeAlias = "str | Transform | Callable[[], Transform]"
+"""What both doors take as `optimizer`."""
 
-def resolve_optimizer(optimizer: str | Transform | Callable[[], Transform]) -> Transform:
+
+def resolve_optimizer(optimizer: OptimizerChoice) -> Transform:
     """The transform that `optimizer` stands for, checked to take a step.
 
     Args:
@@ -38,7 +44,7 @@ def resolve_optimizer(optimizer: str | Transform | Callable[[], Transform]) -> T
                 + (f" Did you mean {close[0]!r}?" if close else "")
             )
         made = RECIPES[optimizer]()
-    elif not isinstance(optimizer, Transform) and callable(optimizer) and not _is_torch_optimizer(optimizer):
+    elif not isinstance(optimizer, Transform) and callable(optimizer) and _makes_without_arguments(optimizer):
         made = optimizer()
         if not isinstance(made, Transform):
             raise TypeError(
@@ -49,7 +55,8 @@ def resolve_optimizer(optimizer: str | Transform | Callable[[], Transform]) -> T
         given = f"the class {optimizer.__name__}" if isinstance(optimizer, type) else f"a {type(optimizer).__name__}"
         raise TypeError(
             f"optimizer is {given}; give a recipe's name ({', '.join(RECIPES)}), a Transform from "
-            f"fusion_compile.optim, or a callable that makes a Transform (a torch.optim.Optimizer cannot be captured)."
+            f"fusion_compile.optim, or a callable without arguments that makes a Transform (a torch.optim.Optimizer "
+            f"cannot be captured)."
         )
     refuse_without_step(made)
     return made
@@ -66,10 +73,26 @@ def refuse_without_step(transform: Transform) -> None:
         )
 
 
-def _is_torch_optimizer(optimizer: object) -> bool:
-    """Whether it is one of torch's optimizers, or the class of one (which is callable too)."""
+def with_rate(transform: Transform, lr: float | Schedule | None) -> dict[str, float | Schedule]:
+    """The transform's hyperparameters with `lr` in place of its own rate. ValueError if it has no ``lr``."""
+    numbers = transform.hyperparameters
+    if lr is None:
+        return dict(numbers)
+    if "lr" not in numbers:
+        raise ValueError(f"lr was given, but {transform.name} has no hyperparameter 'lr'; it has {', '.join(numbers)}.")
+    return {**numbers, "lr": lr}
+
+
+def _makes_without_arguments(optimizer: Callable[..., object]) -> bool:
+    """Whether calling it may make a transform. Calling a module, or an optimizer class of torch, does not."""
     kind = optimizer if isinstance(optimizer, type) else type(optimizer)
-    return issubclass(kind, torch.optim.Optimizer)
+    if issubclass(kind, torch.optim.Optimizer | torch.nn.Module):
+        return False
+    try:
+        inspect.signature(optimizer).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _shown(made_by: object) -> str:

@@ -35,7 +35,7 @@ def test_what_is_not_being_explained_is_left_alone(dit_step: fc.TrainingStep) ->
             "model": [set(vars(m)) for m in dit_step.model.modules()],
             "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in dit_step.model.modules()],
             "call": type(dit_step).__call__,
-            "compiled": [run for runs in dit_step._compiled.values() for run in runs.values()],
+            "compiled": list(dit_step._programs._programs._compiled.values()),
             "grad": torch.is_grad_enabled(),
             "random": torch.get_rng_state().tolist(),
         }

@@ -11,8 +11,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fusion_compile import compile_training_step, optim
 from fusion_compile._state.banks import build_layout
-from fusion_compile._state.checkpoint import named_state
+from fusion_compile._state.blocks import cut_blocks
 from fusion_compile._state.flat_tree import flatten, form, unflatten
+from fusion_compile._state.named_state import named_state
 from fusion_compile._state.routing import route
 from fusion_compile._types import Tensors
 from fusion_compile.optim import Transform
@@ -200,7 +201,8 @@ SPLIT = {r"layers": 3, r"out": ("columns", 2)}
 
 def test_states_of_cut_banks_go_by_their_parameters_names() -> None:
     model = Attention()
-    routes = {split: route(model, ("spectral", "scalar"), split_blocks=SPLIT if split else None) for split in (0, 1)}
+    whole = route(model, ("spectral", "scalar"))
+    routes = {split: cut_blocks(whole, model, SPLIT if split else None) for split in (0, 1)}
     layouts = {split: build_layout(model, r) for split, r in routes.items()}
     assert [b.key for b in layouts[0].banks if b.matrix] == ["spectral/384x128/float32", "spectral/128x256/float32"]
     rows, columns = (b.key for b in layouts[1].banks if b.matrix)
@@ -245,7 +247,7 @@ def test_a_model_with_a_fused_weight_trains_as_one_with_three() -> None:
     weights = []
     for fused in (True, False):
         model = Fused(fused)
-        layout = build_layout(model, route(model, ("spectral",), split_blocks={"qkv": 3 if fused else 1}))
+        layout = build_layout(model, cut_blocks(route(model, ("spectral",)), model, {"qkv": 3 if fused else 1}))
         walk = Walk(
             bound(normuon(torch.float64), layout.infos),
             layout.join({n: p.detach() for n, p in model.named_parameters()}),

@@ -17,7 +17,8 @@ from fusion_compile._state.banks import build_layout
 from fusion_compile._state.flat_tree import flatten, form, unflatten
 from fusion_compile._state.routing import route
 from fusion_compile._step.loss import LossModule, examine
-from fusion_compile._step.pure_step import pure_periodic, pure_step
+from fusion_compile._step.pure_step import pure_step
+from fusion_compile._step.update import pure_periodic
 from fusion_compile._types import Tensors
 from fusion_compile.optim import Context, Transform
 from tests.data.bowl import SHAPES, Bowl, loss_fn, noise
@@ -177,7 +178,7 @@ def test_the_donated_run_is_the_pure_run_bitwise(name: str, compiled: bool) -> N
         pure = {**pure, **{key: t.detach() for key, t in new.items()}}
         for work in step.transform.periodic:
             if i == 0 and work.first is not None:
-                pure |= pure_periodic(plan, work.first)(pure)
+                pure |= pure_periodic(plan.update, work.first)(pure)
         addresses = {key: t.data_ptr() for key, t in step._state.items()}
         step(*batch)
         assert addresses == {key: t.data_ptr() for key, t in step._state.items()}

@@ -110,5 +110,5 @@ def test_the_step_refuses_before_it_touches_the_model() -> None:
         with pytest.raises(ValueError, match="takes no step"):
             compile_training_step(model, lambda m, x: F.mse_loss(m(x), 0 * m(x)), optimizer=bad, mode="eager")
         with pytest.raises(ValueError, match="takes no step"):
-            optim.as_torch_optimizer(bad, model, mode="eager")
+            optim.as_torch_optimizer(model, bad, mode="eager")
     assert all(p is before[n][0] and p.data_ptr() == before[n][1] for n, p in model.named_parameters())

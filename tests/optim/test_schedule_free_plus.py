@@ -85,7 +85,7 @@ def against_official(name: str, transform: Transform, updates: tuple[int, ...] =
             found |= {(update, kind, n): r for n, r in case.ratios(update, kind, trace(point, start)).items()}
         tells = step.transform.diagnostics
         assert tells is not None
-        told = {k: float(v) for k, v in tells(unflatten(step._plan.optimizer_form, step._state)).items()}
+        told = {k: float(v) for k, v in tells(unflatten(step._plan.update.form, step._state)).items()}
         told["comp/grad_l1"] *= math.sqrt(math.pi / 2)  # theirs has the factor in it
         for ours, theirs, size in (
             ("fusion/gamma_curr", "polyak_lr", case.told(update, "polyak_lr")),

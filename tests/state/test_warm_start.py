@@ -49,7 +49,7 @@ def test_into_another_recipe_momenta_and_z_go_over_by_what_they_are() -> None:
     for name, weight in first.model.named_parameters():
         role = "spectral" if name in ("tall", "wide", "square") else "scalar"
         assert torch.equal(state["optimizer"][f"{role}.z.{name}"], weight), "z begins at the loaded weights"
-    assert "carried mu, nu, beta2_power" in str(report) and "begins anew" in str(report)
+    assert "carried mu, nu, beta2_power" in str(report) and "; fresh: " in str(report)
     assert torch.equal(
         state["optimizer"]["spectral.base.0.mu.tall"], first.state_dict()["optimizer"]["spectral.0.mu.tall"]
     )

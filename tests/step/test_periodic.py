@@ -53,7 +53,7 @@ def walk(step: TrainingStep, first: int, last: int) -> list[tuple[float, float]]
 
 
 @pytest.mark.parametrize("mode", MODES, ids=["eager", "aot_eager"])
-@pytest.mark.parametrize("wrapped", ["chain", "partition", "schedule_free"])
+@pytest.mark.parametrize("wrapped", ["chain", "partition", "schedule_free", "groups"])
 def test_first_every_and_due_follow_the_count_of_steps_through_every_wrapper(
     wrapped: str, mode: dict[str, str]
 ) -> None:
@@ -64,11 +64,14 @@ def test_first_every_and_due_follow_the_count_of_steps_through_every_wrapper(
         "chain": inside,
         "partition": lambda: optim.partition({"scalar": inside(), "spectral": optim.muon()}),
         "schedule_free": lambda: optim.schedule_free(inside(), 1e-3),
+        "groups": inside,
     }[wrapped]()
-    step = compile_training_step(Bowl(), loss_fn, optimizer=transform, **mode)
+    groups = [{"params": ["gain"], "name": "apart"}] if wrapped == "groups" else []
+    step = compile_training_step(Bowl(), loss_fn, optimizer=transform, groups=groups, **mode)
     # first after step 1, again after 4 and 7; due are steps 1 and 6
     expected = [(100, 10), (101, 10), (102, 10), (103, 20), (104, 20), (204, 20), (205, 40), (206, 40), (207, 40)]
     assert walk(step, 0, 9) == expected
+    assert {float(t.flatten()[0]) for k, t in step._state.items() if "/basis/" in k} == {40.0}  # of each group
     if "backend" in mode:
         assert len(step.programs) == 2  # the two kinds of step
         report = str(explain(step))

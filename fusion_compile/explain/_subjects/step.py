@@ -1,10 +1,11 @@
-"""The explanation of a training step: banks, routes, hyperparameters, and the captured graph by region."""
+"""Explain a training step: banks, routes, hyperparameters, and the captured graphs by region."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -26,34 +27,41 @@ from fusion_compile.passes import Finding
 _MOST_OPERATORS = 6
 
 
-def explain_step(
-    *,
-    title: str,
-    model: nn.Module,
-    banks: Tensors,
-    routes: Sequence[Route],
-    layout: Layout,
-    state: Tensors,
-    hyperparameters: Mapping[str, Any],
-    programs: Sequence[Program],
-    periodic_programs: Mapping[str, Program],
-    unused: Sequence[str],
-    device: str | None = None,
-) -> Explanation:
-    """Tables of what went where, and over every captured graph its nodes with their costs, and findings.
+@dataclass(frozen=True)
+class StepParts:
+    """What an explanation of a training step is made from.
+
+    `banks`: the module's, empty once the step was released. `state`: flat. `unused`: parameters that the loss never
+    reads.
+    """
+
+    model: nn.Module
+    layout: Layout
+    routes: Sequence[Route]
+    banks: Tensors
+    state: Tensors
+    hyperparameters: Mapping[str, Any]
+    programs: Sequence[Program]
+    periodic_programs: Mapping[str, Program]
+    unused: Sequence[str]
+
+
+def explain_step(title: str, parts: StepParts, *, device: str | None = None) -> Explanation:
+    """Build tables of banks, routes and numbers, the nodes of every captured graph with their costs, and findings.
 
     `device`: whose peaks the times assume, see `ROOFLINES`.
     """
+    layout, programs, periodic_programs = parts.layout, parts.programs, parts.periodic_programs
     line = roofline(device, layout.device)
-    sections = [_banks(layout, state), _routes(routes), _numbers(hyperparameters)]
+    sections = [_banks(layout, parts.state), _routes(parts.routes), _numbers(parts.hyperparameters)]
     headings = {f"Program {i}": p for i, p in enumerate(programs)}
     headings |= {f"Now and then, without a CUDA graph: {n}": p for n, p in periodic_programs.items()}
     sections += [_graph(heading, program) for heading, program in headings.items() if not program.not_in_aten]
     named = {f"step {i}": p for i, p in enumerate(programs)} | dict(periodic_programs)
-    found = [*_rebound(layout, banks, model), *(f for p in named.values() for f in find_in_program(p))]
+    found = [*_rebound(layout, parts.banks, parts.model), *(f for p in named.values() for f in find_in_program(p))]
     findings = deduplicate(found)
     graphs = [_facts(name, program, line, findings) for name, program in named.items() if not program.not_in_aten]
-    notes = [f"the loss never reads {name}; its gradient counts as zero." for name in unused]
+    notes = [f"the loss never reads {name}; its gradient counts as zero." for name in parts.unused]
     notes += [
         f"{name} has no costs here, because it cannot be written out in ATen's operators ({p.not_in_aten})."
         for name, p in named.items()
@@ -78,7 +86,7 @@ def _facts(name: str, program: Program, line: Roofline, findings: Sequence[Findi
 
 
 def _rebound(layout: Layout, banks: Tensors, model: nn.Module) -> list[Finding]:
-    """Parameters that no longer lie in their place in the banks."""
+    """Findings for parameters that no longer lie in their place in the banks."""
     if not banks:  # released: they need not
         return []
     now = dict(model.named_parameters())
@@ -99,20 +107,28 @@ def _rebound(layout: Layout, banks: Tensors, model: nn.Module) -> list[Finding]:
 def _banks(layout: Layout, state: Tensors) -> Section:
     rows = []
     for bank in layout.banks:
-        held = sum(t.nbytes for path, t in state.items() if path.endswith(f"/{bank.key}"))
+        held = sum(t.nbytes for key, t in state.items() if layout.bank_of(key) == bank.key)
         entries = sum(place.numel for place in bank.places)
         rows.append((bank.key, "×".join(map(str, bank.shape)), len(bank.places), entries, f"{held / 2**20:.2f}"))
     return section("Banks", ("bank", "shape", "parameters", "entries", "MiB with state"), rows)
 
 
 def _routes(routes: Sequence[Route]) -> Section:
-    """One row for all parameters that differ only in a layer's number."""
+    """One row for all parameters that differ only in a layer's number. Several groups make a column."""
+    grouped = len({r.group for r in routes}) > 1
     repeats = Counter(
-        (re.sub(r"(?<=\.)\d+(?=\.)", "*", r.name, count=1), "×".join(map(str, r.shape)) or "0-D", r.role, r.reason)
+        (
+            re.sub(r"(?<=\.)\d+(?=\.)", "*", r.name, count=1),
+            "×".join(map(str, r.shape)) or "0-D",
+            r.role,
+            *((r.group,) if grouped else ()),
+            r.reason,
+        )
         for r in routes
     )
     rows = [(name, count, *rest) for (name, *rest), count in repeats.items()]
-    return section("Routing", ("parameter", "how many", "shape", "role", "why"), rows)
+    columns = ("parameter", "how many", "shape", "role", *(("group",) if grouped else ()), "why")
+    return section("Routing", columns, rows)
 
 
 def _numbers(hyperparameters: Mapping[str, Any]) -> Section:

@@ -1,0 +1,84 @@
+"""Compiled programs by key: compiled at the first call, never recompiled at a later one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+
+from fusion_compile import _compat
+from fusion_compile._program.lower import lower, no_recompile
+from fusion_compile._program.program import Program
+from fusion_compile._progress import stage
+
+
+class GraphRefused(ValueError):
+    """An observer refused a captured graph, `program`, before anything was compiled or run."""
+
+    def __init__(self, sentence: str, program: Program) -> None:
+        super().__init__(sentence)
+        self.program = program
+
+
+class Programs:
+    """Compile functions, each once by its key, and run them.
+
+    `captured`: the graph of each compiled function, in the order of compilation; ``mode="eager"`` captures none. A
+    function that fails at its first call is forgotten.
+    """
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+        self.captured: dict[Hashable, Program] = {}
+        self._compiled: dict[Hashable, Callable[..., None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._compiled)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._compiled
+
+    def forget(self) -> None:
+        """Drop every compiled function; what was captured stays known."""
+        self._compiled.clear()
+
+    def rerun(self, key: Hashable, *given: Any) -> bool:
+        """Run the function of `key` if there is one, and say whether there was. RuntimeError if it does not fit."""
+        if (compiled := self._compiled.get(key)) is None:
+            return False
+        with no_recompile():
+            compiled(*given)
+        return True
+
+    def compile(
+        self,
+        key: Hashable,
+        function: Callable[..., None],
+        *given: Any,
+        mode: str,
+        what: str,
+        check: Callable[[Program], None] | None = None,
+    ) -> None:
+        """Compile `function` by its first call, on `given`, and keep it under `key`.
+
+        `what`: what the progress line says is compiled. `check` is called with the captured graph before the backend
+        sees it, and may raise ValueError to refuse it; nothing has run then.
+        """
+
+        def observe(graph: torch.fx.GraphModule, inputs: list[Any]) -> None:
+            program = Program(graph)
+            if check is not None:
+                check(program)
+            self.captured[key] = program
+
+        run = lower(_compat.own_code(function), mode=mode, backend=self.backend, on_graph=observe)
+        try:
+            with stage(f"compiling {what} ({mode if self.backend == 'inductor' else self.backend})"):
+                run(*given)
+        except Exception as error:
+            self.captured.pop(key, None)
+            if refusal := _compat.refusal_inside(error):
+                raise refusal from None
+            raise
+        self._compiled[key] = run

@@ -1,0 +1,104 @@
+"""The optimizer's update over banks, as pure functions of the flat state. A training step and a torch optimizer share
+it.
+
+``donated`` turns such a function into one that writes its results into the state's own tensors. Inductor compiles those
+writes to in-place kernels without a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fusion_compile import _compat
+from fusion_compile._state import flat_tree, keys
+from fusion_compile._state.banks import Layout
+from fusion_compile._state.hyperparameters import Hyperparameters
+from fusion_compile._types import Tensors
+from fusion_compile.optim._transform import Context, State, Transform
+
+Work = Callable[[State, Tensors, Context], State]
+
+
+@dataclass(frozen=True)
+class UpdatePlan:
+    """What is fixed about an update: banks, the transform that knows them, its state with paths for tensors (`form`),
+    and the live numbers. `state`, where it is an argument, is flat."""
+
+    layout: Layout
+    transform: Transform
+    form: Any
+    hyperparameters: Hyperparameters
+
+    def params(self, state: Tensors) -> Tensors:
+        """The weights that the optimizer updates, by bank."""
+        return {b.key: state[keys.params(b.key)] for b in self.layout.banks}
+
+    def optimizer(self, state: Tensors) -> State:
+        """The transform's own state."""
+        return flat_tree.unflatten(self.form, state)
+
+    def context(self, state: Tensors, loss: Tensor | None = None, *, due: bool = False) -> Context:
+        """What the transform may know of one step."""
+        return Context(self.hyperparameters.by_name(state[keys.HYPERPARAMETERS]), loss, due)
+
+    def gradient_point(self, state: Tensors, context: Context) -> Tensors:
+        """The weights at which the loss is differentiated, by bank."""
+        params, move = self.params(state), self.transform.gradient_point
+        return params if move is None else move(params, self.optimizer(state), context)
+
+    def diagnostics(self, state: Tensors) -> Tensors:
+        """Copies of the diagnostics that the transform left in its state."""
+        read = self.transform.diagnostics
+        return {} if read is None else {k: v.clone() for k, v in read(self.optimizer(state)).items()}
+
+    def fresh(self, state: Tensors) -> Tensors:
+        """The entries of the transform's state as they are before the first step."""
+        return dict(flat_tree.flatten(self.transform.init(self.params(state)), keys.OPTIMIZER))
+
+
+class Updated(NamedTuple):
+    """`new`: the entries of the flat state that changed. `updates`: what was added to the weights, by bank."""
+
+    new: Tensors
+    updates: Tensors
+
+
+def pure_update(plan: UpdatePlan, state: Tensors, gradients: Tensors, context: Context) -> Updated:
+    """Take one step on `gradients` (banks in the state dtype). Changes none of its arguments."""
+    params = plan.params(state)
+    updates, optimizer = plan.transform.update(gradients, plan.optimizer(state), params, context)
+    new: Tensors = {keys.params(k): p + updates[k] for k, p in params.items()}
+    return Updated({**new, **_changed(optimizer, state)}, updates)
+
+
+def pure_periodic(plan: UpdatePlan, work: Work) -> Callable[[Tensors], Tensors]:
+    """A transform's periodic `work` as a pure function of the flat state that returns the changed entries."""
+
+    def refresh(state: Tensors) -> Tensors:
+        with _compat.region("optimizer"):
+            after = work(plan.optimizer(state), plan.params(state), plan.context(state))
+        return _changed(after, state)
+
+    return refresh
+
+
+def _changed(optimizer: State, state: Tensors) -> Tensors:
+    # A tensor that a transform returns as it was (a basis that its periodic work renews) must not be written.
+    return {k: t for k, t in flat_tree.flatten(optimizer, keys.OPTIMIZER) if t is not state[k]}
+
+
+def donated(pure: Callable[..., Tensors]) -> Callable[..., None]:
+    """`pure` (of the state and further arguments) with its results written into the state's own tensors."""
+
+    # A captured program's inputs are called by these two names (`Program.input_names`).
+    def in_place(state: Tensors, *batch: Any) -> None:
+        with torch.no_grad():
+            for key, value in pure(state, *batch).items():
+                _compat.write(state[key], value)
+
+    return in_place

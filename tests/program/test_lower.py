@@ -1,0 +1,54 @@
+"""The one caller of torch.compile: modes, observers, and no silent recompile."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, fx
+
+from fusion_compile._program.lower import MODES, lower, no_recompile, resolve_mode, without_cuda_graph
+
+
+def add_one(t: Tensor) -> Tensor:
+    return t + 1
+
+
+def test_modes_by_device() -> None:
+    assert resolve_mode(None, torch.device("cuda")) == "max-autotune"
+    assert resolve_mode(None, torch.device("cpu")) == "default"
+    assert [resolve_mode(mode, torch.device("cpu")) for mode in MODES] == list(MODES)
+    with pytest.raises(ValueError, match=r"mode='fast' is not known; use one of 'default'"):
+        resolve_mode("fast", torch.device("cpu"))
+
+
+def test_without_a_cuda_graph() -> None:
+    assert {mode: without_cuda_graph(mode) for mode in MODES} == {
+        "default": "default",
+        "reduce-overhead": "default",
+        "max-autotune": "max-autotune-no-cudagraphs",
+        "max-autotune-no-cudagraphs": "max-autotune-no-cudagraphs",
+        "eager": "eager",
+    }
+
+
+def test_eager_gives_the_function_back() -> None:
+    assert lower(add_one, mode="eager", backend="nonsense") is add_one
+
+
+def test_an_observer_sees_the_graph_before_the_backend() -> None:
+    seen: list[fx.GraphModule] = []
+    run = lower(add_one, mode="default", backend="aot_eager", on_graph=lambda graph, inputs: seen.append(graph))
+    assert not seen
+    assert torch.equal(run(torch.zeros(2)), torch.ones(2))
+    assert len(seen) == 1 and any(n.op == "call_function" for n in seen[0].graph.nodes)
+
+
+def test_a_recompile_is_refused_with_the_reason_and_other_errors_pass() -> None:
+    run = lower(add_one, mode="default", backend="aot_eager")
+    run(torch.zeros(2))
+    with no_recompile():
+        run(torch.zeros(2))
+    with pytest.raises(RuntimeError, match=r"no longer fits what surrounds it \(.*size mismatch"), no_recompile():
+        run(torch.zeros(3))
+    with pytest.raises(RuntimeError, match=r"^mine$"), no_recompile():
+        raise RuntimeError("mine")

@@ -1,0 +1,67 @@
+"""What a batch may hold, its signature, and its split into micro-batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from fusion_compile._step.batches import check_divisible, check_same_kind, leaves, micro_batch, signature
+
+CPU = torch.device("cpu")
+
+
+def test_leaves_have_the_path_that_a_user_would_write() -> None:
+    tree = (1, {"x": [2, (3,)]})
+    assert list(leaves(tree)) == [("batch[0]", 1), ("batch[1]['x'][0]", 2), ("batch[1]['x'][1][0]", 3)]
+
+
+def test_a_signature_has_shape_dtype_stride_and_plain_values_but_no_data() -> None:
+    one = signature((torch.zeros(2, 3), {"mask": None, "name": "a", "flag": True}), CPU)
+    assert one == (
+        ("batch[0]", ((2, 3), torch.float32, (3, 1))),
+        ("batch[1]['mask']", None),
+        ("batch[1]['name']", "a"),
+        ("batch[1]['flag']", True),
+    )
+    assert signature((torch.ones(2, 3),), CPU) == signature((torch.zeros(2, 3),), CPU)
+    assert signature((torch.zeros(3, 2).T,), CPU) != signature((torch.zeros(2, 3),), CPU)
+
+
+@pytest.mark.parametrize(
+    ("batch", "error", "words"),
+    [
+        ((torch.zeros(2, device="meta"),), ValueError, r"batch\[0\] \[2\] lies on meta, the model on cpu; move it"),
+        ((torch.zeros(2, requires_grad=True),), ValueError, r"requires a gradient, .* pass tensor\.detach"),
+        (({"t": 0.5},), TypeError, r"batch\[0\]\['t'\] is a float \(0\.5\); every new value would need another"),
+    ],
+)
+def test_what_a_program_cannot_take_is_refused(batch: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        signature(batch, CPU)
+
+
+def test_another_shape_is_the_same_kind_and_another_dtype_or_part_is_not() -> None:
+    first = signature((torch.zeros(2, 3), None), CPU)
+    check_same_kind(signature((torch.zeros(5, 3), None), CPU), [first])
+    check_same_kind(first, [])
+    with pytest.raises(ValueError, match=r"batch\[0\] is torch.float64, but the step was compiled for torch.float32"):
+        check_same_kind(signature((torch.zeros(2, 3, dtype=torch.float64), None), CPU), [first])
+    with pytest.raises(ValueError, match=r"the batch has no batch\[1\], unlike the first one"):
+        check_same_kind(signature((torch.zeros(2, 3),), CPU), [first])
+    with pytest.raises(ValueError, match=r"the batch has an additional batch\[2\]"):
+        check_same_kind(signature((torch.zeros(2, 3), None, True), CPU), [first])
+
+
+def test_micro_batches_are_equal_parts_and_scalars_go_whole() -> None:
+    x, scale = torch.arange(6), torch.tensor(2.0)
+    parts = [micro_batch({"x": (x, scale), "flag": True}, i, 3) for i in range(3)]
+    assert [part["x"][0].tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
+    assert all(part["x"][1] is scale and part["flag"] is True for part in parts)
+
+
+def test_what_does_not_divide_is_refused() -> None:
+    check_divisible((torch.zeros(4), torch.zeros(())), 2)
+    with pytest.raises(ValueError, match=r"accumulate=3 does not divide the leading dimension of batch\[0\] \[4\]"):
+        check_divisible((torch.zeros(4),), 3)

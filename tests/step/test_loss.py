@@ -1,0 +1,86 @@
+"""The loss as a pure function, and what one run on fake tensors finds out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fusion_compile._step.loss import CastingModel, LossFacts, LossModule, cast_buffers, examine
+from tests.small_models import batches, mlp, squared_error
+
+
+def facts_of(model: nn.Module, loss_fn: Any, *batch: Any, compute_dtype: torch.dtype | None = None) -> LossFacts:
+    weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    return examine(model, loss_fn, weights, batch, compute_dtype)
+
+
+def test_metrics_unread_parameters_and_changed_buffers_are_found() -> None:
+    model = nn.ModuleDict({"norm": nn.BatchNorm1d(4), "idle": nn.Linear(2, 2)})
+    model.register_buffer("kept", torch.zeros(1))
+
+    def loss(model: nn.ModuleDict, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        out = model["norm"](x)
+        return out.square().mean(), {"top": out.amax(0)}
+
+    facts = facts_of(model, loss, torch.randn(8, 4))
+    assert facts.metrics == {"top": ((4,), torch.float32)}
+    assert facts.unused == ("idle.weight", "idle.bias")
+    assert facts.changed_buffers == ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked")
+
+
+def test_the_run_changes_no_weight_no_buffer_and_draws_no_random_number() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
+    before, random = {n: t.clone() for n, t in model.state_dict().items()}, torch.get_rng_state()
+    facts_of(model, squared_error, *batches(1)[0])
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_difference_is_said_in_words() -> None:
+    one = LossFacts({}, (), ())
+    assert LossFacts({}, ("a",), ()).difference(one) == "leaves unread ['a'], before []"
+    assert LossFacts({}, (), ("b",)).difference(one) == "changes the buffers ['b'], before []"
+    assert "returns the metrics {'m'" in LossFacts({"m": ((), torch.float32)}, (), ()).difference(one)
+
+
+def test_the_loss_runs_with_the_weights_that_it_is_given() -> None:
+    model = mlp()
+    x, y = batches(1)[0]
+    loss = LossModule(model, squared_error)
+    zeros = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+    value, metrics, buffers = loss.run(zeros, {}, (x, y))
+    assert torch.equal(value, y.square().mean()) and metrics == buffers == {}
+    assert any(bool(p.any()) for p in model.parameters())
+
+
+def test_a_casting_model_casts_floating_inputs_and_shows_the_models_attributes() -> None:
+    class Keeping(nn.Module):
+        width = 3
+
+        def forward(self, x: Tensor, at: Tensor) -> tuple[torch.dtype, torch.dtype]:
+            return x.dtype, at.dtype
+
+    casting = CastingModel(Keeping(), torch.bfloat16)
+    assert casting(torch.zeros(1), at=torch.zeros(1, dtype=torch.int64)) == (torch.bfloat16, torch.int64)
+    assert casting.width == 3
+    with pytest.raises(AttributeError):
+        _ = casting.height
+
+
+def test_statistics_and_changed_buffers_are_not_cast() -> None:
+    model = nn.ModuleDict({"norm": nn.BatchNorm1d(2)})
+    model.register_buffer("table", torch.zeros(2))
+    model.register_buffer("drift", torch.zeros(2))
+    buffers = dict(model.named_buffers())
+    cast = cast_buffers(model, buffers, ("drift",), torch.bfloat16)
+    assert {n: b.dtype for n, b in cast.items()} == {
+        "table": torch.bfloat16,
+        "drift": torch.float32,
+        "norm.running_mean": torch.float32,
+        "norm.running_var": torch.float32,
+        "norm.num_batches_tracked": torch.int64,
+    }
+    assert cast_buffers(model, buffers, (), None) is buffers

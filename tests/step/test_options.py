@@ -1,0 +1,28 @@
+"""Options of a step are validated where they are made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from fusion_compile._step.options import StepOptions
+
+
+def test_defaults_are_those_of_the_door() -> None:
+    assert StepOptions() == StepOptions(1, True, None, None, "inductor")
+    assert StepOptions(compute_dtype=torch.bfloat16, accumulate=4).accumulate == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"accumulate": 0}, r"accumulate=0 is not a number of micro-batches; give a whole number, at least 1"),
+        ({"accumulate": 1.5}, r"accumulate=1\.5 is not a number of micro-batches"),
+        ({"compute_dtype": torch.int8}, r"compute_dtype=torch\.int8 is not a floating-point dtype"),
+    ],
+)
+def test_others_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        StepOptions(**options)

@@ -1,0 +1,86 @@
+"""What is private in torch does here what the package relies on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fusion_compile import _compat
+
+
+def test_fake_tensors_are_of_a_trace_and_real_ones_are_not() -> None:
+    with _compat.fake_mode() as mode:
+        assert _compat.is_of_a_trace(mode.from_tensor(torch.ones(2)))
+    assert not _compat.is_of_a_trace(torch.ones(2))
+
+
+def test_statistics_of_a_batch_norm_are_seen_in_training_only() -> None:
+    norm = nn.BatchNorm1d(3)
+    with _compat.StatisticsSeen() as seen:
+        norm(torch.randn(4, 3))
+    assert {id(t) for t in seen.tensors} == {id(norm.running_mean), id(norm.running_var)}
+    with _compat.StatisticsSeen() as seen:
+        norm.eval()(torch.randn(4, 3))
+    assert seen.tensors == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+def test_a_write_stays_in_a_compiled_program(dtype: torch.dtype) -> None:
+    """torch 2.13 drops a plain ``copy_`` into a 0-dim float64 input on the CPU."""
+    state = torch.zeros((), dtype=dtype)
+
+    def step(t: Tensor) -> None:
+        _compat.write(t, t + 1)
+
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        compiled(state)
+    assert int(state) == 2
+
+
+def test_own_code_is_another_code_object_with_the_same_behaviour() -> None:
+    offset = 3
+
+    def add(x: int, *, more: int = 1) -> int:
+        return x + offset + more
+
+    copied = _compat.own_code(add)
+    assert copied.__code__ is not add.__code__
+    assert copied(1) == 5 and copied(1, more=2) == 6
+
+
+def test_a_refusal_comes_out_of_dynamos_wrapping_and_other_errors_do_not() -> None:
+    def refuse(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> None:
+        raise ValueError("not this graph")
+
+    compiled = torch.compile(
+        lambda x: x + 1, backend=_compat.observed_backend("aot_eager", "default", refuse), fullgraph=True
+    )
+    with pytest.raises(Exception, match="not this graph") as caught:
+        compiled(torch.ones(1))
+    refusal = _compat.refusal_inside(caught.value)
+    assert isinstance(refusal, ValueError) and str(refusal) == "not this graph"
+    assert _compat.refusal_inside(ValueError("plain")) is None
+
+
+def test_a_region_tags_the_nodes_that_are_traced_inside() -> None:
+    seen: list[torch.fx.GraphModule] = []
+
+    def fn(x: Tensor) -> Tensor:
+        with _compat.region("forward"):
+            y = x.sin()
+        return y.cos()
+
+    backend = _compat.observed_backend("eager", "default", lambda graph, inputs: seen.append(graph))
+    torch.compile(fn, backend=backend, fullgraph=True)(torch.ones(2))
+    tags = {n.name: (n.meta.get("custom") or {}).get("region") for n in seen[0].graph.nodes if n.op.startswith("call")}
+    assert list(tags.values()) == ["forward", None]
+
+
+def test_input_names_are_the_expressions_that_find_them() -> None:
+    seen: list[torch.fx.GraphModule] = []
+    backend = _compat.observed_backend("eager", "default", lambda graph, inputs: seen.append(graph))
+    torch.compile(lambda state: state["a/b"] + 1, backend=backend, fullgraph=True)({"a/b": torch.ones(2)})
+    (node,) = seen[0].graph.find_nodes(op="placeholder")
+    assert _compat.input_source(node) == "L['state']['a/b']"
