@@ -8,4 +8,4 @@ from fusion_compile.scalar_logger import ScalarLogger as ScalarLogger
 from fusion_compile.training_step import TrainingStep as TrainingStep
 from fusion_compile.training_step import compile_training_step as compile_training_step
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.2.0.dev0"
