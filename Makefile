@@ -80,10 +80,10 @@ compiler:
 	@command -v "$${CXX:-g++}" >/dev/null || \
 	  { echo "make: no C++ compiler found, and torch.compile needs one on a CPU: install g++, or set CXX." >&2; exit 1; }
 
-# The report of `explain` is tested in a real browser. Where Debian's package manager may be used it is fetched once;
+# The report of `explain` and the documentation are tested in a real browser. Where Debian's package manager may be used it is fetched once;
 # elsewhere the tests that need it say that they were skipped, unless FUSION_COMPILE_REQUIRE_BROWSER is set.
 browser:
 	@command -v chromium >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
-	  { echo "Fetching chromium, for the tests of the report." >&2; \
+	  { echo "Fetching chromium, for the tests of the report and of the site." >&2; \
 	    (apt-get -qq -o Acquire::Retries=3 update && apt-get -qq -o Acquire::Retries=3 install -y --no-install-recommends chromium fonts-dejavu-core) >/dev/null 2>&1 || \
 	    echo "make: chromium could not be installed; the tests that need it are skipped." >&2; }
