@@ -209,7 +209,8 @@ def test_cogvideox_text_is_known_at_the_request() -> None:
         sample_frames=5,
         temporal_compression_ratio=4,
         max_text_seq_length=6,
-    ).eval()
+    )
+    model.eval()
     inputs = (torch.randn(2, 2, 4, 8, 8), torch.randn(2, 6, 12), torch.tensor([5, 5]))
     with torch.no_grad():
         graph_module = torch.export.export(model, inputs, strict=False).run_decompositions({}).graph_module
