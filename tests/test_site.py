@@ -184,6 +184,12 @@ def test_a_planted_load_from_elsewhere_is_found(text: str, found: int) -> None:
     assert len(loaded_from_elsewhere(text)) == found
 
 
+def test_a_call_of_a_step_is_documented_and_private_names_are_not(site: Path) -> None:
+    text = (site / "reference/fusion_compile.html").read_text("utf-8")
+    assert 'id="fusion_compile.TrainingStep.__call__"' in text
+    assert re.findall(r'id="(fusion_compile\.TrainingStep\._[a-z]\w*)"', text) == []
+
+
 def test_hooks_and_raw_numbers_are_not_published(site: Path) -> None:
     assert [path for path in site.rglob("*") if path.suffix in {".py", ".pyc"}] == []
     assert not (site / "benchmarks").exists()
