@@ -41,6 +41,7 @@ from side_by_side import Race, compiled, euler_loop, largest_differences, ordina
 from torch import Tensor, nn
 
 import fusion_compile as fc
+from fusion_compile.sampler import Sampler
 
 NEEDED = 0.85
 T = TypeVar("T")
@@ -186,7 +187,7 @@ def sample(model: DiT, asked: Tensor, size: Size, mode: str, stages: Stages, dev
     noise = torch.randn(len(asked), 1, 8, 8, generator=torch.Generator().manual_seed(0)).to(device)
     first_t = torch.ones(len(asked), device=device)
 
-    def build() -> nn.Module:
+    def build() -> Sampler:
         sampler = fc.optimize_sampler(
             model,
             size.sampler_steps,

@@ -14,7 +14,6 @@ from fusion_compile.torch_optimizer import TorchOptimizer as TorchOptimizer
 from fusion_compile.training_step import TrainingStep as TrainingStep
 from fusion_compile.training_step import compile_training_step as compile_training_step
 
-__version__ = "0.1.0.dev0"
 
 register(
     TrainingStep,
@@ -26,3 +25,4 @@ register(
     ),
 )
 register(Sampler, Subject(explain=explain_sampler))
+__version__ = "0.2.0.dev0"
