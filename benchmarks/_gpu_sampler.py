@@ -87,7 +87,7 @@ def sampler(rows: Rows, setting: Setting) -> None:
         wait(setting.device)
         held = tensor_bytes(model.parameters())
         allocated = torch.cuda.memory_allocated(setting.device) if setting.on_gpu else 0
-        told = fast.free_hoisted_weights(to="drop")
+        told = fast.release_weights(to="drop")
         gone = held - tensor_bytes(model.parameters())
         c.require(told > 0, "nothing was freed")
         if setting.on_gpu:
@@ -152,7 +152,7 @@ def sampler_modes(rows: Rows, setting: Setting) -> None:
         sampler = fc.optimize_sampler(kept, n_steps, timesteps=schedule, mode="eager")
         one_pass(sampler)
         before = torch.cuda.memory_allocated() if setting.on_gpu else 0
-        told = sampler.free_hoisted_weights(to="cpu")
+        told = sampler.release_weights(to="cpu")
         gone = before - torch.cuda.memory_allocated() if setting.on_gpu else 0
         c.require_on_gpu(0 < told <= gone, f"{told} bytes told, {gone} gone from the allocator")
         t = schedule[1].expand(size).clone()
@@ -161,7 +161,7 @@ def sampler_modes(rows: Rows, setting: Setting) -> None:
         c.note(f"{told / 2**20:.2f} MiB in main memory; a new request is bitwise the model's")
 
     def ranked(c: Check) -> None:
-        sampler = fc.optimize_sampler(model, n_steps, rank=4 if setting.dry else 64, t_range=(0.0, 1.0), **how)
+        sampler = fc.optimize_sampler(model, n_steps, conditioning=fc.Rank(4 if setting.dry else 64, (0.0, 1.0)), **how)
         for _ in range(3):
             one_pass(sampler)
         with probe.watching() as seen, warnings.catch_warnings(record=True) as caught:
@@ -172,7 +172,7 @@ def sampler_modes(rows: Rows, setting: Setting) -> None:
         with torch.no_grad():
             wants = [model(x, t.expand(size).clone(), y) for t in schedule]
         gap = max(float((a - b).norm() / b.norm()) for a, b in zip(outs, wants, strict=True))
-        rank = sampler.reports()[0].rank
+        rank = sampler.report.programs[0].rank
         c.note(f"{seen.replays} replays in {n_steps} steps, {waits} waits; outputs {gap:.2e} off in norm; {rank}")
         c.require_on_gpu(seen.replays == n_steps and waits <= 2, "not one replay a step without waits")
 

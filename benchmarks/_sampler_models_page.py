@@ -29,7 +29,7 @@ a class keeps in float32, the call is the pipeline's (batch 2 where guidance dou
 or serial), and the prices that decide what is kept are a GPU's.
 
 **Weights** by the binding time of what reads them last, in GiB. *Freed*: all that the loop does not read, which
-`free_hoisted_weights(to="drop")` gives back, and its share of the bytes. *Unread*: read by nothing that the output
+`release_weights(to="drop")` gives back, and its share of the bytes. *Unread*: read by nothing that the output
 depends on (the text half of a last block).
 """
 
@@ -43,9 +43,9 @@ _TINY = """## Tiny models, run
 
 The same classes at a few thousand weights, none of them zero, and models in the style of published code; fp32 on the
 CPU, `mode="eager"`, {n_steps} timesteps and two requests through each. *Exact*: the largest difference of any output to
-the model's, before and after the hoisted weights are dropped; it has to be 0. *Batched*: the same for `exact=False`,
-beside the largest output. *Freed*: what `free_hoisted_weights(to="drop")` returned, and its share of the weights. The
-body takes no timestep in any of them, which tests/models checks with the rest.
+the model's, before and after the hoisted weights are dropped; it has to be 0. *Batched*: the same for
+`conditioning=Batched()`, beside the largest output. *Freed*: what `release_weights(to="drop")` returned, and its share
+of the weights. The body takes no timestep in any of them, which the tests check with the rest.
 """
 
 

@@ -212,7 +212,7 @@ def sample(model: DiT, asked: Tensor, size: Size, mode: str, stages: Stages, dev
 
     _, differences = stages.run(f"sample {len(asked)} digits, both ways by turns", compare)
     weights = sum(p.nbytes for p in model.parameters())
-    released = sampler.free_hoisted_weights(to="drop")
+    released = sampler.release_weights(to="drop")
     images = sampler.sample(noise, asked)  # from here on the model could not have done this
     return Sampled(
         images,
@@ -221,7 +221,7 @@ def sample(model: DiT, asked: Tensor, size: Size, mode: str, stages: Stages, dev
         (differences[0], differences[1]),
         released,
         weights,
-        str(sampler.explain()),
+        str(sampler.report),
     )
 
 

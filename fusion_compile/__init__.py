@@ -3,6 +3,11 @@
 from fusion_compile import optim as optim
 from fusion_compile.explain import Explanation as Explanation
 from fusion_compile.explain import explain as explain
+from fusion_compile.sampler import Batched as Batched
+from fusion_compile.sampler import Exact as Exact
+from fusion_compile.sampler import Rank as Rank
+from fusion_compile.sampler import Sampler as Sampler
+from fusion_compile.sampler import SamplerReport as SamplerReport
 from fusion_compile.sampler import optimize_sampler as optimize_sampler
 from fusion_compile.scalar_logger import ScalarLogger as ScalarLogger
 from fusion_compile.training_step import TrainingStep as TrainingStep

@@ -200,11 +200,9 @@ def test_a_program_lowered_by_the_compiler_reads_replaced_parameters() -> None:
 
 def test_a_rebuild_needs_all_weights() -> None:
     sampler = warm()
-    sampler.free_hoisted_weights(to="drop")
+    sampler.release_weights(to="drop")
     model_of(sampler).out.register_forward_hook(lambda _, __, out: 2 * out)
-    with pytest.raises(
-        RuntimeError, match="building the sampler again needs weights that free_hoisted_weights took out"
-    ):
+    with pytest.raises(RuntimeError, match="building the sampler again needs weights that release_weights took out"):
         served(sampler)
 
 
@@ -212,7 +210,7 @@ def test_weights_replaced_after_dropping_are_there_again() -> None:
     model = denoiser()
     state = {n: t.clone() for n, t in model.state_dict().items()}
     sampler = warm(model)
-    assert sampler.free_hoisted_weights(to="drop") > 0
+    assert sampler.release_weights(to="drop") > 0
     for name, tensor in state.items():
         owner, _, key = name.partition(".")
         setattr(model.get_submodule(owner), key, nn.Parameter(tensor))
@@ -229,7 +227,7 @@ def test_writes_through_data_are_seen_at_the_next_pass_at_every_call_or_never() 
         for p in sampler.model.parameters():
             p.data.mul_(1.1)
 
-    for verify in ("pass", "always", "never"):
+    for verify in ("trajectory", "always", "never"):
         sampler = warm(verify=verify)
         assert exactly(sampler, 8.0)
         write(sampler)
@@ -316,7 +314,7 @@ def test_a_structure_watch_sees(change: Callable[[nn.Module], object]) -> None:
     change(model[0])  # type: ignore[index]
     found = watch.changed()
     assert found is not None and found.tensors is None
-    watch.remember()
+    watch.accept_current()
     assert watch.changed() is None
 
 

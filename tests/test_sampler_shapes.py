@@ -271,20 +271,20 @@ def test_a_new_shape_fetches_what_was_moved_away_and_refuses_without_what_was_dr
     contents = {n: p.detach().clone() for n, p in moved.items()}
     _move_to_main_memory(sampler, moved)
     for program in sampler._programs.values():
-        program.watch.remember()
+        program.accept_weights()
     args = noise(4, 8, 8, 5)
     served = sampler(*args)
     assert graphs(sampler).n_exports == 2 and all(p.numel() == 0 for p in moved.values())
     table = sampler._programs.values()[-1].table
     fills: list[object] = []
-    table.fill, fill = lambda *args: (fills.append(args), fill(*args))[1], table.fill  # type: ignore[method-assign]
+    table.compute, fill = lambda *args: (fills.append(args), fill(*args))[1], table.compute  # type: ignore[method-assign]
     assert torch.equal(sampler(*args), served) and not fills  # what it knows of the weights outlives their visit
     sampler.restore_weights()
     with torch.no_grad():
         assert torch.equal(served, sampler.model(*args))
     assert all(torch.equal(p, contents[n]) for n, p in moved.items())
 
-    sampler.free_hoisted_weights(to="drop")
+    sampler.release_weights(to="drop")
     with pytest.raises(RuntimeError, match=r"the table of a new shape needs weights.*dropped.*prepare every shape"):
         sampler(*noise(6, 8, 8, 5))
     sampler.restore_weights(contents)

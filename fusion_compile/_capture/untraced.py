@@ -1,7 +1,8 @@
-"""Tracing runs a model's own Python, which may keep what it computes. Nothing of a trace may stay in the model.
+"""Remove from a model what a trace left in it.
 
-A rotary embedding that fills its table at the first call, in an attribute of a plain object or in an ``lru_cache``,
-would be left with tensors that have no data, and the model's next own call would compute from whatever lies in memory.
+Tracing runs a model's own Python, which may keep what it computes. A rotary embedding that fills its table at the first
+call, in an attribute of a plain object or in an ``lru_cache``, would be left with tensors that have no data, and the
+model's next call would compute from whatever lies in memory.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from fusion_compile._compat import is_of_a_trace
 
 _PLACES = (dict, list)
-"""What can be put back in place; tuples and sets that a trace made lie in one of these."""
+"""Containers that can be restored in place; tuples and sets made by a trace lie in one of these."""
 
 _LEAVES = (Tensor, nn.Module, type, types.ModuleType, types.FunctionType, types.MethodType, str, bytes, int, float)
 _CACHE: Any = type(functools.lru_cache(lambda: None))
@@ -26,10 +27,10 @@ _CACHE: Any = type(functools.lru_cache(lambda: None))
 
 @contextlib.contextmanager
 def untraced(model: nn.Module) -> Iterator[None]:
-    """At the end, attributes of `model`'s modules, and of the plain objects and containers in them, that hold tensors
-    of a trace made inside are as they were, and caches of functions that were filled inside are empty.
+    """Restore, at the end of the block, everything in which a trace inside the block left its tensors.
 
-    Caches are found where a class of the model, or the Python file it is from, has them.
+    These are the attributes of `model`'s modules and of the plain objects and containers in them. Function caches that
+    were filled inside the block are emptied; they are looked for in the classes of the model and in their Python files.
     """
     places = [(place, dict(_items(place))) for place in _places(model)]
     caches = [(cache, cache.cache_info().misses) for cache in _caches(model)]
@@ -37,7 +38,7 @@ def untraced(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for place, before in places:
-            # What is in a value that is the same lies in a place of its own.
+            # An unchanged value is a place of its own, so its contents are restored there.
             left = [k for k, value in _items(place) if value is not before.get(k) and _holds_trace(value, set())]
             if left and isinstance(place, list):
                 place[:] = before.values()
@@ -53,7 +54,7 @@ def untraced(model: nn.Module) -> Iterator[None]:
 
 
 def _places(model: nn.Module) -> Iterator[dict[Any, Any] | list[Any]]:
-    """The dictionaries and lists of `model`'s Python state, each once; those of attributes included."""
+    """The dictionaries and lists of `model`'s Python state, each once, including those in attributes."""
     seen: set[int] = set()
     todo: list[Any] = [vars(module) for module in model.modules()]
     while todo:

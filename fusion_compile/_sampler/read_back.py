@@ -1,4 +1,4 @@
-"""Small results of the device on the host, by a copy and an event: no operator that makes the host wait by itself."""
+"""Asynchronous device-to-host copies of small tensors, without operators that wait implicitly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 class ReadBack:
     """Pinned copies of device tensors, kept between reads.
 
-    `now` waits for the one event behind its copies; `later` and `arrived` never wait.
+    `now` waits for one event, recorded after its copies; `later` and `arrived` never wait.
     """
 
     def __init__(self) -> None:
@@ -28,12 +28,12 @@ class ReadBack:
         return self._host
 
     def later(self, *tensors: Tensor) -> None:
-        """Begin to copy `tensors`, unless an earlier copy is still on its way."""
+        """Start to copy `tensors`, unless an earlier copy is still in flight."""
         if self._event is None or self._event.query():
             self._send(tensors)
 
     def arrived(self) -> list[Tensor] | None:
-        """What `later` copied, or None if nothing was sent or it is on its way."""
+        """The tensors that `later` copied, or None if nothing was sent or the copy is in flight."""
         return self._host if self._host and (self._event is None or self._event.query()) else None
 
     def _send(self, tensors: tuple[Tensor, ...]) -> None:

@@ -1,4 +1,4 @@
-"""A module that stands in for another: what it does not have itself is the other's."""
+"""A module that stands in for another: attributes that it lacks are the other's."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class StandIn(nn.Module):
         self.model = model
 
     def _serve(self, *args: Any, **kwargs: Any) -> Any:
-        """What ``forward`` does."""
+        """Compute the result of ``forward``."""
         raise NotImplementedError
 
     def __getattr__(self, name: str) -> Any:

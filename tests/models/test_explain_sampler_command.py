@@ -14,9 +14,10 @@ import torch
 from dit import DiT
 from torch import Tensor, nn
 
-from fusion_compile._sampler.without_weights.command import add_explain_sampler, build_target, explain_sampler
+from fusion_compile._sampler.without_weights.command import add_explain_sampler, explain_sampler
 from fusion_compile._sampler.without_weights.diffusers_arguments import CallSizes
 from fusion_compile._sampler.without_weights.diffusers_calls import known_classes, model_of_class
+from fusion_compile._sampler.without_weights.target import build_target
 from tests.models.tiny import TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in version:FutureWarning")

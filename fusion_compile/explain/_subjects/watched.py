@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fusion_compile._sampler.module import Sampler
+from fusion_compile._sampler.module import SamplerModule
 from fusion_compile.explain._explanation import Explanation
 from fusion_compile.explain._graph.static_findings import one_for_each
 from fusion_compile.explain._run.runtime import observe
@@ -45,7 +45,7 @@ def explain_compiled(
 
 
 def _told(obj: Any, device: str | None) -> Explanation:
-    if isinstance(obj, Sampler):
+    if isinstance(obj, SamplerModule):
         return explain_sampler(obj, device)
     told: Explanation = obj.explain(device=device)
     return told
