@@ -21,7 +21,6 @@ from fusion_compile._sampler.graph.call import Call, CallKey
 from fusion_compile._sampler.graph.export import DenoiserGraph, trace_denoiser
 from fusion_compile._sampler.rank.fit import N_SAMPLES
 from fusion_compile._sampler.rank.range_rows import RangeRows
-from fusion_compile._sampler.rank.timestep_range import TimestepRange
 from fusion_compile._sampler.rows import Seen
 from fusion_compile.sampler import Rank, Sampler, optimize_sampler
 from tests.models.tiny import tiny_call, tiny_model
@@ -342,28 +341,6 @@ def test_compiled_by_inductor_it_agrees_with_the_eager_sampler() -> None:
         expected = make(model)(*call)
         assert (compiled(*call) - expected).norm() < 1e-5 * expected.norm()  # fp32; Inductor rounds elsewhere
     assert compiled(X, torch.tensor([0.3, 0.4]), Y).isfinite().all()
-
-
-def test_samples_are_values_of_the_timesteps_dtype() -> None:
-    integers, between = TimestepRange(0, 5).samples(512, torch.zeros(2, dtype=torch.int64))
-    assert integers.tolist() == [0, 1, 2, 3, 4, 5] == between.tolist()  # nothing lies between
-    some, others = TimestepRange(0, 999).samples(100, torch.zeros(1, dtype=torch.int64))
-    assert len(some) == 100 and not set(some.tolist()) & set(others.tolist()) and some[-1] == 999
-    halves, _ = TimestepRange(0.9, 1.1).samples(512, torch.zeros((), dtype=torch.bfloat16))
-    assert halves.dtype is torch.bfloat16 and len(halves) == len(halves.unique()) < 50
-
-
-def test_a_trajectory_is_counted_in_calls_of_the_request_it_began_with() -> None:
-    rows = RangeRows(TimestepRange(0, 1), torch.zeros(1), 3)
-    calls = [("a", True), ("b", True), *[("a", False), ("b", False)] * 4]
-    assert [rows.starts_trajectory(0, slot, new=new) for slot, new in calls] == [
-        True,
-        True,
-        *[False] * 5,
-        True,
-        False,
-        False,
-    ]
 
 
 REFUSALS: list[tuple[str, Callable[[], object]]] = [

@@ -14,12 +14,11 @@ from dit import DiT
 from torch import Tensor, fx, nn
 
 from fusion_compile._sampler.graph.by_shape import GraphsByShape
-from fusion_compile._sampler.graph.call import take_apart, what_varies
+from fusion_compile._sampler.graph.call import take_apart
 from fusion_compile._sampler.graph.export import trace_denoiser
 from fusion_compile._say_once import SayOnce
 from fusion_compile.passes import format_graph
 from fusion_compile.sampler import Sampler, optimize_sampler
-from tests.models.tiny import TINY, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:the sampler was called with more than")
 
@@ -229,22 +228,6 @@ def test_beyond_the_bound_the_message_says_what_varies() -> None:
     assert "float32[2]" in str(said[0].message) and "autocast" not in str(said[0].message)
 
 
-def test_what_varies_names_every_kind_of_difference() -> None:
-    def forward(x: Any, size: Any = None) -> None: ...
-
-    signature = inspect.signature(forward)
-    keys = [
-        take_apart(signature, args, {}).key
-        for args in (({"a": torch.zeros(2, 3)},), ({"b": torch.zeros(3, 2).T}, 1), ({"b": torch.zeros(2, 3)}, True))
-    ]
-    assert len(set(keys)) == 3
-    assert what_varies(keys) == (
-        "x float32[2, 3] cpu / float32[2, 3] cpu with strides [1, 2]; size left out / 1 / True"
-    )
-    assert what_varies(keys[:1]) == ""
-    assert take_apart(signature, (1.0,), {}).key != take_apart(signature, (1,), {}).key
-
-
 def test_a_replaced_parameter_is_read_at_the_next_shape_too() -> None:
     sampler = sampler_of(Convolutional())
     for batch in (2, 3):
@@ -298,86 +281,3 @@ def test_a_new_shape_whose_loop_reads_freed_weights_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"the loop at this shape reads weights .*up.bias.*restore_weights"):
         sampler(*noise(3, 8, 8, 5))
     assert len(sampler._programs) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "exports"),
-    [
-        ("Flux", [{"height": 16, "text": 7}, {"height": 16, "width": 24, "text": 9}], 2),
-        ("Chroma", [{"batch": 3}], 2),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
-def test_diffusers_transformers_at_other_sizes(name: str, changes: list[dict[str, int]], exports: int) -> None:
-    diffusers_calls = pytest.importorskip("fusion_compile._sampler.without_weights.diffusers_calls")
-    pytest.importorskip("diffusers")
-    model = tiny_model(name)
-    signature = inspect.signature(model.forward)
-    ours = GraphsByShape(model, signature, SayOnce())
-    for change in ({}, *changes):
-        sizes = diffusers_calls.CallSizes(**{**vars(TINY[name].sizes), **change})
-        call = take_apart(signature, (), diffusers_calls.example_call(model, 2, sizes).arguments)
-        graph = ours.of(call)
-        given = {**graph.weights, **dict(zip(graph.inputs, call.tensors, strict=True))}
-        names = [node.name for node in graph.graph_module.graph.find_nodes(op="placeholder")]
-        with torch.no_grad():
-            (got, *_), (expected, *_) = (
-                graph.graph_module(*map(given.get, names)),
-                model(**{**call.arguments, "return_dict": False}),
-            )
-        assert torch.equal(got, expected)
-    assert ours.n_exports == exports
-
-
-def _refused(model: nn.Module, *args: Any) -> str:
-    with pytest.raises(ValueError) as refusal:
-        trace_denoiser(model, inspect.signature(model.forward), take_apart(inspect.signature(model.forward), args, {}))
-    return str(refusal.value)
-
-
-def test_a_model_that_reads_a_tensor_is_refused_with_the_line_that_reads() -> None:
-    class Lists(nn.Module):
-        def forward(self, x: Tensor, n: Tensor) -> Tensor:
-            lengths = n.tolist()
-            return x * len(set(lengths))
-
-    class Branches(nn.Module):
-        def forward(self, x: Tensor, n: Tensor) -> Tensor:
-            if n.sum() > 1:
-                return x
-            return x * 2
-
-    for model, line, source in ((Lists(), 2, "lengths = n.tolist()"), (Branches(), 2, "if n.sum() > 1:")):
-        first = inspect.getsourcelines(type(model).forward)[1]
-        said = _refused(model, torch.randn(2), torch.tensor([1, 2]))
-        assert f"{type(model).__name__} could not be exported for [(2,), (2,)]" in said
-        assert f"are read at {__file__}:{first + line - 1} (`{source}`)" in said
-
-
-def test_a_call_that_the_model_refuses_is_told_from_one_that_export_refuses() -> None:
-    class Picky(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            if x.shape[1] != 3:
-                raise RuntimeError("three channels are wanted")
-            return x
-
-    class Holds(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x + torch.from_numpy(x.numpy())
-
-    line = inspect.getsourcelines(Picky.forward)[1] + 2
-    said = _refused(Picky(), torch.randn(2, 4))
-    assert (
-        f"RuntimeError at {__file__}:{line} (" in said and "three channels are wanted. The model itself refuses" in said
-    )
-    assert "(`return x + torch.from_numpy(x.numpy())`)" in _refused(Holds(), torch.randn(2, 4))
-
-
-def test_lumina_is_refused_with_the_line_that_reads_its_mask() -> None:
-    pytest.importorskip("diffusers")
-    from fusion_compile._sampler.without_weights.diffusers_calls import example_call
-
-    model = tiny_model("Lumina2")
-    sampler = optimize_sampler(model, 2, mode="eager")
-    with pytest.raises(ValueError, match=r"transformer_lumina2.py:\d+ \(`.*tolist\(\)`\)\. Export sees no contents"):
-        sampler(**example_call(model, 2, TINY["Lumina2"].sizes).arguments)

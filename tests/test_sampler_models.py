@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from fusion_compile._sampler.graph import by_shape
 from fusion_compile._sampler.graph.call import take_apart
 from fusion_compile._sampler.graph.export import DenoiserGraph, trace_denoiser
-from fusion_compile._sampler.graph.roles import BINDING_TIMES, assign_roles, roles_of_names
+from fusion_compile._sampler.graph.roles import BINDING_TIMES, assign_roles
 from fusion_compile.passes import exchange_rates, find_host_syncs, hoist_time_conditioning
 from fusion_compile.sampler import Batched, Sampler, optimize_sampler
 from tests.models.cases import N_STEPS, NAMES, Case, case
@@ -121,22 +121,6 @@ def test_on_a_device_of_its_own_the_loop_reads_nothing_from_the_cpu(name: str) -
     read = [node for node in hoisted.body.graph_module.graph.find_nodes(op="placeholder") if node.users]
     assert read and {node.meta["val"].device.type for node in read} == {"meta"}
     assert find_host_syncs(hoisted.body.graph_module) == ()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_roles_are_told_by_the_names_of_the_arguments(name: str) -> None:
-    c = case(name)
-    arguments = c.call()
-    roles = assign_roles(arguments, None)
-    assert roles.named("step") == (c.step,) and roles.named("live") == (c.live,)
-    assert roles_of_names(list(roles.by_argument), None) == roles.by_argument  # no shape was asked
-
-
-def test_what_a_controlnet_adds_changes_with_the_latent() -> None:
-    names = ["controlnet_block_samples", "controlnet_single_block_samples", "block_controlnet_hidden_states"]
-    assert set(roles_of_names(names, None).values()) == {"live"}
-    others = ["joint_attention_kwargs", "added_cond_kwargs", "image_rotary_emb", "encoder_hidden_states_image", "style"]
-    assert set(roles_of_names(others, None).values()) == {"request"}
 
 
 def test_a_guess_that_is_wrong_for_a_caller_is_overridden() -> None:
