@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import inspect
-import re
 import warnings
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from dit import DiT
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fusion_compile._sampler.graph.by_shape import GraphsByShape
 from fusion_compile._sampler.graph.call import take_apart
-from fusion_compile._sampler.graph.export import trace_denoiser
-from fusion_compile._say_once import SayOnce
-from fusion_compile.passes import format_graph
 from fusion_compile.sampler import Sampler, optimize_sampler
+from tests.convolutional_denoiser import Convolutional, noise
 
 pytestmark = pytest.mark.filterwarnings("ignore:the sampler was called with more than")
 
@@ -43,44 +39,6 @@ def is_exact(sampler: Sampler, *args: Any, **kwargs: Any) -> bool:
         return torch.equal(sampler(*args, **kwargs), sampler.model(*args, **kwargs))
 
 
-def canonical(module: fx.GraphModule) -> str:
-    """The graph as text, with nodes numbered. A slice's open ends are None, 0 or the largest number."""
-    graph, known = fx.Graph(), dict[fx.Node, fx.Node]()
-    for node in module.graph.nodes:
-        known[node] = graph.node_copy(node, known.__getitem__)
-        if node.op == "call_function":
-            known[node]._rename(f"n{len(known)}")
-    return re.sub(
-        r"(slice\.Tensor\(\w+, \d+), (?:0|None)(, \d+)?(?:, 9223372036854775807)?", r"\1, _\2", format_graph(graph)
-    )
-
-
-class Convolutional(nn.Module):
-    """Sizes enter as numbers, as positions, in a pooling and in a resize; text of any length is attended to."""
-
-    def __init__(self, branch: bool = False) -> None:
-        super().__init__()
-        self.down, self.up = nn.Conv2d(4, 8, 3, stride=2, padding=1), nn.Conv2d(8, 4, 3, padding=1)
-        self.norm, self.scale, self.text = nn.GroupNorm(2, 8), nn.Linear(1, 8), nn.Linear(6, 8)
-        self.act, self.branch = nn.SiLU(), branch
-
-    def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        scale = self.scale(t[:, None])
-        h = self.act(self.norm(self.down(x))) * (1 + scale[:, :, None, None])
-        b, c, rows, columns = h.shape
-        position = torch.arange(rows * columns, dtype=h.dtype, device=h.device) / (rows * columns)
-        q, k = h.flatten(2).transpose(1, 2) + position[:, None], self.text(text)
-        h = F.scaled_dot_product_attention(q, k, k).transpose(1, 2).reshape(b, c, rows, columns)
-        if self.branch and rows > 4:
-            h = h * 2
-        out: Tensor = self.up(F.interpolate(h, size=x.shape[2:], mode="bilinear"))
-        return out
-
-
-def noise(batch: int, rows: int, columns: int, text: int) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.randn(batch, 4, rows, columns), torch.full((batch,), 0.5), torch.randn(batch, text, 6)
-
-
 def test_another_batch_is_exported_once_more_and_every_further_one_is_derived() -> None:
     sampler = sampler_of(DiT(hidden_size=16, depth=1, num_heads=2))
     exports = []
@@ -101,23 +59,6 @@ def test_batch_resolution_and_text_length_vary_together() -> None:
     assert exports == [1, 2, 3, 3]
 
 
-@pytest.mark.parametrize("model", [DiT(hidden_size=16, depth=1, num_heads=2, num_classes=None), Convolutional()])
-def test_a_derived_graph_is_node_for_node_the_exported_one(model: nn.Module) -> None:
-    signature = inspect.signature(model.eval().forward)
-    ours = GraphsByShape(model, signature, SayOnce())
-    for batch in (2, 3, 4):
-        args = (
-            noise(batch, 8, 8, 5)
-            if isinstance(model, Convolutional)
-            else (torch.randn(batch, 1, 8, 8), torch.rand(batch))
-        )
-        call = take_apart(signature, args, {})
-        derived, exported = ours.of(call), trace_denoiser(model, signature, call)
-        assert canonical(derived.graph_module) == canonical(exported.graph_module)
-        assert (derived.inputs, derived.full_names) == (exported.inputs, exported.full_names)
-    assert ours.n_exports == 2
-
-
 def test_a_size_of_one_is_never_served_by_a_graph_for_more() -> None:
     sampler = sampler_of(Convolutional())
     for batch, exports in ((2, 1), (3, 2), (1, 3), (4, 3)):  # one export for the batch of 1 by itself
@@ -133,7 +74,7 @@ def test_the_other_side_of_a_branch_on_a_size_is_another_graph() -> None:
     small, _ = next(iter(graphs(sampler)._families.values())).symbolic
     line = inspect.getsourcelines(Convolutional.forward)[1] + 7
     refusal = small.refuses(take_apart(sampler._signature, noise(2, 12, 8, 5), {}))
-    assert refusal is not None and "x.shape[2]" in refusal and f"test_sampler_shapes.py:{line})" in refusal
+    assert refusal is not None and "x.shape[2]" in refusal and f"convolutional_denoiser.py:{line})" in refusal
 
 
 class _Twos(nn.Module):
