@@ -1,5 +1,5 @@
 """A denoising loop: the model as it is, ``torch.compile(model)``, a time cache written by hand and `optimize_sampler`,
-by turns in one process.
+alternating in one process.
 
     python benchmarks/sampler.py [--quick] [--models S B XL] [--batches 1 2 4 8] [--steps 20] [--json FILE]
 

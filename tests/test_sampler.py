@@ -305,6 +305,25 @@ def test_bad_input_is_refused_with_a_sentence(sentence: str, act: Any) -> None:
         act()
 
 
+def test_old_names_are_refused_with_the_new_ones() -> None:
+    sampler = optimize_sampler(random_dit(), 4, mode="eager")
+    with pytest.raises(AttributeError, match=r"free_hoisted_weights is called release_weights\(to='drop'\) now"):
+        _ = sampler.free_hoisted_weights
+    with pytest.raises(AttributeError, match=r"reports is called report\.programs now"):
+        _ = sampler.reports
+    for old in ("exact", "rank", "t_range"):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{old}'"):
+            optimize_sampler(random_dit(), 4, **{old: 1})  # type: ignore[arg-type]
+
+
+def test_steps_may_be_left_out_where_timesteps_are_given_and_inputs_may_have_names() -> None:
+    inputs = {"x": torch.randn(2, 1, 8, 8), "t": torch.full((2,), 0.5), "y": torch.tensor([1, 2])}
+    for given in (inputs, tuple(inputs.values()), ((inputs["x"],), {"t": inputs["t"], "y": inputs["y"]})):
+        sampler = optimize_sampler(random_dit(), timesteps=[1.0, 0.5], example_inputs=given, mode="eager")
+        assert sampler.timesteps.tolist() == [1.0, 0.5] and len(sampler.report.programs) == 1
+        assert difference(sampler, **inputs) == 0
+
+
 def test_a_model_that_cannot_be_exported_is_refused_by_name() -> None:
     class Branches(nn.Module):
         def forward(self, x: Tensor, t: Tensor) -> Tensor:

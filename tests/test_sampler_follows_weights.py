@@ -15,7 +15,7 @@ TIMES = (8.0, 7.0, 6.0)
 
 
 def served(sampler: Sampler) -> bool:
-    """A pass over TIMES for two requests is bitwise the model's."""
+    """A trajectory over TIMES for two requests is bitwise the model's."""
     return all(exactly(sampler, t, y) for t in TIMES for y in (Y, NULL))
 
 
@@ -134,7 +134,7 @@ def test_loading_what_only_the_body_reads_computes_nothing_again(monkeypatch: py
     assert served(sampler) and counter.taken().keys() >= {"STEP", "REQUEST", "STEP_REQUEST"}
 
 
-def test_weights_that_count_no_versions_are_followed_after_loading_and_at_the_next_pass() -> None:
+def test_weights_that_count_no_versions_are_followed_after_loading_and_at_the_next_trajectory() -> None:
     with torch.inference_mode():
         model = denoiser().requires_grad_(False)
     sampler = warm(model)
@@ -218,7 +218,7 @@ def test_weights_replaced_after_dropping_are_there_again() -> None:
 # ---- verify
 
 
-def test_writes_through_data_are_seen_at_the_next_pass_at_every_call_or_never() -> None:
+def test_writes_through_data_are_seen_at_the_next_trajectory_at_every_call_or_never() -> None:
     def write(sampler: Sampler) -> None:
         for p in sampler.model.parameters():
             p.data.mul_(1.1)
@@ -227,15 +227,15 @@ def test_writes_through_data_are_seen_at_the_next_pass_at_every_call_or_never() 
         sampler = warm(verify=verify)
         assert exactly(sampler, 8.0)
         write(sampler)
-        in_mid_pass = exactly(sampler, 7.0)
-        assert in_mid_pass == (verify == "always")
+        in_mid_trajectory = exactly(sampler, 7.0)
+        assert in_mid_trajectory == (verify == "always")
         write(sampler)
         assert all(exactly(sampler, t) == (verify != "never") for t in TIMES)
         sampler.invalidate()
         assert served(sampler)
 
 
-def test_a_pass_in_the_middle_of_a_schedule_and_one_of_a_trusted_caller_are_verified() -> None:
+def test_a_trajectory_in_the_middle_of_a_schedule_and_one_of_a_trusted_caller_are_verified() -> None:
     sampler = warm()
     assert exactly(sampler, 7.0) and exactly(sampler, 6.0)
     model_of(sampler).time.weight.data.mul_(2)

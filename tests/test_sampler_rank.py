@@ -261,7 +261,9 @@ def test_factors_follow_the_weights_of_layers_and_of_what_they_read(
         assert difference(sampler, X, T, *given) < 1e-4
         before = measured(sampler)
         change(model.get_parameter(name))
-        for _ in range(N_STEPS if change is _unseen else 0):  # what counts no version is looked for once a pass
+        for _ in range(
+            N_STEPS if change is _unseen else 0
+        ):  # writes without a version are looked for once a trajectory
             sampler(X, T, *given)
         assert difference(sampler, X, T, *given) < 1e-4
         assert measured(sampler) != before

@@ -272,7 +272,7 @@ def count_looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return looks
 
 
-def test_a_trusted_caller_is_looked_at_where_a_pass_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trusted_caller_is_looked_at_where_a_trajectory_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = trusted()
     looks = count_looks(monkeypatch)
     for t in [*TIMES, *TIMES]:
@@ -298,7 +298,7 @@ def test_a_new_schedule_of_a_trusted_caller_is_learned(monkeypatch: pytest.Monke
         assert exactly(sampler, t)
 
 
-def test_guidance_by_turns_and_new_requests_of_a_trusted_caller_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guidance_in_two_calls_and_new_requests_of_a_trusted_caller_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = trusted()
     for t, y in itertools.product(TIMES * 4, (Y, NULL)):
         assert exactly(sampler, t, y)
@@ -332,7 +332,7 @@ def test_a_request_that_changes_at_every_step_is_served_and_said_once() -> None:
     assert len(said) == 1 and said[0].filename.endswith("small_denoiser.py")  # the caller's line, not the sampler's
 
 
-def test_a_new_request_for_each_image_and_guidance_by_turns_are_no_changes() -> None:
+def test_a_new_request_for_each_image_and_guidance_in_two_calls_are_no_changes() -> None:
     sampler = make()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

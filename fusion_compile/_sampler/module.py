@@ -221,8 +221,8 @@ class SamplerModule(StandIn):
         """Take the weights that no step of the loop reads out of the model's memory.
 
         The parameters stay where they are in the model, with no elements. Weights that lie in a larger storage, or
-        whose memory something else holds, stay; a warning says so. If no timesteps were given and no others than those
-        of the preset of `sample` were asked for, ``to="drop"`` computes the rest of the preset first.
+        whose memory something else holds, stay; a warning says so. If no timesteps were given and only timesteps of the
+        preset of `sample` were asked for, ``to="drop"`` computes the rest of the preset first.
 
         Args:
             to: A device such as ``"cpu"`` keeps the contents there, and a new request or an unknown timestep fetches

@@ -1,4 +1,4 @@
-"""Asynchronous device-to-host copies of small tensors, without operators that wait implicitly."""
+"""Asynchronous copies of small device tensors to the CPU, without operators that wait implicitly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ReadBack:
     """
 
     def __init__(self) -> None:
-        self._host: list[Tensor] = []
+        self._copies: list[Tensor] = []
         self._event: Any = None
 
     def now(self, *tensors: Tensor) -> list[Tensor]:
@@ -25,7 +25,7 @@ class ReadBack:
         self._send(tensors)
         if self._event is not None:
             self._event.synchronize()
-        return self._host
+        return self._copies
 
     def later(self, *tensors: Tensor) -> None:
         """Start to copy `tensors`, unless an earlier copy is still in flight."""
@@ -34,14 +34,14 @@ class ReadBack:
 
     def arrived(self) -> list[Tensor] | None:
         """The tensors that `later` copied, or None if nothing was sent or the copy is in flight."""
-        return self._host if self._host and (self._event is None or self._event.query()) else None
+        return self._copies if self._copies and (self._event is None or self._event.query()) else None
 
     def _send(self, tensors: tuple[Tensor, ...]) -> None:
-        if [(h.shape, h.dtype) for h in self._host] != [(t.shape, t.dtype) for t in tensors]:
+        if [(c.shape, c.dtype) for c in self._copies] != [(t.shape, t.dtype) for t in tensors]:
             pinned = any(t.device.type == "cuda" for t in tensors)
-            self._host = [torch.empty(t.shape, dtype=t.dtype, pin_memory=pinned) for t in tensors]
-        for host, tensor in zip(self._host, tensors, strict=True):
-            host.copy_(tensor.detach(), non_blocking=tensor.device.type == "cuda")
+            self._copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=pinned) for t in tensors]
+        for copy, tensor in zip(self._copies, tensors, strict=True):
+            copy.copy_(tensor.detach(), non_blocking=tensor.device.type == "cuda")
         on_gpu = [t.device for t in tensors if t.device.type == "cuda"]
         if on_gpu:
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]

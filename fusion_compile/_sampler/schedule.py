@@ -19,12 +19,14 @@ def as_schedule(timesteps: Tensor | Sequence[float]) -> Tensor:
 def count_steps(n_steps: int | None, schedule: Tensor | None) -> int:
     """The steps of a trajectory: `n_steps`, or the length of `schedule` ``[n]``.
 
-    Raises ValueError if neither is given, if they disagree, and for less than one step.
+    Raises ValueError if neither is given, if they disagree, and for less than one step, TypeError for another kind.
     """
     if n_steps is None:
         if schedule is None:
             raise ValueError("neither n_steps nor timesteps is given; pass n_steps=40, say, or timesteps=.")
         return len(schedule)
+    if not isinstance(n_steps, int) or isinstance(n_steps, bool):
+        raise TypeError(f"n_steps={n_steps!r}; pass a whole number of steps, and a schedule as timesteps=.")
     if n_steps < 1:
         raise ValueError(f"n_steps={n_steps}; a schedule has at least one step.")
     if schedule is not None and len(schedule) != n_steps:

@@ -31,6 +31,10 @@ def test_neither_and_a_disagreement_are_refused() -> None:
         count_steps(4, torch.ones(3))
     with pytest.raises(ValueError, match="n_steps=0; a schedule has at least one step"):
         count_steps(0, None)
+    with pytest.raises(
+        TypeError, match=r"n_steps=\[1.0, 0.5\]; pass a whole number of steps, and a schedule as timesteps="
+    ):
+        count_steps([1.0, 0.5], None)  # type: ignore[arg-type]
 
 
 def test_the_preset_falls_from_one_and_leaves_out_zero() -> None:
