@@ -46,7 +46,7 @@ class SamplerModule(StandIn):
                 known.invalidate_uncounted()
 
         model.register_load_state_dict_post_hook(weights_were_loaded)  # type: ignore[no-untyped-call]
-        self._passes_on = True
+        self._forwards_attributes = True
 
     @property
     def timesteps(self) -> Tensor:
@@ -287,13 +287,40 @@ class SamplerModule(StandIn):
 
         Raises:
             ValueError: If a dropped weight is missing in `state`; nothing has changed then.
+
+        Example:
+            >>> import torch, fusion_compile as fc
+            >>> class Model(torch.nn.Module):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         self.time = torch.nn.Linear(1, 3)
+            ...     def forward(self, x, t):
+            ...         return x * self.time(t[:, None])
+            >>> x, t = torch.zeros(2, 3), torch.ones(2)
+            >>> model = Model().eval()
+            >>> checkpoint = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            >>> sampler = fc.optimize_sampler(model, 4, mode="eager", example_inputs=(x, t))
+            >>> released = sampler.release_weights(to="drop")
+            >>> sampler.restore_weights(checkpoint)
+            >>> model.time.weight.shape
+            torch.Size([3, 1])
         """
         self._weights.restore(state)
         self._released = 0
         self.invalidate()
 
     def invalidate(self) -> None:
-        """Compute every table again at its next use; only writes through ``parameter.data`` in mid-loop need it."""
+        """Compute every table again at its next use.
+
+        Only a write through ``parameter.data`` in the middle of a trajectory needs it; every other change is followed.
+
+        Example:
+            >>> import torch, fusion_compile as fc
+            >>> class Model(torch.nn.Module):
+            ...     def forward(self, x, t):
+            ...         return x * t[:, None]
+            >>> fc.optimize_sampler(Model().eval(), 4, mode="eager").invalidate()
+        """
         for program in self._programs.values():
             program.invalidate(None)
 

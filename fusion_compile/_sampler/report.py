@@ -131,6 +131,14 @@ class SamplerReport:
         n_steps: Steps that the sampler was made for.
         programs: A report for each combination of shapes seen lately, the one used last at the end; empty before the
             first call.
+
+    Example:
+        >>> import torch, fusion_compile as fc
+        >>> class Model(torch.nn.Module):
+        ...     def forward(self, x, t):
+        ...         return x * t[:, None]
+        >>> print(fc.optimize_sampler(Model().eval(), 4, mode="eager").report)
+        sampler of Model, 4 steps: not called yet, nothing is known
     """
 
     model: str
