@@ -229,8 +229,8 @@ def results(trained: Trained, sampled: Sampled) -> Table:
     """What was measured, ours beside the ordinary way."""
     caption = (
         "Same batches, same process, alternating; medians. Training: against torch.compile(model) and "
-        "AdamW(fused=True). Sampling: against torch.compile(model) in the same Euler loop. Compiling includes the first "
-        "call, and of each pair the ordinary one comes second and finds the kernels that both share in the cache: "
+        "AdamW(fused=True). Sampling: against torch.compile(model) in the same Euler loop. Compiling includes the "
+        "first call. Of each pair the ordinary one comes second and finds the kernels that both share in the cache: "
         "benchmarks/step.py compares the seconds fairly."
     )
     table = Table(caption=caption, caption_justify="left")

@@ -79,8 +79,7 @@ def impurity(node: fx.Node) -> str | None:
 
 
 def _draws_nothing(node: fx.Node, target: OpOverload) -> bool:
-    """Whether an operator that may draw random numbers is called so that it does not: attention without dropout,
-    dropout that is off."""
+    """Whether this call of a random operator draws nothing: attention without dropout, dropout that is off."""
     given = {a.name: a.default_value for a in target._schema.arguments}
     given |= dict(zip(given, node.args, strict=False)) | node.kwargs
     return given.get("dropout_p") == 0 or given.get("train") is False or given.get("training") is False

@@ -73,7 +73,7 @@ class Rank:
 
 
 Conditioning: TypeAlias = Exact | Batched | Rank
-"""What `optimize_sampler(conditioning=…)` takes."""
+"""The kinds that `optimize_sampler(conditioning=…)` takes."""
 
 
 def refuse_unknown(conditioning: object) -> None:

@@ -18,7 +18,7 @@ from fusion_compile._sampler.table.trajectory_watch import Verify
 
 @dataclass(frozen=True, eq=False)
 class SamplerOptions:
-    """What `optimize_sampler` was asked for, beside the model.
+    """The arguments of `optimize_sampler` beside the model.
 
     `schedule`: ``[n_steps]`` on the CPU if it was fixed, else None. `roles`: argument -> role, as given.
     Raises ValueError or TypeError for the first option that cannot be served.

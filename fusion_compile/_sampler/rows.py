@@ -1,8 +1,8 @@
-"""Which row of a table serves a call: the interface of learned rows and of a range without rows, and its answers."""
+"""The interface that finds the row which serves a call, for learned rows and for a range, and its four answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -95,6 +95,6 @@ class Rows(Protocol):
         """Give each of `values` a row; equal values have one."""
         ...
 
-    def has_only(self, values: Sequence[Tensor] | Tensor) -> bool:
+    def has_only(self, values: Tensor) -> bool:
         """Whether every row in use serves one of `values`."""
         ...

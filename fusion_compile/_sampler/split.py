@@ -23,7 +23,7 @@ from fusion_compile.passes import (
 
 @dataclass(frozen=True)
 class SplitDenoiser:
-    """What a program and a report are made from.
+    """The input of a program and of a report.
 
     `graph_module`: the whole graph that was split, in rank conditioning with factored layers. `times`: the binding time
     of each of its inputs that is no weight. `hoisted`, `buffers`: the split, and the packed rows that its body reads.

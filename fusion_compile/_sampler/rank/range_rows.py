@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from fusion_compile._sampler.rank.timestep_range import TimestepRange
@@ -55,6 +53,6 @@ class RangeRows:
         """Row 0 for each of `values` ``[n]``."""
         return Assigned([0] * len(values), {})
 
-    def has_only(self, values: Sequence[Tensor] | Tensor) -> bool:
+    def has_only(self, values: Tensor) -> bool:
         """True: the row is for any timestep."""
         return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor
@@ -78,7 +77,7 @@ class LearnedRows:
             rows.append(row)
         return Assigned(rows, fresh)
 
-    def has_only(self, values: Sequence[Tensor] | Tensor) -> bool:
+    def has_only(self, values: Tensor) -> bool:
         """Whether no row is for a timestep outside of `values` ``[n]``."""
         return len({self.index.row_of(value) for value in values} - {None}) == len(self)
 

@@ -1,4 +1,4 @@
-"""Which row belongs to a timestep, by the exact bits of `t` and never by a count of calls.
+"""The row of a timestep, by the exact bits of `t` and never by a count of calls.
 
 Serial guidance calls the model twice at one `t`, Heun returns to a `t`, and image-to-image starts in the middle of the
 schedule. The bits of `t` are right in all of these cases.
@@ -24,7 +24,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @dataclass(frozen=True)
 class Look:
-    """What the CPU saw in a timestep: its `row`, or None; whether all entries are `even`; the first `values`."""
+    """The CPU's view of a timestep: its `row`, or None; whether all entries are `even`; the first `values`."""
 
     row: int | None
     even: bool
@@ -61,7 +61,7 @@ class StepIndex:
         return matches.to(torch.uint8).argmax().reshape(1), known
 
     def look(self, t: Tensor) -> Look:
-        """What the CPU sees in `t`; waits for the device that `t` is on."""
+        """Read `t` on the CPU; waits for the device that it is on."""
         (values,) = self._values.now(t.reshape(-1))
         bits = _bits(values)
         even = bool((bits == bits[0]).all())
