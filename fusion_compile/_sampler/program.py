@@ -121,11 +121,13 @@ class SamplerProgram:
         return row
 
     def follow_schedule(self, schedule: Tensor | None) -> None:
-        """Give the timesteps of `schedule` ``[n]`` rows, once.
+        """Give the timesteps of `schedule` ``[n]`` rows, once; None is no schedule.
 
         Raises ValueError if the dtype of the timestep cannot hold them, RuntimeError as `learn_timestep` does.
         """
-        if schedule is not None and self._follows is not schedule:
+        if schedule is None:
+            self._follows, self._scheduled = None, []
+        elif self._follows is not schedule:
             self._scheduled = self.assign_rows(schedule)
             self._follows = schedule
 

@@ -52,8 +52,7 @@ def test_a_node_keeps_the_line_it_came_from() -> None:
     assert user_line(sin) == f"{__file__}:{fn.__code__.co_firstlineno + 1}"
 
 
-def test_the_backward_is_written_out_with_the_modules_of_the_forward(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "trace_autograd_ops", True)
+def test_the_backward_is_written_out_with_the_modules_of_the_forward() -> None:
     layer = nn.Linear(3, 2)
 
     def fn(x: Tensor, weight: Tensor) -> Tensor:
@@ -62,7 +61,9 @@ def test_the_backward_is_written_out_with_the_modules_of_the_forward(monkeypatch
 
     weight = layer.weight.detach().requires_grad_()
     x = torch.randn(4, 3)
-    lowered = lower_to_aten(captured(fn, x, weight))
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        graph_module = captured(fn, x, weight)
+    lowered = lower_to_aten(graph_module)
     backward = [n for n in lowered.graph.nodes if n.meta.get("autograd_backward")]
     assert backward and {user_line(n) for n in backward} <= {
         f"{__file__}:{fn.__code__.co_firstlineno + line}" for line in (1, 2)

@@ -41,6 +41,17 @@ def test_a_refused_schedule_leaves_the_old_one() -> None:
     assert sampler.timesteps.tolist() == [3, 2, 1, 0]
 
 
+def test_a_schedule_that_could_not_be_prepared_is_not_followed() -> None:
+    sampler = make()
+    assert exactly(sampler, 1.0)
+    sampler.release_weights(to="drop")
+    with pytest.raises(RuntimeError, match="a new request needs weights"):
+        sampler.prepare(kwargs={"y": Y + 1}, timesteps=[1.0])  # the timestep has a row, the request has none
+    assert len(sampler.timesteps) == 4
+    sampler(X, torch.ones(2), Y)
+    assert list(sampler._programs.values()[0].scheduled_rows()) == [0, 1, 2, 3]  # the preset, no schedule
+
+
 def test_a_release_needs_a_destination_and_something_hoisted() -> None:
     sampler = make()
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'to'"):

@@ -33,8 +33,10 @@ def test_a_schedule_is_followed_once_and_its_rows_are_ahead() -> None:
     schedule = torch.tensor([0.5, 1.0])
     program.follow_schedule(schedule)
     assert list(program.rows_ahead()) == list(program.scheduled_rows()) == [1, 0]
-    program.follow_schedule(None)  # keeps it
+    program.follow_schedule(schedule)
     assert list(program.rows_ahead()) == [1, 0] and len(program.rows_in_use()) == 2
+    program.follow_schedule(None)
+    assert list(program.rows_ahead()) == [] and len(program.rows_in_use()) == 2
 
 
 def test_a_timestep_without_a_row_is_learned() -> None:
