@@ -211,9 +211,9 @@ def sample(model: DiT, asked: Tensor, size: Size, mode: str, stages: Stages, dev
             race.round(lambda: sampler.sample(noise, asked), lambda: loop(noise, asked))
         return largest_differences(sampler, (model, fast), sampler.timesteps, noise, asked)
 
-    _, differences = stages.run(f"sample {len(asked)} digits, both ways by turns", compare)
+    _, differences = stages.run(f"sample {len(asked)} digits, both ways alternating", compare)
     weights = sum(p.nbytes for p in model.parameters())
-    released = sampler.free_hoisted_weights(to="drop")
+    released = sampler.release_weights(to="drop")
     images = sampler.sample(noise, asked)  # from here on the model could not have done this
     return Sampled(
         images,
@@ -222,16 +222,16 @@ def sample(model: DiT, asked: Tensor, size: Size, mode: str, stages: Stages, dev
         (differences[0], differences[1]),
         released,
         weights,
-        str(sampler.explain()),
+        str(sampler.report),
     )
 
 
 def results(trained: Trained, sampled: Sampled) -> Table:
     """What was measured, ours beside the ordinary way."""
     caption = (
-        "Same batches, same process, by turns; medians. Training: against torch.compile(model) and AdamW(fused=True). "
-        "Sampling: against torch.compile(model) in the same Euler loop. Compiling includes the first call, "
-        "and of each pair the ordinary one comes second and finds the kernels that both share in the cache: "
+        "Same batches, same process, alternating; medians. Training: against torch.compile(model) and "
+        "AdamW(fused=True). Sampling: against torch.compile(model) in the same Euler loop. Compiling includes the "
+        "first call. Of each pair the ordinary one comes second and finds the kernels that both share in the cache: "
         "benchmarks/step.py compares the seconds fairly."
     )
     table = Table(caption=caption, caption_justify="left")

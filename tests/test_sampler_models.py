@@ -15,9 +15,9 @@ from torch.utils import _pytree as pytree
 from fusion_compile._sampler.graph import by_shape
 from fusion_compile._sampler.graph.call import take_apart
 from fusion_compile._sampler.graph.export import DenoiserGraph, trace_denoiser
-from fusion_compile._sampler.graph.roles import BINDING_TIMES, assign_roles, roles_of_names
+from fusion_compile._sampler.graph.roles import BINDING_TIMES, assign_roles
 from fusion_compile.passes import exchange_rates, find_host_syncs, hoist_time_conditioning
-from fusion_compile.sampler import Sampler, optimize_sampler
+from fusion_compile.sampler import Batched, Sampler, optimize_sampler
 from tests.models.cases import N_STEPS, NAMES, Case, case
 from tests.models.tiny import tiny_call, tiny_model
 
@@ -75,7 +75,7 @@ def sampler_of(c: Case, **options: Any) -> Sampler:
 def test_model(name: str) -> None:
     """Exact rows are bitwise the model's; batched rows near them; the weights of both stages can be dropped."""
     c = case(name)
-    exact, batched = sampler_of(c), sampler_of(c, exact=False)
+    exact, batched = sampler_of(c), sampler_of(c, conditioning=Batched())
     expected = []
     for arguments in calls(c):
         output = exact(**arguments)  # first: what a trace leaves in a model that was never called shows in its own call
@@ -87,9 +87,9 @@ def test_model(name: str) -> None:
     assert 0 < largest < 1e3
     furthest = max(difference(batched(**arguments), out) for arguments, out in expected)
     assert furthest <= BATCHED_BOUND * largest
-    assert (batched.reports()[0].measured_difference == 0) <= (furthest == 0)
+    assert (batched.report.programs[0].measured_difference == 0) <= (furthest == 0)
 
-    report = exact.reports()[0]
+    report = exact.report.programs[0]
     assert report.nodes["step"] + report.nodes.get("step_request", 0) > 0
     assert report.launches[1] < report.launches[0]
     (program,) = exact._programs.values()
@@ -97,7 +97,7 @@ def test_model(name: str) -> None:
     assert {owners[i] for i in program._live} == {c.live}  # no timestep, and nothing of the request
 
     read_once = report.weight_bytes["table"] + report.weight_bytes["prologue"]
-    assert exact.free_hoisted_weights(to="drop") == read_once > 0
+    assert exact.release_weights(to="drop") == read_once > 0
     for arguments, out in expected[N_STEPS:]:
         assert difference(exact(**arguments), out) == 0
     with pytest.raises(RuntimeError, match="restore_weights"):
@@ -123,22 +123,6 @@ def test_on_a_device_of_its_own_the_loop_reads_nothing_from_the_cpu(name: str) -
     assert find_host_syncs(hoisted.body.graph_module) == ()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_roles_are_told_by_the_names_of_the_arguments(name: str) -> None:
-    c = case(name)
-    arguments = c.call()
-    roles = assign_roles(arguments, None)
-    assert roles.named("step") == (c.step,) and roles.named("live") == (c.live,)
-    assert roles_of_names(list(roles.by_argument), None) == roles.by_argument  # no shape was asked
-
-
-def test_what_a_controlnet_adds_changes_with_the_latent() -> None:
-    names = ["controlnet_block_samples", "controlnet_single_block_samples", "block_controlnet_hidden_states"]
-    assert set(roles_of_names(names, None).values()) == {"live"}
-    others = ["joint_attention_kwargs", "added_cond_kwargs", "image_rotary_emb", "encoder_hidden_states_image", "style"]
-    assert set(roles_of_names(others, None).values()) == {"request"}
-
-
 def test_a_guess_that_is_wrong_for_a_caller_is_overridden() -> None:
     """Guidance that changes from step to step is no request: as one it would have a table computed at each change."""
     c = case("Flux")
@@ -148,7 +132,7 @@ def test_a_guess_that_is_wrong_for_a_caller_is_overridden() -> None:
         arguments = c.at(request, i) | {"guidance": torch.full((2,), 1.0 + i)}
         with torch.no_grad():
             assert difference(sampler(**arguments), c.model(**arguments)) == 0
-    assert "guidance=live" in sampler.explain() and "guidance=live (guessed)" not in sampler.explain()
+    assert "guidance=live" in str(sampler.report) and "guidance=live (guessed)" not in str(sampler.report)
 
 
 def test_another_sampler_of_the_same_model_changes_nothing_for_the_first() -> None:
@@ -157,7 +141,7 @@ def test_another_sampler_of_the_same_model_changes_nothing_for_the_first() -> No
     first = sampler_of(c)
     arguments = c.call()
     expected = first(**arguments)
-    first.free_hoisted_weights(to="cpu")
+    first.release_weights(to="cpu")
     _TRACED.clear()
     optimize_sampler(copy.copy(c.model), N_STEPS, timesteps=c.schedule, mode="eager")(**arguments)
     assert difference(first(**arguments), expected) == 0

@@ -13,7 +13,7 @@ import pytest
 from tests.models.cases import NAMES
 from tests.models.tiny import TINY
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def test_dit_pipeline_gives_the_same_images(scheduler: str, guidance_scale: floa
     model = pipe.transformer
     pipe.transformer = optimize_sampler(model, n_steps=STEPS, mode="eager")
     assert (images(pipe, guidance_scale) == expected).all()
-    assert pipe.transformer.free_hoisted_weights(to="drop") > 0
+    assert pipe.transformer.release_weights(to="drop") > 0
     assert (images(pipe, guidance_scale) == expected).all()
     assert expected.std() > 0.01
 
@@ -168,5 +168,5 @@ def test_flux_loop_gives_the_same_latents(true_cfg: bool) -> None:
         expected = flux_loop(model, scheduler, prompt, null if true_cfg else None)
         assert torch.equal(flux_loop(sampler, scheduler, prompt, null if true_cfg else None), expected)
         assert expected.std() > 0.1
-    assert sampler.free_hoisted_weights(to="drop") > 0  # what was seen needs the model no more
+    assert sampler.release_weights(to="drop") > 0  # what was seen needs the model no more
     assert torch.equal(flux_loop(sampler, scheduler, prompt, null if true_cfg else None), expected)

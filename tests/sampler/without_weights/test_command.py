@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import builtins
 import importlib
 import json
 from pathlib import Path
@@ -14,9 +13,10 @@ import torch
 from dit import DiT
 from torch import Tensor, nn
 
-from fusion_compile._sampler.without_weights.command import add_explain_sampler, build_target, explain_sampler
+from fusion_compile._sampler.without_weights.command import add_explain_sampler, explain_sampler
 from fusion_compile._sampler.without_weights.diffusers_arguments import CallSizes
-from fusion_compile._sampler.without_weights.diffusers_calls import known_classes, model_of_class
+from fusion_compile._sampler.without_weights.diffusers_calls import model_of_class
+from fusion_compile._sampler.without_weights.target import build_target
 from tests.models.tiny import TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in version:FutureWarning")
@@ -136,12 +136,6 @@ def test_a_file_that_is_no_model_is_said(tmp_path: Path, content: str, sentence:
         explain_sampler(str(tmp_path))
 
 
-def test_a_class_without_example_is_said(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel", "sample_size": 8}')
-    with pytest.raises(ValueError, match=r"no example call is known for UNet2DModel.*module:factory"):
-        explain_sampler(str(tmp_path))
-
-
 def test_without_diffusers_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str, *rest: Any) -> Any:
         if name == "diffusers":
@@ -174,30 +168,3 @@ def test_a_model_that_refuses_meta_tensors_is_explained_on_others_without_data(t
     text = explain_sampler(str(config_file(tmp_path, "Mochi")), sizes=TINY["Mochi"].sizes)
     assert "sampler of MochiTransformer3DModel" in text
     assert "nonzero gives a tensor whose size depends on data, so it runs at every step." in text
-
-
-def test_every_class_with_an_example_has_a_tiny_model() -> None:
-    assert set(known_classes()) == {tiny.class_name for tiny in TINY.values()}
-
-
-def test_the_package_runs_without_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is a test's dependency, never a user's: no module of ours imports it when it is itself imported."""
-    imported: list[str] = []
-    original = builtins.__import__
-
-    def watching(name: str, *rest: Any) -> Any:
-        imported.append(name)
-        return original(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", watching)
-    import fusion_compile._sampler.without_weights.command
-    import fusion_compile._sampler.without_weights.diffusers_arguments
-    import fusion_compile._sampler.without_weights.diffusers_calls
-
-    for module in (
-        fusion_compile._sampler.without_weights.diffusers_arguments,
-        fusion_compile._sampler.without_weights.diffusers_calls,
-        fusion_compile._sampler.without_weights.command,
-    ):
-        importlib.reload(module)
-    assert imported and not any(name.partition(".")[0] == "diffusers" for name in imported)

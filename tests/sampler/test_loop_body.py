@@ -24,8 +24,7 @@ def test_a_block_is_compiled_once_and_called_for_each_layer(depth: int) -> None:
     sampler = sampler_of(depth, backend="aot_eager", mode="default")
     with torch.no_grad():
         torch.testing.assert_close(sampler(X, T, Y), sampler.model(X, T, Y))  # AOTAutograd decomposes some operators
-    text = sampler.explain()
-    assert f"repeated    1 blocks compiled once each, called {depth} times a step" in str(text)
+    assert f"repeated    1 blocks compiled once each, called {depth} times a step" in str(sampler.report)
 
 
 def test_weights_written_in_place_reach_every_call_of_a_block() -> None:
@@ -42,4 +41,4 @@ def test_the_eager_body_is_not_folded() -> None:
     sampler = sampler_of(3, mode="eager")
     with torch.no_grad():
         assert torch.equal(sampler(X, T, Y), sampler.model(X, T, Y))
-    assert "repeated" not in str(sampler.explain())
+    assert "repeated" not in str(sampler.report)
