@@ -1,4 +1,4 @@
-# Each of demo, test, lint and bench is all the set-up there is: the first one makes .venv, and a change of pyproject.toml
+# Each of demo, test, lint, docs, wheel and bench is all the set-up there is: the first one makes .venv, and a change of pyproject.toml
 # or constraints.txt brings it up to date.  PYTHON=python3.12 make test  uses another interpreter.
 
 PYTHON ?= python3
@@ -9,14 +9,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 
-.PHONY: help demo test exhaustive house lint bench clean compiler browser
+.PHONY: help demo test exhaustive house lint docs wheel bench clean compiler browser
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    train a diffusion transformer on real digits as one program and sample it from a table -> demo/"
 	@echo "make test    run the tests"
 	@echo "make exhaustive  run what the tests leave to it: every subset of the optimizer's components (minutes)"
-	@echo "make lint    ruff and mypy"
+	@echo "make lint    ruff, mypy and basedpyright"
+	@echo "make docs    build the documentation -> site/"
+	@echo "make wheel   build the source archive and, from it, the wheel -> dist/"
 	@echo "make house   print how large the package is and how its parts depend on each other"
 	@echo "make bench   run the benchmarks"
 	@echo "make clean   remove what these made, except .venv"
@@ -38,6 +40,19 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+# Strictly: a warning is an error. The pages load nothing from elsewhere; the search needs a server:
+# python -m http.server -d site
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(INSTALLED)
+	@$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+# Without isolation, so that the build uses the pinned setuptools and fetches nothing.
+wheel: $(INSTALLED)
+	@rm -rf build dist
+	@$(BIN)/python -m build --no-isolation
 
 house: $(INSTALLED)
 	@$(BIN)/python -m tests.house.count
@@ -46,7 +61,7 @@ bench: $(INSTALLED) compiler
 	@for claim in update step sampler; do echo "== $$claim"; $(BIN)/python benchmarks/$$claim.py $(ARGS) || exit 1; done
 
 clean:
-	@rm -rf build dist *.egg-info demo .cache .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf build dist site *.egg-info demo .cache .pytest_cache .mypy_cache .ruff_cache
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # One resolve under the constraints, so that no second torch is ever fetched; setuptools first, so that the build of this
@@ -57,7 +72,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Making $(VENV) from constraints.txt; the first time, torch alone is a download of minutes." >&2
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install --quiet --constraint constraints.txt setuptools
-	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[demo,test,dev]'
+	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[demo,test,docs,dev]'
 	@touch $@
 
 # torch.compile writes C++ for the CPU and calls a compiler, which is no Python package.
@@ -65,10 +80,10 @@ compiler:
 	@command -v "$${CXX:-g++}" >/dev/null || \
 	  { echo "make: no C++ compiler found, and torch.compile needs one on a CPU: install g++, or set CXX." >&2; exit 1; }
 
-# The report of `explain` is tested in a real browser. Where Debian's package manager may be used it is fetched once;
+# The report of `explain` and the documentation are tested in a real browser. Where Debian's package manager may be used it is fetched once;
 # elsewhere the tests that need it say that they were skipped, unless FUSION_COMPILE_REQUIRE_BROWSER is set.
 browser:
 	@command -v chromium >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
-	  { echo "Fetching chromium, for the tests of the report." >&2; \
+	  { echo "Fetching chromium, for the tests of the report and of the site." >&2; \
 	    (apt-get -qq -o Acquire::Retries=3 update && apt-get -qq -o Acquire::Retries=3 install -y --no-install-recommends chromium fonts-dejavu-core) >/dev/null 2>&1 || \
 	    echo "make: chromium could not be installed; the tests that need it are skipped." >&2; }

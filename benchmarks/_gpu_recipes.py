@@ -274,7 +274,7 @@ def recipe_group(recipe: str) -> Callable[[Rows, Setting], None]:
 
 def float32_newton_schulz(rows: Rows, setting: Setting) -> None:
     """SF-NorMuon with nothing rounded to bfloat16: its replay and its eager twin must agree as AdamW's do."""
-    checks = RecipeChecks(setting, "sf_normuon", "elementwise", hot_dtype=torch.float32)
+    checks = RecipeChecks(setting, "sf_normuon", "elementwise", matmul_dtype=torch.float32)
     rows.check("one CUDA graph over 200 steps, live numbers, a load", checks.one_graph)
     rows.check("as eager", checks.as_eager)
 

@@ -87,14 +87,14 @@ def sampler(rows: Rows, setting: Setting) -> None:
         wait(setting.device)
         held = tensor_bytes(model.parameters())
         allocated = torch.cuda.memory_allocated(setting.device) if setting.on_gpu else 0
-        told = fast.free_hoisted_weights(to="drop")
+        told = fast.release_weights(to="drop")
         gone = held - tensor_bytes(model.parameters())
         c.require(told > 0, "nothing was freed")
         if setting.on_gpu:
             torch.cuda.synchronize(setting.device)
             gone = allocated - torch.cuda.memory_allocated(setting.device)
-        c.note(f"{told / 2**20:.2f} MiB told, {gone / 2**20:.2f} MiB seen gone, of {held / 2**20:.2f} MiB of weights")
-        c.require_on_gpu(gone >= told, "memory_allocated() fell by less than was told")
+        c.note(f"{told / 2**20:.2f} MiB returned, {gone / 2**20:.2f} seen gone, of {held / 2**20:.2f} MiB of weights")
+        c.require_on_gpu(gone >= told, "memory_allocated() fell by less than was returned")
         with torch.no_grad():
             c.require(torch.equal(want, fast(x, t, y)), "the output changed")
 
@@ -106,32 +106,32 @@ def sampler(rows: Rows, setting: Setting) -> None:
 
 
 def sampler_modes(rows: Rows, setting: Setting) -> None:
-    """What a sampler does besides following a known schedule."""
+    """Check learned rows, unknown timesteps, weights on the CPU, and rank conditioning."""
     n_steps, size = (3, 2) if setting.dry else (20, 4)
     model = setting.model().eval()
     x, y = images(model, size, setting.device)
     schedule = torch.linspace(1, 0, n_steps + 1)[:-1].to(setting.device)
     how = setting.options("", setting.mode)
 
-    def one_pass(sampler: Sampler) -> list[Tensor]:
+    def one_trajectory(sampler: Sampler) -> list[Tensor]:
         with torch.no_grad():
             return [sampler(x, t.expand(size).clone(), y) for t in schedule]
 
     def learned(c: Check) -> None:
         sampler = fc.optimize_sampler(model, n_steps, **how)
         for _ in range(4):
-            one_pass(sampler)
+            one_trajectory(sampler)
         with warnings.catch_warnings(record=True) as caught, probe.waiting_is_an_error(setting.device, "warn"):
             warnings.simplefilter("always")
-            one_pass(sampler)
+            one_trajectory(sampler)
         waits = sum("synchroniz" in str(w.message) for w in caught)
-        c.note(f"a pass over learned rows of {n_steps} steps waited {waits} times, but for an event at its start")
-        c.require_on_gpu(waits == 0, f"a trusted pass waited {waits} times")
+        c.note(f"a trajectory over learned rows of {n_steps} steps waited {waits} times, but for an event at its start")
+        c.require_on_gpu(waits == 0, f"a trusted trajectory waited {waits} times")
 
     def missed(c: Check) -> None:
         sampler = fc.optimize_sampler(model, n_steps, timesteps=schedule, verify="never", **how)
         for _ in range(3):
-            one_pass(sampler)
+            one_trajectory(sampler)
         unknown = torch.full((size,), 0.123456, device=setting.device)
         with torch.no_grad():
             out = sampler(x, unknown, y)
@@ -141,7 +141,7 @@ def sampler_modes(rows: Rows, setting: Setting) -> None:
             return
         c.require(bool(out.isnan().all()), "an unknown timestep of a trusted caller did not give NaN")
         try:
-            one_pass(sampler)
+            one_trajectory(sampler)
             c.require(False, "nobody said that an unknown timestep was asked for")
         except RuntimeError as error:
             c.require("0.1234" in str(error), f"the message does not name the timestep: {error}")
@@ -150,40 +150,40 @@ def sampler_modes(rows: Rows, setting: Setting) -> None:
     def fetched(c: Check) -> None:
         kept = copy.deepcopy(model)
         sampler = fc.optimize_sampler(kept, n_steps, timesteps=schedule, mode="eager")
-        one_pass(sampler)
+        one_trajectory(sampler)
         before = torch.cuda.memory_allocated() if setting.on_gpu else 0
-        told = sampler.free_hoisted_weights(to="cpu")
+        told = sampler.release_weights(to="cpu")
         gone = before - torch.cuda.memory_allocated() if setting.on_gpu else 0
-        c.require_on_gpu(0 < told <= gone, f"{told} bytes told, {gone} gone from the allocator")
+        c.require_on_gpu(0 < told <= gone, f"{told} bytes returned, {gone} gone from the allocator")
         t = schedule[1].expand(size).clone()
         with torch.no_grad():
             c.require(torch.equal(sampler(x, t, (y + 1) % 10), model(x, t, (y + 1) % 10)), "a new request differs")
         c.note(f"{told / 2**20:.2f} MiB in main memory; a new request is bitwise the model's")
 
     def ranked(c: Check) -> None:
-        sampler = fc.optimize_sampler(model, n_steps, rank=4 if setting.dry else 64, t_range=(0.0, 1.0), **how)
+        sampler = fc.optimize_sampler(model, n_steps, conditioning=fc.Rank(4 if setting.dry else 64, (0.0, 1.0)), **how)
         for _ in range(3):
-            one_pass(sampler)
+            one_trajectory(sampler)
         with probe.watching() as seen, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             with probe.waiting_is_an_error(setting.device, "warn"):
-                outs = one_pass(sampler)
+                outs = one_trajectory(sampler)
         waits = sum("synchroniz" in str(w.message) for w in caught)
         with torch.no_grad():
             wants = [model(x, t.expand(size).clone(), y) for t in schedule]
         gap = max(float((a - b).norm() / b.norm()) for a, b in zip(outs, wants, strict=True))
-        rank = sampler.reports()[0].rank
+        rank = sampler.report.programs[0].rank
         c.note(f"{seen.replays} replays in {n_steps} steps, {waits} waits; outputs {gap:.2e} off in norm; {rank}")
         c.require_on_gpu(seen.replays == n_steps and waits <= 2, "not one replay a step without waits")
 
     def moved(c: Check) -> None:
         own = copy.deepcopy(model)
         sampler = fc.optimize_sampler(own, n_steps, timesteps=schedule, **how)
-        one_pass(sampler)
+        one_trajectory(sampler)
         weights = {name: tensor.clone() * 1.01 for name, tensor in own.state_dict().items()}
         with probe.watching() as seen:
             own.load_state_dict(weights, assign=True)
-            outs = one_pass(sampler)
+            outs = one_trajectory(sampler)
         with torch.no_grad():
             wants = [own(x, t.expand(size).clone(), y) for t in schedule]
         gap = max(float((a - b).norm() / b.norm()) for a, b in zip(outs, wants, strict=True))

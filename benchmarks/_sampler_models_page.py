@@ -1,4 +1,4 @@
-"""docs/sampler-models.md from the numbers of sampler_models.py."""
+"""Write docs/sampler-models.md from the numbers of sampler_models.py."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _EARLY = ("const", "step", "request", "step_request")
 _HEAD = """# What the sampler does to the models that people run
 
 Written by `python benchmarks/sampler_models.py` from `docs/benchmarks/sampler_models.json`; do not edit. `--full`
-counts the published configurations again, `--tiny` measures the tiny ones. What the words mean is in
-[the sampler](sampler.md).
+counts the published configurations again, `--tiny` measures the tiny ones. [The sampler](sampler.md) explains the
+words.
 """
 
 _FULL = """## Published configurations
 
-Exported on tensors without data: no weights, no GPU, no claim about time of sampling. Weights are bfloat16 but for what
-a class keeps in float32, the call is the pipeline's (batch 2 where guidance doubles the batch, 1 where it is distilled
-or serial), and the prices that decide what is kept are a GPU's.
+These models were exported on tensors without data: no weights, no GPU, no claim about the time of sampling. Weights are
+bfloat16, except those that a class keeps in float32. The call is the pipeline's: batch 2 where guidance doubles the
+batch, batch 1 where guidance is distilled or makes two calls. The cost model uses a GPU's prices.
 
-**Weights** by the binding time of what reads them last, in GiB. *Freed*: all that the loop does not read, which
-`free_hoisted_weights(to="drop")` gives back, and its share of the bytes. *Unread*: read by nothing that the output
-depends on (the text half of a last block).
+**Weights**, in GiB, by the binding time of their last reader. *Freed*: the weights that the loop does not read, which
+`release_weights(to="drop")` gives back, and their share of the bytes. *Unread*: weights on which the output does not
+depend (the text half of a last block).
 """
 
 _GRAPH = """
@@ -41,11 +41,11 @@ loop computes itself because a row of them costs more. *Export*: seconds, on a b
 
 _TINY = """## Tiny models, run
 
-The same classes at a few thousand weights, none of them zero, and models in the style of published code; fp32 on the
-CPU, `mode="eager"`, {n_steps} timesteps and two requests through each. *Exact*: the largest difference of any output to
-the model's, before and after the hoisted weights are dropped; it has to be 0. *Batched*: the same for `exact=False`,
-beside the largest output. *Freed*: what `free_hoisted_weights(to="drop")` returned, and its share of the weights. The
-body takes no timestep in any of them, which tests/models checks with the rest.
+The same classes with a few thousand weights, none of them zero, and models in the style of published code, in fp32 on
+the CPU with `mode="eager"`. Each serves {n_steps} timesteps and two requests. *Exact*: the largest difference of any
+output to the model's, before and after the hoisted weights are dropped; it has to be 0. *Batched*: the same for
+`conditioning=Batched()`, beside the largest output. *Freed*: what `release_weights(to="drop")` returned, and its share
+of the weights. No body takes a timestep, which the tests check too.
 """
 
 

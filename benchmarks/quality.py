@@ -60,7 +60,7 @@ class Contender:
 CONTENDERS: dict[str, Contender] = {
     "AdamW": Contender(lambda lr: optim.adamw(lr, betas=(0.9, 0.95), weight_decay=0.01), 4e-3, True),
     "Muon": Contender(
-        lambda lr: optim.muon(lr, weight_decay=0.01, adjust_lr="match_rms_adamw", scalar_lr=lr),
+        lambda lr: optim.muon(lr, weight_decay=0.01, scale="match_rms_adamw", scalar_lr=lr),
         1e-2,
         True,
         ("lr", "scalar_lr"),

@@ -1,5 +1,5 @@
 """A denoising loop: the model as it is, ``torch.compile(model)``, a time cache written by hand and `optimize_sampler`,
-by turns in one process.
+alternating in one process.
 
     python benchmarks/sampler.py [--quick] [--models S B XL] [--batches 1 2 4 8] [--steps 20] [--json FILE]
 
@@ -7,7 +7,7 @@ Each contender denoises one batch with class labels over the whole schedule, cal
 gives milliseconds of one step. "new request" changes the labels before each batch, so that what depends on them is
 computed again for all steps. DiT-S/2, B/2 and XL/2 over latents of 32x32x4, random weights that are nowhere zero;
 `--quick` takes the digits example's model. Memory is the highest point of one call, with the weights, before and after
-`free_hoisted_weights`.
+`release_weights`.
 """
 
 from __future__ import annotations
@@ -105,11 +105,11 @@ def measure(model: DiT, batch: int, n_steps: int, rounds: int, mode: str | None)
 def memory(sampler: Sampler, model: nn.Module, call: tuple[Tensor, ...]) -> dict[str, Any]:
     """Counts from the sampler's report, the bytes that dropping gives back and the highest point of a call before and
     after; the last thing done with `sampler`."""
-    explanation = sampler.explain()
-    report = sampler.reports()[0]
+    explanation = str(sampler.report)
+    report = sampler.report.programs[0]
     table = report.table_bytes
     before = _peak(lambda: sampler(*call), sampler.model, table)
-    released = sampler.free_hoisted_weights(to="drop")
+    released = sampler.release_weights(to="drop")
     return {
         "explain": explanation,
         "launches": report.launches,

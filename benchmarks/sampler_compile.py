@@ -4,9 +4,9 @@
 
 Each figure is a process of its own with an empty cache: from the compiled object to its first output, imports and the
 model's construction left out. "block by block" is ``block.compile()`` on every block, which compiles one and is what
-diffusers calls regional compilation. Of each, what torch.compile took (Dynamo, AOTAutograd and Inductor, by torch's own
-clock) is told apart: the rest of the sampler's figure is mostly torch.export, which traces every block. `--whole` adds
-``torch.compile(model)``, which takes minutes at 28 blocks.
+diffusers calls regional compilation. The seconds that torch.compile took (Dynamo, AOTAutograd and Inductor, by torch's
+own clock) are shown apart: the rest of the sampler's figure is mostly torch.export, which traces every block. `--whole`
+adds ``torch.compile(model)``, which takes minutes at 28 blocks.
 """
 
 from __future__ import annotations

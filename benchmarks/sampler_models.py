@@ -25,9 +25,10 @@ from _published_configs import PUBLISHED
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fusion_compile._sampler.without_weights.command import Built, analyse_without_data, with_example
+from fusion_compile._sampler.without_weights.analysis import analyse_without_data
 from fusion_compile._sampler.without_weights.diffusers_calls import model_of_class
-from fusion_compile.sampler import Sampler, optimize_sampler
+from fusion_compile._sampler.without_weights.target import Built, with_example
+from fusion_compile.sampler import Batched, Sampler, optimize_sampler
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
@@ -41,14 +42,14 @@ def measure_tiny(name: str) -> dict[str, Any]:
     """A schedule with two requests through the exact and the batched sampler, then without the hoisted weights."""
     torch.manual_seed(1)
     c = case(name)
-    exact, batched = _sampler(c), _sampler(c, exact=False)
+    exact, batched = _sampler(c), _sampler(c, conditioning=Batched())
     calls = [c.at(request, i) for request in (c.call(), c.call()) for i in range(N_STEPS)]
     with torch.no_grad():
         expected = [c.model(**arguments) for arguments in calls]
     exact_difference = max(map(_difference, (exact(**a) for a in calls), expected))
     batched_difference = max(map(_difference, (batched(**a) for a in calls), expected))
-    report = exact.reports()[0]
-    freed = exact.free_hoisted_weights(to="drop")
+    report = exact.report.programs[0]
+    freed = exact.release_weights(to="drop")
     freed_difference = max(map(_difference, (exact(**a) for a in calls[N_STEPS:]), expected[N_STEPS:]))
     return {
         "roles": report.roles,
@@ -58,7 +59,7 @@ def measure_tiny(name: str) -> dict[str, Any]:
         "exact_difference": max(exact_difference, freed_difference),
         "batched_difference": batched_difference,
         "largest_output": max(float(t.abs().max()) for out in expected for t in _tensors(out)),
-        "rows_difference": batched.reports()[0].measured_difference,
+        "rows_difference": batched.report.programs[0].measured_difference,
         "weight_bytes": report.weight_bytes,
         "freed_bytes": freed,
     }

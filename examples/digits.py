@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.patches import Rectangle
 
 SIDE = 8
 NEIGHBOURS = 3
@@ -23,7 +25,7 @@ WRONG = "#e5484d"
 
 def real_digits(device: torch.device) -> tuple[Tensor, Tensor]:
     """scikit-learn's 1,797 scanned digits: images float32 ``[N, 1, 8, 8]`` in [-1, 1] and labels int64 ``[N]``."""
-    digits = load_digits()
+    digits: Any = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32, device=device)[:, None] / 8 - 1
     return images, torch.tensor(digits.target, dtype=torch.int64, device=device)
 
@@ -51,7 +53,7 @@ def draw_samples(images: Tensor, asked: NDArray[np.int64], seen: NDArray[np.int6
             sheet[top : top + SIDE, left : left + SIDE] = ink[i]
             if seen[i] != digit:
                 corner = (left - 1, top - 1)
-                axes.add_patch(plt.Rectangle(corner, SIDE + 1, SIDE + 1, fill=False, edgecolor=WRONG, linewidth=1.5))
+                axes.add_patch(Rectangle(corner, SIDE + 1, SIDE + 1, fill=False, edgecolor=WRONG, linewidth=1.5))
     axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_yticks([row * cell + (cell - 1) / 2 for row in range(len(rows))], [str(digit) for digit in rows])
     axes.set_xticks([])

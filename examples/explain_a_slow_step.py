@@ -47,7 +47,7 @@ class SlowTrainer:
 
     def __init__(self, model: nn.Module, lr: float = 0.02) -> None:
         self.model = model
-        self.weights = list(model.parameters())
+        self.weights: list[Any] = list(model.parameters())
         self.momenta = [torch.zeros_like(w) for w in self.weights]
         self.lr = lr
         self.losses: list[float] = []

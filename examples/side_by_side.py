@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,16 @@ Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 def seconds(work: Callable[[], T], device: torch.device) -> tuple[float, T]:
     """How long `work` takes until the device has done it, and its result."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
+    _wait_for(device)
     before = time.perf_counter()
     result = work()
-    wait()
+    _wait_for(device)
     return time.perf_counter() - before, result
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 class Race(Generic[T]):
@@ -54,8 +58,7 @@ def compiled(model: nn.Module, mode: str) -> nn.Module:
     """`model` under ``torch.compile`` in the mode that ours runs in; itself if that is ``"eager"``."""
     if mode == "eager":
         return model
-    result: nn.Module = torch.compile(model, mode=None if mode == "default" else mode)
-    return result
+    return cast(nn.Module, torch.compile(model, mode=None if mode == "default" else mode))
 
 
 def ordinary_step(model: nn.Module, loss_fn: Loss, mode: str) -> Callable[[Tensor, Tensor], Tensor]:

@@ -41,6 +41,7 @@ from side_by_side import Race, compiled, euler_loop, largest_differences, ordina
 from torch import Tensor, nn
 
 import fusion_compile as fc
+from fusion_compile.sampler import Sampler
 
 NEEDED = 0.85
 T = TypeVar("T")
@@ -186,7 +187,7 @@ def sample(model: DiT, asked: Tensor, size: Size, mode: str, stages: Stages, dev
     noise = torch.randn(len(asked), 1, 8, 8, generator=torch.Generator().manual_seed(0)).to(device)
     first_t = torch.ones(len(asked), device=device)
 
-    def build() -> nn.Module:
+    def build() -> Sampler:
         sampler = fc.optimize_sampler(
             model,
             size.sampler_steps,
@@ -210,9 +211,9 @@ def sample(model: DiT, asked: Tensor, size: Size, mode: str, stages: Stages, dev
             race.round(lambda: sampler.sample(noise, asked), lambda: loop(noise, asked))
         return largest_differences(sampler, (model, fast), sampler.timesteps, noise, asked)
 
-    _, differences = stages.run(f"sample {len(asked)} digits, both ways by turns", compare)
+    _, differences = stages.run(f"sample {len(asked)} digits, both ways alternating", compare)
     weights = sum(p.nbytes for p in model.parameters())
-    released = sampler.free_hoisted_weights(to="drop")
+    released = sampler.release_weights(to="drop")
     images = sampler.sample(noise, asked)  # from here on the model could not have done this
     return Sampled(
         images,
@@ -221,16 +222,16 @@ def sample(model: DiT, asked: Tensor, size: Size, mode: str, stages: Stages, dev
         (differences[0], differences[1]),
         released,
         weights,
-        str(sampler.explain()),
+        str(sampler.report),
     )
 
 
 def results(trained: Trained, sampled: Sampled) -> Table:
     """What was measured, ours beside the ordinary way."""
     caption = (
-        "Same batches, same process, by turns; medians. Training: against torch.compile(model) and AdamW(fused=True). "
-        "Sampling: against torch.compile(model) in the same Euler loop. Compiling includes the first call, "
-        "and of each pair the ordinary one comes second and finds the kernels that both share in the cache: "
+        "Same batches, same process, alternating; medians. Training: against torch.compile(model) and "
+        "AdamW(fused=True). Sampling: against torch.compile(model) in the same Euler loop. Compiling includes the "
+        "first call. Of each pair the ordinary one comes second and finds the kernels that both share in the cache: "
         "benchmarks/step.py compares the seconds fairly."
     )
     table = Table(caption=caption, caption_justify="left")

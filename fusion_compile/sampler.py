@@ -1,76 +1,156 @@
 """`optimize_sampler`: a diffusion model whose time conditioning is a table.
 
-The model is exported and split by when its values become known: a table computed once per schedule, a prologue run once
-per request for all steps, and a body that takes the latent and reads one row. ``docs/sampler.md`` tells it whole.
+The model is exported and split by when its values become known. A table is computed once per schedule, a prologue runs
+once per request for all steps, and a body takes the latent and reads one row. ``docs/sampler.md`` explains all of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from fusion_compile._program.lower import resolve_mode
-from fusion_compile._sampler.module import Sampler as Sampler
-from fusion_compile._sampler.module import as_schedule
-from fusion_compile._sampler.rank.range_rows import range_to_fit
-from fusion_compile._sampler.table.pass_watch import Verify
+from fusion_compile._sampler.call_arguments import Arguments, as_args_and_kwargs
+from fusion_compile._sampler.conditioning import Batched as Batched
+from fusion_compile._sampler.conditioning import Conditioning as Conditioning
+from fusion_compile._sampler.conditioning import Exact as Exact
+from fusion_compile._sampler.conditioning import Rank as Rank
+from fusion_compile._sampler.module import SamplerModule
+from fusion_compile._sampler.options import SamplerOptions
+from fusion_compile._sampler.report import ProgramReport as ProgramReport
+from fusion_compile._sampler.report import RankReport as RankReport
+from fusion_compile._sampler.report import SamplerReport as SamplerReport
+from fusion_compile._sampler.schedule import as_schedule, count_steps
+from fusion_compile._sampler.table.trajectory_watch import Verify as Verify
 from fusion_compile._sampler.weights.unservable import refuse_unservable
+from fusion_compile.explain import Explanation
+from fusion_compile.explain._subjects.sampler import explain_sampler
+
+_RENAMED = {"free_hoisted_weights": "release_weights(to='drop')", "reports": "report.programs"}
+
+
+class Sampler(SamplerModule):
+    """A drop-in for the model it was made from; made by `optimize_sampler` and called as the model is.
+
+    A sampler is an `nn.Module` with the model's `forward` signature, parameters and state dict. An attribute that it
+    does not have itself is the model's. Give ``sampler.model`` to code that asks for the model's class
+    (``isinstance(model, ModelMixin)``).
+
+    Attributes:
+        model: The model.
+        timesteps: The schedule that was given last, ``[n]`` on the CPU, or the preset of `sample`.
+        report: What was hoisted and declined, as a `SamplerReport`; print it to read it.
+
+    Example:
+        >>> import torch, fusion_compile as fc
+        >>> class Model(torch.nn.Module):
+        ...     def forward(self, x, t):
+        ...         return x * t[:, None]
+        >>> sampler = fc.optimize_sampler(Model().eval(), 4, mode="eager")
+        >>> sampler(torch.ones(2, 3), torch.full((2,), 0.5))
+        tensor([[0.5000, 0.5000, 0.5000],
+                [0.5000, 0.5000, 0.5000]])
+    """
+
+    def explain(self, *, device: str | None = None) -> Explanation:
+        """Explain the graph by binding time, and for each value why it was or was not hoisted.
+
+        Args:
+            device: Whose peak rates the estimated times assume, as `fusion_compile.explain` takes it; None is the
+                device of the model.
+
+        Returns:
+            An `Explanation`: print it, or call `why(name)` for one value or weight.
+
+        Raises:
+            ValueError: If `device` has no published peaks here.
+
+        Example:
+            >>> import torch, fusion_compile as fc
+            >>> class Model(torch.nn.Module):
+            ...     def forward(self, x, t):
+            ...         return x * t[:, None]
+            >>> inputs = (torch.ones(2, 3), torch.full((2,), 0.5))
+            >>> sampler = fc.optimize_sampler(Model().eval(), 4, mode="eager", example_inputs=inputs)
+            >>> sampler.explain().findings
+            ()
+        """
+        return explain_sampler(self, device)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _RENAMED:
+            raise AttributeError(f"{name} is called {_RENAMED[name]} now.")
+        return super().__getattr__(name)
 
 
 def optimize_sampler(
     model: nn.Module,
-    n_steps: int,
+    n_steps: int | None = None,
     *,
     timesteps: Tensor | Sequence[float] | None = None,
-    example_inputs: tuple[Any, ...] | None = None,
+    example_inputs: Arguments | None = None,
+    conditioning: Conditioning = Exact(),  # noqa: B008 (frozen)
     roles: Mapping[str, str] | None = None,
-    exact: bool = True,
     mode: str | None = None,
     backend: str = "inductor",
     byte_budget: int | None = None,
-    verify: Verify = "pass",
-    rank: int | None = None,
-    t_range: tuple[float, float] | None = None,
+    verify: Verify = "trajectory",
 ) -> Sampler:
-    """A drop-in for `model` in a sampling loop of `n_steps` steps.
+    """Make a drop-in for `model` in a sampling loop, with its time conditioning taken out of the loop.
 
-    `model`: in eval mode; nothing is asked of its attribute or argument names. `timesteps`: what the model will be
-    given as its timestep, ``[n_steps]``, and nothing else; left out, timesteps of any dtype are learned as they come,
-    and kept up to ``4 * n_steps`` of them. `example_inputs`: arguments of one call; with them the work is done now,
-    without them at the first call. `roles`: argument name -> "step", "request" or "live"; what is left out is guessed.
-    `exact`: compute rows one step at a time, which is bitwise what the model computes in ``mode="eager"``; otherwise
-    all steps in one batch, with the measured difference in the report. `mode`, `backend`: as for
-    `compile_training_step`. `byte_budget`: of the table, see `hoist_time_conditioning`. `verify`: when the hoisted
-    weights are compared by a checksum, which sees what no version tells: at the start of each pass over the schedule
-    ("pass"), at every call ("always") or never. `rank`: instead of a table, the layers that read the conditioning are
-    restricted to so many directions of it, which serves any timestep of a range and is approximate, whatever `exact`
-    says; the report has the measured difference. `t_range`: first and last timestep of that range, as the model is
-    given them; left out, those of `timesteps`.
+    Args:
+        model: The denoiser, in eval mode. Nothing is asked of its attribute or argument names.
+        n_steps: Steps of a trajectory. Optional where `timesteps` are given.
+        timesteps: The values that the model will be given as its timestep, ``[n_steps]``, and no others. Without them
+            timesteps of any dtype are learned as they come, and up to ``4 * n_steps`` of them are kept.
+        example_inputs: Arguments of one call: a tuple, a dictionary of keywords, or a pair (args, kwargs). With them
+            the work is done now, without them at the first call.
+        conditioning: `Exact` computes rows one step at a time, `Batched` all steps in one batch. `Rank` uses no rows
+            and serves any timestep of a range approximately.
+        roles: Argument -> "step" (the timestep), "request" or "live" (the latent). Others are guessed.
+        mode: As for `compile_training_step`; None is ``"max-autotune"`` on CUDA and ``"default"`` elsewhere.
+        backend: As for `compile_training_step`.
+        byte_budget: Upper limit of the table in bytes; see `hoist_time_conditioning`.
+        verify: When a checksum compares the hoisted weights, which sees writes that no version counts: at the start of
+            each "trajectory", "always" (at every call) or "never".
 
-    Raises ValueError for a model in training mode, with weights that are no plain tensors or with hooks that move or
-    remember (offloading, caching), a schedule of another length, an unknown role, argument, mode or
-    `verify`, a rank below 1 or one without a range.
+    Returns:
+        A `Sampler`.
+
+    Raises:
+        ValueError: For a model in training mode, with weights that are no plain tensors, or with hooks that move
+            weights or keep state (offloading, caching); for neither `n_steps` nor `timesteps`, or if they disagree; for
+            an unknown role, argument, mode or `verify`; for a `Rank` without a range.
+        TypeError: For a `conditioning` or `example_inputs` of another kind.
+
+    Example:
+        >>> import torch, fusion_compile as fc
+        >>> class Model(torch.nn.Module):
+        ...     def forward(self, x, t):
+        ...         return x * t[:, None]
+        >>> sampler = fc.optimize_sampler(Model().eval(), timesteps=[1.0, 0.5], mode="eager")
+        >>> sampler.sample(torch.ones(2, 3)).shape
+        torch.Size([2, 3])
     """
     if any(module.training for module in model.modules()):
         raise ValueError(
             f"{type(model).__name__} is in training mode, so dropout would be frozen into the table; call model.eval()."
         )
     refuse_unservable(model)
-    if n_steps < 1:
-        raise ValueError(f"n_steps={n_steps}; a schedule has at least one step.")
-    if verify not in get_args(Verify):
-        raise ValueError(f"verify={verify!r}; use 'pass', 'always' or 'never'.")
     schedule = None if timesteps is None else as_schedule(timesteps)
-    if schedule is not None and len(schedule) != n_steps:
-        raise ValueError(f"timesteps has shape {list(schedule.shape)}; n_steps={n_steps} needs [{n_steps}].")
-    resolve_mode(mode, torch.device("cpu"))
-    covers = range_to_fit(rank, t_range, schedule)
-    options: dict[str, Any] = {"exact": exact, "mode": mode, "backend": backend, "byte_budget": byte_budget}
-    options |= {"rank": rank, "covers": covers}
-    sampler = Sampler(model, n_steps, schedule, roles, verify, options)
-    if example_inputs is not None:
-        sampler.prepare(*example_inputs)
+    options = SamplerOptions(
+        count_steps(n_steps, schedule),
+        schedule,
+        conditioning=conditioning,
+        roles=roles,
+        mode=mode,
+        backend=backend,
+        byte_budget=byte_budget,
+        verify=verify,
+    )
+    given = None if example_inputs is None else as_args_and_kwargs(example_inputs)
+    sampler = Sampler(model, options)
+    if given is not None:
+        sampler.prepare(*given)
     return sampler

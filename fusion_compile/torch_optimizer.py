@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from fusion_compile._state.mismatches import refuse_mismatches
 from fusion_compile._state.routing import Route
-from fusion_compile._step.optimizer_choice import OptimizerChoice, resolve_optimizer, with_rate
 from fusion_compile._torch_optim.grouped_update import REMEDY, GroupedUpdate, GroupRecord, as_float, names_in
 from fusion_compile._torch_optim.named_groups import STEPS, check_options, check_parameters, check_patterns, names_of
 from fusion_compile._torch_optim.parameter_group import Parts
 from fusion_compile._torch_optim.update_program import UpdatePrograms
+from fusion_compile.optim._resolve import OptimizerChoice, resolve_optimizer, with_rate
 from fusion_compile.optim._schedules import Schedule
 from fusion_compile.optim._transform import Transform
 

@@ -25,7 +25,6 @@ from fusion_compile._step import batches
 from fusion_compile._step.loss import LossFn
 from fusion_compile._step.metrics import step_metrics
 from fusion_compile._step.numbers_used import numbers_used
-from fusion_compile._step.optimizer_choice import OptimizerChoice, resolve_optimizer, with_rate
 from fusion_compile._step.options import StepOptions
 from fusion_compile._step.periodic import run_due_work, work_key
 from fusion_compile._step.pure_step import CLIP, StepPlan, initial_state
@@ -36,6 +35,7 @@ from fusion_compile._types import Tensors
 from fusion_compile.explain._explanation import Explanation
 from fusion_compile.explain._subjects.step import StepParts, explain_step
 from fusion_compile.optim._grouped import banks_of, grouped
+from fusion_compile.optim._resolve import OptimizerChoice, resolve_optimizer, with_rate
 from fusion_compile.optim._schedules import Schedule
 from fusion_compile.optim._transform import ELEMENTWISE, Transform, bound
 
@@ -343,7 +343,7 @@ def compile_training_step(
     refuse_roles(routes, roles, transform.name)
     routes = assign(cut_blocks(routes, model, split_blocks), named)
     layout = build_layout(model, routes)
-    whole = bound(transform, layout.facts)
+    whole = bound(transform, layout.infos)
     for group in named:
         banks = banks_of(layout.without_data(), group.name)
         if (used := numbers_used(whole, banks)) is not None:

@@ -1,6 +1,6 @@
-"""Passes over ``torch.fx`` graphs: a graph in, a graph and an account of what was done out.
+"""Passes over ``torch.fx`` graphs: a graph in, a graph and a report out.
 
-This room knows torch and itself only. Finders, whose names begin with ``find_``, change nothing.
+This package imports only torch and itself. Finders, whose names begin with ``find_``, change nothing.
 """
 
 from ._cost import Exchange as Exchange

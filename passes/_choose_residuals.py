@@ -1,8 +1,8 @@
-"""Which early values to keep for the body of a split graph, and which to compute again in it: a minimum cut.
+"""Choose by a minimum cut which early values a split graph keeps for its body and which the body computes again.
 
 Keeping a value costs the traffic of writing, copying and reading it at every step, plus a price for the memory that all
-its rows occupy. Computing it in the body costs its kernel, its arithmetic and the weights it reads. The cheapest choice
-separates the early inputs from the live nodes; the price of memory is raised until the kept values fit the budget.
+its rows occupy. Computing it in the body costs its kernel, its arithmetic and the weights it reads. The cheapest cut
+separates the early inputs from the live nodes. The price of memory rises until the kept values fit the budget.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ from ._graph import bytes_of, is_view, tensor_of
 from ._min_cut import INFINITE, FlowNetwork
 
 SMALL_BYTES = 32 << 20
-"""A table of this size is kept whatever it saves, where the caller sets no budget."""
+"""A table up to this size is kept for any saving, if the caller sets no budget."""
 
 LEAST_SAVING = 40
 """Bytes of traffic that each byte of a larger table must save over a schedule. The text projections of the first block
 of Flux and SD3 save 10 to 25, so that 0.2 GB of table would spare a millisecond or two; modulation saves hundreds."""
 
 FREE_BYTES = 256 << 20
-"""A table of this size fits, whatever weights it releases."""
+"""A table up to this size fits, whatever weights it releases."""
 
 RELEASED_FRACTION = 16
-"""Beyond FREE_BYTES, a table may take one byte for so many bytes of weights that the body no longer reads."""
+"""Beyond FREE_BYTES, a table may take one byte for this many bytes of weights that the body no longer reads."""
 
 _MEMORY_PRICES = (0, 1, 4, 16, 64, 256, 1024, 4096, 16384)
-"""Bytes of traffic that one byte of table is worth, summed over a schedule."""
+"""Prices of one byte of table, in bytes of traffic summed over a schedule."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """`body`: the nodes of the body, views sunk into it included; `residuals`: early nodes it reads, in graph order.
+    """A body and its residuals.
 
+    `body`: the nodes of the body, including views sunk into it. `residuals`: the early nodes it reads, in graph order.
     `table_bytes`: all rows of all residuals. `budget`: the bytes that were allowed. `memory_price`: see the module.
-    `body_if_memory_is_free`: what the body computes because reading it would take longer.
+    `body_if_memory_is_free`: the nodes that the body computes because reading them would take longer.
     """
 
     body: frozenset[fx.Node]
@@ -52,8 +53,11 @@ class Choice:
 def choose_residuals(
     graph: fx.Graph, times: dict[fx.Node, BindingTime], n_steps: int, byte_budget: int | None, exchange: Exchange
 ) -> Choice:
-    """The cheapest choice whose table fits. None allows SMALL_BYTES, or FREE_BYTES or a share of the weights released
-    where each byte saves LEAST_SAVING."""
+    """The cheapest choice whose table fits `byte_budget`.
+
+    None allows SMALL_BYTES for any saving, and where each byte saves LEAST_SAVING, FREE_BYTES or a share of the
+    released weights.
+    """
     choice = everything_early(graph, times, n_steps)
     free: frozenset[fx.Node] = frozenset()
     prices = [(price, True) for price in _MEMORY_PRICES]
@@ -76,7 +80,7 @@ def choose_residuals(
 
 
 def everything_early(graph: fx.Graph, times: dict[fx.Node, BindingTime], n_steps: int) -> Choice:
-    """The choice that computes nothing in the body that could be known earlier."""
+    """The choice in which the body computes nothing that could be known earlier."""
     live = frozenset(n for n, time in times.items() if n.op == "call_function" and time is BindingTime.LIVE)
     body, residuals = _settle(graph, times, live)
     table_bytes = sum(rows(times[r], n_steps) * bytes_of(r) for r in residuals)
@@ -89,7 +93,7 @@ def rows(time: BindingTime, n_steps: int) -> int:
 
 
 def released_bytes(graph: fx.Graph, times: dict[fx.Node, BindingTime], body: frozenset[fx.Node]) -> int:
-    """Bytes of the weights that some node reads and no node of `body` does."""
+    """Bytes of the weights that some node reads and no node of `body` reads."""
     return sum(
         bytes_of(n)
         for n in graph.find_nodes(op="placeholder")
@@ -98,7 +102,7 @@ def released_bytes(graph: fx.Graph, times: dict[fx.Node, BindingTime], body: fro
 
 
 def is_weight(node: fx.Node, times: dict[fx.Node, BindingTime]) -> bool:
-    """Whether `node` is a constant from outside: it needs no table, the body can read it."""
+    """Whether `node` is a constant from outside, which the body can read without a table."""
     return node.op == "get_attr" or (node.op == "placeholder" and times[node] is BindingTime.CONST)
 
 
@@ -161,7 +165,7 @@ def _computing_costs(
 def _settle(
     graph: fx.Graph, times: dict[fx.Node, BindingTime], body: frozenset[fx.Node]
 ) -> tuple[frozenset[fx.Node], tuple[fx.Node, ...]]:
-    """The body with views sunk into it, where their root is no larger than what is read of it, and its residuals."""
+    """Sink views into the body where their root is no larger than what is read of it; return body and residuals."""
     inside = set(body)
     while True:
         frontier = _frontier(graph, times, inside)

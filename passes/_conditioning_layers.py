@@ -1,8 +1,8 @@
-"""Which linear layers of a conditioning vector to factor: those that read a narrow curve through a large weight.
+"""Choose which linear layers of a conditioning vector to factor: those that read a narrow curve through a large weight.
 
-A layer counts by what it reads, so layers are grouped by vector: mean and basis are shared by the group. Where two
-layers lie on one path from the timestep, as the time MLP and the modulations do, the group that saves most is factored
-and the other layer stays, so that factored layers read the true vector.
+Layers are grouped by the vector they read, because a group shares mean and basis. Where two layers lie on one path from
+the timestep, as the time MLP and the modulations do, the group that saves most is factored and the other layer stays,
+so that factored layers read the true vector.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Groups = dict[fx.Node, list[LinearLayer]]
 def factorable_layers(
     graph: fx.Graph, times: Mapping[fx.Node, BindingTime], rank: int
 ) -> tuple[Groups, dict[str, str]]:
-    """Layers that could be factored, and, by name, why others could not."""
+    """Return the layers that could be factored, by vector, and, by name, the reason why others could not."""
     most_rows = _batch(graph, times)
     groups: Groups = {}
     declined: dict[str, str] = {}
@@ -113,7 +113,7 @@ def _other_reader(layer: LinearLayer) -> fx.Node | None:
 
 
 def choose_groups(groups: Groups, rank: int, declined: dict[str, str]) -> Groups:
-    """Groups that save most come first; of two layers on one path only one is factored."""
+    """Choose the groups that save most; of two layers on one path only one is factored."""
     chosen: Groups = {}
     behind = {root: set(ancestors([root])) for root in groups}
     for root, layers in sorted(groups.items(), key=lambda item: -_saved(item[0], item[1], rank)):
@@ -139,14 +139,14 @@ def choose_groups(groups: Groups, rank: int, declined: dict[str, str]) -> Groups
 
 
 def _saved(root: fx.Node, layers: list[LinearLayer], rank: int) -> int:
-    """Numbers that a step reads less."""
+    """How many fewer numbers a step reads."""
     rows, width = rows_and_width(root)
     columns = sum(layer.sizes[1] for layer in layers)
     return width * columns - (rank + rows) * (columns + width)
 
 
 def _root(node: fx.Node) -> fx.Node:
-    """The vector that `node` is another shape of."""
+    """The vector of which `node` is a reshaped view."""
     while node.op == "call_function" and op_name(node.target) in _RELABELS:
         source = node.args[0]
         assert isinstance(source, fx.Node)
@@ -164,7 +164,7 @@ def rows_and_width(node: fx.Node) -> tuple[int, int]:
 
 
 def _batch(graph: fx.Graph, times: Mapping[fx.Node, BindingTime]) -> int:
-    """Rows that a conditioning vector has: images of a live input, or timesteps."""
+    """The most rows that a conditioning vector has: images of a live input, or timesteps."""
     sizes = [1]
     for node in graph.find_nodes(op="placeholder"):
         value = tensor_of(node)
@@ -178,7 +178,7 @@ def _batch(graph: fx.Graph, times: Mapping[fx.Node, BindingTime]) -> int:
 
 
 def ancestors(nodes: Sequence[fx.Node]) -> dict[fx.Node, None]:
-    """`nodes` and all that they are computed from."""
+    """`nodes` and everything that they are computed from."""
     found: dict[fx.Node, None] = {}
     waiting = list(nodes)
     while waiting:

@@ -13,15 +13,30 @@ from ._graph import is_view, op_name, tensor_of
 
 @dataclass(frozen=True)
 class Exchange:
-    """What is worth what, in bytes moved through memory: the time of one kernel launch, and of one FLOP."""
+    """Cost-model exchange rates, in bytes moved through memory: for one kernel launch, and FLOPs for one byte."""
 
     bytes_per_launch: int
     flops_per_byte: int
 
 
 def exchange_rates(device: torch.device) -> Exchange:
-    """Orders of magnitude: a GPU moves megabytes in the time of a launch and does 100 to 300 FLOP a byte; a CPU core
-    moves some kilobytes in the time of a small operator and does about 8 FLOP a byte."""
+    """Orders of magnitude for the cost model.
+
+    A GPU moves megabytes in the time of a launch and does 100 to 300 FLOP for each byte. A CPU core moves some
+    kilobytes in the time of a small operator and does about 8 FLOP for each byte.
+
+    Args:
+        device: Only its type counts: "cuda", or anything else.
+
+    Returns:
+        The `Exchange` of such a device.
+
+    Example:
+        >>> import torch
+        >>> from fusion_compile.passes import exchange_rates
+        >>> exchange_rates(torch.device("cpu")).flops_per_byte
+        8
+    """
     return Exchange(2 << 20, 150) if device.type == "cuda" else Exchange(16 << 10, 8)
 
 
@@ -31,12 +46,26 @@ def launches(node: fx.Node) -> int:
 
 
 def count_launches(graph_module: fx.GraphModule) -> int:
-    """Kernels that one eager run of `graph_module` starts, views not counted."""
+    """Count the kernels that one eager run of a graph starts; views, inputs and unpackings start none.
+
+    Args:
+        graph_module: An ATen graph with ``meta["val"]``.
+
+    Returns:
+        The number of launches.
+
+    Example:
+        >>> import torch
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> from fusion_compile.passes import count_launches
+        >>> count_launches(make_fx(lambda x: x.T.sin(), tracing_mode="fake")(torch.ones(2, 3)))
+        1
+    """
     return sum(map(launches, graph_module.graph.nodes))
 
 
 def flops(node: fx.Node) -> int:
-    """Multiply-adds of matrix products, convolutions and attention, times two; everything else is 0."""
+    """Multiply-adds of matrix products, convolutions and attention, times two; 0 for everything else."""
     out = tensor_of(node)
     shapes = [tuple(t.shape) for t in map(tensor_of, node.all_input_nodes) if t is not None]
     if node.op != "call_function" or out is None or len(shapes) < 2:

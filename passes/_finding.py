@@ -1,4 +1,4 @@
-"""What a reader of graphs found: what, where in the user's source, why, and what to do."""
+"""A finding: kind, line of the user's source, reason and remedy."""
 
 from __future__ import annotations
 
@@ -26,14 +26,21 @@ KINDS = (
     "cudagraph_partition",
     "rerecord",
 )
-"""What a finding can be; docs/explain.md says what each means."""
+"""The kinds of findings; docs/explain.md explains each."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`kind`: one of `KINDS`. `op`: the operator or object. `where`: ``"file:line"`` of the user's source, or ``""``
-    when the trace kept none. `why` and `remedy`: sentences. `severity`: "error" for what breaks a promise (one graph,
-    one replay, no wait), "warning" for what costs, "note" for what is good to know."""
+    """One thing that a reader of graphs found.
+
+    Attributes:
+        kind: One of `KINDS`.
+        op: The operator or object.
+        where: ``"file:line"`` of the user's source, or ``""`` when the trace kept none.
+        why, remedy: Sentences.
+        severity: "error" for what breaks a promise (one graph, one replay, no wait), "warning" for what costs time or
+            memory, "note" for what is good to know.
+    """
 
     kind: str
     op: str

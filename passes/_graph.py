@@ -14,7 +14,7 @@ from ._compat import OpOverload
 
 RANDOM = torch.Tag.nondeterministic_seeded
 MAY_COPY = ("to", "contiguous", "reshape", "flatten", "dropout")
-"""Operators that give their input back or a copy of it; counted as copies."""
+"""Operators that return their input or a copy of it; counted as copies."""
 
 
 def value_of(node: fx.Node) -> Any:
@@ -47,7 +47,7 @@ def calls(graph: fx.Graph) -> list[fx.Node]:
 
 
 def is_assertion(node: fx.Node) -> bool:
-    """Whether `node` only checks: metadata that holds by construction, ranges of symbols, device-side asserts."""
+    """Whether `node` only checks something: metadata, ranges of symbols, device-side asserts."""
     name = op_name(node.target)
     return node.op == "call_function" and not node.users and name.startswith(("_assert", "sym_constrain_range"))
 
@@ -79,8 +79,7 @@ def impurity(node: fx.Node) -> str | None:
 
 
 def _draws_nothing(node: fx.Node, target: OpOverload) -> bool:
-    """Whether an operator that may draw random numbers is called so that it does not: attention without dropout,
-    dropout that is off."""
+    """Whether this call of a random operator draws nothing: attention without dropout, dropout that is off."""
     given = {a.name: a.default_value for a in target._schema.arguments}
     given |= dict(zip(given, node.args, strict=False)) | node.kwargs
     return given.get("dropout_p") == 0 or given.get("train") is False or given.get("training") is False
@@ -107,7 +106,22 @@ def dense_order(tensor: Tensor) -> tuple[int, ...] | None:
 
 
 def format_node(node: fx.Node) -> str:
-    """``silu: float32[2, 4] = aten.silu.default(t_1)``."""
+    """Print one node: ``silu: float32[2, 4] = aten.silu.default(t_1)``.
+
+    Args:
+        node: A node with ``meta["val"]`` or ``meta["example_value"]``.
+
+    Returns:
+        One line, with "?" where the value is unknown.
+
+    Example:
+        >>> import torch
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> from fusion_compile.passes import format_node
+        >>> graph = make_fx(lambda x: x.sin(), tracing_mode="fake")(torch.ones(2)).graph
+        >>> format_node(list(graph.nodes)[1])
+        'sin: float32[2] = aten.sin.default(x_1)'
+    """
     if node.op == "placeholder":
         return f"{node.name}: {_format_value(value_of(node))} = input"
     arguments = ", ".join(
@@ -121,7 +135,24 @@ def format_node(node: fx.Node) -> str:
 
 
 def format_graph(graph: fx.Graph, nodes: Iterable[fx.Node] | None = None) -> str:
-    """One line a node; inputs that nothing reads are left out."""
+    """Print a graph, one line for each node; inputs that nothing reads are left out.
+
+    Args:
+        graph: The graph.
+        nodes: Print these nodes instead of all.
+
+    Returns:
+        The lines, joined.
+
+    Example:
+        >>> import torch
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> from fusion_compile.passes import format_graph
+        >>> print(format_graph(make_fx(lambda x: x.sin(), tracing_mode="fake")(torch.ones(2)).graph))
+        x_1: float32[2] = input
+        sin: float32[2] = aten.sin.default(x_1)
+        return sin
+    """
     chosen = [n for n in graph.nodes if n.op != "placeholder" or n.users] if nodes is None else nodes
     return "\n".join(map(format_node, chosen))
 

@@ -26,7 +26,7 @@ class FlowNetwork:
             self._capacity.append(c)
 
     def source_side(self) -> frozenset[int]:
-        """The nodes on the source's side of a minimum cut, as few of them as possible."""
+        """The nodes on the source's side of a minimum cut; the smallest such set."""
         while True:
             levels = self._levels()
             if 1 not in levels:

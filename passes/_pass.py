@@ -1,4 +1,4 @@
-"""What a pass is: a graph in, a graph and an account of what was done out."""
+"""The interface of a pass: a graph in, a graph and a report out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import fx
 
 @dataclass(frozen=True)
 class Declined:
-    """A place where a pass could have acted and did not. `node`: its name in the graph; `reason`: a sentence."""
+    """A place where a pass could have acted and did not. `node`: its name in the graph. `reason`: a sentence."""
 
     node: str
     reason: str
@@ -21,9 +21,13 @@ class Declined:
 class PassReport:
     """What one pass did.
 
-    `exact`: results are bitwise unchanged. `changed`: how many places were rewritten. `nodes_before` and `nodes_after`
-    count calls, not inputs and outputs. `bytes_added`: memory that the rewritten program holds and the original did
-    not.
+    Attributes:
+        name: Of the pass.
+        exact: Whether results are bitwise unchanged.
+        changed: How many places were rewritten.
+        nodes_before, nodes_after: Calls in the graph, without inputs and outputs.
+        bytes_added: Memory that the rewritten program holds and the original did not.
+        declined: Places that were left as they were, with reasons.
     """
 
     name: str
@@ -36,13 +40,29 @@ class PassReport:
 
 
 class Pass(Protocol):
-    """Rewrites `graph_module` in place and reports; a second run changes nothing."""
+    """Rewrites `graph_module` in place and returns a report; a second run changes nothing."""
 
     def __call__(self, graph_module: fx.GraphModule) -> PassReport: ...
 
 
 def run_passes(graph_module: fx.GraphModule, passes: Sequence[Pass]) -> tuple[PassReport, ...]:
-    """Run `passes` in order on `graph_module`, in place; lint and recompile it once at the end."""
+    """Run `passes` in order on `graph_module`, in place; lint and recompile it once at the end.
+
+    Args:
+        graph_module: The graph, which each pass rewrites.
+        passes: Callables that take the graph and return a report.
+
+    Returns:
+        One report for each pass.
+
+    Example:
+        >>> import torch
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> from fusion_compile.passes import drop_metadata_reads, run_passes, split_concatenations
+        >>> graph_module = make_fx(lambda x: torch.zeros_like(x) + x, tracing_mode="fake")(torch.ones(2))
+        >>> [report.changed for report in run_passes(graph_module, [drop_metadata_reads, split_concatenations])]
+        [1, 0]
+    """
     reports = tuple(apply(graph_module) for apply in passes)
     graph_module.graph.lint()
     graph_module.recompile()

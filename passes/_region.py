@@ -1,7 +1,7 @@
-"""A run of calls as a submodule of its graph, called by ``invoke_subgraph`` wherever an equal run stood.
+"""A region: a run of calls as a submodule of its graph, called by ``invoke_subgraph`` in place of every equal run.
 
-Weights and whatever else differs from copy to copy are inputs of the region. What it gives is memory of its own: views
-that lead out of it are made again outside, from the tensors they are views of.
+Weights, and everything else that differs from copy to copy, are inputs of the region. Its outputs own their memory:
+views that lead out of it are made again outside, from the tensors they are views of.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ._graph import MAY_COPY, impurity, is_assertion, is_static, is_view, op_nam
 
 @dataclass(frozen=True)
 class Run:
-    """One occurrence: `nodes` in graph order, and what they read from outside, in order of first use."""
+    """One occurrence: `nodes` in graph order, and the nodes that they read from outside, in order of first use."""
 
     nodes: tuple[fx.Node, ...]
     inputs: tuple[fx.Node, ...]
@@ -32,14 +32,14 @@ class Run:
         return [node for node in self.nodes if any(user not in inside for user in node.users)]
 
     def sources(self, node: fx.Node) -> list[int]:
-        """The place in the run of the tensor whose memory `node` may share; none if that came in from outside."""
+        """The index in the run of the tensor whose memory `node` may share; nothing if that came in from outside."""
         inside = {n: at for at, n in enumerate(self.nodes)}
         while may_share(node) and node in inside:
             node = node.all_input_nodes[0]
         return [inside[node]] if node in inside else []
 
     def given(self) -> list[int]:
-        """The places in the run of what a region of it must give."""
+        """The indices in the run of the tensors that a region of it must return."""
         return sorted({at for node in self.passed() for at in self.sources(node)})
 
     def has_tensors_only(self) -> bool:
@@ -48,7 +48,7 @@ class Run:
 
 
 def run_of(nodes: Sequence[fx.Node]) -> Run:
-    """`nodes`, in graph order, with what they read and how they are wired."""
+    """The run of `nodes`, in graph order, with its inputs and wiring."""
     names: dict[fx.Node, Any] = {node: at for at, node in enumerate(nodes)}
     inputs: list[fx.Node] = []
     wiring = []
@@ -62,14 +62,14 @@ def run_of(nodes: Sequence[fx.Node]) -> Run:
 
 
 def may_be_in_a_region(node: fx.Node) -> bool:
-    """Whether `node` computes from tensors of known sizes, and nothing else: no effect, check, chance or region."""
+    """Whether `node` only computes from tensors of known sizes: no effect, check, random number or region."""
     if node.op != "call_function" or node.target is invoke_subgraph or impurity(node) or is_assertion(node):
         return False
     return all(value is None or is_static(value) for value in map(tensor_of, (node, *node.all_input_nodes)))
 
 
 def call_region(graph_module: fx.GraphModule, runs: Sequence[Run]) -> None:
-    """Make a region of the first of `runs`, which are wired alike, and call it in the place of each."""
+    """Make a region of the first of `runs`, which have equal wiring, and call it in place of each."""
     name = _free_name(graph_module)
     given = sorted({at for run in runs for at in run.given()})
     graph_module.add_submodule(name, _extract(graph_module, runs[0], given))
@@ -79,7 +79,23 @@ def call_region(graph_module: fx.GraphModule, runs: Sequence[Run]) -> None:
 
 
 def count_regions(graph_module: fx.GraphModule) -> dict[str, int]:
-    """Region's name -> how often `graph_module` calls it."""
+    """Count how often a graph calls each region.
+
+    Args:
+        graph_module: A graph after `fold_repeated_regions` or `outline_runs`.
+
+    Returns:
+        Name of a region -> number of calls.
+
+    Example:
+        >>> import torch
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> from fusion_compile.passes import count_regions, outline_runs
+        >>> graph_module = make_fx(lambda x: x.sin() + x.cos(), tracing_mode="fake")(torch.ones(2))
+        >>> _ = outline_runs(graph_module)
+        >>> count_regions(graph_module)
+        {'region_0': 1}
+    """
     counts: dict[str, int] = {}
     for node in graph_module.graph.find_nodes(op="call_function", target=invoke_subgraph):
         counts[node.args[1]] = counts.get(node.args[1], 0) + 1
@@ -87,12 +103,12 @@ def count_regions(graph_module: fx.GraphModule) -> dict[str, int]:
 
 
 def may_share(node: fx.Node) -> bool:
-    """Whether what `node` gives may lie in the memory of its first argument; a region must give memory of its own."""
+    """Whether the result of `node` may lie in the memory of its first argument; a region must return its own memory."""
     return is_view(node) or (node.op == "call_function" and op_name(node.target) in MAY_COPY)
 
 
 def written(node: fx.Node, name: Callable[[fx.Node], Any]) -> tuple[Any, ...]:
-    """Operator and arguments, with nodes replaced by their `name`, as something that compares and hashes."""
+    """Operator and arguments as something that compares and hashes, with each node replaced by its `name`."""
 
     def freeze(value: Any) -> Any:
         if isinstance(value, fx.Node):
@@ -109,7 +125,7 @@ def written(node: fx.Node, name: Callable[[fx.Node], Any]) -> tuple[Any, ...]:
 
 
 def metadata(value: Any) -> Any:
-    """What a compiled region takes for granted about `value`, as something that compares and hashes."""
+    """The properties of `value` that a compiled region assumes, as something that compares and hashes."""
     if isinstance(value, Tensor):
         return (value.dtype, value.device, tuple(value.shape), tuple(value.stride()))
     if isinstance(value, (tuple, list)):
@@ -118,7 +134,7 @@ def metadata(value: Any) -> Any:
 
 
 def _extract(graph_module: fx.GraphModule, run: Run, given: list[int]) -> fx.GraphModule:
-    """`run` as a graph of its own that gives those of its nodes."""
+    """`run` as a graph of its own that returns the nodes at `given`."""
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     for at, source in enumerate(run.inputs):
@@ -134,7 +150,7 @@ def _extract(graph_module: fx.GraphModule, run: Run, given: list[int]) -> fx.Gra
 def _replace(
     graph: fx.Graph, name: str, run: Run, given: list[int], now: dict[fx.Node, fx.Node]
 ) -> dict[fx.Node, fx.Node]:
-    """Call the region in the place of `run`; what now stands for its nodes. `now`: the same, of earlier runs."""
+    """Call the region in place of `run`; return old node -> new node. `now`: the same of earlier runs."""
     passed = run.passed()
     inside = set(run.nodes)
     inputs = tuple(now.get(source, source) for source in run.inputs)

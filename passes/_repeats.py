@@ -1,4 +1,4 @@
-"""Substrings that a sequence repeats without overlap: where compiling one copy spares compiling the others."""
+"""Substrings that a sequence repeats without overlap: compiling one copy saves compiling the others."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Repeat:
 
 
 def find_repeats(tokens: Sequence[int]) -> Iterator[Repeat]:
-    """Every repeat that cannot be made longer to the right with as many occurrences, and the shorter ones that fit
-    between its closest two occurrences.
+    """Find every repeat that cannot grow to the right with as many occurrences, and shorter ones without overlap.
 
-    `tokens`: ints from 0 to 2**32 - 1. Repeats of a sequence of equal blocks are found at every phase: where a block
-    begins is for the caller to choose. Sorts suffixes as bytes: about a second for ten thousand tokens.
+    Where occurrences overlap, the repeat is shortened to the distance of its closest two. `tokens`: ints from 0 to
+    2**32 - 1. Repeats of a sequence of equal blocks are found at every phase; the caller chooses where a block begins.
+    Sorts suffixes as bytes: about a second for ten thousand tokens.
     """
     size = len(tokens)
     text = b"".join(token.to_bytes(4, "big") for token in tokens)
@@ -66,7 +66,7 @@ def _intervals(shared: list[int]) -> Iterator[tuple[int, int, int]]:
 
 
 def _apart(where: list[int], length: int) -> tuple[int, ...]:
-    """As many of the ascending `where` as lie at least `length` apart."""
+    """As many as possible of the ascending `where` that lie at least `length` apart."""
     starts: list[int] = []
     for start in where:
         if not starts or start - starts[-1] >= length:

@@ -1,4 +1,4 @@
-"""Which frame of a stack is the user's: the one place that knows which folders are torch's and which ours.
+"""Which frame of a stack is the user's: the one module that knows which folders are torch's and which are ours.
 
 A message that names a line must name one that the reader can change.
 """

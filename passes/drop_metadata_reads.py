@@ -1,8 +1,12 @@
-"""Replace operators that read only the metadata of an argument, so that dataflow is what it looks like.
+"""Replace operators that read only the metadata of an argument, so that the graph shows true dependencies.
 
-``temb.type_as(text)`` does not depend on the text and ``torch.zeros_like(x)`` not on the latent; as written, both would
-tie early values to late ones. Shapes, dtypes and devices are known in an exported graph, so each becomes an operator
-without that argument. Assertions that nothing reads, which export leaves in great number, are dropped as well.
+    type_as(temb, text)    ->  _to_copy(temb, dtype=…, device=…)
+    zeros_like(x)          ->  full([2, 4], 0, dtype=…, device=…)
+    expand_as(bias, x)     ->  expand(bias, [2, 4])
+
+``temb.type_as(text)`` does not depend on the text, nor ``torch.zeros_like(x)`` on the latent, but as written both tie
+early values to late ones. An exported graph knows shapes, dtypes and devices, so each becomes an operator without that
+argument. Assertions that nothing reads, which export leaves in great number, are dropped as well.
 """
 
 from __future__ import annotations
@@ -23,7 +27,27 @@ _FILLED = {"zeros_like": 0, "ones_like": 1, "new_zeros": 0, "new_ones": 1}
 
 
 def drop_metadata_reads(graph_module: fx.GraphModule) -> PassReport:
-    """Rewrite type_as, expand_as, view_as, reshape_as, {zeros,ones,full}_like and new_{zeros,ones,full}, in place."""
+    """Rewrite type_as, expand_as, view_as, reshape_as, {zeros,ones,full}_like and new_{zeros,ones,full}, in place.
+
+    Exact. Declined are tensors of symbolic size, and copies of a memory format that is not contiguous.
+
+    Args:
+        graph_module: An ATen graph with ``meta["val"]``.
+
+    Returns:
+        The report; `changed` counts rewritten calls and dropped assertions.
+
+    Example:
+        >>> import torch
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> from fusion_compile.passes import drop_metadata_reads, format_graph
+        >>> graph_module = make_fx(lambda x: torch.zeros_like(x), tracing_mode="fake")(torch.ones(2))
+        >>> drop_metadata_reads(graph_module).changed
+        1
+        >>> print(format_graph(graph_module.graph))
+        full_default: float32[2] = aten.full.default([2], 0, dtype=torch.float32, device=cpu)
+        return full_default
+    """
     graph = graph_module.graph
     before = len(calls(graph))
     changed = 0

@@ -51,9 +51,9 @@ class FactoredLayer:
 class Curve:
     """A conditioning vector that `layers` read, as a function of the timestep.
 
-    `source`: a stage that gives it, with `shape` ``(rows, in)`` up to leading dimensions; `step_input`: the name of the
-    timestep among its inputs. `dtype`: of mean and basis. `inputs`: of `source` and of all operands, but for the
-    timestep.
+    `source`: a stage that computes it, of `shape` ``(rows, in)`` up to leading dimensions. `step_input`: the timestep's
+    name among the inputs of `source`. `dtype`: of mean and basis. `inputs`: the inputs of `source` and of all operands,
+    without the timestep.
     """
 
     node: str
@@ -70,15 +70,15 @@ class Curve:
 
 
 Fit = Callable[..., Sequence[Tensor]]
-"""``fit(*values of Curve.inputs)`` -> mean ``[rows, in]`` and basis ``[in, rank]`` of the curve's dtype, and for each
-layer factor ``[rank, out]`` and offset ``[rows, out]`` of the layer's."""
+"""``fit(*values of Curve.inputs)`` returns mean ``[rows, in]`` and basis ``[in, rank]`` in the curve's dtype, then for
+each layer factor ``[rank, out]`` and offset ``[rows, out]`` in the layer's dtype."""
 
 
 @dataclass(frozen=True)
 class Factored:
     """What `factor_conditioning` did.
 
-    `weight_bytes`: of the weights that only fits read now. `factor_bytes`: of all that fits give.
+    `weight_bytes`: of the weights that only fits read now. `factor_bytes`: of everything that fits return.
     """
 
     curves: tuple[Curve, ...]
@@ -95,13 +95,38 @@ def factor_conditioning(
     covers: tuple[float, float],
     fit: Callable[[Curve], Fit],
 ) -> Factored:
-    """Factor, in place, every layer of a value known from the timestep (and the request) where that saves bytes.
+    """Factor, in place, every layer of a value known from timestep (and request) where that saves bytes.
 
-    `roles`: the binding time of each placeholder, one of which is STEP; those left out are weights. `rank`: of the
-    subspace. `covers`: the first and the last timestep that `fit` looks at; beyond them the coefficients are NaN, as a
-    guess would look like an answer. `fit`: gives the function that will fit a curve. A layer between the timestep and
-    a factored layer stays, so that coefficients are those of the true vector. Early nodes that compute the same are
-    merged. Raises ValueError for a rank below 1.
+    Approximate. A layer between the timestep and a factored layer stays, so that coefficients are those of the true
+    vector. Early nodes that compute the same are merged.
+
+    Args:
+        graph_module: An ATen graph with ``meta["val"]`` and static sizes.
+        roles: Binding time of each placeholder, one of which is STEP. Placeholders that are left out are weights.
+        rank: Dimensions of the subspace.
+        covers: First and last timestep that `fit` evaluates. Beyond them the coefficients are NaN, as a guess would
+        look
+            like an answer.
+        fit: Gives the function that fits a curve.
+
+    Returns:
+        The curves, the bytes and the report.
+
+    Raises:
+        ValueError: For a rank below 1.
+
+    Example:
+        >>> import torch
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> from fusion_compile.passes import BindingTime, factor_conditioning
+        >>> def model(x, t, early, w):
+        ...     return x * (torch.tanh(t[:, None] @ early) @ w)
+        >>> inputs = torch.ones(2, 48), torch.ones(2), torch.ones(1, 32), torch.ones(32, 48)
+        >>> graph_module = make_fx(model, tracing_mode="fake")(*inputs)
+        >>> roles = {"x_1": BindingTime.LIVE, "t_1": BindingTime.STEP}
+        >>> done = factor_conditioning(graph_module, roles, rank=4, covers=(0, 1), fit=lambda curve: lambda *values: ())
+        >>> [(curve.node, len(curve.layers)) for curve in done.curves], done.weight_bytes
+        ([('tanh', 1)], 6144)
     """
     if rank < 1:
         raise ValueError(f"rank={rank}; a subspace has at least one dimension.")
@@ -138,7 +163,7 @@ def factor_conditioning(
 
 
 def _merge_equals(graph: fx.Graph, times: Mapping[fx.Node, BindingTime]) -> None:
-    """One node for all early ones that compute the same: each block of a DiT takes the SiLU of one vector anew."""
+    """Merge early nodes that compute the same: each block of a DiT takes the SiLU of one vector again."""
     seen: dict[tuple[Any, ...], fx.Node] = {}
     for node in calls(graph):
         if times[node] is BindingTime.LIVE:
@@ -181,7 +206,7 @@ def _rewrite(
     fit: Fit,
     outside: fx.Node,
 ) -> fx.Node:
-    """Put the node of the fit, which is returned, and what reads it in the place of `layers`."""
+    """Replace `layers` by the node of the fit and its readers; return that node."""
     value = tensor_of(root)
     assert value is not None
     rows, width = curve.shape
@@ -218,7 +243,7 @@ def _rewrite(
 
 
 def _first_call(node: fx.Node) -> fx.Node:
-    """The first node after `node` that is no input."""
+    """The first node after `node` that is no placeholder."""
     node = node.next
     while node.op == "placeholder":
         node = node.next
@@ -232,7 +257,7 @@ def _call(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any
 
 
 def _stage(graph_module: fx.GraphModule, outputs: Sequence[fx.Node]) -> Stage:
-    """What computes `outputs`, as a graph of its own over the inputs of the whole."""
+    """A graph of its own that computes `outputs` from the inputs of the whole."""
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     needed = ancestors(outputs)
     for node in graph_module.graph.nodes:

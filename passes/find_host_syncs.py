@@ -1,7 +1,10 @@
-"""Find operators that make the host wait for the device, or that a CUDA graph cannot record.
+"""Find operators that make the CPU wait for the device, or that a CUDA graph cannot record.
 
-Torch's own lists are incomplete (``linalg.eigh`` is in none), so this room keeps a table, each row with its reason and
-its remedy. It reads ATen graphs (from make_fx, export or AOTAutograd) and Dynamo's graphs, whose nodes are still
+    if mask.any(): …       finding: _local_scalar_dense at model.py:7, use torch.where instead of if
+    x[mask]                finding: index at model.py:9, use a product with the mask
+
+Torch's own lists are incomplete (``linalg.eigh`` is in none), so this module keeps a table, each row with its reason
+and its remedy. It reads ATen graphs (from make_fx, export or AOTAutograd) and Dynamo's graphs, whose nodes are still
 ``torch.linalg.eigh`` and ``tensor.item()``, and it follows control-flow subgraphs. Nothing is changed.
 """
 
@@ -94,7 +97,21 @@ _TABLE: dict[str, _Row] = {name: row for row, names in _ROWS for name in names}
 
 
 def find_host_syncs(graph_module: fx.GraphModule) -> tuple[Finding, ...]:
-    """All findings in `graph_module` and in the subgraphs of its control flow, in graph order, one a node."""
+    """Find all host syncs in a graph and in the subgraphs of its control flow.
+
+    Args:
+        graph_module: An ATen graph or a Dynamo graph; it stays as it is.
+
+    Returns:
+        Findings of the kinds "host_sync" and "capture_unsafe", in graph order, one for each node.
+
+    Example:
+        >>> import torch
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> from fusion_compile.passes import find_host_syncs
+        >>> [(f.kind, f.op) for f in find_host_syncs(make_fx(torch.nonzero, tracing_mode="fake")(torch.ones(2)))]
+        [('host_sync', 'aten.nonzero.default')]
+    """
     findings = []
     for module in graph_module.modules():
         if isinstance(module, fx.GraphModule):
@@ -135,7 +152,7 @@ def _has_mask(node: fx.Node) -> bool:
 
 
 def _leaves_device(node: fx.Node) -> bool:
-    """Whether `node` copies to the CPU; of a tensor known to be there already it does not."""
+    """Whether `node` copies to the CPU; a tensor that is known to be there already does not count."""
     source = next(iter(node.all_input_nodes), None)
     target = value_of(node)
     asked = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, (torch.device, str))]

@@ -1,12 +1,12 @@
 """Call equal blocks instead of writing each out, so that a compiler compiles one of them.
 
-A denoiser is some thirty equal blocks; traced, it is one flat graph, and the time to compile that grows with its depth.
-Nothing of the model's modules is looked for: a region is a run of calls that the graph repeats with the same operators,
-constants, shapes, strides and wiring. One copy becomes a submodule; weights and whatever else differs from copy to copy
-are its inputs.
-
     a = linear(x, w0); x1 = x + gelu(a)         x1 = invoke_subgraph(region_0, x, w0)
     b = linear(x1, w1); x2 = x1 + gelu(b)  ->   x2 = invoke_subgraph(region_0, x1, w1)
+
+A denoiser consists of some thirty equal blocks. Traced, it is one flat graph, and the time to compile it grows with its
+depth. The pass does not look at the model's modules: a region is a run of calls that the graph repeats with the same
+operators, constants, shapes, strides and wiring. One copy becomes a submodule. Weights, and everything else that
+differs from copy to copy, are its inputs.
 """
 
 from __future__ import annotations
@@ -23,21 +23,38 @@ from ._region import Run, call_region, count_regions, may_be_in_a_region, may_sh
 from ._repeats import Repeat, find_repeats
 
 _LEAST_LAUNCHES = 8
-"""Smaller regions are left: their boundaries, across which nothing is fused, would cost more than they spare."""
+"""Smaller regions are left alone: their boundaries, across which nothing is fused, would cost more than they save."""
 
 _LEAST_SHARE = 0.04
-"""Of all kernels, what a region must spare: a few calls that two different blocks have in common are left apart."""
+"""Share of all kernels that a region must save, so that calls which different blocks happen to share stay apart."""
 
 _GOOD_ENOUGH = 0.5
-"""Among repeats that spare so much of what the best spares, the one is chosen whose copies pass on the fewest bytes."""
+"""Of the repeats that save at least this share of the best one's saving, take the one that passes on fewest bytes."""
 
 
 def fold_repeated_regions(graph_module: fx.GraphModule) -> PassReport:
     """Replace repeated runs of calls by calls of shared submodules ``region_0``, ``region_1``, …, in place.
 
-    Exact: the same operators run on the same tensors. Compiled, nothing is fused across a region's boundary, so the
-    result may round otherwise than that of the unfolded graph. Impure calls are in no region. `changed` counts calls of
-    regions.
+    Exact: the same operators run on the same tensors. Compiled, nothing is fused across a region's boundary, so a
+    result may be rounded otherwise than that of the unfolded graph. Impure calls are in no region.
+
+    Args:
+        graph_module: An ATen graph with ``meta["val"]``.
+
+    Returns:
+        The report; `changed` counts calls of regions.
+
+    Example:
+        >>> import torch
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> from fusion_compile.passes import count_regions, fold_repeated_regions
+        >>> def block(x):
+        ...     return x.sin().cos().exp().tanh().sin().cos().exp().tanh() + 1
+        >>> graph_module = make_fx(lambda x: block(block(block(x))), tracing_mode="fake")(torch.ones(2))
+        >>> fold_repeated_regions(graph_module).changed
+        3
+        >>> count_regions(graph_module)
+        {'region_0': 3}
     """
     graph = graph_module.graph
     before = len(calls(graph))
@@ -52,8 +69,10 @@ def fold_repeated_regions(graph_module: fx.GraphModule) -> PassReport:
 
 
 def _sequence(graph: fx.Graph) -> list[fx.Node]:
-    """The calls, without views of inputs that nothing repeats: such a view may be of a part that only one block
-    reads."""
+    """The calls, without views of inputs that nothing repeats.
+
+    Such a view may be of a part that only one block reads.
+    """
     given: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op in ("placeholder", "get_attr") or (is_view(node) and given.issuperset(node.all_input_nodes)):
@@ -65,7 +84,7 @@ def _sequence(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _best(sequence: list[fx.Node], least: float) -> list[Run]:
-    """The copies of the region that spares most, as far as `_GOOD_ENOUGH` lets it; none if nothing spares `least`."""
+    """The copies of the region that saves most, within `_GOOD_ENOUGH`; none if nothing saves `least`."""
     kernels = [0]
     for node in sequence:
         kernels.append(kernels[-1] + (0 if may_share(node) else launches(node)))  # views end up outside again
@@ -87,7 +106,7 @@ def _best(sequence: list[fx.Node], least: float) -> list[Run]:
 
 
 def _count_all_launches(graph_module: fx.GraphModule) -> int:
-    """As `count_launches`, each call of a region counted as what is in it."""
+    """Count launches as `count_launches`, with each call of a region counted as its contents."""
     total = count_launches(graph_module)
     for name, n_calls in count_regions(graph_module).items():
         region = graph_module.get_submodule(name)
@@ -97,8 +116,10 @@ def _count_all_launches(graph_module: fx.GraphModule) -> int:
 
 
 def _tokens(sequence: list[fx.Node]) -> list[int]:
-    """A number for each call, equal for equal operators, constants, and metadata of inputs and results. What must not
-    be folded has a number of its own."""
+    """A number for each call, equal for equal operators, constants, and metadata of inputs and results.
+
+    A call that must not be folded has a number of its own.
+    """
     numbers: dict[Any, int] = {}
     tokens = []
     for node in sequence:
@@ -110,8 +131,10 @@ def _tokens(sequence: list[fx.Node]) -> list[int]:
 
 
 def _equal_copies(sequence: list[fx.Node], repeat: Repeat) -> list[Run]:
-    """The largest set of occurrences with the same wiring, which equal tokens do not tell, and with tensors only in and
-    out."""
+    """The largest set of occurrences with equal wiring, which equal tokens do not imply.
+
+    Only tensors go in and out of them.
+    """
     classes: dict[Any, list[Run]] = {}
     for start in repeat.starts:
         copy = run_of(sequence[start : start + repeat.length])
@@ -121,7 +144,7 @@ def _equal_copies(sequence: list[fx.Node], repeat: Repeat) -> list[Run]:
 
 
 def _passed_on(sequence: list[fx.Node], repeat: Repeat) -> int:
-    """Bytes that an occurrence, the one in the middle, gives to what comes after it."""
+    """Bytes that the middle occurrence passes on to later calls."""
     start = repeat.starts[len(repeat.starts) // 2]
     inside = set(sequence[start : start + repeat.length])
     return sum(bytes_of(n) for n in inside if any(u not in inside for u in n.users))

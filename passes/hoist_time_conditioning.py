@@ -1,10 +1,15 @@
-"""Split a sampler's graph by binding time: what the timestep and the request decide leaves the denoising loop.
+"""Split a sampler's graph by binding time: what timestep and request decide leaves the denoising loop.
 
-A diffusion transformer computes its modulation from the timestep (and perhaps a label) and then spends the rest of the
-step on the latent. All that does not depend on the latent is known before the loop starts. This pass moves it into
-*stages*, one for each earlier binding time, which run once per schedule or once per request; the *body* reads what they
-computed as further inputs (residuals) and takes no timestep. Which values to keep is a minimum cut
-(`_choose_residuals`): what costs more to keep than to compute stays in the body, and the report says why.
+    before                                  after
+    shift = linear(silu(t), w)              table, once per schedule:  shift = linear(silu(t), w) for every t
+    label = embedding(y, e)                 prologue, once per request: label = embedding(y, e)
+    return x * shift + label                body, at every step:        return x * shift + label
+
+A diffusion transformer computes its modulation from the timestep (and perhaps a label), and then spends the rest of the
+step on the latent. Everything that does not depend on the latent is known before the loop starts. This pass moves it
+into *stages*, one for each earlier binding time, which run once per schedule or once per request. The *body* reads
+their results as further inputs (residuals) and takes no timestep. A minimum cut (`_choose_residuals`) chooses which
+values to keep: a value that costs more to keep than to compute stays in the body, and the report says why.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ EARLY = (BindingTime.CONST, BindingTime.STEP, BindingTime.REQUEST, BindingTime.S
 
 @dataclass(frozen=True)
 class Stage:
-    """A graph of its own: ``graph_module(*inputs) -> tuple of outputs``; both are names of nodes of the whole graph."""
+    """A graph of its own, ``graph_module(*inputs) -> tuple of outputs``; both are names of nodes of the whole graph."""
 
     graph_module: fx.GraphModule
     inputs: tuple[str, ...]
@@ -36,9 +41,12 @@ class Stage:
 class Hoisted:
     """A graph split by binding time.
 
-    `stages`: for each early time, the values that later stages or the body read; stages without outputs are left out.
-    `body`: weights, live inputs and residuals in; the whole graph's outputs out. `residuals`: the binding time of each
-    value that the body reads. `node_times`: how many calls of the whole graph are known at each time.
+    Attributes:
+        stages: For each early time, the values that later stages or the body read. Stages without outputs are left out.
+        body: Takes weights, live inputs and residuals, and returns the whole graph's outputs.
+        residuals: Name -> binding time, of each value that the body reads.
+        node_times: How many calls of the whole graph are known at each time.
+        report: What was moved and what was declined.
     """
 
     stages: dict[BindingTime, Stage]
@@ -58,10 +66,35 @@ def hoist_time_conditioning(
 ) -> Hoisted:
     """Split `graph_module`, which is left as it was.
 
-    `roles`: the binding time of each placeholder; those left out are weights. `n_steps`: rows of the table.
-    `byte_budget`: upper limit for all rows of all residuals; None allows 256 MiB, or one byte for every 16 of weights
-    that the body no longer reads. Run `drop_metadata_reads` first. Raises ValueError for a role that names no
-    placeholder, or for an early value of symbolic size.
+    Exact. Run `drop_metadata_reads` first. Declined are values that cost more to keep than to compute, values that do
+    not fit the budget, random and in-place operators, and values whose size depends on data.
+
+    Args:
+        graph_module: An ATen graph with ``meta["val"]`` and static sizes.
+        roles: Name of a placeholder -> binding time. Placeholders that are left out are weights.
+        n_steps: Rows of the table.
+        byte_budget: Upper limit in bytes for all rows of all residuals. None allows 256 MiB, or one byte for every 16
+        of
+            weights that the body no longer reads.
+        exchange: Prices of the cost model; None takes those of the device of the graph's tensors.
+
+    Returns:
+        The stages, the body and the report.
+
+    Raises:
+        ValueError: For a role that names no placeholder, or an early value of symbolic size.
+
+    Example:
+        >>> import torch
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> from fusion_compile.passes import BindingTime, hoist_time_conditioning
+        >>> def model(x, t, w):
+        ...     return x * (t.sin() @ w)
+        >>> graph_module = make_fx(model, tracing_mode="fake")(torch.ones(2, 4), torch.ones(2, 8), torch.ones(8, 4))
+        >>> roles = {"x_1": BindingTime.LIVE, "t_1": BindingTime.STEP}
+        >>> split = hoist_time_conditioning(graph_module, roles, n_steps=4)
+        >>> split.residuals, split.body.inputs
+        ({'mm': <BindingTime.STEP: 1>}, ('x_1', 'mm'))
     """
     graph = graph_module.graph
     placeholders = {n.name: n for n in graph.find_nodes(op="placeholder")}
@@ -110,7 +143,7 @@ def hoist_time_conditioning(
 
 
 def _needed(graph: fx.Graph, times: dict[fx.Node, BindingTime], choice: Choice) -> dict[fx.Node, None]:
-    """The early nodes that the residuals are computed from, in graph order."""
+    """The early nodes from which the residuals are computed, in graph order."""
     needed: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         if node.op != "call_function" or times[node] is BindingTime.LIVE:
@@ -123,8 +156,11 @@ def _needed(graph: fx.Graph, times: dict[fx.Node, BindingTime], choice: Choice) 
 def _views_of_weights(
     graph: fx.Graph, needed: Mapping[fx.Node, None], times: dict[fx.Node, BindingTime]
 ) -> set[fx.Node]:
-    """Nodes that share the memory of a weight. Each stage makes its own: kept from one stage to the next they would
-    hold the weight's memory, and it could not be released."""
+    """Nodes that share the memory of a weight.
+
+    Each stage makes its own: kept from one stage to the next, a view would hold the weight's memory, which could then
+    not be released.
+    """
     found: set[fx.Node] = set()
     for node in needed:
         source = node.args[0] if node.args else None
@@ -134,7 +170,7 @@ def _views_of_weights(
 
 
 def _read_by(outputs: list[fx.Node], among: set[fx.Node]) -> set[fx.Node]:
-    """The nodes `among` which `outputs` are computed from."""
+    """The nodes in `among` from which `outputs` are computed."""
     found: set[fx.Node] = set()
     waiting = [n for n in outputs if n in among]
     while waiting:
@@ -154,7 +190,7 @@ def _may_share(node: fx.Node, source: fx.Node) -> bool:
 
 
 def _extract(graph_module: fx.GraphModule, nodes: list[fx.Node], outputs: list[fx.Node] | None) -> Stage:
-    """`nodes` as a graph of their own; what they read from outside are its inputs. None: the whole graph's outputs."""
+    """A graph of `nodes`, whose inputs are what they read from outside. None returns the outputs of the whole graph."""
     graph = fx.Graph()
     inside = set(nodes)
     output = next(iter(graph_module.graph.find_nodes(op="output")))

@@ -1,4 +1,10 @@
-"""Write a captured graph down in ATen operators, with its tags, modules and source lines kept."""
+"""Write a captured graph in ATen operators, with its tags, modules and source lines kept.
+
+    loss = torch.autograd.grad(loss, [w])   ->   aten.mm, aten.sum, … of the backward
+    torch.nn.functional.silu(x)             ->   aten.silu(x)
+
+The passes that cost and explain a training step read operators, and Dynamo's graph has functions.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +23,35 @@ _TAG = "gradient_of"
 
 
 def lower_to_aten(module: fx.GraphModule, *, gradients: bool = True) -> fx.GraphModule:
-    """The ATen graph of a Dynamo graph, its ``torch.autograd.grad`` written out as the backward's operators.
+    """Lower a Dynamo graph to an ATen graph, with ``torch.autograd.grad`` written out as the backward's operators.
 
-    Before: ``loss -> autograd.grad(loss, [w])``; after: ``loss -> aten.mm, aten.sum, …``. `module` is run on the fake
-    tensors recorded at its placeholders: no memory, no arithmetic. Inputs keep their names. Each node keeps the
-    ``meta["custom"]``, ``meta["nn_module_stack"]`` and ``meta["stack_trace"]`` of the node it came from; one of the
-    backward has ``meta["autograd_backward"]``, and the latter two from the forward operator whose gradient it computes
-    or else from the call of ``autograd.grad``. `gradients`: whether they were enabled where the graph begins. Exact;
-    changes nothing in `module`. Raises ValueError when a placeholder has no example.
+    Exact. `module` is run on the fake tensors recorded at its placeholders, which takes no memory and no arithmetic.
+    Inputs keep their names. Each node keeps ``meta["custom"]``, ``meta["nn_module_stack"]`` and ``meta["stack_trace"]``
+    of the node it came from. A node of the backward has ``meta["autograd_backward"]``, and takes module and source line
+    from the forward operator whose gradient it computes, or else from the call of ``autograd.grad``.
+
+    Args:
+        module: A graph captured by Dynamo; it stays as it is.
+        gradients: Whether gradients were enabled where the graph begins.
+
+    Returns:
+        The ATen graph.
+
+    Raises:
+        ValueError: If a placeholder has no example.
+
+    Example:
+        >>> import torch
+        >>> from fusion_compile.passes import format_graph, lower_to_aten
+        >>> graphs = []
+        >>> def keep(graph_module, inputs):
+        ...     graphs.append(graph_module)
+        ...     return graph_module.forward
+        >>> _ = torch.compile(lambda x: torch.nn.functional.relu(x), backend=keep)(torch.ones(2))
+        >>> print(format_graph(lower_to_aten(graphs[0]).graph))
+        l_x_: float32[2] = input
+        relu: float32[2] = aten.relu.default(l_x_)
+        return [relu]
     """
     inputs = module.graph.find_nodes(op="placeholder")
     for node in inputs:
@@ -45,8 +72,10 @@ def lower_to_aten(module: fx.GraphModule, *, gradients: bool = True) -> fx.Graph
 
 
 class _TellsWhoseGradient(fx.Interpreter):
-    """Tags the nodes that ``autograd.grad`` runs with the number of the forward operator that each is the gradient of;
-    tracing notes the same number, ``seq_nr``, at the forward's nodes."""
+    """Tags the nodes that ``autograd.grad`` runs with the number of the forward operator whose gradient they compute.
+
+    Tracing records the same number, ``seq_nr``, at the forward's nodes.
+    """
 
     def run_node(self, n: fx.Node) -> Any:
         if n.target is not torch.autograd.grad:
@@ -76,8 +105,10 @@ def _gradients(losses: list[Any]) -> Iterator[Any]:
 
 
 def _tagging(number: int) -> tuple[Any, Any]:
-    """Hooks that put `number` on the nodes traced between them. The dict is replaced, never written: it is also the
-    captured node's own."""
+    """Hooks that tag the nodes traced between them with `number`.
+
+    They replace the dictionary and never write to it, because the captured node holds the same one.
+    """
 
     def begin(*_: Any) -> None:
         meta = fx.traceback.get_current_meta()
@@ -91,7 +122,7 @@ def _tagging(number: int) -> tuple[Any, Any]:
 
 
 def _give_backward_its_lines(graph: fx.Graph) -> None:
-    """Take the tags off again, and hand over module and source line of the first forward node of that number."""
+    """Remove the tags, and copy module and source line from the first forward node of that number."""
     forward: dict[int, fx.Node] = {}
     for node in graph.nodes:
         custom = node.meta.get("custom") or {}

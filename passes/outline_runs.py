@@ -1,11 +1,11 @@
-"""Make regions of what lies between regions, so that nothing is left in the graph but calls of regions, and views.
+"""Make regions of the calls between regions, so that only calls of regions, and views, are left in the graph.
 
     p = conv2d(image, w); x = p + position           x = invoke_subgraph(region_1, image, w, position)
     x1 = invoke_subgraph(region_0, x, w0)      ->    x1 = invoke_subgraph(region_0, x, w0)
     x2 = invoke_subgraph(region_0, x1, w1)           x2 = invoke_subgraph(region_0, x1, w1)
     y = linear(gelu(x2), v)                          y = invoke_subgraph(region_2, x2, v)
 
-A graph in that form is compiled region by region, in a time that its depth does not change.
+A graph in this form is compiled region by region, in a time that does not depend on its depth.
 """
 
 from __future__ import annotations
@@ -21,20 +21,32 @@ from ._pass import PassReport
 from ._region import call_region, may_be_in_a_region, metadata, run_of
 
 _LEAST_LAUNCHES = 2
-"""A single kernel has nothing to be fused with."""
+"""A single kernel has nothing to fuse with."""
 
 _MOST_INPUTS = 32
-"""What reads more tensors, as the concatenation of a row does, is left alone: compiled, it would be one loop for each,
-and their number grows with depth."""
+"""Calls that read more tensors, as the concatenation of a row does, are left alone: compiled, such a call would be a
+loop for each tensor, and their number grows with depth."""
 
 
 def outline_runs(graph_module: fx.GraphModule) -> PassReport:
-    """Replace each longest run of pure calls that starts two kernels or more by a call of a region, in place; equal
-    runs share one.
+    """Replace each longest run of pure calls that starts two kernels or more by a call of a region, in place.
 
-    Exact: the same operators run on the same tensors, in the same order. What draws numbers, has an effect, gives sizes
-    known at run time only or reads very many tensors stays where it is, and so do views and kernels that stand alone.
-    `changed` counts calls of regions.
+    Exact: the same operators run on the same tensors, in the same order. Equal runs share a region. Calls that draw
+    random numbers, have an effect, give sizes known only at run time or read very many tensors stay where they are, and
+    so do views and kernels that stand alone.
+
+    Args:
+        graph_module: An ATen graph with ``meta["val"]``.
+
+    Returns:
+        The report; `changed` counts calls of regions.
+
+    Example:
+        >>> import torch
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> from fusion_compile.passes import outline_runs
+        >>> outline_runs(make_fx(lambda x: x.sin() + x.cos(), tracing_mode="fake")(torch.ones(2))).changed
+        1
     """
     graph = graph_module.graph
     before = len(calls(graph))
@@ -52,14 +64,14 @@ def outline_runs(graph_module: fx.GraphModule) -> PassReport:
 
 
 def _unpack_at_once(graph: fx.Graph) -> None:
-    """Place what unpacks a tuple right behind what gives it: no run ends between them."""
+    """Move the unpacking of a tuple right behind the call that gives it, so that no run ends between them."""
     for node in reversed(graph.find_nodes(op="call_function", target=operator.getitem)):
         if _is_tuple(node.args[0]):
             node.args[0].append(node)
 
 
 def _runs(graph: fx.Graph) -> list[list[fx.Node]]:
-    """Neighbours that may be in a region together, where they start `_LEAST_LAUNCHES`."""
+    """Longest runs of neighbours that may be in a region together and start `_LEAST_LAUNCHES` kernels."""
     runs: list[list[fx.Node]] = [[]]
     for node in calls(graph):
         unpacked = node.args[0] if node.target is operator.getitem else None

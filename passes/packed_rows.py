@@ -1,9 +1,12 @@
-"""Lay a body's residuals out in one buffer for each binding time and dtype, from which it reads them.
+"""Lay out a body's residuals in one buffer for each binding time and dtype, so that one copy brings a whole row.
 
-A DiT-XL/2 body reads some 170 residuals; copying each from its table would cost more launches than hoisting saved. In
-one buffer they are one row copy. A residual keeps its memory layout, so the operators that read it take the same path.
-The body is not rewritten: each residual is a tensor of its own over its part of the buffer. Sliced inside the graph,
-the residuals of two blocks would differ by their offsets, and tracing one block would not serve for the next.
+    before   shift, scale = table_1[i], table_2[i]          a copy for each of some 170 residuals
+    after    row = table[i]; shift, scale = row[:64], row[64:128]     one copy, and parts of it
+
+A DiT-XL/2 body reads some 170 residuals; copying each from its table would cost more launches than hoisting saved. A
+residual keeps its memory layout, so the operators that read it take the same path. The body is not rewritten: each
+residual is a tensor of its own over its part of the buffer. Sliced inside the graph, the residuals of two blocks would
+differ by their offsets, and the trace of one block would not serve the next.
 """
 
 from __future__ import annotations
@@ -24,12 +27,12 @@ from ._pass import PassReport
 aten = torch.ops.aten
 
 _ALIGNMENT = 64
-"""Bytes; what a fresh allocation of the CPU allocator has, so that kernels choose the same path."""
+"""Bytes: the alignment of the CPU allocator, so that kernels choose the same path."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Where one residual lies in a row: entries ``offset`` to ``offset + numel``, dimensions stored in `order`."""
+    """The place of one residual in a row: entries ``offset`` to ``offset + numel``, dimensions stored in `order`."""
 
     name: str
     offset: int
@@ -43,8 +46,10 @@ class Slice:
 
 @dataclass(frozen=True)
 class RowBuffer:
-    """``[total]`` entries of `dtype` on `device`, filled from values of `time`: a row. `name`: of the output of a
-    packed stage that gives it."""
+    """A row: ``[total]`` entries of `dtype` on `device`, filled from values of `time`.
+
+    `name`: of the output of a packed stage that gives it.
+    """
 
     name: str
     time: BindingTime
@@ -54,8 +59,11 @@ class RowBuffer:
     slices: tuple[Slice, ...]
 
     def views(self, row: Tensor) -> dict[str, Tensor]:
-        """Each residual in `row` ``[total]``, by name, in its shape and layout: the row's memory under a storage of its
-        own, which keeps that memory alive. Writing the row bumps no version of them."""
+        """Each residual in `row` ``[total]``, by name, in its shape and layout.
+
+        A residual is the row's memory under a storage of its own, which keeps that memory alive. Writing the row
+        changes no version of them.
+        """
         raw = row.view(torch.uint8)  # DLPack does not know every dtype
         size, found = self.dtype.itemsize, {}
         for part in self.slices:
@@ -67,7 +75,24 @@ class RowBuffer:
 
 
 def lay_out_residuals(graph_module: fx.GraphModule, residuals: Mapping[str, BindingTime]) -> tuple[RowBuffer, ...]:
-    """Buffers for the inputs of `graph_module` that are named in `residuals`; parts begin at multiples of 64 bytes."""
+    """Lay out the inputs of a body that are residuals; parts begin at multiples of 64 bytes.
+
+    Args:
+        graph_module: The body, with ``meta["val"]``.
+        residuals: Name of an input -> its binding time.
+
+    Returns:
+        A buffer for each binding time, dtype and device.
+
+    Example:
+        >>> import torch
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> from fusion_compile.passes import BindingTime, lay_out_residuals
+        >>> body = make_fx(lambda a, b: a + b, tracing_mode="fake")(torch.ones(3), torch.ones(3))
+        >>> (row,) = lay_out_residuals(body, {"a_1": BindingTime.STEP, "b_1": BindingTime.STEP})
+        >>> row.name, row.total, [part.offset for part in row.slices]
+        ('step_row_float32', 32, [0, 16])
+    """
     groups: dict[tuple[BindingTime, torch.dtype, torch.device], list[fx.Node]] = {}
     for node in graph_module.graph.find_nodes(op="placeholder"):
         value = tensor_of(node)
@@ -96,10 +121,29 @@ def _lay_out(nodes: list[fx.Node], dtype: torch.dtype) -> tuple[tuple[Slice, ...
 def pack_outputs(
     graph_module: fx.GraphModule, outputs: Sequence[str], buffers: Sequence[RowBuffer], keep: Sequence[str] = ()
 ) -> tuple[fx.GraphModule, PassReport]:
-    """Make a stage give whole rows: ``(*one row [total] each buffer, *the outputs named in keep)``, in a new module.
+    """Make a stage return whole rows: ``(*one row [total] for each buffer, *the outputs in keep)``.
 
-    `outputs` are the names of what `graph_module` returns; every slice of `buffers` and all of `keep` are among them.
-    One concatenation a row: copying the slices one by one would be hundreds of launches a step.
+    Exact. One concatenation makes a row, as copying the slices one by one would be hundreds of launches at each step.
+
+    Args:
+        graph_module: A stage; it stays as it is.
+        outputs: Names of its outputs. Every slice of `buffers` and all of `keep` are among them.
+        buffers: The rows.
+        keep: Outputs that other stages read.
+
+    Returns:
+        The new stage, and the report.
+
+    Example:
+        >>> import torch
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> from fusion_compile.passes import BindingTime, lay_out_residuals, pack_outputs
+        >>> stage = make_fx(lambda t: (t.sin(), t.cos()), tracing_mode="fake")(torch.zeros(2))
+        >>> body = make_fx(lambda sin, cos: sin + cos, tracing_mode="fake")(torch.ones(2), torch.ones(2))
+        >>> rows = lay_out_residuals(body, {"sin_1": BindingTime.STEP, "cos_1": BindingTime.STEP})
+        >>> packed, _ = pack_outputs(stage, ("sin_1", "cos_1"), rows)
+        >>> packed(torch.zeros(2))[0][[0, 1, 16, 17]]
+        tensor([0., 0., 1., 1.])
     """
     graph = copy.deepcopy(graph_module.graph)
     before = len(calls(graph))
@@ -115,7 +159,7 @@ def pack_outputs(
 
 
 def _flat(graph: fx.Graph, value: fx.Node, part: Slice, output: fx.Node) -> fx.Node:
-    """The entries of `value` as they lie in a row, ``[numel]``, made right behind it: in the block that computes it."""
+    """The entries of `value` as they lie in a row, ``[numel]``, made right behind it in the block that computes it."""
     last = value
 
     def then(target: OpOverload, *args: Any, **kwargs: Any) -> fx.Node:

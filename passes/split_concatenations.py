@@ -1,12 +1,11 @@
-"""Read what was concatenated where only a part of it is read, so that each part keeps its own dependencies.
-
-A model that joins text and image, adds a position to both and takes them apart again makes the text look as late as the
-image. Sizes are known in an exported graph, so the parts need not meet:
+"""Read the operands of a concatenation where only a part of it is read, so that each part keeps its own dependencies.
 
     both = cat([text, image], 1) + position        text1 = text + position[:, :77]
     text1, image1 = both[:, :77], both[:, 77:]  ->  image1 = image + position[:, 77:]
 
-The reverse, a concatenation of all slices of one tensor in their order, is that tensor.
+A model that joins text and image, adds a position to both and takes them apart again makes the text look as late as the
+image. Sizes are known in an exported graph, so the parts need not meet. The reverse, a concatenation of all slices of
+one tensor in their order, becomes that tensor.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _ELEMENTWISE = (
     aten.clone.default,
     aten._to_copy.default,
 )
-"""Rounded once an element, so every kernel gives the same bits; a sine's vector code and its scalar code need not."""
+"""Rounded once for each element, so every kernel gives the same bits. A sine's vector and scalar code may differ."""
 
 _SPLITS = (aten.split.Tensor, aten.split_with_sizes.default)
 
@@ -51,11 +50,31 @@ class _Part:
 
 
 def split_concatenations(graph_module: fx.GraphModule) -> PassReport:
-    """Rewrite parts of concatenations to parts of their operands, in place; functional graphs, static sizes.
+    """Rewrite parts of concatenations as parts of their operands, in place.
 
-    Reached through operators that round each element by itself, where nothing else reads their results and no two parts
-    overlap, so that nothing is computed twice. Exact: the same numbers; what was a view into the whole becomes a tensor
-    with strides of its own. Parts that cut an operand and reach into the next are declined.
+    Exact: the same numbers, but a view into the whole becomes a tensor with strides of its own. A part is followed
+    through operators that round each element by itself, where nothing else reads their results and no two parts
+    overlap, so that nothing is computed twice. Parts that cut an operand and reach into the next are declined.
+
+    Args:
+        graph_module: A functional ATen graph with ``meta["val"]`` and static sizes.
+
+    Returns:
+        The report; `changed` counts rewritten parts.
+
+    Example:
+        >>> import torch
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> from fusion_compile.passes import format_graph, split_concatenations
+        >>> def apart(a, b):
+        ...     return torch.cat([a, b])[:2].sin()
+        >>> graph_module = make_fx(apart, tracing_mode="fake")(torch.ones(2), torch.ones(3))
+        >>> split_concatenations(graph_module).changed
+        1
+        >>> print(format_graph(graph_module.graph))
+        a_1: float32[2] = input
+        sin: float32[2] = aten.sin.default(a_1)
+        return sin
     """
     graph = graph_module.graph
     before = len(calls(graph))
@@ -64,9 +83,9 @@ def split_concatenations(graph_module: fx.GraphModule) -> PassReport:
     again = True
     while again:
         again = False
-        for rewrite in (_rejoin, _separate, _sink):  # what is whole again needs not be taken apart
+        for rewrite in (_rejoin, _separate, _sink):  # a tensor that is whole again need not be split
             for node in calls(graph):
-                count = rewrite(node, declined) if node.users else 0  # what was erased has no users
+                count = rewrite(node, declined) if node.users else 0  # an erased node has no users
                 changed += count
                 again |= count > 0
     names = {node.name for node in graph.nodes}
@@ -76,7 +95,7 @@ def split_concatenations(graph_module: fx.GraphModule) -> PassReport:
 
 
 def _rejoin(node: fx.Node, declined: dict[str, str]) -> int:
-    """A concatenation of all parts of one tensor, in order, is that tensor."""
+    """Replace a concatenation of all parts of one tensor, in order, by that tensor."""
     operands, dim = _concatenation(node)
     parts = [part for part in map(_part, operands) if part is not None and part.dim == dim]
     if not parts or len(parts) < len(operands) or len({part.source for part in parts}) > 1:
@@ -91,7 +110,7 @@ def _rejoin(node: fx.Node, declined: dict[str, str]) -> int:
 
 
 def _separate(node: fx.Node, declined: dict[str, str]) -> int:
-    """What is a part of the concatenation `node` becomes an operand, a part of one, or a concatenation of some."""
+    """Replace each part of the concatenation `node` by an operand, a part of one, or a concatenation of several."""
     operands, dim = _concatenation(node)
     parts = [part for part in _parts_of(node) if part.dim == dim]
     if not operands or not parts:
@@ -121,7 +140,7 @@ def _separate(node: fx.Node, declined: dict[str, str]) -> int:
 
 
 def _sink(node: fx.Node, declined: dict[str, str]) -> int:
-    """An elementwise operator of which only parts are read is applied to parts of its operands."""
+    """Apply an elementwise operator, of which only parts are read, to parts of its operands."""
     if node.target not in _ELEMENTWISE or node.kwargs.get("alpha", 1) != 1:
         return 0
     parts = _parts_of(node)
@@ -175,7 +194,7 @@ def _concatenation(node: fx.Node) -> tuple[list[fx.Node], int]:
 
 
 def _readers(node: fx.Node) -> list[fx.Node]:
-    """Who reads `node`; of a split, who its items are."""
+    """The readers of `node`; for a split, the readers are its items."""
     readers: list[fx.Node] = []
     for user in node.users:
         readers += user.users if user.target in _SPLITS else [user]
@@ -187,7 +206,7 @@ def _parts_of(node: fx.Node) -> list[_Part]:
 
 
 def _part(node: fx.Node) -> _Part | None:
-    """`node` as consecutive entries of its source, if it is that, with static sizes."""
+    """`node` as consecutive entries of its source, or None if it is not."""
     whole = node.args[0] if node.target in (operator.getitem, aten.slice.Tensor) else None
     if not isinstance(whole, fx.Node):
         return None
@@ -217,7 +236,7 @@ def _overlap(parts: list[_Part]) -> bool:
 
 
 def _slice(node: fx.Node, dim: int, start: int, end: int) -> fx.Node:
-    """Entries `start` to `end` of `node`, which is not sliced where that is all of them."""
+    """Entries `start` to `end` of `node`, or `node` itself if that is all of them."""
     if (start, end) == (0, _size(node, dim)):
         return node
     return _call(node.graph, aten.slice.Tensor, (node, dim, start, end))
@@ -231,7 +250,7 @@ def _call(graph: fx.Graph, target: Any, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _erase_unread(nodes: list[fx.Node]) -> None:
-    """Erase those of `nodes` that nothing reads, and then the splits that they were items of."""
+    """Erase the nodes that nothing reads, and then the splits whose items they were."""
     for node in dict.fromkeys(nodes):
         if not node.users:
             sources = node.all_input_nodes

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile._sampler.program import SamplerProgram
-from fusion_compile._sampler.table.pass_watch import PassWatch
+from fusion_compile._sampler.table.learned_rows import LearnedRows
+from fusion_compile._sampler.table.trajectory_watch import TrajectoryWatch
 from fusion_compile.sampler import Sampler, optimize_sampler
 
 X, Y, NULL = torch.randn(2, 4), torch.tensor([1, 2]), torch.tensor([0, 0])
@@ -86,18 +87,23 @@ class Counter:
         return ran
 
 
-def without_free_looks(sampler: Sampler) -> PassWatch:
+def rows_of(sampler: Sampler) -> LearnedRows:
+    rows = program_of(sampler).rows
+    assert isinstance(rows, LearnedRows)
+    return rows
+
+
+def without_free_looks(sampler: Sampler) -> TrajectoryWatch:
     """The rule of a GPU, on a CPU."""
-    passes = program_of(sampler).passes
-    assert isinstance(passes, PassWatch)
-    passes._look_always = sampler._verify == "always"
-    return passes
+    watch = rows_of(sampler).trajectories
+    watch._look_always = sampler._options.verify == "always"
+    return watch
 
 
 TIMES = (8.0, 7.0, 6.0, 5.0)
 
 
-def trusted(verify: str = "pass", **options: object) -> Sampler:
+def trusted(verify: str = "trajectory", **options: object) -> Sampler:
     """A sampler that has seen two schedules without an unknown timestep after the one in which it learned."""
     sampler = make(4, verify=verify, **options)
     assert exactly(sampler, TIMES[0])

@@ -78,9 +78,13 @@ def differing(one: Mapping[str, bytes], other: Mapping[str, bytes]) -> list[str]
     return sorted(n for n in {*one, *other} if one.get(n) != other.get(n))
 
 
+def _naming(name: str) -> Callable[[str], str]:
+    return lambda message: f"{name}: {message}"
+
+
 def assert_same_weights(model: nn.Module, reference: nn.Module, rtol: float = 1e-5, atol: float = 1e-6) -> None:
     """Every entry of both state dicts close: by default to a few roundings of fp32, as another order of sums makes."""
     for (name, ours), (_, theirs) in zip(
         sorted(model.state_dict().items()), sorted(reference.state_dict().items()), strict=True
     ):
-        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol, msg=_naming(name))

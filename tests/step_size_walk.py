@@ -21,7 +21,7 @@ from tests.problems import BowlGradient
 
 def adam(lr: float = 1e-3) -> Transform:
     """Adam as the official ScheduleFree+ has it, with one rate."""
-    return optim.chain(optim.scale_by_adam(0.9, 0.95), optim.scale_by_learning_rate(lr), name="adam")
+    return optim.chain(optim.scale_by_adam((0.9, 0.95)), optim.scale_by_learning_rate(lr), name="adam")
 
 
 class Walk:

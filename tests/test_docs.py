@@ -1,9 +1,11 @@
-"""The pages on optimizers: their snippets run, their new lines exist, and each public name has its place."""
+"""The pages keep their word: links lead somewhere, new lines of the porting tables exist, each factory has a section.
+
+That their snippets run is in ``test_snippets.py``, that the site builds and works in ``test_site.py``.
+"""
 
 from __future__ import annotations
 
 import ast
-import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -11,53 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-import fusion_compile as fc
 from fusion_compile import optim
-from fusion_compile.optim.matrix.coefficients import TABLES
+from fusion_compile.optim.matrix.coefficients import POLYNOMIALS
 from fusion_compile.optim.matrix.newton_schulz import safe_gram_restarts
 from tests.test_house import public_names
 
-DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ("optimizers.md", "porting.md", "gotchas.md")
-
-
-def blocks(page: str) -> list[str]:
-    """A page's Python; the first block is the preamble of all others."""
-    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
-
-
-def snippets() -> list[Any]:
-    return [pytest.param(page, i, id=f"{page}-{i}") for page in PAGES for i in range(1, len(blocks(page)))]
-
-
-def started(page: str) -> dict[str, Any]:
-    torch.manual_seed(0)
-    names: dict[str, Any] = {}
-    exec(blocks(page)[0], names)
-    return names
-
-
-@pytest.fixture(autouse=True)
-def uncompiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Snippets say nothing of modes and paths; here they run in eager mode and write into a folder of the test."""
-    monkeypatch.setattr(fc, "compile_training_step", functools.partial(fc.compile_training_step, mode="eager"))
-    monkeypatch.setattr(optim, "as_torch_optimizer", functools.partial(optim.as_torch_optimizer, mode="eager"))
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.mark.parametrize(("page", "at"), snippets())
-def test_a_snippet_runs_and_what_it_builds_trains(page: str, at: int) -> None:
-    names = started(page)
-    batch = names["batch"] if "batch" in names else names["loader"][0]
-    exec(blocks(page)[at], names)
-    optimizer, step = names.get("optimizer"), names.get("step")
-    if isinstance(optimizer, optim.Transform) and step is None:
-        step = fc.compile_training_step(names["model"], names["loss_fn"], optimizer=optimizer)
-        for _ in range(3):
-            step(*batch)
-    if step is not None:
-        assert step.metrics["skipped"] == 0
-    assert all(p.isfinite().all() for p in names["model"].parameters())
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 
 
 def new_lines() -> list[Any]:
@@ -84,7 +47,7 @@ def test_there_are_new_lines() -> None:
 def test_each_transform_and_recipe_has_a_section() -> None:
     """A factory of the public names, that is, whatever is a function and no schedule or joint."""
     text = (DOCS / "optimizers.md").read_text(encoding="utf-8")
-    joints = {"chain", "partition", "as_torch_optimizer"}
+    joints = {"chain", "named_chain", "partition", "as_torch_optimizer"}
     factories = {n for n in public_names("fusion_compile.optim") if not isinstance(getattr(optim, n), type)}
     factories -= joints | {"RECIPES", "COMPONENTS"}
     assert {n for n in factories if f"\n### `{n}`\n" not in text} == set()
@@ -97,22 +60,73 @@ def test_the_table_of_safe_restarts_is_what_auto_takes() -> None:
     rows = re.findall(r'^\| (`"[^|]*) \| (\([^|]*) \| ([^|]*) \| ([^|]*) \|$', text, re.MULTILINE)
     told = {table: cells for first, *cells in rows for table in re.findall(r'"(\w+)"', first)}
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
-    safe = {table: [safe_gram_restarts(table, dtype) for dtype in dtypes] for table in TABLES}
+    safe = {table: [safe_gram_restarts(table, dtype) for dtype in dtypes] for table in POLYNOMIALS}
     assert told == {t: ["plain iterations" if r is None else str(r) for r in restarts] for t, restarts in safe.items()}
 
 
-def anchors(page: str) -> set[str]:
-    """What GitHub makes of a page's headings."""
-    headings = re.findall(r"^#+ (.*)$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE)
+def without_code(text: str) -> str:
+    return re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+
+
+def links_of(page: Path) -> list[str]:
+    return re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text(encoding="utf-8")))
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub, and the site, make of a page's headings."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
-    text = re.sub(r"```.*?```|`[^`\n]*`", "", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL)
-    links = re.findall(r"\]\(([^)]+)\)", text)
-    assert links or page == "gotchas.md"
-    for link in links:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in links_of(page):
+        if link.startswith("https://"):
+            continue
         target, _, anchor = link.partition("#")
-        assert not anchor or anchor in anchors(target or page), link
-        assert (DOCS / (target or page)).exists(), link
+        where = (page.parent / target).resolve() if target else page
+        assert where.is_relative_to(ROOT) and where.exists(), link
+        assert not anchor or anchor in anchors(where), link
+
+
+def test_there_are_links() -> None:
+    assert sum(len(links_of(page)) for page in PAGES) > 100
+
+
+def where_is_it() -> dict[str, tuple[Path, list[str]]]:
+    """The table of CONTRIBUTING.md: question -> the file, and the names that are said to be there."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.partition("## Where is it\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ([^|]*\?) \| \[[^]]*\]\(([^)]*)\)[^|]*\| (.*) \|$", section, re.MULTILINE)
+    return {question: (ROOT / path, re.findall(r"`(\w+)`", names)) for question, path, names in rows}
+
+
+@pytest.mark.parametrize(
+    ("question", "name"),
+    [
+        ("where would I add a new optimizer?", "RECIPES"),
+        ("where is the non-finite skip?", "skip_nonfinite"),
+        ("who decides what is hoisted?", "choose_residuals"),
+    ],
+)
+def test_a_newcomer_finds_it_in_two_clicks_from_the_readme(question: str, name: str) -> None:
+    assert "CONTRIBUTING.md#where-is-it" in links_of(ROOT / "README.md")
+    file, names = where_is_it()[question]
+    assert names[0] == name
+    defines = rf"^\s*(?:def )?{name}\b"  # a function, an assignment, or a field
+    assert re.search(defines, file.read_text(encoding="utf-8"), re.MULTILINE), f"{file} no longer has {name}."
+
+
+def test_what_is_said_to_be_in_a_file_is_in_it() -> None:
+    table = where_is_it()
+    assert len(table) > 6
+    for file, names in table.values():
+        words = set(re.findall(r"\w+", "".join(path.read_text("utf-8") for path in file.parent.glob("*.py"))))
+        assert set(names) <= words or file.suffix == ".md", (file, names)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r"[\w/-]+\.md", text.partition("\nnav:\n")[2]))
+    assert named == {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from dit import DiT
 from torch import Tensor, nn
 
-from fusion_compile.sampler import Sampler, optimize_sampler
+from fusion_compile.sampler import Batched, Sampler, optimize_sampler
 from tests.small_denoiser import Scalar
 
 N_STEPS = 8
@@ -79,7 +79,7 @@ def test_any_names_and_structures_work_by_dataflow_alone() -> None:
                 expected = model(foo, bar=bar, qux=qux)
             got = sampler(foo, bar=bar, qux=qux)
             assert isinstance(got, tuple) and all(map(torch.equal, got, expected))
-    assert "bar=step" in sampler.explain() and "guessed" not in sampler.explain()
+    assert "bar=step" in str(sampler.report) and "guessed" not in str(sampler.report)
 
 
 def test_roles_are_guessed_from_shapes_when_names_tell_nothing() -> None:
@@ -94,7 +94,7 @@ def test_roles_are_guessed_from_shapes_when_names_tell_nothing() -> None:
 
     sampler = optimize_sampler(Anonymous().eval(), N_STEPS, mode="eager")
     assert difference(sampler, torch.randn(2, 1, 8, 8), sampler.timesteps[3].expand(2), torch.tensor([4, 7])) == 0
-    assert "a=live (guessed), b=step (guessed), d=request (guessed)" in sampler.explain()
+    assert "a=live (guessed), b=step (guessed), d=request (guessed)" in str(sampler.report)
 
 
 def test_serial_guidance_alternates_between_two_requests_without_computing_them_again(
@@ -102,7 +102,7 @@ def test_serial_guidance_alternates_between_two_requests_without_computing_them_
 ) -> None:
     sampler = optimize_sampler(random_dit(), N_STEPS, mode="eager")
     y, null = torch.tensor([3, 5]), torch.tensor([10, 10])
-    sampler.prepare(torch.randn(2, 1, 8, 8), sampler.timesteps[:1].expand(2), y)
+    sampler.prepare((torch.randn(2, 1, 8, 8), sampler.timesteps[:1].expand(2), y))
     table = next(iter(sampler._programs.values())).table
     taken: list[object] = []
     take = table.take_slot
@@ -163,18 +163,18 @@ def test_sample_is_the_euler_loop_over_the_model() -> None:
             guided = guided - (now - then) * (v_null + 2.0 * (v - v_null))
     assert torch.equal(sampler.sample(noise, y), plain)
     assert torch.equal(sampler.sample(noise, y=y), plain)
-    assert torch.equal(sampler.sample(noise, y, guidance_scale=2.0, null=null), guided)
+    assert torch.equal(sampler.sample(noise, y, guidance_scale=2.0, unconditional=null), guided)
 
 
 def test_batched_mode_states_its_difference() -> None:
     times = torch.linspace(1, 0, N_STEPS + 1)[:-1]
-    sampler = optimize_sampler(random_dit(), N_STEPS, timesteps=times, mode="eager", exact=False)
+    sampler = optimize_sampler(random_dit(), N_STEPS, timesteps=times, mode="eager", conditioning=Batched())
     x, y = torch.randn(3, 1, 8, 8), torch.tensor([1, 2, 3])
     for t in sampler.timesteps:
         assert difference(sampler, x, t.expand(3), y) < 1e-4  # fp32, another order of summation in the matrix products
     measured = next(iter(sampler._programs.values())).table.measured_difference
     assert measured is not None and 0 <= measured < 1e-4
-    assert "batched rows are within" in sampler.explain()
+    assert "batched rows are within" in str(sampler.report)
 
 
 def test_another_batch_is_another_program_and_their_number_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,11 +243,11 @@ def test_the_body_takes_no_timestep_and_its_graph_waits_for_nothing() -> None:
     from fusion_compile.passes import find_host_syncs
 
     sampler = optimize_sampler(random_dit(), N_STEPS, mode="eager")
-    sampler.prepare(torch.randn(2, 1, 8, 8), sampler.timesteps[:1].expand(2), torch.tensor([1, 2]))
+    sampler.prepare((torch.randn(2, 1, 8, 8), sampler.timesteps[:1].expand(2), torch.tensor([1, 2])))
     program = next(iter(sampler._programs.values()))
     assert [n.name for n in program._body_graph.graph.find_nodes(op="placeholder")] == ["x"]
     assert find_host_syncs(program._body_graph) == ()
-    before, after = sampler.reports()[0].launches
+    before, after = sampler.report.programs[0].launches
     assert after < before
 
 
@@ -260,7 +260,7 @@ REFUSALS: list[tuple[str, Any]] = [
     ("training mode", lambda: optimize_sampler(random_dit().train(), 4)),
     ("needs \\[4\\]", lambda: optimize_sampler(random_dit(), 4, timesteps=[1.0, 0.5])),
     ("at least one step", lambda: optimize_sampler(random_dit(), 0)),
-    ("use 'pass', 'always' or 'never'", lambda: optimize_sampler(random_dit(), 4, verify="often")),  # type: ignore[arg-type]
+    ("use 'trajectory', 'always' or 'never'", lambda: optimize_sampler(random_dit(), 4, verify="often")),  # type: ignore[arg-type]
     ("mode='fast' is not known", lambda: optimize_sampler(random_dit(), 4, mode="fast")),
     ("does not take", lambda: optimize_sampler(random_dit(), 4, roles={"time": "step"})),
     (
@@ -285,7 +285,7 @@ REFUSALS: list[tuple[str, Any]] = [
         ),
     ),
     (
-        "needs null",
+        "needs unconditional",
         lambda: optimize_sampler(random_dit(), 4, mode="eager").sample(
             torch.randn(2, 1, 8, 8), torch.tensor([1, 2]), guidance_scale=2.0
         ),
@@ -303,6 +303,25 @@ REFUSALS: list[tuple[str, Any]] = [
 def test_bad_input_is_refused_with_a_sentence(sentence: str, act: Any) -> None:
     with pytest.raises(ValueError, match=sentence):
         act()
+
+
+def test_old_names_are_refused_with_the_new_ones() -> None:
+    sampler = optimize_sampler(random_dit(), 4, mode="eager")
+    with pytest.raises(AttributeError, match=r"free_hoisted_weights is called release_weights\(to='drop'\) now"):
+        _ = sampler.free_hoisted_weights
+    with pytest.raises(AttributeError, match=r"reports is called report\.programs now"):
+        _ = sampler.reports
+    for old in ("exact", "rank", "t_range"):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{old}'"):
+            optimize_sampler(random_dit(), 4, **{old: 1})  # type: ignore[arg-type]
+
+
+def test_steps_may_be_left_out_where_timesteps_are_given_and_inputs_may_have_names() -> None:
+    inputs = {"x": torch.randn(2, 1, 8, 8), "t": torch.full((2,), 0.5), "y": torch.tensor([1, 2])}
+    for given in (inputs, tuple(inputs.values()), ((inputs["x"],), {"t": inputs["t"], "y": inputs["y"]})):
+        sampler = optimize_sampler(random_dit(), timesteps=[1.0, 0.5], example_inputs=given, mode="eager")
+        assert sampler.timesteps.tolist() == [1.0, 0.5] and len(sampler.report.programs) == 1
+        assert difference(sampler, **inputs) == 0
 
 
 def test_a_model_that_cannot_be_exported_is_refused_by_name() -> None:

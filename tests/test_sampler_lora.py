@@ -92,7 +92,7 @@ def test_an_adapter_on_dropped_weights_is_refused_until_they_are_restored() -> N
     state = {n: t.clone() for n, t in model.state_dict().items()}
     sampler = optimize_sampler(model, 3, mode="eager")
     assert served(sampler)
-    sampler.free_hoisted_weights(to="drop")
+    sampler.release_weights(to="drop")
     inject(model, "out")
     with pytest.raises(RuntimeError, match="building the sampler again needs weights"):
         out(sampler)

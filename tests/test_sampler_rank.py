@@ -1,4 +1,4 @@
-"""optimize_sampler(rank=): any timestep of a range is served without a table, as closely as the report says."""
+"""conditioning=Rank(…): any timestep of a range is served without a table, as closely as the report says."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from fusion_compile._sampler.graph import by_shape
 from fusion_compile._sampler.graph.call import Call, CallKey
 from fusion_compile._sampler.graph.export import DenoiserGraph, trace_denoiser
 from fusion_compile._sampler.rank.fit import N_SAMPLES
-from fusion_compile._sampler.rank.range_rows import CallCount, TimestepRange
-from fusion_compile.sampler import Sampler, optimize_sampler
+from fusion_compile._sampler.rank.range_rows import RangeRows
+from fusion_compile._sampler.rows import Seen
+from fusion_compile.sampler import Rank, Sampler, optimize_sampler
 from tests.models.tiny import tiny_call, tiny_model
 from tests.oracles import rank_conditioning as twin
 from tests.small_denoiser import Scalar
@@ -59,8 +60,8 @@ def one_export_for_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
 _TRACED: dict[tuple[nn.Module, CallKey], DenoiserGraph] = {}
 
 
-def make(model: nn.Module, rank: int = 16, **options: Any) -> Sampler:
-    return optimize_sampler(model, N_STEPS, rank=rank, t_range=options.pop("t_range", (0, 1)), mode="eager", **options)
+def make(model: nn.Module, rank: int = 16, covers: tuple[float, float] = (0, 1), **options: Any) -> Sampler:
+    return optimize_sampler(model, N_STEPS, conditioning=Rank(rank, covers), mode="eager", **options)
 
 
 def difference(sampler: Sampler, *call: Tensor, model: nn.Module | None = None) -> float:
@@ -71,7 +72,7 @@ def difference(sampler: Sampler, *call: Tensor, model: nn.Module | None = None) 
 
 
 def measured(sampler: Sampler) -> float:
-    rank = sampler.reports()[0].rank
+    rank = sampler.report.programs[0].rank
     assert rank is not None and rank.measured_difference is not None
     return rank.measured_difference
 
@@ -161,7 +162,7 @@ def test_error_falls_with_rank_to_rounding(num_classes: int | None) -> None:
 def test_a_rank_as_large_as_the_number_of_timesteps_loses_nothing() -> None:
     """Seven integers and no more: their curve spans six directions, however it turns."""
     model = smooth_dit()
-    sampler = make(model, rank=12, t_range=(0, 6))
+    sampler = make(model, rank=12, covers=(0, 6))
     for t in range(7):
         assert difference(sampler, X, torch.full((2,), t), Y) < 1e-5  # fp32
     assert measured(sampler) < 1e-5
@@ -173,20 +174,20 @@ def test_no_timestep_has_a_row_and_the_body_takes_it() -> None:
         sampler(X, t.expand(2), Y)
     program = next(iter(sampler._programs.values()))
     assert {"x", "t"} == {str(n.target) for n in program._body_graph.graph.find_nodes(op="placeholder")}
-    assert not any(buffer.time.per_step for buffer in program.table._buffers) and len(program.index) == 1
+    assert not any(buffer.time.per_step for buffer in program.table._buffers) and len(program.rows) == 1
 
 
 def test_the_report_says_what_was_done_and_not_that_it_is_exact() -> None:
     model = smooth_dit()
     sampler = make(model, rank=5)
     sampler(X, T, Y)
-    done = sampler.reports()[0].rank
+    done = sampler.report.programs[0].rank
     assert done is not None
     modulation = [p for name, p in model.named_parameters() if "adaLN" in name]
     outs = 6 * 64 + 2 * 64
     assert done.layers == 2 and done.weight_bytes == sum(4 * p.numel() for p in modulation)
     assert done.factor_bytes == 4 * (5 * outs + 2 * outs + 2 * 64 + 64 * 5)
-    text = sampler.explain()
+    text = str(sampler.report)
     assert "approximate" in text and "exact\n" not in text
     assert "rank        5: 2 layers read" in text and "t in [0, 1]" in text
     assert "factored layers read; it stays exact." in text
@@ -195,8 +196,8 @@ def test_the_report_says_what_was_done_and_not_that_it_is_exact() -> None:
 def test_sample_is_euler_at_timesteps_that_the_body_computes() -> None:
     model = smooth_dit()
     noise = torch.randn(2, 1, 8, 8)
-    exact = optimize_sampler(model, N_STEPS, mode="eager").sample(noise, Y, guidance_scale=2.0, null=OTHER)
-    got = make(model, rank=48).sample(noise, Y, guidance_scale=2.0, null=OTHER)
+    exact = optimize_sampler(model, N_STEPS, mode="eager").sample(noise, Y, guidance_scale=2.0, unconditional=OTHER)
+    got = make(model, rank=48).sample(noise, Y, guidance_scale=2.0, unconditional=OTHER)
     assert (got - exact).norm() < 1e-5 * exact.norm()  # fp32, four steps
 
 
@@ -207,10 +208,10 @@ def test_freed_weights_are_those_that_were_factored_and_any_timestep_is_served_o
     given = [] if num_classes is None else [Y]
     sampler = make(model, rank=40)
     sampler(X, T, *given)
-    rank = sampler.reports()[0].rank
+    rank = sampler.report.programs[0].rank
     assert rank is not None
     labels = 0 if num_classes is None else model.y_embedder.embedding_table.weight.nbytes  # type: ignore[union-attr]
-    assert sampler.free_hoisted_weights() == rank.weight_bytes + labels
+    assert sampler.release_weights(to="drop") == rank.weight_bytes + labels
     assert model.blocks[0].adaLN_modulation[1].weight.numel() == 0  # type: ignore[index, union-attr, operator]
     for t in torch.rand(5):
         assert difference(sampler, X, t.expand(2), *given, model=untouched) < 1e-4
@@ -229,11 +230,11 @@ def test_what_a_new_request_needs_can_be_kept() -> None:
     state = copy.deepcopy(smooth_dit(None).state_dict())
     sampler = make(smooth_dit(), rank=40)
     sampler(X, T, Y)
-    assert sampler.free_hoisted_weights(keep_prologue=True) == 0  # every factor depends on the label
+    assert sampler.release_weights(to="drop", keep_prologue=True) == 0  # every factor depends on the label
     assert difference(sampler, X, T, OTHER) < 1e-4
     alone = make(smooth_dit(None), rank=40)
     alone(X, T)
-    assert alone.free_hoisted_weights(keep_prologue=True) > 0
+    assert alone.release_weights(to="drop", keep_prologue=True) > 0
     alone.restore_weights(state)
 
 
@@ -260,7 +261,9 @@ def test_factors_follow_the_weights_of_layers_and_of_what_they_read(
         assert difference(sampler, X, T, *given) < 1e-4
         before = measured(sampler)
         change(model.get_parameter(name))
-        for _ in range(N_STEPS if change is _unseen else 0):  # what counts no version is looked for once a pass
+        for _ in range(
+            N_STEPS if change is _unseen else 0
+        ):  # writes without a version are looked for once a trajectory
             sampler(X, T, *given)
         assert difference(sampler, X, T, *given) < 1e-4
         assert measured(sampler) != before
@@ -275,7 +278,7 @@ def test_two_requests_are_kept_and_a_third_is_fitted_anew() -> None:
 
 def test_a_timestep_outside_the_range_is_served_by_the_whole_model_and_said_once() -> None:
     sampler = make(smooth_dit(), rank=2)
-    with pytest.warns(UserWarning, match=r"outside of \[0, 1\], which rank= was fitted to"):
+    with pytest.warns(UserWarning, match=r"outside of \[0, 1\], which conditioning=Rank\(…\) was fitted to"):
         assert difference(sampler, X, torch.tensor([0.5, 1.5]), Y) == 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -284,10 +287,7 @@ def test_a_timestep_outside_the_range_is_served_by_the_whole_model_and_said_once
 
 def test_where_looking_costs_a_wait_a_timestep_outside_the_range_gives_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule for a GPU, on a CPU."""
-    from fusion_compile._sampler.rank.range_rows import RangeIndex
-    from fusion_compile._sampler.table.step_index import Seen
-
-    monkeypatch.setattr(RangeIndex, "look", lambda self, t: Seen(0, True, []))
+    monkeypatch.setattr(RangeRows, "locate", lambda self, t, request: Seen(0))
     sampler = make(smooth_dit())
     assert sampler(X, torch.tensor([0.5, 1.5]), Y).isnan().all()
     assert difference(sampler, X, T, Y) < 0.01
@@ -296,7 +296,7 @@ def test_where_looking_costs_a_wait_a_timestep_outside_the_range_gives_nan(monke
 def test_the_range_is_that_of_the_schedule_as_the_timesteps_dtype_rounds_it() -> None:
     model = copy.deepcopy(smooth_dit()).bfloat16()
     schedule = torch.tensor([0.999, 0.7, 0.3, 0.001])
-    sampler = optimize_sampler(model, N_STEPS, timesteps=schedule, rank=32, mode="eager")
+    sampler = optimize_sampler(model, N_STEPS, timesteps=schedule, conditioning=Rank(32), mode="eager")
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # 0.999 is 1 in bfloat16, and inside
         for t in schedule.bfloat16():
@@ -317,27 +317,27 @@ def test_transformers_of_diffusers(name: str) -> None:
     call = tiny_call(name, model, N_STEPS)
     t = call.arguments["timestep"]
     high = {"CogVideoX": 4, "SD3": 4.0, "AuraFlow": 0.004}[name]  # of 1000: little, as a tiny model has few directions
-    sampler = make(model, rank=4, t_range=(0, high))
+    sampler = make(model, rank=4, covers=(0, high))
     for value in torch.rand(3) * high:
         arguments = {**call.arguments, "timestep": torch.full_like(t, float(value)), "return_dict": False}
         with torch.no_grad():
             got, expected = sampler(**arguments)[0], model(**arguments)[0]
         assert (got - expected).norm() < max(1e-4, 5 * measured(sampler)) * expected.norm()
-    report = sampler.reports()[0]
+    report = sampler.report.programs[0]
     assert report.rank is not None and report.rank.layers == 5 and 0 < measured(sampler) < 0.1
     assert any("rows for a batch of 2" in d.reason for d in report.declined) == (name != "CogVideoX")
-    assert sampler.free_hoisted_weights() >= report.rank.weight_bytes
+    assert sampler.release_weights(to="drop") >= report.rank.weight_bytes
 
 
 def test_a_model_with_nothing_to_factor_is_said_to_have_nothing() -> None:
     sampler = make(Scalar().eval(), rank=4)
-    with pytest.warns(UserWarning, match="rank=4 factors no layer of this model.* linear: rank 4 is not below"):
+    with pytest.warns(UserWarning, match=r"Rank\(4\) factors no layer of this model.* linear: rank 4 is not below"):
         assert difference(sampler, torch.randn(2, 4), torch.tensor(0.5)) == 0
 
 
 def test_compiled_by_inductor_it_agrees_with_the_eager_sampler() -> None:
     model = smooth_dit()
-    compiled = optimize_sampler(model, N_STEPS, rank=16, t_range=(0, 1), mode="default")
+    compiled = optimize_sampler(model, N_STEPS, conditioning=Rank(16, (0, 1)), mode="default")
     for t in (0.1, 0.7):
         call = (X, torch.tensor([t, t]), Y)
         expected = make(model)(*call)
@@ -345,30 +345,18 @@ def test_compiled_by_inductor_it_agrees_with_the_eager_sampler() -> None:
     assert compiled(X, torch.tensor([0.3, 0.4]), Y).isfinite().all()
 
 
-def test_samples_are_values_of_the_timesteps_dtype() -> None:
-    integers, between = TimestepRange(0, 5).samples(512, torch.zeros(2, dtype=torch.int64))
-    assert integers.tolist() == [0, 1, 2, 3, 4, 5] == between.tolist()  # nothing lies between
-    some, others = TimestepRange(0, 999).samples(100, torch.zeros(1, dtype=torch.int64))
-    assert len(some) == 100 and not set(some.tolist()) & set(others.tolist()) and some[-1] == 999
-    halves, _ = TimestepRange(0.9, 1.1).samples(512, torch.zeros((), dtype=torch.bfloat16))
-    assert halves.dtype is torch.bfloat16 and len(halves) == len(halves.unique()) < 50
-
-
-def test_a_pass_is_counted_in_calls_of_the_request_it_began_with() -> None:
-    count = CallCount(3)
-    calls = [("a", True), ("b", True), *[("a", False), ("b", False)] * 4]
-    assert [count.seen(0, slot, new=new) for slot, new in calls] == [True, True, *[False] * 5, True, False, False]
-
-
-REFUSALS: list[tuple[str, dict[str, Any]]] = [
-    ("rank=0; a subspace has at least one dimension", {"rank": 0, "t_range": (0, 1)}),
-    ("none is known; pass t_range", {"rank": 8}),
-    ("pass rank= too", {"t_range": (0, 1)}),
-    ("two values", {"rank": 8, "t_range": (1, 1)}),
+REFUSALS: list[tuple[str, Callable[[], object]]] = [
+    ("rank=0\\): a subspace has at least one dimension", lambda: Rank(0, (0, 1))),
+    ("two different finite ends", lambda: Rank(8, (1, 1))),
+    ("none is known; pass Rank\\(8, \\(0, 1\\)\\)", lambda: optimize_sampler(smooth_dit(), 4, conditioning=Rank(8))),
+    (
+        r"the range of timesteps is \[1, 1\]; pass Rank\(8, \(first, last\)\) with two values",
+        lambda: optimize_sampler(smooth_dit(), timesteps=[1.0, 1.0], conditioning=Rank(8)),
+    ),
 ]
 
 
-@pytest.mark.parametrize(("sentence", "options"), REFUSALS, ids=[row[0] for row in REFUSALS])
-def test_bad_input_is_refused_with_a_sentence(sentence: str, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("sentence", "act"), REFUSALS, ids=[row[0] for row in REFUSALS])
+def test_bad_input_is_refused_with_a_sentence(sentence: str, act: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match=sentence):
-        optimize_sampler(smooth_dit(), N_STEPS, **options)
+        act()

@@ -11,8 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile._sampler.table.step_index import StepIndex
-from fusion_compile.sampler import optimize_sampler
-from tests.small_denoiser import NULL, TIMES, Counter, X, Y, denoiser, exactly, make, program_of, trusted
+from fusion_compile.sampler import Batched, optimize_sampler
+from tests.small_denoiser import (
+    NULL,
+    TIMES,
+    Counter,
+    X,
+    Y,
+    denoiser,
+    exactly,
+    make,
+    program_of,
+    rows_of,
+    trusted,
+)
 
 DTYPES = [torch.int64, torch.float32, torch.float64, torch.bfloat16]
 
@@ -28,15 +40,15 @@ def test_timesteps_of_any_dtype_are_learned_and_then_known(
     counter = Counter(sampler, monkeypatch)
     assert all(exactly(sampler, t.clone()) for t in times)
     assert counter.taken() == {}
-    assert len(program_of(sampler).index) == 4
+    assert len(rows_of(sampler).index) == 4
 
 
 def test_a_step_is_computed_when_it_is_first_asked_for_and_once_for_each_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sampler = make()
-    sampler.prepare(X, torch.ones(2), Y)
-    assert len(program_of(sampler).index) == 0  # nobody asked for a timestep yet
+    sampler.prepare((X, torch.ones(2), Y))
+    assert len(rows_of(sampler).index) == 0  # nobody asked for a timestep yet
     counter = Counter(sampler, monkeypatch)
     assert exactly(sampler, 1.0) and exactly(sampler, 1.0, NULL)  # serial guidance
     assert counter.taken() == {"STEP": 1, "REQUEST": 1, "STEP_REQUEST": 2}  # the request of Y is there
@@ -68,13 +80,13 @@ def test_room_doubles_to_four_schedules_and_then_the_row_not_used_for_longest_is
     sampler = make(2)
     for n, room in [(1, 2), (2, 2), (3, 4), (5, 8), (8, 8)]:
         assert all(exactly(sampler, float(t)) for t in range(n))
-        assert (len(program_of(sampler).index), program_of(sampler).index.capacity) == (n, room)
+        assert (len(rows_of(sampler).index), rows_of(sampler).index.capacity) == (n, room)
     assert exactly(sampler, 0.0) and exactly(sampler, 100.0)  # takes the place of 1
     counter = Counter(sampler, monkeypatch)
     assert all(exactly(sampler, float(t)) for t in (0, 2, 3, 4, 5, 6, 7, 100))
     assert counter.taken() == {}
     assert exactly(sampler, 1.0) and counter.taken()["STEP"] == 1
-    assert len(program_of(sampler).index) == program_of(sampler).index.capacity == 8
+    assert len(rows_of(sampler).index) == rows_of(sampler).index.capacity == 8
 
 
 def test_both_requests_follow_a_table_that_grew_and_gave_rows_away() -> None:
@@ -88,7 +100,7 @@ def test_bf16_timesteps_that_round_to_one_value_have_one_row() -> None:
     sampler = make(4, timesteps=times)
     for t in times:
         assert exactly(sampler, t.to(torch.bfloat16).expand(2))
-    assert len(program_of(sampler).index) == len(times.bfloat16().unique()) < 4
+    assert len(rows_of(sampler).index) == len(times.bfloat16().unique()) < 4
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32], ids=str)
@@ -96,7 +108,7 @@ def test_prepare_sets_a_schedule_before_anything_is_known(dtype: torch.dtype, mo
     sampler = make()
     schedule = torch.tensor([981, 741, 500, 261, 21])
     sampler.prepare(timesteps=schedule)
-    sampler.prepare(timesteps=schedule.tolist(), y=Y)  # the latent's shape is still not known
+    sampler.prepare(kwargs={"y": Y}, timesteps=schedule.tolist())  # the latent's shape is still not known
     assert sampler.timesteps.tolist() == schedule.tolist() and len(sampler._programs) == 0
     assert exactly(sampler, schedule[:1].to(dtype).expand(2))
     counter = Counter(sampler, monkeypatch)
@@ -109,14 +121,14 @@ def test_prepare_with_a_schedule_and_a_request_leaves_nothing_for_the_loop(monke
     sampler = make()
     assert exactly(sampler, 1.0)
     schedule = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5, 0.1])
-    sampler.prepare(timesteps=schedule, y=NULL)
+    sampler.prepare(kwargs={"y": NULL}, timesteps=schedule)
     counter = Counter(sampler, monkeypatch)
     assert all(exactly(sampler, t.expand(2), NULL) for t in schedule)
     assert counter.taken() == {}
     sampler.prepare(timesteps=[0.3, 0.2])
     assert counter.taken() == {"STEP": 2, "STEP_REQUEST": 4}  # for both requests that are kept
     assert all(exactly(sampler, t, y) for t in (0.3, 0.2) for y in (Y, NULL)) and counter.taken() == {}
-    sampler.prepare(X, torch.full((2,), 0.3), Y + 1)
+    sampler.prepare((X, torch.full((2,), 0.3), Y + 1))
     assert counter.taken() == {"REQUEST": 1, "STEP_REQUEST": 2}
     assert exactly(sampler, 0.2, Y + 1) and counter.taken() == {}
 
@@ -143,7 +155,7 @@ def test_a_schedule_may_be_the_models_own_argument() -> None:
             return out
 
     sampler = optimize_sampler(Named().eval(), 2, mode="eager")
-    sampler.prepare(X, torch.ones(2), Y, timesteps=[0.5, 0.2])
+    sampler.prepare((X,), {"timesteps": torch.ones(2), "y": Y}, timesteps=[0.5, 0.2])
     assert sampler.timesteps.tolist() == pytest.approx([0.5, 0.2])
     assert exactly(sampler, 0.5) and torch.equal(
         sampler(X, timesteps=torch.full((2,), 0.2), y=Y), sampler.model(X, torch.full((2,), 0.2), Y)
@@ -161,13 +173,13 @@ def test_a_timestep_for_each_token_has_a_row_if_all_are_equal_and_else_is_the_mo
         warnings.simplefilter("error")
         assert exactly(sampler, uneven + 1, x=x)  # said once
         assert exactly(sampler, torch.full((2, 3), 0.9), x=x)
-    sampler.free_hoisted_weights(to="drop")
+    sampler.release_weights(to="drop")
     with pytest.raises(RuntimeError, match=r"timestep \[0.899.*differs within one call"):
         sampler(x, uneven, Y)
 
 
 def test_batched_rows_are_computed_together_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    sampler = make(exact=False)
+    sampler = make(conditioning=Batched())
     schedule = torch.tensor([0.9, 0.6, 0.3])
     sampler.prepare(timesteps=schedule)
     for t in schedule:
@@ -183,11 +195,11 @@ def test_dropped_weights_leave_what_was_prepared_and_an_unknown_timestep_is_name
     model = denoiser()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     sampler = optimize_sampler(model, 4, mode="eager")
-    sampler.prepare(X, torch.tensor([7, 7]), Y)
+    sampler.prepare((X, torch.tensor([7, 7]), Y))
     with pytest.raises(ValueError, match="no timestep is known yet"):
-        sampler.free_hoisted_weights(to="drop")
+        sampler.release_weights(to="drop")
     sampler.prepare(timesteps=[981, 500, 21])
-    assert sampler.free_hoisted_weights(to="drop") > 0
+    assert sampler.release_weights(to="drop") > 0
     twin = denoiser()
     twin.load_state_dict(state)
     with torch.no_grad():
@@ -206,14 +218,14 @@ def test_dropping_completes_the_preset_of_sample_if_no_other_timestep_was_asked_
     sampler = make(4)
     twin = denoiser()
     twin.load_state_dict(sampler.model.state_dict())
-    sampler.prepare(X, torch.ones(2), Y)
-    sampler.free_hoisted_weights(to="drop")
+    sampler.prepare((X, torch.ones(2), Y))
+    sampler.release_weights(to="drop")
     with torch.no_grad():
         assert all(torch.equal(sampler(X, t.expand(2), Y), twin(X, t.expand(2), Y)) for t in sampler.timesteps)
     other = make(4)
     assert exactly(other, 0.3)
-    other.free_hoisted_weights(to="drop")
-    assert len(program_of(other).index) == 1
+    other.release_weights(to="drop")
+    assert len(rows_of(other).index) == 1
 
 
 @pytest.mark.parametrize(
@@ -238,10 +250,10 @@ def test_prepare_refuses_what_the_model_does_not_take_and_a_request_in_parts() -
 
     sampler = optimize_sampler(Two().eval(), 2, mode="eager")
     with pytest.raises(TypeError, match="unexpected keyword argument 'label'"):
-        sampler.prepare(label=Y)
+        sampler.prepare(kwargs={"label": Y})
     sampler(X, torch.ones(2), Y, X)
     with pytest.raises(TypeError, match=r"prepare\(\) lacks \['text'\] of the request"):
-        sampler.prepare(y=Y)
+        sampler.prepare(kwargs={"y": Y})
 
 
 # ---- where looking at the timestep costs a wait
@@ -260,7 +272,7 @@ def count_looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return looks
 
 
-def test_a_trusted_caller_is_looked_at_where_a_pass_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trusted_caller_is_looked_at_where_a_trajectory_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = trusted()
     looks = count_looks(monkeypatch)
     for t in [*TIMES, *TIMES]:
@@ -286,7 +298,7 @@ def test_a_new_schedule_of_a_trusted_caller_is_learned(monkeypatch: pytest.Monke
         assert exactly(sampler, t)
 
 
-def test_guidance_by_turns_and_new_requests_of_a_trusted_caller_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guidance_in_two_calls_and_new_requests_of_a_trusted_caller_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = trusted()
     for t, y in itertools.product(TIMES * 4, (Y, NULL)):
         assert exactly(sampler, t, y)
@@ -320,7 +332,7 @@ def test_a_request_that_changes_at_every_step_is_served_and_said_once() -> None:
     assert len(said) == 1 and said[0].filename.endswith("small_denoiser.py")  # the caller's line, not the sampler's
 
 
-def test_a_new_request_for_each_image_and_guidance_by_turns_are_no_changes() -> None:
+def test_a_new_request_for_each_image_and_guidance_in_two_calls_are_no_changes() -> None:
     sampler = make()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

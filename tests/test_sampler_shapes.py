@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import inspect
-import re
 import warnings
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from dit import DiT
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fusion_compile._sampler.graph.by_shape import GraphsByShape
-from fusion_compile._sampler.graph.call import take_apart, what_varies
-from fusion_compile._sampler.graph.export import trace_denoiser
-from fusion_compile._say_once import SayOnce
-from fusion_compile.passes import format_graph
+from fusion_compile._sampler.graph.call import take_apart
 from fusion_compile.sampler import Sampler, optimize_sampler
-from tests.models.tiny import TINY, tiny_model
+from tests.convolutional_denoiser import Convolutional, noise
 
 pytestmark = pytest.mark.filterwarnings("ignore:the sampler was called with more than")
 
@@ -44,44 +39,6 @@ def is_exact(sampler: Sampler, *args: Any, **kwargs: Any) -> bool:
         return torch.equal(sampler(*args, **kwargs), sampler.model(*args, **kwargs))
 
 
-def canonical(module: fx.GraphModule) -> str:
-    """The graph as text, with nodes numbered. A slice's open ends are None, 0 or the largest number."""
-    graph, known = fx.Graph(), dict[fx.Node, fx.Node]()
-    for node in module.graph.nodes:
-        known[node] = graph.node_copy(node, known.__getitem__)
-        if node.op == "call_function":
-            known[node]._rename(f"n{len(known)}")
-    return re.sub(
-        r"(slice\.Tensor\(\w+, \d+), (?:0|None)(, \d+)?(?:, 9223372036854775807)?", r"\1, _\2", format_graph(graph)
-    )
-
-
-class Convolutional(nn.Module):
-    """Sizes enter as numbers, as positions, in a pooling and in a resize; text of any length is attended to."""
-
-    def __init__(self, branch: bool = False) -> None:
-        super().__init__()
-        self.down, self.up = nn.Conv2d(4, 8, 3, stride=2, padding=1), nn.Conv2d(8, 4, 3, padding=1)
-        self.norm, self.scale, self.text = nn.GroupNorm(2, 8), nn.Linear(1, 8), nn.Linear(6, 8)
-        self.act, self.branch = nn.SiLU(), branch
-
-    def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        scale = self.scale(t[:, None])
-        h = self.act(self.norm(self.down(x))) * (1 + scale[:, :, None, None])
-        b, c, rows, columns = h.shape
-        position = torch.arange(rows * columns, dtype=h.dtype, device=h.device) / (rows * columns)
-        q, k = h.flatten(2).transpose(1, 2) + position[:, None], self.text(text)
-        h = F.scaled_dot_product_attention(q, k, k).transpose(1, 2).reshape(b, c, rows, columns)
-        if self.branch and rows > 4:
-            h = h * 2
-        out: Tensor = self.up(F.interpolate(h, size=x.shape[2:], mode="bilinear"))
-        return out
-
-
-def noise(batch: int, rows: int, columns: int, text: int) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.randn(batch, 4, rows, columns), torch.full((batch,), 0.5), torch.randn(batch, text, 6)
-
-
 def test_another_batch_is_exported_once_more_and_every_further_one_is_derived() -> None:
     sampler = sampler_of(DiT(hidden_size=16, depth=1, num_heads=2))
     exports = []
@@ -102,23 +59,6 @@ def test_batch_resolution_and_text_length_vary_together() -> None:
     assert exports == [1, 2, 3, 3]
 
 
-@pytest.mark.parametrize("model", [DiT(hidden_size=16, depth=1, num_heads=2, num_classes=None), Convolutional()])
-def test_a_derived_graph_is_node_for_node_the_exported_one(model: nn.Module) -> None:
-    signature = inspect.signature(model.eval().forward)
-    ours = GraphsByShape(model, signature, SayOnce())
-    for batch in (2, 3, 4):
-        args = (
-            noise(batch, 8, 8, 5)
-            if isinstance(model, Convolutional)
-            else (torch.randn(batch, 1, 8, 8), torch.rand(batch))
-        )
-        call = take_apart(signature, args, {})
-        derived, exported = ours.of(call), trace_denoiser(model, signature, call)
-        assert canonical(derived.graph_module) == canonical(exported.graph_module)
-        assert (derived.inputs, derived.full_names) == (exported.inputs, exported.full_names)
-    assert ours.n_exports == 2
-
-
 def test_a_size_of_one_is_never_served_by_a_graph_for_more() -> None:
     sampler = sampler_of(Convolutional())
     for batch, exports in ((2, 1), (3, 2), (1, 3), (4, 3)):  # one export for the batch of 1 by itself
@@ -134,7 +74,7 @@ def test_the_other_side_of_a_branch_on_a_size_is_another_graph() -> None:
     small, _ = next(iter(graphs(sampler)._families.values())).symbolic
     line = inspect.getsourcelines(Convolutional.forward)[1] + 7
     refusal = small.refuses(take_apart(sampler._signature, noise(2, 12, 8, 5), {}))
-    assert refusal is not None and "x.shape[2]" in refusal and f"test_sampler_shapes.py:{line})" in refusal
+    assert refusal is not None and "x.shape[2]" in refusal and f"convolutional_denoiser.py:{line})" in refusal
 
 
 class _Twos(nn.Module):
@@ -229,22 +169,6 @@ def test_beyond_the_bound_the_message_says_what_varies() -> None:
     assert "float32[2]" in str(said[0].message) and "autocast" not in str(said[0].message)
 
 
-def test_what_varies_names_every_kind_of_difference() -> None:
-    def forward(x: Any, size: Any = None) -> None: ...
-
-    signature = inspect.signature(forward)
-    keys = [
-        take_apart(signature, args, {}).key
-        for args in (({"a": torch.zeros(2, 3)},), ({"b": torch.zeros(3, 2).T}, 1), ({"b": torch.zeros(2, 3)}, True))
-    ]
-    assert len(set(keys)) == 3
-    assert what_varies(keys) == (
-        "x float32[2, 3] cpu / float32[2, 3] cpu with strides [1, 2]; size left out / 1 / True"
-    )
-    assert what_varies(keys[:1]) == ""
-    assert take_apart(signature, (1.0,), {}).key != take_apart(signature, (1,), {}).key
-
-
 def test_a_replaced_parameter_is_read_at_the_next_shape_too() -> None:
     sampler = sampler_of(Convolutional())
     for batch in (2, 3):
@@ -271,20 +195,20 @@ def test_a_new_shape_fetches_what_was_moved_away_and_refuses_without_what_was_dr
     contents = {n: p.detach().clone() for n, p in moved.items()}
     _move_to_main_memory(sampler, moved)
     for program in sampler._programs.values():
-        program.watch.remember()
+        program.accept_weights()
     args = noise(4, 8, 8, 5)
     served = sampler(*args)
     assert graphs(sampler).n_exports == 2 and all(p.numel() == 0 for p in moved.values())
     table = sampler._programs.values()[-1].table
     fills: list[object] = []
-    table.fill, fill = lambda *args: (fills.append(args), fill(*args))[1], table.fill  # type: ignore[method-assign]
+    table.compute, fill = lambda *args: (fills.append(args), fill(*args))[1], table.compute  # type: ignore[method-assign]
     assert torch.equal(sampler(*args), served) and not fills  # what it knows of the weights outlives their visit
     sampler.restore_weights()
     with torch.no_grad():
         assert torch.equal(served, sampler.model(*args))
     assert all(torch.equal(p, contents[n]) for n, p in moved.items())
 
-    sampler.free_hoisted_weights(to="drop")
+    sampler.release_weights(to="drop")
     with pytest.raises(RuntimeError, match=r"the table of a new shape needs weights.*dropped.*prepare every shape"):
         sampler(*noise(6, 8, 8, 5))
     sampler.restore_weights(contents)
@@ -298,86 +222,3 @@ def test_a_new_shape_whose_loop_reads_freed_weights_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"the loop at this shape reads weights .*up.bias.*restore_weights"):
         sampler(*noise(3, 8, 8, 5))
     assert len(sampler._programs) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "exports"),
-    [
-        ("Flux", [{"height": 16, "text": 7}, {"height": 16, "width": 24, "text": 9}], 2),
-        ("Chroma", [{"batch": 3}], 2),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
-def test_diffusers_transformers_at_other_sizes(name: str, changes: list[dict[str, int]], exports: int) -> None:
-    diffusers_calls = pytest.importorskip("fusion_compile._sampler.without_weights.diffusers_calls")
-    pytest.importorskip("diffusers")
-    model = tiny_model(name)
-    signature = inspect.signature(model.forward)
-    ours = GraphsByShape(model, signature, SayOnce())
-    for change in ({}, *changes):
-        sizes = diffusers_calls.CallSizes(**{**vars(TINY[name].sizes), **change})
-        call = take_apart(signature, (), diffusers_calls.example_call(model, 2, sizes).arguments)
-        graph = ours.of(call)
-        given = {**graph.weights, **dict(zip(graph.inputs, call.tensors, strict=True))}
-        names = [node.name for node in graph.graph_module.graph.find_nodes(op="placeholder")]
-        with torch.no_grad():
-            (got, *_), (expected, *_) = (
-                graph.graph_module(*map(given.get, names)),
-                model(**{**call.arguments, "return_dict": False}),
-            )
-        assert torch.equal(got, expected)
-    assert ours.n_exports == exports
-
-
-def _refused(model: nn.Module, *args: Any) -> str:
-    with pytest.raises(ValueError) as refusal:
-        trace_denoiser(model, inspect.signature(model.forward), take_apart(inspect.signature(model.forward), args, {}))
-    return str(refusal.value)
-
-
-def test_a_model_that_reads_a_tensor_is_refused_with_the_line_that_reads() -> None:
-    class Lists(nn.Module):
-        def forward(self, x: Tensor, n: Tensor) -> Tensor:
-            lengths = n.tolist()
-            return x * len(set(lengths))
-
-    class Branches(nn.Module):
-        def forward(self, x: Tensor, n: Tensor) -> Tensor:
-            if n.sum() > 1:
-                return x
-            return x * 2
-
-    for model, line, source in ((Lists(), 2, "lengths = n.tolist()"), (Branches(), 2, "if n.sum() > 1:")):
-        first = inspect.getsourcelines(type(model).forward)[1]
-        said = _refused(model, torch.randn(2), torch.tensor([1, 2]))
-        assert f"{type(model).__name__} could not be exported for [(2,), (2,)]" in said
-        assert f"are read at {__file__}:{first + line - 1} (`{source}`)" in said
-
-
-def test_a_call_that_the_model_refuses_is_told_from_one_that_export_refuses() -> None:
-    class Picky(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            if x.shape[1] != 3:
-                raise RuntimeError("three channels are wanted")
-            return x
-
-    class Holds(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x + torch.from_numpy(x.numpy())
-
-    line = inspect.getsourcelines(Picky.forward)[1] + 2
-    said = _refused(Picky(), torch.randn(2, 4))
-    assert (
-        f"RuntimeError at {__file__}:{line} (" in said and "three channels are wanted. The model itself refuses" in said
-    )
-    assert "(`return x + torch.from_numpy(x.numpy())`)" in _refused(Holds(), torch.randn(2, 4))
-
-
-def test_lumina_is_refused_with_the_line_that_reads_its_mask() -> None:
-    pytest.importorskip("diffusers")
-    from fusion_compile._sampler.without_weights.diffusers_calls import example_call
-
-    model = tiny_model("Lumina2")
-    sampler = optimize_sampler(model, 2, mode="eager")
-    with pytest.raises(ValueError, match=r"transformer_lumina2.py:\d+ \(`.*tolist\(\)`\)\. Export sees no contents"):
-        sampler(**example_call(model, 2, TINY["Lumina2"].sizes).arguments)

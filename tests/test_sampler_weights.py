@@ -57,14 +57,14 @@ def test_weights_on_which_nothing_depends_go_only_when_asked() -> None:
     sampler = optimize_sampler(model, N_STEPS, mode="eager", timesteps=times)
     with torch.no_grad():
         want = [sampler(X, t.expand(2)) for t in times]
-        hoisted = sampler.free_hoisted_weights()
+        hoisted = sampler.release_weights(to="drop")
         assert model.unused.weight.numel() == 64 and model.encoder.weight.numel() == 128
-        unread = sampler.free_hoisted_weights(unread=True)
+        unread = sampler.release_weights(to="drop", unread=True)
         assert hoisted > 0 and unread == 4 * (64 + 8 + 128 + 16)
         assert model.unused.weight.numel() == model.encoder.weight.numel() == 0
         for t, before in zip(times, want, strict=True):
             assert torch.equal(sampler(X, t.expand(2)), before)
-        assert sampler.reports()[0].weight_bytes["unread"] == unread
+        assert sampler.report.programs[0].weight_bytes["unread"] == unread
 
 
 def _optimizer_step(model: DiT) -> None:
@@ -131,10 +131,10 @@ def test_weights_that_are_views_of_a_bank_written_by_a_compiled_program_are_foll
     assert model.t_embedder.mlp[0].weight._version == version
     assert difference(sampler) == 0
     with pytest.warns(UserWarning, match="part of a larger storage"):
-        assert sampler.free_hoisted_weights(to="drop") == 0
+        assert sampler.release_weights(to="drop") == 0
     assert difference(sampler) == 0
     own = make(copy.deepcopy(model))
-    assert own.free_hoisted_weights(to="drop") > 0
+    assert own.release_weights(to="drop") > 0
 
 
 def test_writes_through_data_are_seen_by_sample_and_prepare_or_after_invalidate() -> None:
@@ -168,7 +168,7 @@ def test_drop_gives_the_bytes_back_and_prepared_requests_are_served_on() -> None
     expected = sum(p.numel() * p.element_size() for p in hoisted)
     addresses = {p.untyped_storage().data_ptr() for p in hoisted}
     assert alive(addresses) == addresses
-    assert sampler.free_hoisted_weights(to="drop") == expected
+    assert sampler.release_weights(to="drop") == expected
     assert alive(addresses) == set()
     assert difference(sampler, twin) == 0
     assert torch.equal(sampler.sample(X, Y), make(twin).sample(X, Y))
@@ -190,7 +190,7 @@ def test_memory_that_something_else_holds_is_neither_given_back_nor_lost() -> No
     sampler = make(model)
     held = [p.data for p in model.parameters()]
     with pytest.warns(UserWarning, match="something holds its memory"):
-        assert sampler.free_hoisted_weights(to="drop") == 0
+        assert sampler.release_weights(to="drop") == 0
     assert all(p.is_set_to(place) for p, place in zip(model.parameters(), held, strict=True))
     assert difference(sampler) == 0
 
@@ -199,7 +199,7 @@ def test_drop_may_keep_what_a_new_request_needs() -> None:
     model, twin = random_dit(), random_dit()
     twin.load_state_dict(model.state_dict())
     sampler = make(model)
-    released = sampler.free_hoisted_weights(to="drop", keep_prologue=True)
+    released = sampler.release_weights(to="drop", keep_prologue=True)
     assert released == sum(p.numel() * p.element_size() for p in twin.t_embedder.parameters())
     assert difference(sampler, twin, y=OTHER) == 0
 
@@ -207,14 +207,14 @@ def test_drop_may_keep_what_a_new_request_needs() -> None:
 def test_what_was_moved_to_the_cpu_is_fetched_when_needed() -> None:
     """On a CPU there is nowhere to move to; the same rooms with the contents put beside are what a GPU does."""
     sampler = make(random_dit())
-    assert sampler.free_hoisted_weights(to="cpu") == 0
+    assert sampler.release_weights(to="cpu") == 0
     assert difference(sampler, y=OTHER) == 0
 
     twin = random_dit()
     model = random_dit()
     model.load_state_dict(twin.state_dict())
     sampler = make(model)
-    assert sampler.free_hoisted_weights(to="drop") > 0
+    assert sampler.release_weights(to="drop") > 0
     weights = sampler._weights
     weights._kept = {n: twin.get_parameter(n).detach() for n in weights.names}
     assert difference(sampler, twin, y=OTHER) == 0
@@ -238,7 +238,7 @@ def test_a_hoisted_weight_that_the_body_also_reads_is_kept() -> None:
 
     sampler = optimize_sampler(Tied().eval(), N_STEPS, mode="eager")
     sampler(torch.randn(2, 4), torch.ones(2))
-    assert sampler.free_hoisted_weights(to="drop") == 4 * 4  # the bias of `first`
+    assert sampler.release_weights(to="drop") == 4 * 4  # the bias of `first`
     assert sampler(torch.randn(2, 4), torch.ones(2)).shape == (2, 4)
 
 
@@ -259,7 +259,7 @@ def test_a_weight_with_two_names_is_given_back_once() -> None:
     sampler = optimize_sampler(model, N_STEPS, mode="eager")
     x = torch.randn(2, 4)
     sampler(x, torch.ones(2))
-    assert sampler.free_hoisted_weights(to="drop") == 4 * (4 * 4 + 4 + 4)
+    assert sampler.release_weights(to="drop") == 4 * (4 * 4 + 4 + 4)
     assert model.first.weight is model.second.weight and model.second.weight.numel() == 0
     with torch.no_grad():
         assert torch.equal(sampler(x, torch.ones(2)), twin(x, torch.ones(2)))
@@ -269,6 +269,6 @@ def test_a_weight_with_two_names_is_given_back_once() -> None:
 
 def test_freeing_before_anything_was_hoisted_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing was hoisted yet"):
-        optimize_sampler(random_dit(), N_STEPS).free_hoisted_weights()
-    with pytest.raises(ValueError, match="use 'cpu' or 'drop'"):
-        make(random_dit()).free_hoisted_weights(to="disk")  # type: ignore[arg-type]
+        optimize_sampler(random_dit(), N_STEPS).release_weights(to="drop")
+    with pytest.raises(ValueError, match="use 'drop', or a device that is there, such as 'cpu'"):
+        make(random_dit()).release_weights(to="disk")

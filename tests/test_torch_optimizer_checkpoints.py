@@ -107,7 +107,7 @@ def test_state_of_another_optimizer_is_refused_and_nothing_is_loaded() -> None:
     assert all(equal(kept, before[i]) for i, kept in optimizer.state_dict()["state"].items())
 
 
-def test_a_parameter_that_the_checkpoint_lacks_begins_anew_and_only_it() -> None:
+def test_a_parameter_that_the_checkpoint_lacks_starts_fresh_and_only_it() -> None:
     """Also where the state to load is the optimizer's own, live."""
     model, optimizer = trained_bowl("adamw")
     kept = {k: t.clone() for k, t in optimizer.state[model.tall].items()}

@@ -278,12 +278,17 @@ WRONG_OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a class of torch.optim": (
         {"optimizer": torch.optim.AdamW},
         TypeError,
-        "optimizer is a type; give a recipe's name",
+        "optimizer is the class AdamW; give a recipe's name",
+    ),
+    "a direction without a step": (
+        {"optimizer": fc.optim.scale_by_adam()},
+        ValueError,
+        r"scale_by_adam takes no step.*chain\(scale_by_adam, scale_by_learning_rate\(1e-3\)\)",
     ),
     "an lr that nothing reads": (
-        {"optimizer": fc.optim.scale_by_adam(), "lr": 1e-3},
+        {"optimizer": fc.optim.hyperball(fc.optim.Named("angle", 0.02)), "lr": 1e-3},
         ValueError,
-        "scale_by_adam has no hyperparameter 'lr'; it has beta1, beta2, eps",
+        "hyperball has no hyperparameter 'lr'; it has angle",
     ),
     "an lr that is a tensor": ({"lr": torch.tensor(1e-3)}, TypeError, "'lr' was given a tensor; give a number"),
     "an lr that is nan": ({"lr": float("nan")}, ValueError, "'lr' was given nan"),

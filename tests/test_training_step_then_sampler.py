@@ -63,10 +63,12 @@ def test_memory_of_a_training_step_is_not_reported_as_freed() -> None:
     sampler = fc.optimize_sampler(model.eval(), 4, example_inputs=(x, torch.ones(4), y), mode="eager")
     try:
         with torch.no_grad():
-            freed = sampler.free_hoisted_weights()
+            freed = sampler.release_weights(to="drop")
     except UserWarning as said:  # warnings are errors here
         assert "step.release()" in str(said)
     else:
         raise AssertionError(f"{freed} bytes were called free while the banks hold them")
     step.release()
-    assert fc.optimize_sampler(model, 4, example_inputs=(x, torch.ones(4), y), mode="eager").free_hoisted_weights() > 0
+    assert (
+        fc.optimize_sampler(model, 4, example_inputs=(x, torch.ones(4), y), mode="eager").release_weights(to="drop") > 0
+    )

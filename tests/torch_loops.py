@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fusion_compile import optim
 from fusion_compile.optim import Transform, as_torch_optimizer
-from fusion_compile.optim._transform import Periodic, ones_like_scalar
+from fusion_compile.optim._transform import Extras, Periodic
+from fusion_compile.optim._tree import number_like
 from fusion_compile.torch_optimizer import TorchOptimizer
 from tests.data.bowl import Bowl, loss_fn, noise
 
@@ -79,7 +80,7 @@ def counting(first: bool, said: list[str]) -> Transform:
     """Moves by -1 where a step is due and by -0.25 else; its periodic work counts in the state, its first sets 100."""
 
     def init(params: Any) -> Any:
-        return (0 * ones_like_scalar(params),)
+        return (number_like(params, 0.0),)
 
     def update(updates: Any, state: Any, params: Any, context: Any) -> Any:
         return {k: torch.full_like(p, -1.0 if context.due else -0.25) for k, p in params.items()}, state
@@ -89,4 +90,4 @@ def counting(first: bool, said: list[str]) -> Transform:
         return (state[0] + 100,)
 
     work = Periodic("count", 2, lambda state, params, context: (state[0] + 1,), begin if first else None)
-    return Transform(init, update, {"lr": 1.0}, name="counting", periodic=(work,), period=3)
+    return Transform(init, update, Extras("counting", {"lr": 1.0}, periodic=(work,), period=3, descends=True))

@@ -1,4 +1,4 @@
-"""Noticing that a module is no longer the one that was traced: other children, parameters, attributes, hooks."""
+"""Notice that a module is no longer the one that was traced: other children, parameters, attributes, hooks."""
 
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ _DEPTH = 3
 
 @dataclass(frozen=True)
 class StructureChange:
-    """`what`: a sentence's beginning, what was changed. `tensors`: full name -> the new one, if nothing but parameters
-    and buffers were replaced, each by one of its kind and those that were one by one; otherwise None."""
+    """`what`: what was changed, as the beginning of a sentence. `tensors`: full name -> the new tensor, if only
+    parameters and buffers were replaced, each by one of the same dtype, device and shape, and tied ones by tied ones;
+    otherwise None."""
 
     what: str
     tensors: dict[str, Tensor] | None
 
 
 class StructureWatch:
-    """Compares `model` with what it was, by identity, without looking at the device.
+    """Compares `model` with its earlier self, by identity, without looking at the device.
 
-    Watched: children, parameters and buffers with their dtypes and devices, ``training``, hooks, a ``forward`` of an
-    instance, and, for modules that are not torch's own, the attributes they had: plain values, and lists, dicts and
-    objects with their contents (LoRA's scales, switches and merged adapters; attention processors). An attribute that
-    is new is not seen: no trace has read it.
+    Watched are children, parameters and buffers with their dtypes and devices, ``training``, hooks, and a ``forward``
+    of an instance. For modules that are not torch's own, attributes are watched too: plain values, and lists, dicts and
+    objects with their contents (LoRA's scales, switches and merged adapters; attention processors). A new attribute is
+    not seen, as no trace has read it.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self.remember()
+        self.accept_current()
 
-    def remember(self) -> None:
-        """The model as it is now is what the programs were made from."""
+    def accept_current(self) -> None:
+        """Compare with the model as it is now: the programs are made from it."""
         self._holders: list[Any] = []  # dicts and lists; parallel to the next two: holder[key] was value
         self._keys: list[Any] = []
         self._values: list[Any] = []
@@ -56,7 +57,7 @@ class StructureWatch:
         self._kinds = list(map(_kind, self._tensors))
 
     def changed(self) -> StructureChange | None:
-        """What is not as it was, or None."""
+        """The first change since `accept_current`, or None."""
         if self._is_as_it_was():
             return None
         replaced: dict[int, Any] = {}
@@ -77,7 +78,7 @@ class StructureWatch:
                 return StructureChange(f"{name} became {tensor.dtype} on {tensor.device}", None)
         if list(map(len, self._sized)) != self._sizes or any(self._empty) or self._has_new_forward():
             return StructureChange("a child, a parameter, a hook or a forward was added or taken away", None)
-        self.remember()  # other objects, equal values
+        self.accept_current()  # other objects, equal values
         return None
 
     def _is_as_it_was(self) -> bool:
@@ -96,7 +97,7 @@ class StructureWatch:
         return any(map(contains, self._dicts, repeat("forward")))
 
     def _swapped(self, replaced: Mapping[int, Any]) -> dict[str, Tensor] | None:
-        """The replaced tensors by name if `replaced` (index -> new value) is an exchange of tensors alone."""
+        """The new tensors by name if `replaced` (index -> new value) holds tensors only."""
         before = {i: v for i, v in enumerate(self._values) if isinstance(v, Tensor)}
         after = {**before, **replaced}
         for i, new in replaced.items():
@@ -144,7 +145,7 @@ class StructureWatch:
             self._note_entries(vars(value), label, depth, sized=False)
 
     def _note_entries(self, holder: Any, label: tuple[str, ...], depth: int, *, sized: bool = True) -> None:
-        """Everything in a dict or list, and how much it is."""
+        """Note every entry of a dict or list, and its length."""
         if sized:
             (self._sized if len(holder) else self._empty).append(holder)
         for key, value in holder.items() if isinstance(holder, dict) else enumerate(holder):
@@ -170,8 +171,10 @@ def _get(holder: Any, key: Any) -> Any:
 
 
 def _is_equal(now: Any, value: Any) -> bool:
-    """Plain values that are equal, and containers of such or of the same objects: export puts copies of a module's
-    lists and tuples in their places."""
+    """Whether both are equal plain values, or containers of equal or identical entries.
+
+    Export replaces a module's lists and tuples by copies.
+    """
     if type(now) is not type(value):
         return False
     if isinstance(value, dict):
@@ -190,7 +193,7 @@ def _same_shape(a: Tensor | None, b: Tensor) -> bool:
 
 
 def _ties(tensors: Iterator[Tensor] | Any) -> list[int]:
-    """For each tensor the place where it is first."""
+    """For each tensor the index of its first occurrence."""
     first: dict[int, int] = {}
     return [first.setdefault(id(t), i) for i, t in enumerate(tensors)]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ import torch
 from torch import fx
 
 from fusion_compile import _compat
+from fusion_compile._say_once import SayOnce
 from fusion_compile.passes import Finding, find_host_syncs, lower_to_aten
 
 REGIONS = ("forward", "backward", "optimizer", "state")
@@ -72,10 +72,10 @@ class Program:
         """
         found = list(find_host_syncs(self.graph))
         if thorough and self.not_in_aten:
-            warnings.warn(
+            SayOnce()(
+                "not in ATen",
                 f"the backward was not searched for host syncs, because the graph could not be written out in ATen's "
                 f"operators ({self.not_in_aten}).",
-                stacklevel=2,
             )
         elif thorough:
             found += find_host_syncs(self.aten)

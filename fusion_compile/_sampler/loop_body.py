@@ -1,4 +1,4 @@
-"""A body as the loop runs it: as it was traced, in compiled pieces, or as one CUDA graph of them."""
+"""Lower a body for its mode: eager, compiled pieces, or one CUDA graph of compiled pieces."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fusion_compile._program.pieces import compile_pieces
 @dataclass(frozen=True)
 class LoopBody:
     """`run`: the body. `repeated`: how often it calls each block that was compiled once. `captured`: whether it is one
-    CUDA graph. `not_captured`: why it is none in a mode that asks for one."""
+    CUDA graph. `not_captured`: why it is not, in a mode that asks for one."""
 
     run: Callable[..., Any]
     repeated: dict[str, int] = field(default_factory=dict)
@@ -25,14 +25,14 @@ class LoopBody:
 
 
 def loop_body(body: fx.GraphModule, live: Sequence[Tensor], *, mode: str, backend: str) -> LoopBody:
-    """`body`, which reads its weights and rows from its own attributes and takes tensors like `live`, for `mode`."""
+    """Lower `body`, which reads weights and rows from its attributes and takes tensors like `live`, for `mode`."""
     if mode == "eager":
         return LoopBody(body)
     pieces, repeated = compile_pieces(body, mode=without_cuda_graph(mode), backend=backend)
     if without_cuda_graph(mode) == mode or not any(t.device.type == "cuda" for t in live):
         return LoopBody(pieces, repeated)
 
-    def fixed() -> list[Tensor]:  # at every call: from the dictionaries, which is quicker than parameters()
+    def fixed() -> list[Tensor]:  # runs at every call; the dictionaries are quicker than parameters()
         return [t for t in (*pieces._parameters.values(), *pieces._buffers.values()) if t is not None]
 
     why = why_not_captured(body, (*fixed(), *live))

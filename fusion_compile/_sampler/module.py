@@ -1,80 +1,72 @@
-"""A sampler: the model's place in a sampling loop, its programs by shape, and the weights they let go of."""
+"""A sampler as a module: it takes the model's place, chooses a program by shape, and releases weights."""
 
 from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fusion_compile._sampler.call_arguments import refuse_other_forms
 from fusion_compile._sampler.graph.call import Call, invoke, take_apart
+from fusion_compile._sampler.options import SamplerOptions
 from fusion_compile._sampler.program import SamplerProgram
 from fusion_compile._sampler.programs import SamplerPrograms
 from fusion_compile._sampler.rectified_flow import euler, first_timestep, flow_calls, refuse_other_times
 from fusion_compile._sampler.report import SamplerReport
+from fusion_compile._sampler.rows import Found, Learnable, Unserved
+from fusion_compile._sampler.schedule import as_schedule, preset
 from fusion_compile._sampler.stand_in import StandIn
-from fusion_compile._sampler.table.pass_watch import Verify
-from fusion_compile._sampler.table.request_slot import RequestSlot
-from fusion_compile._sampler.table.step_index import Seen
-from fusion_compile._sampler.weights.release import ReleasableWeights
+from fusion_compile._sampler.weights.release import ReleasableWeights, destination
 from fusion_compile._say_once import SayOnce
-from fusion_compile.passes import BindingTime
 
 _MANY_CHANGES = 4
-"""Requests that change in the middle of a schedule until it is said."""
+"""Requests that change in the middle of a schedule before a warning says so."""
 
 
-class Sampler(StandIn):
-    """Call it as the model it was made from; made by `optimize_sampler`.
+class SamplerModule(StandIn):
+    """All of a sampler but its explanation; see `fusion_compile.sampler.Sampler`."""
 
-    `model`: the model. `timesteps`: the schedule that was given last, ``[n]`` on the CPU, or the preset of `sample`.
-    Attributes, parameters and the state dict are the model's (see `StandIn`). Code that asks for the model's class
-    (``isinstance(model, ModelMixin)``) must be given ``sampler.model``.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        n_steps: int,
-        schedule: Tensor | None,
-        roles: Mapping[str, str] | None,
-        verify: Verify,
-        options: dict[str, Any],
-    ) -> None:
+    def __init__(self, model: nn.Module, options: SamplerOptions) -> None:
         super().__init__(model)
         self.eval()
-        self._n_steps, self._schedule, self._is_fixed = n_steps, schedule, schedule is not None
-        self._preset = torch.linspace(1, 0, n_steps + 1)[:-1]
-        self._options, self._verify = options, verify
+        self._options = options
+        self._preset = preset(options.n_steps)
         self._weights = ReleasableWeights(model)
         self._released, self._changes = 0, 0
         self._say_once = SayOnce()
-        itself = weakref.ref(self)
-        self._programs = SamplerPrograms(
-            model, self._signature, roles, self._weights, self._say_once, lambda: _options_of(itself())
-        )
+        self._programs = SamplerPrograms(model, self._signature, options, self._weights, self._say_once)
+        programs = weakref.ref(self._programs)
 
         def weights_were_loaded(*_: object) -> None:
-            for program in () if (sampler := itself()) is None else sampler._programs.values():
-                program.forget(program.watch.uncounted())
+            if (known := programs()) is not None:
+                known.invalidate_uncounted()
 
         model.register_load_state_dict_post_hook(weights_were_loaded)  # type: ignore[no-untyped-call]
-        self._passes_on = True
+        self._forwards_attributes = True
 
     @property
     def timesteps(self) -> Tensor:
-        """The schedule given last, ``[n]`` on the CPU, or the preset ``linspace(1, 0)`` of `sample`."""
-        return self._preset if self._schedule is None else self._schedule
+        """The schedule given last, ``[n]`` on the CPU, or the preset ``linspace(1, 0, n_steps + 1)[:-1]``."""
+        return self._preset if self._programs.schedule is None else self._programs.schedule
 
     def _serve(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's output, without gradient.
+        """Compute the model's output, without gradient.
 
-        A timestep without a row gets one, or, where the schedule was fixed by ``timesteps=``, is served by the whole
-        model, which is said once; so are timesteps that differ within a call. Raises ValueError for a model in training
-        mode or an input that requires a gradient, RuntimeError if what is asked for needs weights that were dropped.
+        Args:
+            *args: The model's arguments.
+            **kwargs: The model's keyword arguments.
+
+        Returns:
+            The model's output. A timestep without a row gets one. Where `timesteps` fixed the schedule, the whole model
+            serves other timesteps, and it serves timesteps that differ within a call; a warning says so once.
+
+        Raises:
+            ValueError: If the model is in training mode or an input requires a gradient.
+            RuntimeError: If the call needs weights that were dropped.
         """
         call = take_apart(self._signature, args, kwargs)
         if torch.is_grad_enabled() and (
@@ -84,59 +76,74 @@ class Sampler(StandIn):
                 f"{names[0]} requires a gradient, which does not flow through a sampler; call the model itself."
             )
         with torch.inference_mode(False), torch.no_grad():  # tables outlive the caller's inference mode
-            return self._step(call)
+            return self._denoise(call)
 
-    def _step(self, call: Call) -> Any:
-        program = self._program(call)
-        slot = program.table.find_request(program.request(call))
-        seen = program.see(call, slot)
-        if seen is not None and seen.row is None and (self._is_fixed or not seen.even):
-            program.passes.missed(fixed=True)
-            return self._serve_whole(call, seen)
+    def _denoise(self, call: Call) -> Any:
+        program = self._programs.of(call)
+        slot = program.find_request(call)
+        located = program.locate(call, slot)
+        if isinstance(located, Unserved):
+            return self._serve_whole(call, located)
         with _no_autocast(call.tensors[0].device):
-            if seen is None:
-                step, known = program.find(call)
-                self._follow_weights(program, look=False)
-                slot = self._ready(program, call, slot, program.rows())
-                return program.run(slot, step, call.tensors, known)
-            row = seen.row
-            if row is None:
-                self._refuse_without_weights(program, program.table.missing(slot, (-1,)), seen.values)
-                row = program.learn(call)
+            if isinstance(located, Found):
+                program.follow_weights(look=False)
+                slot = program.prepare_request(call, slot, program.rows_in_use())
+                return program.denoise(slot, located.row, call.tensors, located.known)
+            row = program.learn_timestep(call, slot, located) if isinstance(located, Learnable) else located.row
             new = slot is None
-            slot = slot or self._new_slot(program, call)
-            begins = program.passes.seen(row, slot, new=new)
-            if new and not begins:
+            slot = slot or program.open_request(call)
+            starts = program.starts_trajectory(row, slot, new=new)
+            if new and not starts:
                 self._note_changed_request(program, call)
-            self._follow_weights(program, look=begins)
-            self._ready(program, call, slot, (row, *self._rows_ahead(program)))
-            return program.run(slot, program.step(row), call.tensors)
+            program.follow_weights(look=starts)
+            program.compute_rows(slot, (row, *program.rows_ahead()))
+            return program.denoise(slot, program.row_index(row), call.tensors)
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def prepare(self, *args: Any, timesteps: Tensor | Sequence[float] | None = None, **kwargs: Any) -> None:
-        """Do what can be done before the loop; the first call or preparation for a shape compiles.
+    def prepare(
+        self,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        timesteps: Tensor | Sequence[float] | None = None,
+    ) -> None:
+        """Do the work ahead of the loop; the first call or preparation for a shape compiles.
 
-        `timesteps`: the schedule from now on, ``[n]`` with any n, as the model will be given its values; should the
-        model have an argument of that name, give that one by position. The others are arguments of a call: all of them,
-        or those of a request by name, with which the shapes of the latent are the last call's. Without an earlier call
-        a schedule is kept and what it decides is computed at the first.
+        Args:
+            args: Positional arguments of a call, as `torch.export.export` takes them.
+            kwargs: Keyword arguments of a call. The arguments of a request alone are enough after a first call: the
+                latent then has the shape of the last call's.
+            timesteps: The schedule from now on, ``[n]`` with any n, as the model will be given its values. Without an
+                earlier call it is kept, and its rows are computed at the first call.
 
-        Raises ValueError for a schedule that is not one-dimensional, and TypeError for arguments that the model does
-        not take or that are missing.
+        Raises:
+            ValueError: If the schedule is not one-dimensional, or the dtype of the timestep cannot hold it.
+            TypeError: If `args` is no tuple, or arguments are missing or unknown to the model.
+            RuntimeError: If the work needs weights that were dropped.
+
+        Example:
+            >>> import torch, fusion_compile as fc
+            >>> class Model(torch.nn.Module):
+            ...     def forward(self, x, t):
+            ...         return x * t[:, None]
+            >>> sampler = fc.optimize_sampler(Model().eval(), 4, mode="eager")
+            >>> sampler.prepare((torch.zeros(2, 3), torch.ones(2)), timesteps=[0.9, 0.5, 0.1])
+            >>> len(sampler.timesteps)
+            3
         """
-        if timesteps is not None:
-            self._schedule = as_schedule(timesteps)
-        call = self._programs.completed(args, kwargs)
-        for program in self._programs.values() if call is None else (self._program(call),):
-            self._place_schedule(program)
-            with _no_autocast(program.like.device):
-                self._follow_weights(program, look=True)
-                if call is None:
-                    self._ready_all(program, program.scheduled)
-                else:
-                    slot = program.table.find_request(program.request(call))
-                    self._ready(program, call, slot, program.scheduled or program.rows())
+        kwargs = {} if kwargs is None else kwargs
+        refuse_other_forms(args, kwargs, "prepare")
+        call = self._programs.complete_call(args, kwargs)
+        with self._programs.changing_schedule(None if timesteps is None else as_schedule(timesteps)) as programs:
+            for program in programs.values() if call is None else (programs.of(call),):
+                program.follow_schedule(programs.schedule)
+                with _no_autocast(program.like.device):
+                    program.follow_weights(look=True)
+                    if call is None:
+                        program.prepare_schedule()
+                    else:
+                        program.prepare_request(call, program.find_request(call), program.scheduled_rows())
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -145,22 +152,46 @@ class Sampler(StandIn):
         noise: Tensor,
         *request: Any,
         guidance_scale: float = 1.0,
-        null: Any = None,
+        unconditional: Any = None,
         **conditioning: Any,
     ) -> Tensor:
-        """Rectified flow from `noise` to data, Euler steps along the schedule; the loop never waits for the device.
+        """Integrate a rectified flow from `noise` to data with Euler steps along the schedule.
 
-        The model predicts ``v = noise - data`` at ``x_t = (1 - t) data + t noise``; each step is ``x - (t - t_next)
-        v``, and the last `t_next` is 0. `request`, `conditioning`: the model's other arguments, in the order of its
-        signature or by name. `guidance_scale`: with `null` (one value, or a tuple or dict of them, in the place of the
-        request) the velocity is ``v_null + guidance_scale * (v - v_null)``. Returns a tensor like `noise`. Without
-        `timesteps` the schedule is ``linspace(1, 0, n_steps + 1)[:-1]``.
+        The model predicts the velocity ``v = noise - data`` at ``x_t = (1 - t) data + t noise`` (Liu et al. 2022,
+        arXiv:2209.03003, with time reversed). Each step is ``x - (t - t_next) v``, and the last `t_next` is 0. The loop
+        never waits for the device.
 
-        Raises ValueError for a schedule that leaves [0, 1], more than one live argument, or an output unlike `noise`.
+        Args:
+            noise: The latent at the first timestep, ``[B, ...]``.
+            *request: The model's other arguments, in the order of its signature.
+            guidance_scale: 1 is no guidance. Otherwise the velocity is ``v_u + guidance_scale * (v - v_u)``, where
+                ``v_u`` is the model's for `unconditional` (Ho and Salimans 2022, arXiv:2207.12598).
+            unconditional: The request without a condition, of the same shapes: one value, or a tuple or dictionary of
+                them, in place of the request.
+            **conditioning: The model's other arguments by name.
+
+        Returns:
+            A tensor of the shape and dtype of `noise`.
+
+        Raises:
+            ValueError: If the schedule leaves [0, 1], if there is not exactly one live argument and one timestep, if
+                the output is unlike `noise`, or if guidance lacks `unconditional`.
+            RuntimeError: If the work needs weights that were dropped.
+
+        Example:
+            >>> import torch, fusion_compile as fc
+            >>> class Model(torch.nn.Module):
+            ...     def forward(self, x, t):
+            ...         return x * t[:, None]
+            >>> sampler = fc.optimize_sampler(Model().eval(), 4, mode="eager")
+            >>> sampler.sample(torch.randn(2, 3)).shape
+            torch.Size([2, 3])
         """
         refuse_other_times(self.timesteps)
-        if guidance_scale != 1.0 and null is None:
-            raise ValueError(f"guidance_scale={guidance_scale} needs null=, the request that stands for no condition.")
+        if guidance_scale != 1.0 and unconditional is None:
+            raise ValueError(
+                f"guidance_scale={guidance_scale} needs unconditional=, the request that stands for no condition."
+            )
         like = self._programs.values()[-1].like if self._programs else None
         name, calls = flow_calls(
             self._signature,
@@ -169,60 +200,77 @@ class Sampler(StandIn):
             first_timestep(self.timesteps, noise, like),
             request,
             conditioning,
-            null if guidance_scale != 1.0 else None,
+            unconditional if guidance_scale != 1.0 else None,
         )
-        program = self._program(calls[0])
+        program = self._programs.of(calls[0])
         with _no_autocast(noise.device):
-            rows = self._place(program, self.timesteps)
-            self._follow_weights(program, look=True)
-            slots = [
-                self._ready(program, call, program.table.find_request(program.request(call)), rows) for call in calls
-            ]
+            rows = program.assign_rows(self.timesteps)
+            program.follow_weights(look=True)
+            slots = [program.prepare_request(call, program.find_request(call), rows) for call in calls]
             live = calls[0].owners.index(name)
             tensors = list(calls[0].tensors)
 
             def velocities(i: int, x: Tensor) -> list[Any]:
                 tensors[live] = x
                 program.set_timestep(tensors, self.timesteps[i])
-                return [program.run(slot, program.step(rows[i]), tensors) for slot in slots]
+                return [program.denoise(slot, program.row_index(rows[i]), tensors) for slot in slots]
 
             return euler(noise, self.timesteps, guidance_scale, velocities)
 
-    def free_hoisted_weights(
-        self, to: Literal["cpu", "drop"] = "drop", *, keep_prologue: bool = False, unread: bool = False
-    ) -> int:
-        """Take the weights that no step of the loop reads out of the model's memory; return the bytes given back.
+    def release_weights(self, to: str | torch.device, *, keep_prologue: bool = False, unread: bool = False) -> int:
+        """Take the weights that no step of the loop reads out of the model's memory.
 
-        ``to="cpu"`` keeps them in main memory, where a new request or an unknown timestep fetches them for a moment.
-        ``to="drop"`` keeps nothing: the requests that are prepared are still served at the timesteps that have rows,
-        others raise RuntimeError until `restore_weights`. If no timesteps were given and none but those of the preset
-        of `sample` were asked for, the preset is completed first. `keep_prologue`: keep what a new request needs.
-        `unread`: let go of the weights too on which the output does not depend at all, as of the last text half of
-        Qwen-Image; leave it off for a model that has other methods which read them. The parameters stay where they are
-        in the model, with no elements. Weights that lie in a larger storage cannot be given back and stay; a warning
-        says so.
+        The parameters stay where they are in the model, with no elements. Weights that lie in a larger storage, or
+        whose memory something else holds, stay; a warning says so. If no timesteps were given and only timesteps of the
+        preset of `sample` were asked for, ``to="drop"`` computes the rest of the preset first.
 
-        Raises ValueError if nothing was hoisted yet, and for ``"drop"`` if no timestep has a row.
+        Args:
+            to: A device such as ``"cpu"`` keeps the contents there, and a new request or an unknown timestep fetches
+                them for a moment. ``"drop"`` keeps nothing: prepared requests are still served at the timesteps that
+                have rows, and everything else raises RuntimeError until `restore_weights`.
+            keep_prologue: Keep the weights that a new request needs.
+            unread: Release also the weights on which the output does not depend at all, such as the last text half of
+                Qwen-Image. Leave it off for a model with other methods that read them.
+
+        Returns:
+            The bytes given back on the model's device: on CUDA by the allocator's count, elsewhere the size of storages
+            that nothing holds any more.
+
+        Raises:
+            ValueError: If `to` is neither "drop" nor a device with memory, if nothing was hoisted yet, or, for
+                "drop", if no timestep has a row.
+
+        Example:
+            >>> import torch, fusion_compile as fc
+            >>> class Model(torch.nn.Module):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         self.time = torch.nn.Linear(1, 3)
+            ...     def forward(self, x, t):
+            ...         return x * self.time(t[:, None])
+            >>> x, t = torch.zeros(2, 3), torch.ones(2)
+            >>> sampler = fc.optimize_sampler(Model().eval(), 4, mode="eager", example_inputs=(x, t))
+            >>> sampler.release_weights(to="drop")  # a weight [3, 1] and a bias [3], four bytes each
+            24
         """
-        if to not in ("cpu", "drop"):
-            raise ValueError(f"to={to!r}; use 'cpu' or 'drop'.")
+        device = destination(to)
         if not self._programs:
             raise ValueError(
                 "nothing was hoisted yet: call the sampler once, or pass example_inputs to optimize_sampler."
             )
-        with torch.inference_mode(False), torch.no_grad():
-            for program in self._programs.values():
-                self._follow_weights(program, look=True)
-                if to == "drop":
-                    self._complete(program)
         programs = self._programs.values()
+        with torch.inference_mode(False), torch.no_grad():
+            for program in programs:
+                program.follow_weights(look=True)
+                if device is None:
+                    program.complete(self._preset)
         needed = frozenset[str]().union(*(p.body_names for p in programs))
         if keep_prologue:
             needed = needed.union(*(p.prologue_names for p in programs))
         may_go = frozenset[str]().union(*(p.early_names | (p.unread_names if unread else set()) for p in programs))
-        released = self._weights.release(may_go, needed, to)
-        for program in self._programs.values():
-            program.watch.remember()
+        released = self._weights.release(may_go, needed, device)
+        for program in programs:
+            program.accept_weights()
         if released.declined:
             name, why = next(iter(released.declined.items()))
             warnings.warn(
@@ -232,87 +280,58 @@ class Sampler(StandIn):
         return released.bytes
 
     def restore_weights(self, state: Mapping[str, Tensor] | None = None) -> None:
-        """Put released weights back: from the CPU, or, if they were dropped, from `state` (full name -> tensor).
+        """Put released weights back.
 
-        Raises ValueError, changing nothing, if dropped weights are missing in `state`.
+        Args:
+            state: Full name -> tensor, for weights that were dropped. Others come from the device they were moved to.
+
+        Raises:
+            ValueError: If a dropped weight is missing in `state`; nothing has changed then.
+
+        Example:
+            >>> import torch, fusion_compile as fc
+            >>> class Model(torch.nn.Module):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         self.time = torch.nn.Linear(1, 3)
+            ...     def forward(self, x, t):
+            ...         return x * self.time(t[:, None])
+            >>> x, t = torch.zeros(2, 3), torch.ones(2)
+            >>> model = Model().eval()
+            >>> checkpoint = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            >>> sampler = fc.optimize_sampler(model, 4, mode="eager", example_inputs=(x, t))
+            >>> released = sampler.release_weights(to="drop")
+            >>> sampler.restore_weights(checkpoint)
+            >>> model.time.weight.shape
+            torch.Size([3, 1])
         """
         self._weights.restore(state)
         self._released = 0
         self.invalidate()
 
     def invalidate(self) -> None:
-        """Compute every table again at its next use; only writes through ``parameter.data`` in mid-loop need it."""
+        """Compute every table again at its next use.
+
+        Only a write through ``parameter.data`` in the middle of a trajectory needs it; every other change is followed.
+
+        Example:
+            >>> import torch, fusion_compile as fc
+            >>> class Model(torch.nn.Module):
+            ...     def forward(self, x, t):
+            ...         return x * t[:, None]
+            >>> fc.optimize_sampler(Model().eval(), 4, mode="eager").invalidate()
+        """
         for program in self._programs.values():
-            program.forget(None)
+            program.invalidate(None)
 
-    def reports(self) -> tuple[SamplerReport, ...]:
-        """What was hoisted and declined, for each combination of shapes seen lately."""
-        return tuple(program.report(self._released) for program in self._programs.values())
-
-    def explain(self) -> str:
-        """`reports` as text."""
-        unseen = f"sampler of {type(self.model).__name__}, {self._n_steps} steps: not called yet, nothing is known"
-        return "\n".join(map(str, self.reports())) or unseen
-
-    def _program(self, call: Call) -> SamplerProgram:
-        program = self._programs.of(call)
-        self._place_schedule(program)
-        return program
-
-    def _place(self, program: SamplerProgram, schedule: Tensor) -> list[int]:
-        """Rows of `program` for `schedule`; RuntimeError if they cannot be computed."""
-        if unknown := program.without_row(schedule):
-            self._refuse_without_weights(program, (BindingTime.STEP, BindingTime.STEP_REQUEST), unknown[:4])
-        return program.place(schedule)
-
-    def _refuse_without_weights(
-        self, program: SamplerProgram, stages: Iterable[BindingTime], values: Sequence[float]
-    ) -> None:
-        self._weights.refuse_if_dropped(
-            program.weights_of(stages),
-            f"timestep {values} is not in the sampler's schedule of {len(program.rows())} rows, and its own row",
-            "prepare all timesteps before weights are dropped",
-        )
-
-    def _place_schedule(self, program: SamplerProgram) -> None:
-        """Rows for the schedule that was given, once."""
-        if self._schedule is not None and program.follows is not self._schedule:
-            program.scheduled = self._place(program, self._schedule)
-            program.follows = self._schedule
-
-    def _rows_ahead(self, program: SamplerProgram) -> Iterable[int]:
-        """Rows to compute together with the one that is asked for: none while they are learned one by one."""
-        if self._schedule is not None:
-            return program.scheduled
-        return () if self._options["exact"] and not self._weights.names else program.rows()
-
-    def _complete(self, program: SamplerProgram) -> None:
-        """Compute all that can be served once weights are gone."""
-        if self._schedule is None and program.like.is_floating_point() and program.has_only(self._preset):
-            program.place(self._preset)
-        if not program.rows():
-            raise ValueError(
-                "no timestep is known yet, so nothing could be served without the weights: call "
-                "prepare(timesteps=...), or sample one image, before free_hoisted_weights(to='drop')."
-            )
-        self._ready_all(program, program.rows())
-
-    def _ready_all(self, program: SamplerProgram, rows: Iterable[int]) -> None:
-        """Compute what is missing of `rows` for every request that is kept."""
-        for slot in (None, *program.table.live_slots()):
-            self._fill(program, slot, rows)
-
-    def _ready(self, program: SamplerProgram, call: Call, slot: RequestSlot | None, rows: Iterable[int]) -> RequestSlot:
-        slot = slot or self._new_slot(program, call)
-        self._fill(program, slot, rows)
-        return slot
-
-    def _new_slot(self, program: SamplerProgram, call: Call) -> RequestSlot:
-        self._weights.refuse_if_dropped(program.prologue_names, "a new request", "free with keep_prologue=True")
-        return program.table.take_slot(program.request(call))
+    @property
+    def report(self) -> SamplerReport:
+        """What was hoisted and declined, for each combination of shapes seen lately; print it to read it."""
+        programs = tuple(program.report(self._released) for program in self._programs.values())
+        return SamplerReport(type(self.model).__name__, self._options.n_steps, programs)
 
     def _note_changed_request(self, program: SamplerProgram, call: Call) -> None:
-        """Say what changes all the time: serving it as a request is right, and slower than as a live argument."""
+        """Warn of a request that keeps changing: served as a request it is correct, and slow."""
         self._changes += 1
         if self._changes == _MANY_CHANGES and (names := program.changed_arguments(call)):
             self._say_once(
@@ -321,56 +340,20 @@ class Sampler(StandIn):
                 f"on it is computed again each time. If it changes at every step, pass roles={{{names[0]!r}: 'live'}}.",
             )
 
-    def _fill(self, program: SamplerProgram, slot: RequestSlot | None, rows: Iterable[int]) -> None:
-        rows = list(rows)
-        if needed := program.table.missing(slot, rows):
-            self._weights.refuse_if_dropped(program.weights_of(needed), "what was changed", "do not change them")
-            with self._weights.resident():
-                program.table.fill(slot, rows)
-
-    def _follow_weights(self, program: SamplerProgram, *, look: bool) -> None:
-        """Forget what changed weights fed. `look`: compare contents too, unless ``verify="never"``."""
-        changed = program.watch.versions_changed()
-        if self._verify != "never" and (look or self._verify == "always" or program.watch.must_compare):
-            changed |= program.watch.contents_changed()
-        if changed:
-            program.forget(changed)
-            program.watch.remember()
-
-    def _serve_whole(self, call: Call, seen: Seen) -> Any:
-        about, why = "unknown t", f"is not in the sampler's schedule of {len(self.timesteps)} steps"
-        remedy = "Pass timesteps= with the values that the model is given"
-        if (covers := self._options["covers"]) is not None:
-            about, why = "outside t", f"is outside of [{covers.low:g}, {covers.high:g}], which rank= was fitted to"
-            remedy = "Pass t_range= with the first and the last that the model is given"
-        elif not seen.even:
-            about, why = "uneven t", "differs within one call, and a row of a table is for one timestep"
-            remedy = "Call once for each timestep"
+    def _serve_whole(self, call: Call, unserved: Unserved) -> Any:
+        values, why, remedy = unserved.values, unserved.why, unserved.remedy
         if missing := sorted(self._weights.dropped):
             raise RuntimeError(
-                f"timestep {seen.values} {why}, and the whole model cannot serve it: {missing[0]} and "
+                f"timestep {values} {why}, and the whole model cannot serve it: {missing[0]} and "
                 f"{len(missing) - 1} more were dropped. restore_weights(state_dict) first. {remedy}."
             )
-        self._say_once(about, f"timestep {seen.values} {why}; the whole model serves it, which is slower. {remedy}.")
+        self._say_once(
+            unserved.topic, f"timestep {values} {why}; the whole model serves it, which is slower. {remedy}."
+        )
         with self._weights.resident():
             out = invoke(self.model, self._signature, call.arguments)
-        self._programs.model_wrote_to_itself()
+        self._programs.accept_structure()
         return out
-
-
-def _options_of(sampler: Sampler | None) -> dict[str, Any]:
-    """For `SamplerProgram`; the sampler asks while it is alive."""
-    assert sampler is not None
-    n_steps = sampler._n_steps if sampler._schedule is None else len(sampler._schedule)
-    return {"n_steps": n_steps, "verify": sampler._verify, **sampler._options}
-
-
-def as_schedule(timesteps: Tensor | Sequence[float]) -> Tensor:
-    """``[n]`` on the CPU; ValueError if it has another number of dimensions or no entries."""
-    schedule = torch.as_tensor(timesteps).detach().cpu()
-    if schedule.dim() != 1 or not len(schedule):
-        raise ValueError(f"timesteps has shape {list(schedule.shape)}; a schedule is one value for each step, [n].")
-    return schedule
 
 
 def _no_autocast(device: torch.device) -> torch.autocast:

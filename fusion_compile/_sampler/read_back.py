@@ -1,4 +1,4 @@
-"""Small results of the device on the host, by a copy and an event: no operator that makes the host wait by itself."""
+"""Asynchronous copies of small device tensors to the CPU, without operators that wait implicitly."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 class ReadBack:
     """Pinned copies of device tensors, kept between reads.
 
-    `now` waits for the one event behind its copies; `later` and `arrived` never wait.
+    `now` waits for one event, recorded after its copies; `later` and `arrived` never wait.
     """
 
     def __init__(self) -> None:
-        self._host: list[Tensor] = []
+        self._copies: list[Tensor] = []
         self._event: Any = None
 
     def now(self, *tensors: Tensor) -> list[Tensor]:
@@ -25,23 +25,23 @@ class ReadBack:
         self._send(tensors)
         if self._event is not None:
             self._event.synchronize()
-        return self._host
+        return self._copies
 
     def later(self, *tensors: Tensor) -> None:
-        """Begin to copy `tensors`, unless an earlier copy is still on its way."""
+        """Start to copy `tensors`, unless an earlier copy is still in flight."""
         if self._event is None or self._event.query():
             self._send(tensors)
 
     def arrived(self) -> list[Tensor] | None:
-        """What `later` copied, or None if nothing was sent or it is on its way."""
-        return self._host if self._host and (self._event is None or self._event.query()) else None
+        """The tensors that `later` copied, or None if nothing was sent or the copy is in flight."""
+        return self._copies if self._copies and (self._event is None or self._event.query()) else None
 
     def _send(self, tensors: tuple[Tensor, ...]) -> None:
-        if [(h.shape, h.dtype) for h in self._host] != [(t.shape, t.dtype) for t in tensors]:
+        if [(c.shape, c.dtype) for c in self._copies] != [(t.shape, t.dtype) for t in tensors]:
             pinned = any(t.device.type == "cuda" for t in tensors)
-            self._host = [torch.empty(t.shape, dtype=t.dtype, pin_memory=pinned) for t in tensors]
-        for host, tensor in zip(self._host, tensors, strict=True):
-            host.copy_(tensor.detach(), non_blocking=tensor.device.type == "cuda")
+            self._copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=pinned) for t in tensors]
+        for copy, tensor in zip(self._copies, tensors, strict=True):
+            copy.copy_(tensor.detach(), non_blocking=tensor.device.type == "cuda")
         on_gpu = [t.device for t in tensors if t.device.type == "cuda"]
         if on_gpu:
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]

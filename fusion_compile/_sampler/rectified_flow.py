@@ -13,7 +13,7 @@ from fusion_compile._sampler.graph.call import Call, take_apart
 
 
 def refuse_other_times(timesteps: Tensor) -> None:
-    """ValueError unless `timesteps` ``[n]`` lie in [0, 1]."""
+    """Raise ValueError unless `timesteps` ``[n]`` lie in [0, 1]."""
     if float(timesteps.max()) > 1 or float(timesteps.min()) < 0:
         raise ValueError(
             f"sample() integrates a rectified flow with t in [0, 1] and the schedule begins "
@@ -28,13 +28,13 @@ def flow_calls(
     t: Tensor,
     request: Sequence[Any],
     conditioning: Mapping[str, Any],
-    null: Any,
+    unconditional: Any,
 ) -> tuple[str, list[Call]]:
-    """The live argument, and the call of the first step, then the same with `null` in the place of the request unless
-    it is None.
+    """Return the name of the live argument, and the calls of the first step.
 
-    `roles`: of the arguments that have one. Raises ValueError unless one is live and one the step, for more requests
-    than arguments, and for a null of other shapes.
+    The second call, unless `unconditional` is None, has `unconditional` in place of the request. `roles`: of the
+    arguments that have one. Raises ValueError unless exactly one argument is live and one is the timestep, for more
+    requests than arguments, and if the two requests have different shapes.
     """
     names = list(signature.parameters)
     live = [n for n in names if roles.get(n) == "live"]
@@ -49,23 +49,25 @@ def flow_calls(
         raise ValueError(f"sample() got {len(request)} requests for the arguments {others}.")
     asked = {**dict(zip(others, request, strict=False)), **conditioning}
     requests = [asked]
-    if null is not None:
+    if unconditional is not None:
         places = [n for n in names if n in asked]
-        if not isinstance(null, Mapping):
-            null = dict(zip(places, null if isinstance(null, tuple) else (null,), strict=False))
-        requests.append({**asked, **null})
+        if not isinstance(unconditional, Mapping):
+            values = unconditional if isinstance(unconditional, tuple) else (unconditional,)
+            unconditional = dict(zip(places, values, strict=False))
+        requests.append({**asked, **unconditional})
     calls = [take_apart(signature, (), {live[0]: noise, step[0]: t, **r}) for r in requests]
     if len(calls) == 2 and calls[0].key != calls[1].key:
-        raise ValueError("null must have the shapes and dtypes of the request it stands for.")
+        raise ValueError("unconditional must have the shapes and dtypes of the request in whose place it stands.")
     return live[0], calls
 
 
 def euler(
     noise: Tensor, timesteps: Tensor, guidance_scale: float, velocities: Callable[[int, Tensor], Sequence[Any]]
 ) -> Tensor:
-    """From `noise` at ``timesteps[0]`` to data at 0, along `timesteps` ``[n]``; waits for nothing.
+    """Integrate from `noise` at ``timesteps[0]`` to data at 0, along `timesteps` ``[n]``; never waits for the device.
 
-    `velocities`: (index of the step, x) -> the model's output, and its output for the null request if there is one.
+    `velocities`: (index of the step, x) -> the model's output, then its output for the unconditional request if there
+    is one.
     """
     times = [*timesteps.double().tolist(), 0.0]
     x = noise
@@ -78,7 +80,7 @@ def euler(
 
 
 def first_timestep(timesteps: Tensor, noise: Tensor, like: Tensor | None) -> Tensor:
-    """``[B]`` of the noise's dtype, or shaped and typed as `like`, the timestep of an earlier call."""
+    """The first of `timesteps`, ``[B]`` in the noise's dtype, or shaped and typed as an earlier timestep `like`."""
     first = timesteps[0]
     if like is not None:
         shape = like.shape if like.dim() == 0 else torch.Size((len(noise), *like.shape[1:]))

@@ -1,16 +1,23 @@
-"""What a sampler did with a model's graph, as numbers and as text."""
+"""Reports on a sampler and its programs, as numbers and as text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from fusion_compile.passes import Declined
+
+RowKind = Literal["exact", "batched", "approximate"]
+"""How the conditioning is computed: `Exact`, `Batched`, `Rank`."""
 
 
 @dataclass(frozen=True)
 class RankReport:
-    """What was factored: `layers` that read `factor_bytes` instead of `weight_bytes`, right for timesteps from `low` to
-    `high`. `measured_difference`: see `RankConditioning`."""
+    """What rank conditioning did.
+
+    `layers`: how many linear layers were factored; they read `factor_bytes` instead of `weight_bytes`. `low`, `high`:
+    the timesteps that they are right for. `measured_difference`: see `RankConditioning.report`.
+    """
 
     rank: int
     layers: int
@@ -31,16 +38,31 @@ class RankReport:
 
 
 @dataclass(frozen=True)
-class SamplerReport:
-    """One program of a sampler.
+class ProgramReport:
+    """What was hoisted and declined in one program of a sampler, which serves one combination of shapes.
 
-    `nodes`: calls of the whole graph by the earliest time their value is known. `body_nodes`: calls that are left in
-    the loop. `launches`: calls that start a kernel when run eagerly, before and after.
-    `parameters`, `weight_bytes`: of the weights by the place where they are read last: "table", "prologue", "body", or
-    "unread" by any.
-    `regions`: how often the compiled body calls each block that it repeats; empty in ``mode="eager"``. `replay`: in
-    modes that ask for CUDA graphs, that the body is one, or why it is not. `table_bytes`: of one schedule and one
-    request. `measured_difference`: see `ConditioningTable`. `rank`: in rank mode.
+    Attributes:
+        model: Class of the model.
+        inputs: The call's tensors: argument, dtype, shape and device.
+        roles: Argument = role, and which roles were guessed.
+        n_steps: Steps of the schedule that the table's bytes are counted for.
+        mode: As resolved for the device, or "not compiled".
+        rows: "exact", "batched" or "approximate", by the sampler's `conditioning`.
+        nodes: Calls of the whole graph by the earliest time their value is known.
+        body_nodes: Calls that are left in the loop.
+        launches: Calls that start a kernel when run eagerly, before and after.
+        parameters, weight_bytes: Of the weights, by the place that reads them last: "table", "prologue", "body", or
+            "unread".
+        residuals: Values that the body reads from packed rows.
+        table_bytes: Of one schedule and one request.
+        byte_budget: "automatic", or the limit that was given.
+        declined: Early values that the loop computes itself, and why.
+        measured_difference: The largest absolute difference between rows computed in one batch and rows computed one
+            at a time; None unless rows are batched.
+        released: Bytes given back by `release_weights`.
+        regions: How often the compiled body calls each block that it repeats; empty in ``mode="eager"``.
+        replay: In modes that ask for CUDA graphs, that the body is one, or why it is not.
+        rank: What rank conditioning did, or None.
     """
 
     model: str
@@ -48,7 +70,7 @@ class SamplerReport:
     roles: str
     n_steps: int
     mode: str
-    exact: bool
+    rows: RowKind
     nodes: dict[str, int]
     body_nodes: int
     launches: tuple[int, int]
@@ -57,9 +79,9 @@ class SamplerReport:
     residuals: int
     table_bytes: int
     byte_budget: str
-    measured_difference: float | None
-    released: int
     declined: tuple[Declined, ...]
+    measured_difference: float | None = None
+    released: int = 0
     regions: dict[str, int] = field(default_factory=dict)
     replay: str = ""
     rank: RankReport | None = None
@@ -68,8 +90,7 @@ class SamplerReport:
         total = sum(self.nodes.values())
         everything = max(1, sum(self.parameters.values()))
         lines = [
-            f"sampler of {self.model}, {self.n_steps} steps, mode {self.mode!r}, "
-            f"{'approximate' if self.rank else 'exact' if self.exact else 'batched'}",
+            f"sampler of {self.model}, {self.n_steps} steps, mode {self.mode!r}, {self.rows}",
             f"  inputs      {'; '.join(self.inputs)}",
             f"  roles       {self.roles}",
             "  calls       " + ", ".join(f"{name} {count}" for name, count in self.nodes.items()),
@@ -99,6 +120,34 @@ class SamplerReport:
             lines.append(f"  released    {_mebibytes(self.released)}")
         lines += [f"  declined    {d.node}: {d.reason}" for d in self.declined] or ["  declined    nothing"]
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class SamplerReport:
+    """What a sampler hoisted and declined; ``print(sampler.report)`` shows it.
+
+    Attributes:
+        model: Class of the model.
+        n_steps: Steps that the sampler was made for.
+        programs: A report for each combination of shapes seen lately, the one used last at the end; empty before the
+            first call.
+
+    Example:
+        >>> import torch, fusion_compile as fc
+        >>> class Model(torch.nn.Module):
+        ...     def forward(self, x, t):
+        ...         return x * t[:, None]
+        >>> print(fc.optimize_sampler(Model().eval(), 4, mode="eager").report)
+        sampler of Model, 4 steps: not called yet, nothing is known
+    """
+
+    model: str
+    n_steps: int
+    programs: tuple[ProgramReport, ...]
+
+    def __str__(self) -> str:
+        unseen = f"sampler of {self.model}, {self.n_steps} steps: not called yet, nothing is known"
+        return "\n".join(map(str, self.programs)) or unseen
 
 
 _PLACES = {

@@ -1,4 +1,4 @@
-"""A module that stands in for another: what it does not have itself is the other's."""
+"""A module that stands in for another: attributes that it lacks are the other's."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class StandIn(nn.Module):
 
     model: nn.Module
     forward = ForwardOf()
-    _passes_on = False  # whether attributes are set on the model; True once a subclass has its own
+    _forwards_attributes = False  # whether attributes are set on the model; True once a subclass has its own
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class StandIn(nn.Module):
         self.model = model
 
     def _serve(self, *args: Any, **kwargs: Any) -> Any:
-        """What ``forward`` does."""
+        """Compute the result of ``forward``."""
         raise NotImplementedError
 
     def __getattr__(self, name: str) -> Any:
@@ -55,28 +55,28 @@ class StandIn(nn.Module):
             return getattr(super().__getattr__("model"), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        ours = not self._passes_on or name in self.__dict__ or name in self._modules or hasattr(type(self), name)
-        if not ours and hasattr(self.model, name):
+        forwards = self._forwards_attributes and name not in self.__dict__ and name not in self._modules
+        if forwards and not hasattr(type(self), name) and hasattr(self.model, name):
             setattr(self.model, name, value)
         else:
             super().__setattr__(name, value)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's."""
+        """Return the model's state dict."""
         return self.model.state_dict(*args, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load into the model."""
+        """Load a state dict into the model."""
         return self.model.load_state_dict(state_dict, strict=strict, assign=assign)
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
-        """The model's, under its names."""
+        """Iterate over the model's parameters, under its names."""
         return self.model.named_parameters(prefix, recurse, remove_duplicate)
 
     def named_buffers(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Tensor]]:
-        """The model's, under its names."""
+        """Iterate over the model's buffers, under its names."""
         return self.model.named_buffers(prefix, recurse, remove_duplicate)

@@ -18,22 +18,9 @@ from torch import Tensor, nn
 from fusion_compile._state.routing import Route
 from fusion_compile._types import Tensors
 from fusion_compile.optim._grouped import in_group
-from fusion_compile.optim._transform import BankFacts, Blocks, Facts, Member
+from fusion_compile.optim._transform import BankInfo, BankInfos, Blocks, Place
 
 _ALIGNMENT = 16
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one parameter lies: index `at` of a stacked bank, or offset `at` of a flat one."""
-
-    name: str
-    shape: tuple[int, ...]
-    at: int
-
-    @property
-    def numel(self) -> int:
-        return torch.Size(self.shape).numel()
 
 
 @dataclass(frozen=True)
@@ -97,9 +84,9 @@ class Layout:
         return dtype
 
     @property
-    def facts(self) -> Facts:
-        """What a transform may know of each bank, by bank key."""
-        return {b.key: BankFacts(tuple(Member(p.name, p.shape, p.at) for p in b.places), b.blocks) for b in self.banks}
+    def infos(self) -> BankInfos:
+        """By bank key, what a transform may know of it."""
+        return {b.key: BankInfo(b.places, b.blocks) for b in self.banks}
 
     def without_data(self) -> Tensors:
         """The banks in the state dtype as tensors on the meta device, to run a transform on."""

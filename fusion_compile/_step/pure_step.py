@@ -25,7 +25,7 @@ from fusion_compile._step.options import StepOptions
 from fusion_compile._step.update import UpdatePlan, pure_update
 from fusion_compile._types import Tensors
 from fusion_compile.optim._transform import State
-from fusion_compile.optim.clip import clip_factor, global_norm
+from fusion_compile.optim.clip_by_global_norm import clip_factor, global_norm
 
 CLIP = "clip_grad_norm"
 """The hyperparameter that the step itself adds: the bound on the gradient's global norm (infinite: none)."""

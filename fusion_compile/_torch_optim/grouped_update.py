@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from fusion_compile._say_once import SayOnce
 from fusion_compile._state.mismatches import refuse_mismatches
 from fusion_compile._state.routing import Route
-from fusion_compile._step.optimizer_choice import OptimizerChoice
 from fusion_compile._torch_optim.named_groups import STEPS, group_routes
 from fusion_compile._torch_optim.parameter_group import ParameterGroup
 from fusion_compile._torch_optim.update_program import Arrivals, Signature, Turn, UpdatePrograms
 from fusion_compile._types import Tensors
+from fusion_compile.optim._resolve import OptimizerChoice
 from fusion_compile.optim._schedules import Schedule
 from fusion_compile.optim._transform import Transform
 

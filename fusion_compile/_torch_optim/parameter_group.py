@@ -55,7 +55,7 @@ class ParameterGroup:
         module = holder(members)
         self.at, self.members, self.routes = at, dict(members), routes
         self.layout = layout = build_layout(module, routes)
-        self.transform = bound(transform, layout.facts)
+        self.transform = bound(transform, layout.infos)
         self.moves = self.transform.gradient_point is not None
         self.hyperparameters = Hyperparameters(numbers, layout.device, layout.state_dtype)
         banks = Residence(module, layout).banks

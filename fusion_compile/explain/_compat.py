@@ -1,4 +1,4 @@
-"""Private torch API by which explain hears what torch does. Feature probes, never a version compare."""
+"""Private torch API through which `explain` observes torch. Feature probes, never a version compare."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ CUDA_GRAPH_LOGS = (
 
 
 def import_inductor() -> None:
-    """Import the rooms of Inductor that log, which set up their loggers then and would undo what was set before."""
+    """Import the modules of Inductor that log. On import they reset their loggers, which would undo our settings."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's own decorators
+        warnings.simplefilter("ignore")  # torch's own decorators warn
         import torch._inductor.compile_fx
         import torch._inductor.cudagraph_trees
         import torch._inductor.cudagraph_utils
@@ -34,12 +34,12 @@ def import_inductor() -> None:
 
 
 def cuda_graph_skips() -> int:
-    """How often Inductor has given up CUDA graphs in this process."""
+    """Return how often Inductor has given up CUDA graphs in this process."""
     return int(torch._dynamo.utils.counters["inductor"]["cudagraph_skips"])
 
 
 def fx_names(operation: str) -> tuple[str, ...]:
-    """The FX nodes that a scheduler node ``op3`` or ``op3_op4`` computes, while Inductor schedules; else empty."""
+    """Return the FX nodes that a scheduler node ``op3`` or ``op3_op4`` computes; empty unless Inductor schedules."""
     from torch._inductor.virtualized import V
 
     operations = getattr(V.graph, "name_to_op", None) or {}
@@ -49,7 +49,7 @@ def fx_names(operation: str) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def inductor_tells() -> Iterator[None]:
-    """Inductor keeps which kernel came from which node."""
+    """Let Inductor record which kernel comes from which node."""
     from torch._inductor import config
 
     options = {"trace.provenance_tracking_level": 1}
@@ -59,8 +59,10 @@ def inductor_tells() -> Iterator[None]:
 
 @contextlib.contextmanager
 def caches_aside() -> Iterator[None]:
-    """Nothing is taken from the caches of compiled graphs and nothing is put there; shapes that Dynamo has seen change
-    before count as new, and what it learns inside is forgotten."""
+    """Neither read nor write the caches of compiled graphs, and forget which shapes Dynamo has seen change.
+
+    Afterwards what Dynamo learned inside is forgotten and what it knew before is back.
+    """
     from torch._dynamo import pgo
     from torch._functorch import config as functorch_config
     from torch._inductor import config
@@ -81,7 +83,7 @@ def caches_aside() -> Iterator[None]:
 
 
 def is_compiled(fn: Any) -> bool:
-    """Whether `fn` is what torch.compile gave, or a module on which ``compile()`` was called."""
+    """Whether torch.compile returned `fn`, or `fn` is a module on which ``compile()`` was called."""
     return (
         isinstance(fn, torch._dynamo.OptimizedModule)
         or hasattr(fn, "_torchdynamo_orig_callable")
@@ -90,26 +92,28 @@ def is_compiled(fn: Any) -> bool:
 
 
 def uncompiled(fn: Any) -> Any:
-    """What was handed to torch.compile, if `fn` is what it gave; else `fn`."""
+    """Return the callable that was given to torch.compile, if `fn` is its result; else `fn`."""
     return getattr(fn, "_torchdynamo_orig_callable", None) or getattr(fn, "_orig_mod", None) or fn
 
 
 def is_marked_static(node: torch.fx.Node) -> bool:
-    """Whether the tensor behind an input of a Dynamo graph was promised to keep its address, as every module's
-    parameters and buffers are."""
+    """Whether the tensor behind an input of a Dynamo graph is marked to keep its address. Parameters and buffers of
+    modules are."""
     value = node.meta.get("example_value")
     facts = node.meta.get("tensor_dict") or {}
     return bool(facts.get("_dynamo_static_input_type") or getattr(value, "_dynamo_static_input_type", None))
 
 
 def recomputes_untagged_backwards() -> bool:
-    """Whether torch finds the backward in a graph by itself, to recompute checkpointed activations there. Torch 2.11
-    does not: it looks for a tag of the user's, and without one ignores checkpointing."""
+    """Whether torch finds the backward in a graph by itself and recomputes checkpointed activations there.
+
+    Torch 2.11 does not: it needs a tag, and without one it ignores checkpointing.
+    """
     return hasattr(torch.fx.traceback, "_mark_autograd_backward")
 
 
 def may_be_called_bare(module: nn.Module) -> bool:
-    """Whether ``module.forward(…)`` is all that ``module(…)`` does, and a method whose frame Dynamo traces."""
+    """Whether ``module(…)`` only calls ``module.forward(…)``, and Dynamo traces the frame of that method."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     method = module.forward
     return (
@@ -122,7 +126,7 @@ def may_be_called_bare(module: nn.Module) -> bool:
 
 
 def forget_compiled(fn: Any) -> None:
-    """Let the compiled `fn` compile again at its next call; whatever else is compiled stays so."""
+    """Let the compiled `fn` compile again at its next call. Other compiled functions stay compiled."""
     for code in _codes(fn):
         torch._dynamo.eval_frame.remove_from_cache(code)
 
@@ -140,8 +144,10 @@ def _codes(fn: Any, depth: int = 0) -> Iterator[types.CodeType]:
 
 
 def own_code(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """A Python function, or a method of one, with a code object of its own; another callable as it is. What Dynamo has
-    compiled of the one says nothing of the other."""
+    """Copy a Python function or method with its own code object; return other callables unchanged.
+
+    Dynamo caches by code object, so it compiles the copy again.
+    """
     if isinstance(fn, types.MethodType):
         return types.MethodType(own_code(fn.__func__), fn.__self__)
     if not isinstance(fn, types.FunctionType):
@@ -152,12 +158,12 @@ def own_code(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def unsupported_inside(error: BaseException | None) -> BaseException | None:
-    """Dynamo's "this cannot be one graph" among `error` and its causes, or None."""
+    """Return Dynamo's refusal to make one graph among `error` and its causes, or None."""
     while error is not None and not isinstance(error, torch._dynamo.exc.Unsupported):
         error = error.__cause__
     return error
 
 
 def user_frames(error: BaseException) -> list[Any]:
-    """The frames of the traced program at which Dynamo gave up, outermost first; empty when unknown."""
+    """Return the frames of the traced program at which Dynamo gave up, outermost first; empty if unknown."""
     return list(getattr(error, "real_stack", None) or [])

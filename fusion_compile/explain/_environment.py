@@ -11,7 +11,7 @@ from fusion_compile.explain._facts import Environment
 
 
 def environment(device: str, roofline: str = "") -> Environment:
-    """`device`: of the program; `roofline`: of whose peaks the times are made."""
+    """Describe this process. `device`: the program's. `roofline`: the device whose peak rates the times assume."""
     return Environment(
         torch=torch.__version__,
         python=platform.python_version(),

@@ -1,106 +1,247 @@
-"""What `explain` answers with: findings, tables, graphs with their costs, and what was seen when it ran."""
+"""The results of `explain`: an explanation and the difference of two, with the methods that show them."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import StringIO
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
-from fusion_compile.explain._facts import (
-    Environment,
-    GraphFacts,
-    Hoisting,
-    PassFacts,
-    RuntimeFacts,
-    Section,
-    SummaryLine,
-)
-from fusion_compile.explain._show.diff import Difference, compare
+from fusion_compile.explain._comparison import DifferenceFacts, compare
+from fusion_compile.explain._facts import SCHEMA, VERSION, ExplanationFacts
+from fusion_compile.explain._findings import identity
+from fusion_compile.explain._show.diff_text import write_difference
 from fusion_compile.explain._show.json_form import plain, read_json, rebuild, write_json
 from fusion_compile.explain._show.text import WIDTH, write_text
-from fusion_compile.explain._show.why import tell
-from fusion_compile.passes import Finding
-
-SCHEMA = "fusion_compile.explanation"
-VERSION = 1
-"""Of the JSON. It grows when a field changes its meaning or goes; a field that is new leaves it as it is."""
-
-Kind = Literal["training_step", "sampler", "exported_program", "graph_module", "callable"]
+from fusion_compile.explain._show.why import tell_why
 
 
 @dataclass(frozen=True)
-class Explanation:
-    """Facts about a program, as plain data. ``print(explanation)`` gives plain text; `print` draws it on the terminal.
+class Explanation(ExplanationFacts):
+    """What `explain` found about a program, as plain data.
 
-    `findings`: what breaks a promise or costs, each with the user's line, the reason, the remedy. `sections`: tables of
-    text. `graphs`: every node with its costs, and the memory over the program. `runtime`: None when nothing was run.
-    `hoisting`: of a sampler.
+    ``print(explanation)`` gives plain text; `explanation.print()` adds colours on a terminal.
+
+    Attributes:
+        title: The program and its size in one line.
+        kind: ``"training_step"``, ``"sampler"``, ``"exported_program"``, ``"graph_module"`` or ``"callable"``.
+        environment: Versions, the program's device, and the device whose peak rates the times assume.
+        summary: The most important facts, each marked good, bad or plain.
+        findings: What breaks a promise (one graph, one replay, no wait) or costs time. Each has the user's line, the
+            reason and the remedy. No two are duplicates.
+        sections: Tables of text.
+        graphs: Every captured graph: each node with its costs, and the memory over the graph in bytes.
+        passes: The passes that ran, with the graph before and after each.
+        runtime: Graph breaks, recompiles, kernels and CUDA graphs; None if nothing was run.
+        hoisting: For a sampler, the decision about every node and weight; else None.
+        notes: What a reader must know besides.
+
+    Example:
+        >>> import torch, fusion_compile as fc
+        >>> explanation = fc.explain(torch.nn.Linear(4, 2), (torch.ones(3, 4),), run=False)
+        >>> explanation.title, sum(node.flops for node in explanation.graphs[0].nodes)
+        ('Linear, 1 graph', 48)
     """
 
-    title: str
-    kind: Kind
-    environment: Environment
-    summary: tuple[SummaryLine, ...] = ()
-    findings: tuple[Finding, ...] = ()
-    sections: tuple[Section, ...] = ()
-    graphs: tuple[GraphFacts, ...] = ()
-    passes: tuple[PassFacts, ...] = ()
-    runtime: RuntimeFacts | None = None
-    hoisting: Hoisting | None = None
-    notes: tuple[str, ...] = ()
-
     def __str__(self) -> str:
-        out = StringIO()
-        write_text(self, Console(file=out, width=WIDTH, no_color=True, force_terminal=False, highlight=False))
-        return out.getvalue().rstrip()
+        return _as_text(lambda console: write_text(self, console))
 
     def print(self) -> None:
-        """Print to standard output, with colours when it is a terminal."""
-        write_text(self, Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH))
+        """Print to standard output, with colours if it is a terminal.
+
+        Example:
+            >>> import torch, fusion_compile as fc
+            >>> fc.explain(torch.nn.ReLU(), (torch.ones(3),), run=False).print()  # doctest: +ELLIPSIS
+            ReLU, 1 graph
+            ...
+        """
+        write_text(self, _terminal())
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-        """What `json.dumps` takes, of a versioned form that `from_json` reads; with `path` it is also written there."""
+        """Return the explanation as data for `json.dumps`, in a versioned form that `from_json` reads.
+
+        Args:
+            path: Also write the JSON to this file. A reader sees the old file or the new one, never half of one.
+
+        Returns:
+            A dictionary; docs/explain.md lists its fields. Bytes are bytes, times are microseconds.
+
+        Raises:
+            OSError: `path` cannot be written.
+
+        Example:
+            >>> import torch, fusion_compile as fc
+            >>> data = fc.explain(torch.nn.ReLU(), (torch.ones(3),), run=False).to_json()
+            >>> data["schema"], data["version"]
+            ('fusion_compile.explanation', 2)
+        """
         data = {"schema": SCHEMA, "version": VERSION, **plain(self)}
+        data["findings"] = [{"id": identity(f), **plain(f)} for f in self.findings]
         if path is not None:
             write_json(data, path)
         return data
 
     @staticmethod
     def from_json(source: Mapping[str, Any] | str | os.PathLike[str]) -> Explanation:
-        """The explanation that `to_json` gave or wrote. Raises ValueError for anything else, or another version."""
+        """Read an explanation that `to_json` returned or wrote.
+
+        Args:
+            source: The data, or the path of the file.
+
+        Returns:
+            An explanation equal to the one that was written.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: The source is not JSON, not an explanation, of another version, or incomplete.
+
+        Example:
+            >>> import torch, fusion_compile as fc
+            >>> explanation = fc.explain(torch.nn.ReLU(), (torch.ones(3),), run=False)
+            >>> fc.Explanation.from_json(explanation.to_json()) == explanation
+            True
+        """
         data = source if isinstance(source, Mapping) else read_json(source)
-        name = "what was given" if isinstance(source, Mapping) else str(source)
+        name = "the data" if isinstance(source, Mapping) else str(source)
         if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
             raise ValueError(f"{name} is no explanation; give what Explanation.to_json() returned or wrote.")
         if data.get("version") != VERSION:
             raise ValueError(
                 f"{name} is an explanation of version {data.get('version')!r} and this fusion_compile reads version "
-                f"{VERSION}; write it again with the version that you have."
+                f"{VERSION}; write it again with the installed version."
             )
         try:
             return rebuild(Explanation, data)
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{name} is an explanation with parts missing ({error}); write it again.") from None
 
-    def diff(self, other: Explanation) -> Difference:
-        """What `other` has more, less and otherwise than this one."""
-        return compare(self, other)
+    def diff(self, other: ExplanationFacts) -> Difference:
+        """Compare this explanation with a later one.
+
+        Args:
+            other: The later explanation.
+
+        Returns:
+            What was added, removed and changed. It is false if nothing differs.
+
+        Example:
+            >>> import torch, fusion_compile as fc
+            >>> before = fc.explain(torch.nn.ReLU(), (torch.ones(3),), run=False)
+            >>> after = fc.explain(torch.nn.GELU(), (torch.ones(3),), run=False)
+            >>> sorted(delta.operator for delta in before.diff(after).regions)
+            ['aten.gelu.default', 'aten.relu.default']
+        """
+        return Difference(**vars(compare(self, other)))
 
     def why(self, name: str) -> str:
-        """The story of one value: of a node, a weight or an input, by its name here or its full name in the module.
+        """Tell where one value is computed, from which inputs, and at what cost.
 
-        Where it is computed, from which inputs, what it costs; in a sampler also when it is known, through what, and
-        why it was or was not hoisted. Raises KeyError naming the nearest names if there is none.
+        For a sampler's value, also tell when it is known, through which inputs, and why it was or was not hoisted.
+
+        Args:
+            name: A node, an input or a weight, by its name in the graph or its full name in the module.
+
+        Returns:
+            A few lines of text for each node and weight of that name.
+
+        Raises:
+            KeyError: There is no such value; the message names the nearest names.
+
+        Example:
+            >>> import torch, fusion_compile as fc
+            >>> print(fc.explain(torch.nn.ReLU(), (torch.ones(3),), run=False).why("relu"))  # doctest: +ELLIPSIS
+            relu: aten.relu.default in graph 0, forward...
+              float32[3]; 0 FLOP, 12 bytes read, 12 written, at least ... µs
+              read by nothing
+              from input
         """
-        return tell(self, name)
+        return tell_why(self, name)
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
-        """Write the report: one file that needs no network and no server."""
-        from fusion_compile.explain._show.html import write_html  # a heavy room, of no use to who reads text
+        """Write the report: one HTML file that needs no network and no server.
+
+        Args:
+            path: The file. The plots in it need matplotlib; without matplotlib the report says so.
+
+        Raises:
+            OSError: `path` cannot be written.
+
+        Example:
+            >>> import tempfile, torch, fusion_compile as fc
+            >>> explanation = fc.explain(torch.nn.ReLU(), (torch.ones(3),), run=False)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     explanation.to_html(f"{folder}/report.html")
+        """
+        from fusion_compile.explain._show.html import write_html  # jinja2 and more, which text does not need
 
         write_html(self.to_json(), path)
+
+
+@dataclass(frozen=True)
+class Difference(DifferenceFacts):
+    """What differs between two explanations, as `Explanation.diff` returns it. It is false if nothing differs.
+
+    Attributes:
+        before, after: Titles of the two.
+        operators: Operators of a region whose number of calls or roofline time changed. `regions` holds those whose
+            number changed.
+        calls: Calls that one side has more often. A call is the same in both if operator, region, type and source line
+            are, whatever its name. `nodes_gone` and `nodes_new` hold each with the difference of the counts.
+        findings_gone, findings_new, findings_same: Findings are the same if kind, operator and line are, or else kind,
+            operator and file. A second ``.item()`` in a file is new.
+        costs: Sums over all graphs and counts of the run that changed: FLOP, bytes, µs, graph breaks, ….
+        kernels_gone, kernels_new: Names of kernels.
+        runtime: Counts and durations in seconds of both runs; None for a side that was not run.
+    """
+
+    def __str__(self) -> str:
+        return _as_text(lambda console: write_difference(self, console))
+
+    def print(self) -> None:
+        """Print to standard output, with colours if it is a terminal.
+
+        Example:
+            >>> import torch, fusion_compile as fc
+            >>> explanation = fc.explain(torch.nn.ReLU(), (torch.ones(3),), run=False)
+            >>> explanation.diff(explanation).print()
+            ReLU, 1 graph -> ReLU, 1 graph
+            No difference.
+        """
+        write_difference(self, _terminal())
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+        """Return the difference as data for `json.dumps`.
+
+        Args:
+            path: Also write the JSON to this file.
+
+        Returns:
+            A dictionary of the attributes.
+
+        Raises:
+            OSError: `path` cannot be written.
+
+        Example:
+            >>> import torch, fusion_compile as fc
+            >>> explanation = fc.explain(torch.nn.ReLU(), (torch.ones(3),), run=False)
+            >>> explanation.diff(explanation).to_json()["findings_new"]
+            []
+        """
+        data: dict[str, Any] = plain(self)
+        if path is not None:
+            write_json(data, path)
+        return data
+
+
+def _as_text(write: Callable[[Console], None]) -> str:
+    out = StringIO()
+    write(Console(file=out, width=WIDTH, no_color=True, force_terminal=False, highlight=False))
+    return out.getvalue().rstrip()
+
+
+def _terminal() -> Console:
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)

@@ -6,14 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fusion_compile.passes import Declined, PassReport
+from fusion_compile.passes import Declined, Finding, PassReport
 
+SCHEMA = "fusion_compile.explanation"
+VERSION = 2
+"""Version of the JSON. It grows when a field changes its meaning or is removed; a new field does not change it."""
+
+INPUT = "input"
+"""The region of a graph's inputs: arguments, weights, state."""
+
+Kind = Literal["training_step", "sampler", "exported_program", "graph_module", "callable"]
 Status = Literal["good", "bad", "plain"]
 
 
 @dataclass(frozen=True)
 class SummaryLine:
-    """One fact of the summary. `status`: whether it is what one wants, what one does not want, or neither."""
+    """One fact of the summary. `status`: "good" if it is wanted, "bad" if it is not, "plain" if it is neither."""
 
     label: str
     value: str
@@ -22,7 +30,7 @@ class SummaryLine:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, column names and rows of text; numbers are aligned right."""
+    """A table of text: a heading, column names, rows."""
 
     heading: str
     columns: tuple[str, ...]
@@ -31,7 +39,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Environment:
-    """Where and when: `device` is the program's ("cpu", "cuda"), `roofline` the one whose peaks the times assume."""
+    """Where and when an explanation was made.
+
+    `device`: the program's ("cpu", "cuda"). `roofline`: the device whose peak rates the times assume.
+    """
 
     torch: str
     python: str
@@ -44,10 +55,16 @@ class Environment:
 class NodeFacts:
     """One node of a graph.
 
-    `module`: full name of the module it was called in; `where`: ``file:line`` of the user's source; both "" when the
-    trace kept none. `dtype`, `shape`: of the (first) tensor it gives. `flops`: a multiply-add is two. `bytes_read`,
-    `bytes_written`: 0 for views. `intensity`: flops a byte. `microseconds`: no device of the roofline's kind does it in
-    less. `inputs`: indices of nodes. `binding_time`: in a sampler's graph. `finding`: index of one about this node.
+    `module`: full name of the module that it was called in; "" if the trace kept none.
+    `where`: ``file:line`` of the user's source; "" if the trace kept none.
+    `dtype`, `shape`: of its result, or of the first tensor of several.
+    `flops`: a multiply-add counts two.
+    `bytes_read`, `bytes_written`: 0 for views.
+    `intensity`: flops per byte.
+    `microseconds`: lower bound on the roofline's device.
+    `inputs`: indices of nodes.
+    `binding_time`: in a sampler's graph only.
+    `finding`: identity of a finding about this node, see `_findings.identity`.
     """
 
     name: str
@@ -65,12 +82,12 @@ class NodeFacts:
     launches: int
     inputs: tuple[int, ...]
     binding_time: str | None = None
-    finding: int | None = None
+    finding: str | None = None
 
 
 @dataclass(frozen=True)
 class RegionFacts:
-    """Sums over the calls of one region; `nodes` counts views too."""
+    """Sums over the calls of one region. `nodes` counts views too."""
 
     name: str
     nodes: int
@@ -91,8 +108,12 @@ class Alive:
 
 @dataclass(frozen=True)
 class Memory:
-    """`curve`: bytes alive while node i runs, inputs included, when the graph is run operator by operator; `peak_node`:
-    index of the first node at its peak. `fused_peak_bytes`: an estimate for the graph when Inductor fuses it."""
+    """Memory over one graph, in bytes.
+
+    `curve`: alive while node i runs, inputs included, if the graph runs operator by operator.
+    `peak_node`: index of the first node at the peak of `curve`.
+    `fused_peak_bytes`: estimated peak if Inductor fuses the graph.
+    """
 
     curve: tuple[int, ...]
     peak_bytes: int
@@ -103,7 +124,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """One graph. `edges`: ``(from region, to region, bytes)`` of the values that cross."""
+    """One graph. `edges`: ``(from region, to region, bytes)`` of the values that cross between regions."""
 
     name: str
     regions: tuple[RegionFacts, ...]
@@ -114,7 +135,7 @@ class GraphFacts:
 
 @dataclass(frozen=True)
 class PassFacts:
-    """What a pass reported, and the graph before and after it, one line a node."""
+    """The report of a pass, and the graph before and after it, one line a node."""
 
     name: str
     exact: bool
@@ -133,7 +154,7 @@ class PassFacts:
 
 @dataclass(frozen=True)
 class GraphBreak:
-    """`stack`: the user's frames, outermost first, each ``file:line: source``."""
+    """A place where Dynamo stopped tracing. `stack`: the user's frames, outermost first, each ``file:line: source``."""
 
     reason: str
     where: str
@@ -142,7 +163,7 @@ class GraphBreak:
 
 @dataclass(frozen=True)
 class Recompile:
-    """`function`: what was compiled again. `guard`: the check that failed."""
+    """A second compilation of `function`. `guard`: the check that failed."""
 
     function: str
     guard: str
@@ -152,13 +173,16 @@ class Recompile:
 
 @dataclass(frozen=True)
 class Guard:
+    """A check that must hold for the compiled code to be used again."""
+
     text: str
     where: str
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """`nodes`: of the graph, by name; `where`: their lines in the user's source; `source`: the generated code."""
+    """A kernel that runs. `nodes`: names of the graph's nodes that it computes. `where`: their lines in the user's
+    source. `source`: the generated code."""
 
     name: str
     nodes: tuple[str, ...] = ()
@@ -168,6 +192,8 @@ class Kernel:
 
 @dataclass(frozen=True)
 class FusionRefusal:
+    """Two operators that Inductor did not fuse, and its reason."""
+
     first: str
     second: str
     reason: str
@@ -175,17 +201,23 @@ class FusionRefusal:
 
 @dataclass(frozen=True)
 class CudaGraphSkip:
+    """A CUDA graph that torch did not record."""
+
     reason: str
     where: str
 
 
 @dataclass(frozen=True)
 class Rerecord:
+    """A CUDA graph that torch recorded again."""
+
     reason: str
 
 
 @dataclass(frozen=True)
 class CudaGraphs:
+    """Counts of recorded CUDA graphs and partitions, and every skip and repeated recording."""
+
     captures: int = 0
     partitions: int = 0
     skips: tuple[CudaGraphSkip, ...] = ()
@@ -194,7 +226,7 @@ class CudaGraphs:
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of compilation and how long it took."""
+    """A phase of compilation and its duration."""
 
     name: str
     seconds: float
@@ -202,6 +234,8 @@ class Phase:
 
 @dataclass(frozen=True)
 class CacheUse:
+    """Use of the caches of compiled graphs."""
+
     hits: int = 0
     misses: int = 0
     bypasses: int = 0
@@ -209,7 +243,7 @@ class CacheUse:
 
 @dataclass(frozen=True)
 class RuntimeFacts:
-    """What happened when the program was compiled and run."""
+    """Events and results of compiling and running the program."""
 
     graph_breaks: tuple[GraphBreak, ...] = ()
     recompiles: tuple[Recompile, ...] = ()
@@ -226,10 +260,10 @@ Decision = Literal["hoisted", "recomputed", "live", "weight_kept", "weight_freed
 
 @dataclass(frozen=True)
 class HoistedValue:
-    """One node or weight of a sampler's graph: when it is known, through which inputs, and what was made of that.
+    """One node or weight of a sampler's graph: its binding time, and the decision that followed from it.
 
-    `chain`: nodes from the earliest input that fixes its binding time down to itself. `frees_bytes`: of a weight that
-    the loop no longer reads.
+    `chain`: nodes from the earliest input that fixes the binding time down to the value itself.
+    `frees_bytes`: size of a weight that the loop no longer reads; else 0.
     """
 
     name: str
@@ -245,11 +279,30 @@ class HoistedValue:
 
 @dataclass(frozen=True)
 class Hoisting:
+    """The decisions about every node and weight of a sampler's graphs."""
+
     values: tuple[HoistedValue, ...]
 
 
+@dataclass(frozen=True)
+class ExplanationFacts:
+    """Everything that `explain` found about a program. `Explanation` adds the methods that show it."""
+
+    title: str
+    kind: Kind
+    environment: Environment
+    summary: tuple[SummaryLine, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    sections: tuple[Section, ...] = ()
+    graphs: tuple[GraphFacts, ...] = ()
+    passes: tuple[PassFacts, ...] = ()
+    runtime: RuntimeFacts | None = None
+    hoisting: Hoisting | None = None
+    notes: tuple[str, ...] = ()
+
+
 def section(heading: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Section:
-    """A `Section` from rows of anything; integers get thousands separators."""
+    """Make a `Section` from rows of any objects. Integers get thousands separators."""
 
     def text(cell: Any) -> str:
         return f"{cell:,}" if isinstance(cell, int) else str(cell)

@@ -1,5 +1,4 @@
-"""What the Schedule-Free transforms share: what a step weighs in the average x, and where between z and x the gradient
-is taken."""
+"""The average of the Schedule-Free transforms: the weight of a step in x, and the gradient point between z and x."""
 
 from __future__ import annotations
 
@@ -9,20 +8,21 @@ import torch
 from torch import Tensor
 
 from fusion_compile._types import Tensors
-from fusion_compile.optim._transform import Context, Named, ones_like_scalar
+from fusion_compile.optim._transform import Context, Named
+from fusion_compile.optim._tree import lerp, number_like
 
 AVERAGES = ("lr_max", "lr")
 
 
 @dataclass(frozen=True)
 class Averaging:
-    """The average and its options, for updates counted from k = 0.
+    """Options of the average, for updates counted from k = 0.
 
     ``w = (k + 1)^r ρ^weight_lr_power`` with ρ the largest lr so far (`average` ``"lr_max"``) or this update's own
     (``"lr"``); ``c = w / Σ w`` (0 while all w are 0), but ``c = 1`` and w does not count while ``k < c_warmup``.
 
     ``y = β_k x + (1 - β_k) z`` after update k, where ``ln(1 - β_k)`` goes from ``ln(1 - β)`` to ``ln(1 - β_max)`` along
-    ``p = min(k / anneal, 1)``; β throughout with ``anneal=0``.
+    ``p = min(k / anneal, 1)``; with ``anneal=0`` it is β throughout.
     """
 
     beta: Named
@@ -45,33 +45,33 @@ class Averaging:
 
     @property
     def numbers(self) -> list[Named]:
-        """The live ones."""
+        """The live numbers."""
         return [self.beta, self.beta_max] if self.anneal else [self.beta]
 
     def taken(self, params: Tensors) -> Tensors:
-        """``{"k": 0}`` where an option needs the number of updates taken, and nothing where none does."""
+        """``{"k": 0}`` if an option needs the number of updates taken, else empty."""
         if self.anneal or self.c_warmup or self.r:
-            return {"k": torch.zeros_like(ones_like_scalar(params))}
+            return {"k": number_like(params, 0.0)}
         return {}
 
     def beta_now(self, taken: Tensors, context: Context) -> Tensor:
-        """β_k of the update that comes next, k being the number taken."""
+        """β_k of the next update; k is the number of updates taken."""
         beta = context.hyperparameters[self.beta.name]
         if not self.anneal:
             return beta
         p = (taken["k"] / self.anneal).clamp(0, 1)
-        # Powers and not logarithms, so that p = 1 (p = 0) leaves nothing of the other end, whatever that is.
+        # Powers instead of logarithms, so that nothing of the other end is left at p = 0 and p = 1.
         return 1 - (1 - beta) ** (1 - p) * (1 - context.hyperparameters[self.beta_max.name]) ** p
 
     def point(self, x: Tensors, z: Tensors, taken: Tensors, context: Context) -> Tensors:
-        """y: where the last update left the gradient's point, so with its β_k. Before the first one x = z = y."""
+        """y, with the β_k of the last update. Before the first update x = z = y."""
         beta = self.beta_now({key: k - 1 for key, k in taken.items()}, context)
-        return {key: z[key] + beta * (value - z[key]) for key, value in x.items()}
+        return lerp(z, x, beta)
 
     def move(
         self, x: Tensors, z: Tensors, lr: Tensor, lr_max: Tensor, weight_sum: Tensor, taken: Tensors
     ) -> tuple[Tensors, Tensor, Tensor, Tensors]:
-        """What is added to x to take in the new z, and `lr_max`, `weight_sum` and `taken` after the update."""
+        """The update of x for the new z, and `lr_max`, `weight_sum` and `taken` after it."""
         lr_max = torch.maximum(lr_max, lr)
         rate = lr_max if self.average == "lr_max" else lr
         weight = rate * rate if self.weight_lr_power == 2 else rate**self.weight_lr_power

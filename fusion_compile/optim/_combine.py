@@ -1,97 +1,181 @@
-"""`chain` and `partition`: how transforms are joined; `wrapped`: what a transform around another passes on."""
+"""`chain`, `named_chain` and `partition`: how transforms are joined."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
-from torch import Tensor
-
 from fusion_compile._types import Tensors
-from fusion_compile.optim._transform import (
-    Context,
-    Facts,
-    Periodic,
-    State,
-    Transform,
-    bound,
-    merge_hyperparameters,
-)
+from fusion_compile.optim._inner import Inner, lift, merge
+from fusion_compile.optim._transform import BankInfos, Context, State, Transform, bound
 
 
-def chain(*transforms: Transform, name: str = "chain") -> Transform:
-    """Apply `transforms` from left to right; the state is the tuple of their states.
+def chain(*transforms: Transform, name: str | None = None) -> Transform:
+    """Apply `transforms` from left to right: each gets the updates of the one before it.
 
-    At most one of them may move the gradient point. Its roles are those that any of them asks for.
+    The state is the tuple of their states. The chain wants the roles that any part wants, and takes a step if one part
+    does. Source: optax's ``chain``. Deviations: at most one part takes a step, at most one moves the gradient point.
+
+    Args:
+        *transforms: The parts, from the gradient to the step.
+        name: Shown in messages; by default made of the parts' names.
+
+    Returns:
+        The chain as one transform. Hyperparameters of one name are one number for all parts.
+
+    Raises:
+        ValueError: No part is given; two parts take a step or move the gradient point; one hyperparameter has two
+            values; two parts have different periods.
+        TypeError: A part is not a transform.
+
+    Example:
+        >>> from fusion_compile import optim
+        >>> sgd = optim.chain(optim.scale_by_momentum(0.9), optim.scale_by_learning_rate(0.1))
+        >>> dict(sgd.hyperparameters)
+        {'momentum': 0.9, 'lr': 0.1}
     """
     if not transforms:
         raise ValueError("chain() needs at least one transform.")
-    movers = [i for i, t in enumerate(transforms) if t.gradient_point is not None]
+    for i, transform in enumerate(transforms):
+        _check_transform(f"chain(), part {i},", transform)
+    name = f"chain({', '.join(t.name for t in transforms)})" if name is None else name
+    return _in_sequence(dict(enumerate(transforms)), name, lambda parts: tuple(parts.values()))
+
+
+def named_chain(*parts: tuple[str, Transform], name: str | None = None) -> Transform:
+    """`chain` whose parts have names: the state is a dictionary by these names.
+
+    Paths in checkpoints and reports then read ``optimizer/clip/…`` instead of ``optimizer/0/…``, and stay as they are
+    when a part is added. Source: optax's ``named_chain``.
+
+    Args:
+        *parts: ``(name, transform)``, from the gradient to the step.
+        name: Shown in messages; by default made of the parts' names.
+
+    Returns:
+        The chain as one transform.
+
+    Raises:
+        ValueError: A name is given twice, is empty, or contains ``/`` or ``.``, which separate names in paths; and what
+            `chain` raises.
+        TypeError: A part is not a pair of a name and a transform.
+
+    Example:
+        >>> from fusion_compile import optim
+        >>> optimizer = optim.named_chain(("adam", optim.scale_by_adam()), ("step", optim.scale_by_learning_rate(1e-3)))
+        >>> list(optimizer.init({}))
+        ['adam', 'step']
+    """
+    if not parts:
+        raise ValueError("named_chain() needs at least one (name, transform).")
+    named: dict[str, Transform] = {}
+    for part in parts:
+        if not (isinstance(part, tuple) and len(part) == 2 and isinstance(part[1], Transform)):
+            raise TypeError(f"named_chain() was given {_shown(part)}; give pairs: ('adam', optim.scale_by_adam()).")
+        key = part[0]
+        if not isinstance(key, str) or not key or "/" in key or "." in key:
+            raise ValueError(f"named_chain() cannot name a part {key!r}; give a string without '/' and '.'.")
+        if key in named:
+            raise ValueError(f"named_chain() has two parts named {key!r}; give each a name of its own.")
+        named[key] = part[1]
+    return _in_sequence(named, f"named_chain({', '.join(named)})" if name is None else name, dict)
+
+
+def _shown(part: object) -> str:
+    return f"the transform {part.name} without a name" if isinstance(part, Transform) else repr(part)
+
+
+def _check_transform(where: str, given: object) -> None:
+    """TypeError if `given`, the argument named by `where`, is not a transform."""
+    if not isinstance(given, Transform):
+        called = f"; call it: {given.__name__}(…)" if callable(given) and hasattr(given, "__name__") else ""
+        raise TypeError(f"{where} was given a {type(given).__name__}, not a Transform{called}.")
+
+
+def _in_sequence(parts: Mapping[Any, Transform], name: str, pack: Callable[[dict[Any, State]], State]) -> Transform:
+    """The parts one after another; ``state[key]`` is a part's state, and `pack` makes a state from parts by key."""
+    movers = [t.name for t in parts.values() if t.gradient_point is not None]
     if len(movers) > 1:
-        names = ", ".join(transforms[i].name for i in movers)
-        raise ValueError(f"{names} both move the point at which the gradient is taken; keep one of them.")
+        raise ValueError(f"{', '.join(movers)} both move the point at which the gradient is taken; keep one of them.")
+    if len(steps := [t.name for t in parts.values() if t.descends]) > 1:
+        raise ValueError(
+            f"{' and '.join(steps)} both take a step in one chain: the second multiplies by -lr what the first has "
+            f"already multiplied by -lr, and the loss goes up. Keep one of them."
+        )
 
     def init(params: Tensors) -> State:
-        return tuple(t.init(params) for t in transforms)
+        return pack({key: t.init(params) for key, t in parts.items()})
 
     def update(updates: Tensors, state: State, params: Tensors, context: Context) -> tuple[Tensors, State]:
-        new_state = []
-        for transform, part in zip(transforms, state, strict=True):
-            updates, part = transform.update(updates, part, params, context)
-            new_state.append(part)
-        return updates, tuple(new_state)
+        new_state = {}
+        for key, transform in parts.items():
+            updates, new_state[key] = transform.update(updates, state[key], params, context)
+        return updates, pack(new_state)
 
-    gradient_point = None
-    if movers:
-        at = movers[0]
-        moves = transforms[at].gradient_point
+    def inner(key: Hashable) -> Inner:
+        def put(state: State, part: State) -> State:
+            return pack({other: part if other == key else state[other] for other in parts})
 
-        def gradient_point(params: Tensors, state: State, context: Context) -> Tensors:
-            assert moves is not None
-            return moves(params, state[at], context)
+        return Inner(lambda state: state[key], put)
 
-    def bind(facts: Facts) -> Transform:
-        return chain(*(bound(t, facts) for t in transforms), name=name)
+    def bind(infos: BankInfos) -> Transform:
+        return _in_sequence({key: bound(t, infos) for key, t in parts.items()}, name, pack)
 
-    def put(state: State, i: int, part: State) -> State:
-        return (*state[:i], part, *state[i + 1 :])
-
-    parts: dict[int, Transform] = dict(enumerate(transforms))
-    return Transform(
-        init,
-        update,
-        merge_hyperparameters(*(t.hyperparameters for t in transforms)),
-        tuple(dict.fromkeys(role for t in transforms for role in t.roles)),
-        gradient_point,
-        name,
-        _merged_diagnostics(parts),
-        _merged_periodic(parts, lambda params, _: params, put),
-        _one_period(transforms),
-        None
-        if all(t.bind is None for t in transforms)
-        else lambda f: chain(*(bound(t, f) for t in transforms), name=name),
+    lifted = [lift(t.extras, inner(key)) for key, t in parts.items()]
+    extras = merge(name, lifted)._replace(
+        gradient_point=next((part.gradient_point for part in lifted if part.gradient_point is not None), None),
+        bind=bind if any(t.bind is not None for t in parts.values()) else None,
     )
+    return Transform(init, update, extras)
 
 
 def part_of(tensors: Mapping[str, Any], role: str) -> dict[str, Any]:
-    """What of a dictionary by bank key belongs to `role`."""
+    """The entries of one role in a dictionary by bank key."""
     return {key: t for key, t in tensors.items() if key.split("/", 1)[0] == role}
 
 
 def partition(transforms: Mapping[str, Transform], name: str = "partition") -> Transform:
-    """One transform for each role: bank ``"spectral/384x1536"`` goes to ``transforms["spectral"]``.
+    """Give each role a transform of its own: bank ``"spectral/384x1536"`` goes to ``transforms["spectral"]``.
 
-    The state is a dictionary by role, of the roles that have parameters. A bank whose role has no transform is a
-    ValueError.
+    The state is a dictionary by role, of the roles that have parameters.
+
+    Args:
+        transforms: By role, ``"spectral"`` (matrices) and ``"scalar"`` (everything else).
+        name: Shown in messages.
+
+    Returns:
+        One transform for all parameters. A bank whose role has no transform is a ValueError in `init`.
+
+    Raises:
+        ValueError: No transform is given; some parts take a step and others do not; one hyperparameter has two values;
+            two parts have different periods.
+        TypeError: A part is not a transform.
+
+    Example:
+        >>> from fusion_compile import optim
+        >>> matrices = optim.chain(optim.orthogonalize(), optim.scale_by_learning_rate(0.02))
+        >>> optimizer = optim.partition({"spectral": matrices, "scalar": optim.adamw(optim.Named("scalar_lr", 3e-4))})
+        >>> optimizer.roles
+        ('spectral', 'scalar')
     """
+    if not transforms:
+        raise ValueError("partition() needs at least one transform.")
+    for role, transform in transforms.items():
+        _check_transform(f"partition(), role {role!r},", transform)
+    still, moving = ([role for role, t in transforms.items() if t.descends == moves] for moves in (False, True))
+    if still and moving:
+        name_of_part = transforms[still[0]].name
+        raise ValueError(
+            f"partition(): {name_of_part}, the transform of {still[0]!r}, takes no step, but that of {moving[0]!r} "
+            f"does; {still[0]!r} would go uphill. End each part with a learning rate: "
+            f"chain({name_of_part}, scale_by_learning_rate(1e-3)). A part of your own that takes a step, or keeps its "
+            f"parameters where they are, declares Extras(descends=True)."
+        )
 
-    def check(params: Tensors) -> None:
+    def init(params: Tensors) -> State:
         for key in params:
             if key.split("/", 1)[0] not in transforms:
                 raise ValueError(f"bank {key!r} has no transform; partition() was given {', '.join(transforms)}.")
-
-    def init(params: Tensors) -> State:
-        check(params)
         parts = {role: part_of(params, role) for role in transforms}
         return {role: transforms[role].init(part) for role, part in parts.items() if part}
 
@@ -105,98 +189,26 @@ def partition(transforms: Mapping[str, Transform], name: str = "partition") -> T
             new_updates.update(part)
         return {key: new_updates[key] for key in updates}, new_state
 
-    gradient_point = None
-    if any(t.gradient_point is not None for t in transforms.values()):
+    def gradient_point(params: Tensors, state: State, context: Context) -> Tensors:
+        points: Tensors = {}
+        for role in state:
+            part, moves = part_of(params, role), transforms[role].gradient_point
+            points.update(part if moves is None else moves(part, state[role], context))
+        return {key: points[key] for key in params}
 
-        def gradient_point(params: Tensors, state: State, context: Context) -> Tensors:
-            points: Tensors = {}
-            for role in state:
-                part, moves = part_of(params, role), transforms[role].gradient_point
-                points.update(part if moves is None else moves(part, state[role], context))
-            return {key: points[key] for key in params}
+    def inner(role: str) -> Inner:
+        return Inner(
+            lambda state: state.get(role),
+            lambda state, part: {**state, role: part},
+            lambda params, state: part_of(params, role),
+        )
 
-    def bind(facts: Facts) -> Transform:
-        return partition({role: bound(t, part_of(facts, role)) for role, t in transforms.items()}, name)
+    def bind(infos: BankInfos) -> Transform:
+        return partition({role: bound(t, part_of(infos, role)) for role, t in transforms.items()}, name)
 
-    return Transform(
-        init,
-        update,
-        merge_hyperparameters(*(t.hyperparameters for t in transforms.values())),
-        tuple(transforms),
-        gradient_point,
-        name,
-        _merged_diagnostics(transforms),
-        _merged_periodic(transforms, part_of, lambda state, role, part: {**state, role: part}),
-        _one_period(tuple(transforms.values())),
-        None if all(t.bind is None for t in transforms.values()) else bind,
+    extras = merge(name, [lift(t.extras, inner(role)) for role, t in transforms.items()])._replace(
+        roles=tuple(transforms),
+        gradient_point=gradient_point if any(t.gradient_point is not None for t in transforms.values()) else None,
+        bind=bind if any(t.bind is not None for t in transforms.values()) else None,
     )
-
-
-def wrapped(
-    base: Transform, field: str = "base", params_of: Callable[[Tensors, State], Tensors] = lambda params, _: params
-) -> dict[str, Any]:
-    """What a transform whose state keeps the state of `base` under `field` passes on: keywords of `Transform`.
-
-    `params_of(params, state)`: what `base` sees as its parameters (Schedule-Free's z). The wrapper's `bind` is its own.
-    """
-
-    def inside(periodic: Periodic) -> Periodic:
-        def lift(fn: Callable[[State, Tensors, Context], State]) -> Callable[[State, Tensors, Context], State]:
-            return lambda state, params, context: state._replace(
-                **{field: fn(getattr(state, field), params_of(params, state), context)}
-            )
-
-        first = None if periodic.first is None else lift(periodic.first)
-        return periodic._replace(update=lift(periodic.update), first=first)
-
-    passed: dict[str, Any] = {"periodic": tuple(map(inside, base.periodic)), "period": base.period}
-    tells = base.diagnostics
-    if tells is not None:
-        passed["diagnostics"] = lambda state: tells(getattr(state, field))
-    return passed
-
-
-def _merged_diagnostics(parts: Mapping[Any, Transform]) -> Callable[[State], dict[str, Tensor]] | None:
-    """What every part tells, by the place of its state; a name that two parts use is told by the later one."""
-    telling = {at: t.diagnostics for at, t in parts.items() if t.diagnostics is not None}
-    if not telling:
-        return None
-
-    def diagnostics(state: State) -> dict[str, Tensor]:
-        told: dict[str, Tensor] = {}
-        for at, tells in telling.items():
-            if isinstance(state, tuple) or at in state:
-                told |= tells(state[at])
-        return told
-
-    return diagnostics
-
-
-def _merged_periodic(
-    parts: Mapping[Any, Transform],
-    params_of: Callable[[Tensors, Any], Tensors],
-    put: Callable[[State, Any, State], State],
-) -> tuple[Periodic, ...]:
-    """The parts' periodic work on the whole state; `put(state, at, part)` is `state` with one part replaced."""
-
-    def at_place(at: Any, periodic: Periodic) -> Periodic:
-        def lift(fn: Callable[[State, Tensors, Context], State]) -> Callable[[State, Tensors, Context], State]:
-            def on_whole(state: State, params: Tensors, context: Context) -> State:
-                if isinstance(state, dict) and at not in state:  # a role without parameters
-                    return state
-                return put(state, at, fn(state[at], params_of(params, at), context))
-
-            return on_whole
-
-        first = None if periodic.first is None else lift(periodic.first)
-        return periodic._replace(update=lift(periodic.update), first=first)
-
-    return tuple(at_place(at, periodic) for at, t in parts.items() for periodic in t.periodic)
-
-
-def _one_period(transforms: Sequence[Transform]) -> int:
-    periods = sorted({t.period for t in transforms if t.period})
-    if len(periods) > 1:
-        several = " and every ".join(map(str, periods))
-        raise ValueError(f"two parts single out every {several} steps; give them one period.")
-    return periods[0] if periods else 0
+    return Transform(init, update, extras)

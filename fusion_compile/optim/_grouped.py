@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fusion_compile._types import Tensors
 from fusion_compile.optim._schedules import Schedule
-from fusion_compile.optim._transform import Context, Facts, State, Transform, bound
+from fusion_compile.optim._transform import BankInfos, Context, Extras, State, Transform, bound
 
 DEFAULT = "default"
 """The group of every parameter that no named group lists."""
@@ -98,19 +98,19 @@ def grouped(transform: Transform, groups: Mapping[str, Mapping[str, float | Sche
     )
 
     # Bound once, because a bound transform finds a bank by its key: one that lists layers sees those of all groups.
-    def bind(facts: Facts) -> Transform:
-        return grouped(bound(transform, facts), groups)
+    def bind(infos: BankInfos) -> Transform:
+        return grouped(bound(transform, infos), groups)
 
     own_numbers = {number_of(g, name): value for g, numbers in groups.items() for name, value in numbers.items()}
-    return Transform(
-        init,
-        update,
-        {**transform.hyperparameters, **own_numbers},
+    extras = Extras(
+        name=transform.name,
+        hyperparameters={**transform.hyperparameters, **own_numbers},
         roles=transform.roles,
         gradient_point=gradient_point,
-        name=transform.name,
         diagnostics=diagnostics,
         periodic=periodic,
         period=transform.period,
         bind=None if transform.bind is None else bind,
+        descends=transform.descends,
     )
+    return Transform(init, update, extras)

@@ -1,9 +1,9 @@
 """Hyperparameters as functions of the number of steps taken.
 
-A schedule is evaluated on the host, from the host's own count of steps, and its value is written into the 0-dim device
-tensor that the program reads: replacing a schedule or its arguments never recompiles, and nothing waits for the device.
-Each schedule is a frozen dataclass, so it prints, compares and travels in a checkpoint. ``schedule(step)`` takes the
-number of steps already taken (0 at the first update).
+A schedule is evaluated on the CPU, from Python's own count of steps, and its value is written into the 0-dim device
+tensor that the program reads. Replacing a schedule or its arguments never recompiles, and nothing waits for the device.
+Each schedule is a frozen dataclass, so it can be printed, compared and saved in a checkpoint. ``schedule(step)`` takes
+the number of steps already taken (0 at the first update).
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class Schedule(Protocol):
-    """Anything callable from the number of steps already taken to a number."""
+    """Any callable that maps the number of steps already taken to a number.
+
+    Example:
+        >>> isinstance(lambda step: 1e-3 / (step + 1), Schedule)
+        True
+    """
 
     def __call__(self, step: int) -> float: ...
 
@@ -33,7 +38,21 @@ def _check(total_steps: int | None, warmup_steps: int) -> None:
 
 @dataclass(frozen=True)
 class constant:
-    """`value` after a linear warm-up ``value * (step + 1) / warmup_steps`` (schedulefree's form)."""
+    """`value` after a linear warm-up ``value * (step + 1) / warmup_steps`` (schedulefree's form).
+
+    Args:
+        value: In the unit of the hyperparameter.
+        warmup_steps: 0 for no warm-up.
+
+    Raises:
+        ValueError: `warmup_steps` is negative.
+
+    Example:
+        >>> from fusion_compile import optim
+        >>> schedule = optim.constant(1.0, warmup_steps=4)
+        >>> [schedule(step) for step in (0, 1, 3, 100)]
+        [0.25, 0.5, 1.0, 1.0]
+    """
 
     value: float
     warmup_steps: int = 0
@@ -64,19 +83,51 @@ class _Decay:
         return self.final + (self.peak - self.final) * self.shape(done)
 
     def shape(self, done: float) -> float:
-        """What is left of the way from `final` to `peak`; `done` in [0, 1]."""
+        """Share of the way from `final` to `peak` that is left; `done` in [0, 1]."""
         raise NotImplementedError
 
 
 class cosine(_Decay):
-    """Linear warm-up to `peak`, then half a cosine down to `final` at `total_steps` (1608.03983)."""
+    """Linear warm-up to `peak`, then half a cosine down to `final` at `total_steps` and beyond (1608.03983).
+
+    Args:
+        peak: In the unit of the hyperparameter.
+        total_steps: More than `warmup_steps`.
+        warmup_steps: 0 for no warm-up.
+        final: In the unit of the hyperparameter.
+
+    Raises:
+        ValueError: The warm-up is negative or leaves no step for the decay.
+
+    Example:
+        >>> from fusion_compile import optim
+        >>> schedule = optim.cosine(1.0, total_steps=12, warmup_steps=4)
+        >>> [round(schedule(step), 3) for step in (0, 4, 8, 12)]
+        [0.25, 1.0, 0.5, 0.0]
+    """
 
     def shape(self, done: float) -> float:
         return 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 class linear(_Decay):
-    """Linear warm-up to `peak`, then a straight line down to `final` at `total_steps`."""
+    """Linear warm-up to `peak`, then a straight line down to `final` at `total_steps` and beyond.
+
+    Args:
+        peak: In the unit of the hyperparameter.
+        total_steps: More than `warmup_steps`.
+        warmup_steps: 0 for no warm-up.
+        final: In the unit of the hyperparameter.
+
+    Raises:
+        ValueError: The warm-up is negative or leaves no step for the decay.
+
+    Example:
+        >>> from fusion_compile import optim
+        >>> schedule = optim.linear(1.0, total_steps=4)
+        >>> [schedule(step) for step in (0, 1, 4)]
+        [1.0, 0.75, 0.0]
+    """
 
     def shape(self, done: float) -> float:
         return 1.0 - done
@@ -84,8 +135,27 @@ class linear(_Decay):
 
 @dataclass(frozen=True)
 class wsd:
-    """Warm-up, stable, decay (2404.06395): linear warm-up to `peak`, which holds until the last `decay_fraction` of all
-    steps, then a straight line down to `final` at `total_steps` and beyond."""
+    """Warm-up, stable, decay (2404.06395).
+
+    Linear warm-up to `peak`, which holds until the last `decay_fraction` of all steps, then a straight line down to
+    `final` at `total_steps` and beyond.
+
+    Args:
+        peak: In the unit of the hyperparameter.
+        total_steps: Length of the run.
+        warmup_steps: 0 for no warm-up.
+        decay_fraction: Share of all steps that decay, in (0, 1].
+        final: In the unit of the hyperparameter.
+
+    Raises:
+        ValueError: The warm-up is negative or reaches into the decay; `decay_fraction` is not a share.
+
+    Example:
+        >>> from fusion_compile import optim
+        >>> schedule = optim.wsd(1.0, total_steps=10, warmup_steps=2)
+        >>> [round(schedule(step), 3) for step in (0, 2, 8, 9, 10)]
+        [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
 
     peak: float
     total_steps: int

@@ -1,49 +1,55 @@
-"""What an optimizer is made of: a pair of pure functions and the numbers it lets the user change.
+"""The building block of optimizers: a pair of pure functions, and what others may know about it.
 
 A `Transform` maps gradients to updates that are *added* to the parameters. It sees banks
 (``fusion_compile._state.banks``): ``{"spectral/384x1536": [K, m, n], "scalar": [N]}``. It is written for matrices
-``[..., m, n]`` or for any shape, and cannot tell a bank from one tensor. `chain` joins transforms, `partition` spreads
-them over roles (``_combine``).
+``[..., m, n]`` or for any shape, and cannot tell a bank from one tensor. `chain` runs transforms one after another,
+`partition` gives each role a transform of its own (``_combine``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any, NamedTuple, TypeAlias
 
-import torch
 from torch import Tensor
 
 from fusion_compile._types import Tensors
 from fusion_compile.optim._schedules import Schedule
 
 State: TypeAlias = Any
-"""A NamedTuple (or tuple) of tensors and of dictionaries keyed like the parameters; each transform names its own."""
+"""A NamedTuple (or tuple, or dictionary) of tensors and of dictionaries keyed like the parameters; each transform
+defines its own."""
 
 ELEMENTWISE = "scalar"
-"""Role of parameters that are updated element by element (flat banks)."""
+"""Role of parameters that are updated entry by entry (flat banks)."""
 SPECTRAL = "spectral"
 """Role of matrices on the spectral path (stacked banks ``[K, m, n]``)."""
 
 
 class Named(NamedTuple):
-    """A hyperparameter under a name of its own, for when two parts of an optimizer must differ: ``Named("scalar_lr",
-    3e-4)``."""
+    """A hyperparameter with a name of its own, for two parts of an optimizer that need different values.
+
+    Example:
+        >>> from fusion_compile import optim
+        >>> optim.adamw(lr=optim.Named("head_lr", 3e-4)).hyperparameters["head_lr"]
+        0.0003
+    """
 
     name: str
     value: float | Schedule
 
 
-Scalar: TypeAlias = float | Schedule | Named
-"""What a factory accepts for a live number."""
+Number: TypeAlias = float | Schedule | Named
+"""What a factory accepts for a hyperparameter: a number, a schedule, or either under a name of its own."""
 
 
 class Context(NamedTuple):
-    """What one step knows besides gradients and parameters.
+    """What a transform may know of one step besides gradients and parameters.
 
-    `hyperparameters`: 0-dim tensors by name, on the parameters' device. `loss`: 0-dim, the loss at the gradient point
-    (for step sizes that depend on it), or None where no loss exists. `due`: whether this is one of the steps that a
-    transform's `period` singles out; a Python bool, so that each of the two kinds of step is a program of its own.
+    `hyperparameters`: 0-dim tensors by name, on the parameters' device. `loss`: 0-dim, the loss at the gradient point,
+    or None where no loss exists. `due`: whether `Extras.period` selects this step; a Python bool, so each of the two
+    kinds of step is a program of its own.
     """
 
     hyperparameters: Mapping[str, Tensor]
@@ -51,38 +57,43 @@ class Context(NamedTuple):
     due: bool = False
 
 
-class Member(NamedTuple):
-    """One parameter of a bank: its full name, its shape, and at which index (or offset, in a flat bank) it lies."""
+class Place(NamedTuple):
+    """Where one parameter lies in its bank: index `at` of a stacked bank, offset `at` of a flat one."""
 
     name: str
     shape: tuple[int, ...]
     at: int
 
+    @property
+    def numel(self) -> int:
+        """Number of entries."""
+        return prod(self.shape)
+
 
 class Blocks(NamedTuple):
-    """Sizes of the blocks into which every matrix of a bank falls: along its rows (`axis` -2) or columns (-1)."""
+    """Sizes of the blocks into which every matrix of a bank is cut: along its rows (`axis` -2) or columns (-1)."""
 
     sizes: tuple[int, ...]
     axis: int = -2
 
 
-class BankFacts(NamedTuple):
-    """What a transform may know of a bank besides its tensors: whose they are, and how the matrices are divided."""
+class BankInfo(NamedTuple):
+    """What a transform may know of a bank besides its tensors: its parameters, and how its matrices are cut."""
 
-    members: tuple[Member, ...]
+    places: tuple[Place, ...]
     blocks: Blocks | None = None
 
 
-Facts: TypeAlias = Mapping[str, BankFacts]
+BankInfos: TypeAlias = Mapping[str, BankInfo]
 """By bank key."""
 
 
 class Periodic(NamedTuple):
-    """Work on the state that is too dear for every step: a second program, run after steps 1, 1 + `every`, 1 + 2
-    `every`, … (as the official codes of SOAP and KL-Shampoo count).
+    """Work on the state that is too expensive for every step: a second program, run after steps 1, 1 + `every`,
+    1 + 2 `every`, … (the official codes of SOAP and KL-Shampoo count like this).
 
-    ``update(state, params, context) -> state``, pure; it is compiled for itself and without a CUDA graph. `first`,
-    where given, runs in its place, uncompiled, after the very first step (it may use what cannot be captured).
+    ``update(state, params, context) -> state`` is pure; it is compiled separately and without a CUDA graph. `first`
+    replaces it, uncompiled, after the very first step (it may use what cannot be captured).
     """
 
     name: str
@@ -91,7 +102,7 @@ class Periodic(NamedTuple):
     first: Callable[[State, Tensors, Context], State] | None = None
 
     def is_due(self, steps: int) -> bool:
-        """Whether it runs when `steps` steps have been taken."""
+        """Whether it runs after `steps` steps."""
         return (steps - 1) % self.every == 0
 
 
@@ -99,66 +110,126 @@ class EmptyState(NamedTuple):
     """The state of a transform that keeps nothing."""
 
 
+class Extras(NamedTuple):
+    """Everything about a transform except its two functions. All fields have defaults.
+
+    Attributes:
+        name: Shown in messages.
+        hyperparameters: Default numbers or schedules by name; every one is live.
+        roles: Roles that the transform wants parameters to have; empty if any parameter will do.
+        gradient_point: ``(params, state, context) -> params``: the weights at which the loss is differentiated, if they
+            are not the parameters themselves (Schedule-Free's y).
+        diagnostics: ``state -> {name: 0-dim tensor}``: reads what `update` left in the state for people to see.
+        periodic: Work every K steps; see `Periodic`.
+        period: Every `period`-th step, including the first, runs with ``context.due``; 0 means never.
+        bind: ``infos -> Transform``: the same transform once the contents of the banks are known. The form of its state
+            may depend on them, so it is called before `init`.
+        descends: Whether the updates go downhill, that is, whether the transform already multiplies by a negative
+            learning rate. A transform without a step is refused as an optimizer.
+    """
+
+    name: str = "transform"
+    hyperparameters: Mapping[str, float | Schedule] = {}
+    roles: tuple[str, ...] = ()
+    gradient_point: Callable[[Tensors, State, Context], Tensors] | None = None
+    diagnostics: Callable[[State], Mapping[str, Tensor]] | None = None
+    periodic: tuple[Periodic, ...] = ()
+    period: int = 0
+    bind: Callable[[BankInfos], Transform] | None = None
+    descends: bool = False
+
+
 class Transform(NamedTuple):
-    """Pure functions, the default hyperparameters, and the roles the transform wants parameters to have.
+    """Two pure functions, and `extras` about them. Neither function changes its arguments.
 
-    ``init(params) -> state``; ``update(updates, state, params, context) -> (updates, state)``; neither changes its
-    arguments. `roles`: empty when any parameter will do. ``gradient_point(params, state, context) -> params`` gives
-    the weights at which the loss is differentiated where they are not the parameters themselves (Schedule-Free's y).
+    Attributes:
+        init: ``params -> state``.
+        update: ``(updates, state, params, context) -> (updates, state)``. Gradients come in, or what the part before
+            made of them.
+        extras: Name, hyperparameters, roles and the rest; see `Extras`. Each can be read as an attribute of the
+            transform: ``transform.roles``.
 
-    ``diagnostics(state) -> {name: 0-dim tensor}`` reads what `update` left in the state for people to see. `periodic`:
-    see `Periodic`. `period`: every `period`-th step, the first included, runs with ``context.due`` (0: none does).
-    ``bind(facts) -> Transform`` gives the same transform once it is known which parameters the banks hold; the form of
-    its state may depend on it, so it is called before `init`.
+    Example:
+        >>> from fusion_compile import optim
+        >>> def sign(updates, state, params, context):
+        ...     return {key: u.sign() for key, u in updates.items()}, state
+        >>> scale_by_sign = optim.Transform(lambda params: optim.EmptyState(), sign, optim.Extras(name="scale_by_sign"))
+        >>> sign_sgd = optim.chain(scale_by_sign, optim.scale_by_learning_rate(1e-3))
+        >>> scale_by_sign.descends, sign_sgd.descends
+        (False, True)
     """
 
     init: Callable[[Tensors], State]
     update: Callable[[Tensors, State, Tensors, Context], tuple[Tensors, State]]
-    hyperparameters: Mapping[str, float | Schedule]
-    roles: tuple[str, ...] = ()
-    gradient_point: Callable[[Tensors, State, Context], Tensors] | None = None
-    name: str = ""
-    diagnostics: Callable[[State], Mapping[str, Tensor]] | None = None
-    periodic: tuple[Periodic, ...] = ()
-    period: int = 0
-    bind: Callable[[Facts], Transform] | None = None
+    extras: Extras = Extras()
+
+    @property
+    def name(self) -> str:
+        return self.extras.name
+
+    @property
+    def hyperparameters(self) -> Mapping[str, float | Schedule]:
+        return self.extras.hyperparameters
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return self.extras.roles
+
+    @property
+    def gradient_point(self) -> Callable[[Tensors, State, Context], Tensors] | None:
+        return self.extras.gradient_point
+
+    @property
+    def diagnostics(self) -> Callable[[State], Mapping[str, Tensor]] | None:
+        return self.extras.diagnostics
+
+    @property
+    def periodic(self) -> tuple[Periodic, ...]:
+        return self.extras.periodic
+
+    @property
+    def period(self) -> int:
+        return self.extras.period
+
+    @property
+    def bind(self) -> Callable[[BankInfos], Transform] | None:
+        return self.extras.bind
+
+    @property
+    def descends(self) -> bool:
+        return self.extras.descends
+
+    def with_extras(self, **changes: Any) -> Transform:
+        """The same transform with some of its `extras` replaced: ``transform.with_extras(name="mine")``."""
+        return self._replace(extras=self.extras._replace(**changes))
 
 
-def bound(transform: Transform, facts: Facts) -> Transform:
-    """`transform` with its banks known; itself where it does not ask."""
-    return transform if transform.bind is None else transform.bind(facts)
+def bound(transform: Transform, infos: BankInfos) -> Transform:
+    """`transform` with the contents of its banks known; itself if it does not ask for them."""
+    return transform if transform.bind is None else transform.bind(infos)
 
 
-def declare(default_name: str, value: Scalar) -> Named:
+def declare(default_name: str, value: Number) -> Named:
     """`value` with its name: its own if it is `Named`, else `default_name`."""
     if isinstance(value, Named):
         return value
     return Named(default_name, value)
 
 
-def stateless(
-    update: Callable[[Tensors, Tensors, Context], Tensors], hyperparameters: Mapping[str, float | Schedule], name: str
-) -> Transform:
-    """A transform from a function of ``(updates, params, context)`` alone."""
-
-    def init(params: Tensors) -> EmptyState:
-        return EmptyState()
-
-    def update_fn(updates: Tensors, state: State, params: Tensors, context: Context) -> tuple[Tensors, State]:
-        return update(updates, params, context), state
-
-    return Transform(init, update_fn, hyperparameters, name=name)
+def declare_betas(betas: tuple[Number, Number]) -> tuple[Named, Named]:
+    """Both numbers of `betas` with their names, ``beta1`` and ``beta2`` by default. TypeError if it is not a pair."""
+    if isinstance(betas, Named) or not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise TypeError(f"betas={betas!r} is not a pair; give two numbers, (0.9, 0.999) for example.")
+    return declare("beta1", betas[0]), declare("beta2", betas[1])
 
 
-def ones_like_scalar(params: Tensors) -> Tensor:
-    """A 0-dim one on the parameters' device, in the dtype their updates are computed in."""
-    for p in params.values():
-        return torch.ones((), dtype=p.dtype, device=p.device)
-    return torch.ones(())
+def by_name(*numbers: Named) -> dict[str, float | Schedule]:
+    """Hyperparameters as `Extras` holds them. One name with two values is a ValueError."""
+    return merge_hyperparameters(*({number.name: number.value} for number in numbers))
 
 
 def merge_hyperparameters(*declared: Mapping[str, float | Schedule]) -> dict[str, float | Schedule]:
-    """The union of declared hyperparameters; one name is one number, so two different values are refused."""
+    """The union of declared hyperparameters. One name is one number, so two different values are a ValueError."""
     merged: dict[str, float | Schedule] = {}
     for hyperparameters in declared:
         for name, value in hyperparameters.items():
@@ -169,3 +240,21 @@ def merge_hyperparameters(*declared: Mapping[str, float | Schedule]) -> dict[str
                 )
             merged[name] = value
     return merged
+
+
+def stateless(
+    update: Callable[[Tensors, Tensors, Context], Tensors],
+    hyperparameters: Mapping[str, float | Schedule],
+    name: str,
+    *,
+    descends: bool = False,
+) -> Transform:
+    """A transform from a function of ``(updates, params, context)`` alone."""
+
+    def init(params: Tensors) -> EmptyState:
+        return EmptyState()
+
+    def update_fn(updates: Tensors, state: State, params: Tensors, context: Context) -> tuple[Tensors, State]:
+        return update(updates, params, context), state
+
+    return Transform(init, update_fn, Extras(name, hyperparameters, descends=descends))

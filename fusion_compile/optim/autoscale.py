@@ -11,24 +11,26 @@ import torch
 from torch import Tensor
 
 from fusion_compile._types import Tensors
-from fusion_compile.optim._step_size import around, check_rates, multiplied
+from fusion_compile.optim._inner import wrap
+from fusion_compile.optim._step_size import check_rates, multiplied
 from fusion_compile.optim._transform import (
+    BankInfos,
     Context,
-    Facts,
-    Scalar,
+    Number,
     State,
     Transform,
     bound,
+    by_name,
     declare,
-    ones_like_scalar,
 )
+from fusion_compile.optim._tree import copy, number_like, zeros_like
 
 BETA3 = math.sqrt(0.999)
 """Prodigy's default: the root of Adam's usual β₂."""
 
 
 class AutoscaleState(NamedTuple):
-    """`start`, `s`: of the sampled entries, their initial values and the weighted sum of their gradients, by bank key
+    """`start`, `s`: initial values of the sampled entries and the weighted sum of their gradients, by bank key
     (``<key>/sampled`` for a flat bank of which not every entry is sampled); 0-dim: `numerator`, `d` and `d_max`, and
     `multiplier`, that of the last update. `base`: the wrapped transform's state."""
 
@@ -45,29 +47,50 @@ def autoscale(
     base: Transform,
     *,
     d0: float | None = None,
-    growth: Scalar = 1.02,
-    beta3: Scalar = BETA3,
-    coefficient: Scalar = 1.0,
+    growth: Number = 1.02,
+    beta3: Number = BETA3,
+    coefficient: Number = 1.0,
     slice_p: int = 11,
     names: Sequence[str] = ("lr",),
 ) -> Transform:
-    """Every rate in `names` times d / d0, where d, first d0, estimates how far the weights have to go.
+    """Multiply every rate in `names` by d / d0, where d, first d0, estimates how far the weights have to go.
 
     ``λ = d²/d0``; ``N ← β₃ N + λ ⟨g, p₀ - p⟩``; ``s ← β₃ s + λ g``; ``d̂ = coefficient · N / ‖s‖₁``;
     ``d_max ← max(d_max, d̂)``; ``d ← min(d_max, growth · d)``. An update is scaled by the d from before it. For a convex
-    loss d̂ bounds ‖p₀ - p*‖∞ from below for any λ, so d is a size of one entry: `base` should move entries by about its
-    lr (Adam, or a matrix update matched to it), and **d0 should be that lr**, which is what None takes (give the peak
-    where the lr follows a schedule). lr / d0 is then Prodigy's lr, and stays live. With d0 = 1e-6 under an lr of 1e-3
-    every step is a thousand times the estimate, which is how FusionOpt's autoscale diverges.
+    loss d̂ bounds ‖p₀ - p*‖∞ from below for any λ, so d is a size of one entry.
 
-    All parameters share one d: wrap the partition. p is where g was taken (y, where `base` is Schedule-Free), or what
-    this transform is given as parameters: z, inside a Schedule-Free one, whose average then does not know that later
-    steps are longer; outside it does. N and s are kept for every `slice_p`-th entry
-    of a matrix, or of a flat bank; the stride is raised until it has no divisor in common with any dimension, so that
-    every row and column has its turn. `growth`, `beta3` and `coefficient` are live. 8 bytes a sampled parameter.
+    All parameters share one d: wrap the partition. p is the point at which g was taken (y, if `base` is Schedule-Free),
+    or the parameters that this transform is given: inside a Schedule-Free transform they are z, and its average then
+    does not know that later steps are longer; outside it does. N and s are kept for every `slice_p`-th entry of a
+    matrix, or of a flat bank. The stride is raised until it has no divisor in common with any dimension, so that every
+    row and column is sampled. 8 bytes a sampled parameter. Diagnostics: ``comp/autoscale_mult``, ``comp/autoscale_d``.
 
-    Deviations from Prodigy: λ does not hold the lr, nor its warm-up; the moments and eps of `base` do not hold d;
-    the first rise of d is bounded like every other. ``growth=inf`` gives Prodigy's d for the same iterates.
+    Source: Prodigy (2306.06101). Deviations: λ does not hold the lr, nor its warm-up; the moments and eps of `base` do
+    not hold d; the first rise of d is bounded like every other. ``growth=inf`` gives Prodigy's d for the same iterates.
+
+    Args:
+        base: Should move entries by about its lr (Adam, or a matrix update matched to it).
+        d0: First estimate, in the unit of the weights. It **should be the lr** of `base`, which None takes (give the
+            peak if the lr follows a schedule). lr / d0 is then Prodigy's lr, and stays live. With d0 = 1e-6 under an lr
+            of 1e-3 every step is a thousand times the estimate, which is how FusionOpt's autoscale diverges.
+        growth: Largest factor by which d may grow in one update. Live as ``autoscale_growth``.
+        beta3: β₃, decay of N and s. Live as ``autoscale_beta3``.
+        coefficient: Factor on d̂. Live as ``autoscale_coefficient``.
+        slice_p: Sample every so many entries; 1 for all.
+        names: Hyperparameters of `base` that are multiplied.
+
+    Returns:
+        `base` with scaled rates; it takes a step if `base` does.
+
+    Raises:
+        ValueError: `base` does not read one of `names`; `d0` is None and the rate follows a schedule; `d0` is not
+            positive; `slice_p` is not a stride.
+
+    Example:
+        >>> from fusion_compile import optim
+        >>> optimizer = optim.autoscale(optim.adamw(1e-4))
+        >>> optimizer.hyperparameters["autoscale_growth"]
+        1.02
     """
     check_rates("autoscale", base, names)
     if d0 is None:
@@ -95,19 +118,19 @@ def coprime_stride(at_least: int, dimensions: Sequence[int]) -> int:
 def _build(
     base: Transform,
     d0: float,
-    growth: Scalar,
-    beta3: Scalar,
-    coefficient: Scalar,
+    growth: Number,
+    beta3: Number,
+    coefficient: Number,
     slice_p: int,
     names: tuple[str, ...],
-    facts: Facts,
+    infos: BankInfos,
 ) -> Transform:
     limit, b3 = declare("autoscale_growth", growth), declare("autoscale_beta3", beta3)
     coef = declare("autoscale_coefficient", coefficient)
-    known = {key: coprime_stride(slice_p, [d for m in f.members for d in m.shape]) for key, f in facts.items()}
+    known = {key: coprime_stride(slice_p, [d for p in info.places for d in p.shape]) for key, info in infos.items()}
 
     def sampled(banks: Tensors) -> Tensors:
-        """Of every bank a view of the sampled entries: ``[..., q]`` of matrices, ``[q]`` of a flat bank."""
+        """A view of the sampled entries of every bank: ``[..., q]`` of matrices, ``[q]`` of a flat bank."""
         samples = {}
         for key, bank in banks.items():
             if bank.ndim > 1:
@@ -119,17 +142,9 @@ def _build(
         return samples
 
     def init(params: Tensors) -> AutoscaleState:
-        start = {key: p.clone() for key, p in sampled(params).items()}
-        one = ones_like_scalar(params)
-        return AutoscaleState(
-            start,
-            {key: torch.zeros_like(p) for key, p in start.items()},
-            torch.zeros_like(one),
-            d0 * one,
-            d0 * one,
-            one,
-            base.init(params),
-        )
+        start = copy(sampled(params))
+        numerator, d, d_max, multiplier = (number_like(params, value) for value in (0.0, d0, d0, 1.0))
+        return AutoscaleState(start, zeros_like(start), numerator, d, d_max, multiplier, base.init(params))
 
     def update(
         updates: Tensors, state: AutoscaleState, params: Tensors, context: Context
@@ -149,13 +164,13 @@ def _build(
         multiplier = state.d / d0
         scaled = multiplied(context, names, multiplier)
         updates, base_state = base.update(updates, state.base, params, scaled)
-        start = {key: t.clone() for key, t in state.start.items()}  # an update returns values, never its arguments
-        return updates, AutoscaleState(start, s, numerator, d, d_max, multiplier, base_state)
+        return updates, AutoscaleState(copy(state.start), s, numerator, d, d_max, multiplier, base_state)
 
-    def tells(state: AutoscaleState) -> dict[str, Tensor]:
+    def diagnostics(state: AutoscaleState) -> dict[str, Tensor]:
         return {"comp/autoscale_mult": state.multiplier, "comp/autoscale_d": state.d}
 
-    def bind(facts: Facts) -> Transform:
-        return _build(bound(base, facts), d0, growth, beta3, coefficient, slice_p, names, facts)
+    def bind(infos: BankInfos) -> Transform:
+        return _build(bound(base, infos), d0, growth, beta3, coefficient, slice_p, names, infos)
 
-    return around(base, init, update, (limit, b3, coef), "autoscale", tells, bind)
+    extras = wrap(base, f"autoscale({base.name})", by_name(limit, b3, coef), diagnostics=diagnostics)
+    return Transform(init, update, extras._replace(bind=bind))

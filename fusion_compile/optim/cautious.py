@@ -1,4 +1,4 @@
-"""Cautious updates: no step against the gradient (Liang et al., 2411.16085)."""
+"""Cautious updates: no entry steps against the gradient (Liang et al., 2411.16085)."""
 
 from __future__ import annotations
 
@@ -9,42 +9,60 @@ import torch
 from torch import Tensor
 
 from fusion_compile._types import Tensors
-from fusion_compile.optim._combine import wrapped
-from fusion_compile.optim._member_sums import MemberSums
-from fusion_compile.optim._transform import Context, Facts, State, Transform, bound, ones_like_scalar
+from fusion_compile.optim._inner import wrap
+from fusion_compile.optim._parameter_sums import ParameterSums
+from fusion_compile.optim._transform import BankInfos, Context, State, Transform, bound
+from fusion_compile.optim._tree import number_like
 
 RESCALES = ("mean", "norm", "count_plus_one", "none")
 NORM_EPS = 1e-8
 
 
 class CautiousState(NamedTuple):
-    """`base`: the wrapped transform's state; `keep_frac`: what share of all entries the last mask kept, 0-dim."""
+    """`base`: the wrapped transform's state; `keep_frac`: share of all entries that the last mask kept, 0-dim."""
 
     base: State
     keep_frac: Tensor
 
 
 def cautious(base: Transform, *, floor: float = 1e-3, rescale: str = "mean") -> Transform:
-    """``mask · u · factor`` with ``u = base(g)`` and ``mask = 1[u g > 0]``: entries that disagree with the gradient
-    stand still, one factor for each parameter makes up for them.
+    """``mask · u · factor`` with ``u = base(g)`` and ``mask = 1[u g > 0]``.
 
-    `base` gives a direction, to be subtracted: decay and `scale_by_learning_rate` come after `cautious`. `rescale`, n
-    entries of which k agree:
+    Entries that disagree with the gradient stand still; one factor for each parameter compensates for them. Any shape:
+    every matrix of ``[..., m, n]`` is one parameter; a flat bank is split into its parameters once the transform is
+    bound, which `compile_training_step` does, and is one parameter before. No memory except index tables for flat
+    banks, at most 1 byte a parameter plus 16 for every 1,024. Diagnostic: ``comp/cautious_keep_frac``.
+    Source: the paper; ``c_adamw.py``, ``c_muon.py``, ``c_lion.py`` of C-Optim. Deviations: signs are compared, because
+    the product of two small numbers rounds to zero; C-Muon masks the momentum before Newton-Schulz, which here is
+    ``chain(cautious(scale_by_momentum()), …)``.
 
-    - ``"mean"``: ``1 / max(k / n, floor)``, as the official C-AdamW and C-Muon. No entry grows by more than
-      ``1 / floor``, however few agree;
-    - ``"norm"``: ``‖u‖ / (‖mask · u‖ + 1e-8)``, FusionOpt's: the step keeps its norm. Use it behind `orthogonalize`,
-      where about half the signs disagree and ``"mean"`` adds 40 % to the norm;
-    - ``"count_plus_one"``: ``n / (k + 1)``, the paper's and the official C-Lion's; bounded by n / 2 only;
-    - ``"none"``: 1.
+    Args:
+        base: Gives the direction u, which is subtracted later: decay and `scale_by_learning_rate` come after
+            `cautious`.
+        floor: For ``"mean"``: no entry grows by more than ``1 / floor``, however few agree. In (0, 1].
+        rescale: The factor for a parameter of n entries of which k agree.
+            ``"mean"``: ``1 / max(k / n, floor)``, as the official C-AdamW and C-Muon.
+            ``"norm"``: ``‖u‖ / (‖mask · u‖ + 1e-8)``, FusionOpt's: the step keeps its norm. Use it after
+            `orthogonalize`, where about half the signs disagree and ``"mean"`` adds 40 % to the norm.
+            ``"count_plus_one"``: ``n / (k + 1)``, the paper's and the official C-Lion's; bounded by n / 2 only.
+            ``"none"``: 1.
 
-    Any shape: every matrix of ``[..., m, n]`` is one parameter; a flat bank is split into its parameters once the
-    transform is bound, as `compile_training_step` does, and is one parameter before. Diagnostic:
-    ``comp/cautious_keep_frac``. No memory but index tables for flat banks, at most 1 byte a parameter plus 16 for every
-    1,024.
-    Source: the paper; ``c_adamw.py``, ``c_muon.py``, ``c_lion.py`` of C-Optim. Deviations: signs are compared, as the
-    product of two small numbers rounds to zero; C-Muon masks the momentum before Newton-Schulz, which here is
-    ``chain(cautious(momentum), …)``.
+    Returns:
+        A transform without a step, with the roles and numbers of `base`.
+
+    Raises:
+        ValueError: `rescale` or `floor` is not one of the above; `base` moves the gradient point, or takes the step
+            (then every entry would disagree, and nothing would move).
+
+    Example:
+        >>> from fusion_compile import optim
+        >>> c_adamw = optim.chain(
+        ...     optim.cautious(optim.scale_by_adam()),
+        ...     optim.add_decayed_weights(0.01),
+        ...     optim.scale_by_learning_rate(1e-3),
+        ... )
+        >>> c_adamw.descends
+        True
     """
     if rescale not in RESCALES:
         raise ValueError(f"rescale={rescale!r} is not known; use one of {', '.join(map(repr, RESCALES))}.")
@@ -52,15 +70,21 @@ def cautious(base: Transform, *, floor: float = 1e-3, rescale: str = "mean") -> 
         raise ValueError(f"floor={floor} must lie in (0, 1]: it bounds the factor by 1 / floor.")
     if base.gradient_point is not None:
         raise ValueError(f"{base.name} moves the gradient point; wrap cautious() in it, not it in cautious().")
+    if base.descends:
+        raise ValueError(
+            f"{base.name} takes a step, which is against every gradient, so cautious() would hold all entries still; "
+            f"wrap the direction, and put the learning rate after it: "
+            f"chain(cautious(scale_by_adam()), scale_by_learning_rate(1e-3))."
+        )
     return _cautious(base, floor, rescale, {})
 
 
-def _cautious(base: Transform, floor: float, rescale: str, flat: Mapping[str, MemberSums]) -> Transform:
+def _cautious(base: Transform, floor: float, rescale: str, flat: Mapping[str, ParameterSums]) -> Transform:
     def init(params: Tensors) -> CautiousState:
         for k, p in params.items():
             if k in flat and p.ndim == 1:
                 flat[k].prepare(p)
-        return CautiousState(base.init(params), torch.zeros_like(ones_like_scalar(params)))
+        return CautiousState(base.init(params), number_like(params, 0.0))
 
     def update(
         updates: Tensors, state: CautiousState, params: Tensors, context: Context
@@ -85,30 +109,19 @@ def _cautious(base: Transform, floor: float, rescale: str, flat: Mapping[str, Me
             kept, entries = kept + agreeing.sum(), entries + n.expand_as(agreeing).sum()
         return masked, CautiousState(base_state, kept / entries.clamp(min=1))
 
-    passed = wrapped(base)
-    tells = passed.pop("diagnostics", None)
+    def bind(infos: BankInfos) -> Transform:
+        sums = {k: ParameterSums(info.places) for k, info in infos.items() if info.places}
+        return _cautious(bound(base, infos), floor, rescale, sums)
 
     def diagnostics(state: CautiousState) -> Mapping[str, Tensor]:
-        return {**({} if tells is None else tells(state)), "comp/cautious_keep_frac": state.keep_frac}
+        return {"comp/cautious_keep_frac": state.keep_frac}
 
-    def bind(facts: Facts) -> Transform:
-        members = {k: MemberSums(bank.members) for k, bank in facts.items() if bank.members}
-        return _cautious(bound(base, facts), floor, rescale, members)
-
-    return Transform(
-        init,
-        update,
-        base.hyperparameters,
-        base.roles,
-        name=f"cautious({base.name})",
-        diagnostics=diagnostics,
-        **passed,
-        bind=bind,
-    )
+    extras = wrap(base, f"cautious({base.name})", {}, diagnostics=diagnostics)
+    return Transform(init, update, extras._replace(bind=bind))
 
 
 class _Whole:
-    """What `MemberSums` does, where every matrix (or the whole vector) is one parameter."""
+    """`ParameterSums` where every matrix (or the whole vector) is one parameter."""
 
     def sums(self, t: Tensor) -> Tensor:
         return t.sum(-1, keepdim=True).sum(-2, keepdim=True) if t.ndim > 1 else t.sum()

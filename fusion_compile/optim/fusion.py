@@ -1,4 +1,4 @@
-"""`fusion` and `full_fusion`: any subset of FusionOpt's components, each with its paper's equation, in one program."""
+"""`fusion` and `full_fusion`: any subset of FusionOpt's components, each with its paper's equation."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ import torch
 from fusion_compile.optim._combine import chain, partition
 from fusion_compile.optim._schedules import Schedule
 from fusion_compile.optim._transform import ELEMENTWISE, SPECTRAL, Named, Transform
+from fusion_compile.optim.add_decayed_weights import add_decayed_weights
 from fusion_compile.optim.autoscale import autoscale
 from fusion_compile.optim.cautious import cautious
-from fusion_compile.optim.decay_weights import add_decayed_weights
 from fusion_compile.optim.hyperball import hyperball
-from fusion_compile.optim.kl_shampoo import kl_shampoo
 from fusion_compile.optim.measured import measured
-from fusion_compile.optim.momentum import momentum as ema
-from fusion_compile.optim.mona import mona
 from fusion_compile.optim.normalize_neurons import normalize_neurons
 from fusion_compile.optim.orthogonalize import orthogonalize
-from fusion_compile.optim.scale_by_adam import scale_by_adam, scale_by_rms
+from fusion_compile.optim.scale_by_adam import scale_by_adam
+from fusion_compile.optim.scale_by_kl_shampoo import scale_by_kl_shampoo
 from fusion_compile.optim.scale_by_layer import scale_by_layer
 from fusion_compile.optim.scale_by_learning_rate import scale_by_learning_rate
+from fusion_compile.optim.scale_by_momentum import scale_by_momentum
+from fusion_compile.optim.scale_by_mona import scale_by_mona
+from fusion_compile.optim.scale_by_rms import scale_by_rms
+from fusion_compile.optim.scale_by_shampoo import scale_by_shampoo
 from fusion_compile.optim.scale_by_shape import scale_by_shape
 from fusion_compile.optim.scale_lr_by_loss_ratio import scale_lr_by_loss_ratio
 from fusion_compile.optim.schedule_free import schedule_free
 from fusion_compile.optim.schedule_free_plus import schedule_free_plus
-from fusion_compile.optim.shampoo import shampoo
 from fusion_compile.optim.snr_gate import snr_gate
 
 COMPONENTS: dict[str, str] = {
@@ -42,7 +43,7 @@ COMPONENTS: dict[str, str] = {
     "autoscale": "D-Adaptation's multiplier of lr, with bounded growth",
     "hyperball": "matrices stay on the sphere of their first norm; lr is an angle",
 }
-"""What can be combined, by FusionOpt's names (`plain_shampoo` and `hyperball` are ours), and what each is here."""
+"""What each component is here, by FusionOpt's names (`plain_shampoo` and `hyperball` are ours)."""
 
 ALIASES = {"kl_shampoo": "shampoo"}
 STEP_SIZES = (None, "loss_ratio", "polyak")
@@ -65,29 +66,57 @@ def fusion(
     eps: float = 1e-8,
     step_size: str | None = None,
     layer_weights: Mapping[int, float] | None = None,
-    table: str = "jordan",
+    coefficients: str = "jordan",
     hot_dtype: torch.dtype | str = torch.bfloat16,
     gram_restarts: tuple[int, ...] | str | None = "auto",
     audit_every: int = 0,
 ) -> Transform:
-    """FusionOpt's components by its names, each as its paper has it, composed in its order.
+    """FusionOpt's components by its names, each with its paper's equation, composed in FusionOpt's order.
 
     On matrices: ``mona`` → momentum → ``shampoo`` or ``plain_shampoo`` → ``ns5`` → ``normuon`` → ``snr`` → ``cautious``
     → layer weights → decay → step; on the rest AdamW (under ``sf`` its second moment alone), ``cautious`` → decay →
     step; around both ``sf`` and the step size. `COMPONENTS` lists what can be combined.
 
-    lr: in AdamW's unit as soon as ``normuon`` or ``ns5`` is on (a matrix update has root mean square 0.2 lr); without
-    both the momentum moves in the gradient's unit; under ``hyperball`` the angle of a step; with ``"polyak"`` a factor
-    on the step size that it finds. None: 8e-3, there 1. `momentum`: None is 0.8
-    under ``sf`` (SF-NorMuon's) and 0.95 elsewhere; `nesterov`: None is off under ``sf``, on elsewhere. `step_size`:
-    None, ``"loss_ratio"`` (FusionOpt's γ: `scale_lr_by_loss_ratio`) or ``"polyak"`` (Schedule-Free+, needs ``sf``).
-    `every`: steps between two refreshes of Shampoo's bases. `layer_weights`: see `scale_by_layer`. `audit_every`: see
-    `orthogonalize`. The rest are the components' own arguments.
-
     Memory: 4 bytes a parameter for momentum, plus per component: ``sf`` 4, ``mona`` 4, ``snr`` 4, ``shampoo`` 8
-    (m/n + n/m), ``autoscale`` a fraction. A combination that cannot work is a ValueError with the reason.
+    (m/n + n/m), ``autoscale`` a fraction.
+    Source: the papers of the components; FusionOpt for names and order. Deviations from FusionOpt are the point
+    (`fusionopt_compat` follows it instead): docs/porting.md lists them.
 
-    Deviations from FusionOpt are the point (`fusionopt_compat` follows it instead): docs/porting.md lists them.
+    Args:
+        components: Names from `COMPONENTS`.
+        lr: In AdamW's unit with ``normuon`` or ``ns5`` (a matrix update has root mean square 0.2 lr); without both the
+            momentum moves in the gradient's unit; under ``hyperball`` the angle of a step; with ``"polyak"`` a factor
+            on the step size that it finds. None: 8e-3, with ``"polyak"`` 1.
+        momentum: None: 0.8 under ``sf`` (SF-NorMuon's), else 0.95.
+        nesterov: None: off under ``sf``, else on.
+        beta: Schedule-Free's β.
+        beta2: β₂ of ``normuon``. Live as ``neuron_beta2``.
+        weight_decay: Per unit of lr, on all parameters.
+        mona_beta: See `scale_by_mona`.
+        mona_alpha: See `scale_by_mona`.
+        shampoo_beta: See `scale_by_kl_shampoo`.
+        every: Updates between two refreshes of Shampoo's bases.
+        scalar_betas: Adam's, for the rest. Live as ``beta1`` and ``scalar_beta2``.
+        eps: Of Adam (live as ``scalar_eps``) and of ``normuon``.
+        step_size: None, ``"loss_ratio"`` (FusionOpt's γ: `scale_lr_by_loss_ratio`) or ``"polyak"`` (Schedule-Free+,
+            needs ``sf``).
+        layer_weights: See `scale_by_layer`.
+        coefficients: See `orthogonalize`.
+        hot_dtype: FusionOpt's name for `matmul_dtype` of `orthogonalize`.
+        gram_restarts: See `orthogonalize`.
+        audit_every: See `orthogonalize`.
+
+    Returns:
+        A complete optimizer for the roles ``"spectral"`` and ``"scalar"``.
+
+    Raises:
+        ValueError: A component or option is not known, or the combination cannot work; the message has the reason.
+        TypeError: `components` is a string.
+
+    Example:
+        >>> from fusion_compile import optim
+        >>> optim.fusion({"ns5", "normuon", "sf", "cautious"}, optim.constant(8e-3, 100)).name
+        'fusion(ns5, normuon, sf, cautious)'
     """
     on = _check(components, step_size)
     if lr is None:
@@ -95,15 +124,19 @@ def fusion(
     free = "sf" in on
     mu, ahead = (0.8 if free else 0.95) if momentum is None else momentum, (not free) if nesterov is None else nesterov
 
-    gradient: list[Transform] = [mona(mona_beta, mona_alpha)] if "mona" in on else []
-    direction = chain(*gradient, measured(ema(mu, nesterov=ahead), "comp/momentum_norm", "norm"))
+    gradient: list[Transform] = [scale_by_mona(mona_beta, mona_alpha)] if "mona" in on else []
+    direction = chain(*gradient, measured(scale_by_momentum(mu, nesterov=ahead), "comp/momentum_norm", "norm"))
     if "shampoo" in on:
-        direction = kl_shampoo(shampoo_beta=shampoo_beta, base=direction, every=every)
+        direction = scale_by_kl_shampoo(shampoo_beta=shampoo_beta, base=direction, every=every)
     if "plain_shampoo" in on:
-        direction = shampoo(shampoo_beta, base=direction, every=every)
+        direction = scale_by_shampoo(shampoo_beta=shampoo_beta, base=direction, every=every)
     if "ns5" in on:
         polar = orthogonalize(
-            None, table=table, hot_dtype=hot_dtype, gram_restarts=gram_restarts, audit_every=audit_every
+            None,
+            coefficients=coefficients,
+            matmul_dtype=hot_dtype,
+            gram_restarts=gram_restarts,
+            audit_every=audit_every,
         )
         direction = chain(direction, measured(polar, "comp/ns5_gain"))
     if "normuon" in on:
@@ -125,13 +158,13 @@ def fusion(
         spectral += [add_decayed_weights(weight_decay), scale_by_learning_rate(lr)]
 
     b1, b2, e = Named("beta1", scalar_betas[0]), Named("scalar_beta2", scalar_betas[1]), Named("scalar_eps", eps)
-    adam = scale_by_rms(b2, e) if free else scale_by_adam(b1, b2, e)
+    adam = scale_by_rms(b2, e) if free else scale_by_adam((b1, b2), e)
     scalar = chain(
         cautious(adam) if "cautious" in on else adam,
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(lr),
     )
-    # Of what both parts tell under one name the matrices' counts, which stand last.
+    # If both parts report a diagnostic of one name, the matrices' value wins: the last part's does.
     whole = partition({ELEMENTWISE: scalar, SPECTRAL: chain(*spectral, name="fusion")}, name="fusion")
     if free:
         if step_size == "polyak":
@@ -142,20 +175,35 @@ def fusion(
         whole = scale_lr_by_loss_ratio(whole)
     if "autoscale" in on:
         whole = autoscale(whole)
-    return whole._replace(name=f"fusion({', '.join(name for name in COMPONENTS if name in on) or 'momentum'})")
+    return whole.with_extras(name=f"fusion({', '.join(name for name in COMPONENTS if name in on) or 'momentum'})")
 
 
 def full_fusion(lr: float | Schedule = 8e-3, **options: Any) -> Transform:
-    """``fusion({"ns5", "normuon", "sf", "mona", "shampoo"})``, FusionOpt's full set: MONA's gradient, momentum,
-    KL-Shampoo, orthogonalization, neuron-wise normalization, Schedule-Free.
+    """``fusion({"ns5", "normuon", "sf", "mona", "shampoo"})``, FusionOpt's full set.
 
-    lr: AdamW's unit. `options`: those of `fusion`. Memory: 12 bytes a parameter, and 8 (m/n + n/m) for the factors.
+    MONA's gradient, momentum, KL-Shampoo, orthogonalization, neuron-wise normalization, Schedule-Free. Memory: 12 bytes
+    a parameter, and 8 (m/n + n/m) for the factors.
+
+    Args:
+        lr: AdamW's unit.
+        **options: Those of `fusion`.
+
+    Returns:
+        A complete optimizer.
+
+    Raises:
+        ValueError: See `fusion`.
+
+    Example:
+        >>> from fusion_compile import optim
+        >>> optim.full_fusion(4e-3).hyperparameters["lr"]
+        0.004
     """
-    return fusion(("ns5", "normuon", "sf", "mona", "shampoo"), lr, **options)._replace(name="full_fusion")
+    return fusion(("ns5", "normuon", "sf", "mona", "shampoo"), lr, **options).with_extras(name="full_fusion")
 
 
 def _check(components: Iterable[str], step_size: str | None) -> frozenset[str]:
-    """The components by their own names, or a ValueError that says what cannot be combined and why."""
+    """The components by their own names. ValueError with the reason for what cannot be combined."""
     if isinstance(components, str):
         raise TypeError(f"components={components!r} is a string; give a set of names, {{{components!r}}}.")
     on = frozenset(ALIASES.get(name, name) for name in components)

@@ -1,4 +1,4 @@
-"""What one part of an optimizer does to the size of the updates, as a number one can watch."""
+"""A diagnostic of one part of an optimizer: how it changes the size of the updates."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fusion_compile._types import Tensors
-from fusion_compile.optim._combine import wrapped
-from fusion_compile.optim._transform import Context, Facts, State, Transform, bound, ones_like_scalar
-from fusion_compile.optim.clip import global_norm
+from fusion_compile.optim._inner import wrap
+from fusion_compile.optim._transform import Context, State, Transform
+from fusion_compile.optim._tree import number_like
+from fusion_compile.optim.clip_by_global_norm import global_norm
 
 QUANTITIES = ("gain", "norm")
 
@@ -24,17 +25,33 @@ class MeasuredState(NamedTuple):
 
 
 def measured(base: Transform, name: str, what: str = "gain") -> Transform:
-    """`base`, unchanged, with a diagnostic `name`: ``‖out‖ / ‖in‖`` (``"gain"``) or ``‖out‖`` (``"norm"``).
+    """`base`, unchanged, with a diagnostic `name`.
 
-    Norms run over all entries of all banks that this part sees. A gain is 0 where nothing came in. For example
-    ``measured(orthogonalize(), "comp/ns5_gain")``. It costs a read of what comes in and out (nothing where it fuses);
-    4 bytes in all.
+    Norms run over all entries of all banks that this part sees. It costs a read of the incoming and outgoing updates
+    (nothing if it fuses); 4 bytes in all.
+
+    Args:
+        base: The part to measure.
+        name: Of the diagnostic, as ``step.metrics`` shows it; ``comp/…`` by custom.
+        what: ``"gain"``: ``‖out‖ / ‖in‖``, 0 if nothing came in; ``"norm"``: ``‖out‖``.
+
+    Returns:
+        A transform with the same updates, roles and numbers as `base`.
+
+    Raises:
+        ValueError: `what` is not one of the two.
+
+    Example:
+        >>> from fusion_compile import optim
+        >>> direction = optim.measured(optim.orthogonalize(), "comp/ns5_gain")
+        >>> direction.name
+        'orthogonalize'
     """
     if what not in QUANTITIES:
         raise ValueError(f"what={what!r} is not known; use one of {', '.join(map(repr, QUANTITIES))}.")
 
     def init(params: Tensors) -> MeasuredState:
-        return MeasuredState(base.init(params), torch.zeros_like(ones_like_scalar(params)))
+        return MeasuredState(base.init(params), number_like(params, 0.0))
 
     def update(
         updates: Tensors, state: MeasuredState, params: Tensors, context: Context
@@ -46,30 +63,10 @@ def measured(base: Transform, name: str, what: str = "gain") -> Transform:
             value = torch.where(came_in > 0, value / came_in, torch.zeros_like(value))
         return out, MeasuredState(base_state, value.to(state.value.dtype))
 
-    moves = base.gradient_point
-    gradient_point = None
-    if moves is not None:
-
-        def gradient_point(params: Tensors, state: MeasuredState, context: Context) -> Tensors:
-            return moves(params, state.base, context)
-
-    passed = wrapped(base)
-    tells = passed.pop("diagnostics", None)
-
     def diagnostics(state: MeasuredState) -> Mapping[str, Tensor]:
-        return {**({} if tells is None else tells(state)), name: state.value}
+        return {name: state.value}
 
-    def bind(facts: Facts) -> Transform:
-        return measured(bound(base, facts), name, what)
+    def rebuild(base: Transform) -> Transform:
+        return measured(base, name, what)
 
-    return Transform(
-        init,
-        update,
-        base.hyperparameters,
-        base.roles,
-        gradient_point,
-        base.name,
-        diagnostics,
-        **passed,
-        bind=None if base.bind is None else bind,
-    )
+    return Transform(init, update, wrap(base, base.name, {}, diagnostics=diagnostics, rebuild=rebuild))

@@ -1,4 +1,4 @@
-"""NorMuon's second step: every row (neuron) of the orthogonalized update at its own scale (Li et al., 2510.05491)."""
+"""NorMuon's second step: scale every row (neuron) of the orthogonalized update by itself (Li et al., 2510.05491)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 
 from fusion_compile._types import Tensors
-from fusion_compile.optim._transform import SPECTRAL, Blocks, Context, Facts, Scalar, Transform, declare
+from fusion_compile.optim._transform import (
+    SPECTRAL,
+    BankInfos,
+    Blocks,
+    Context,
+    Extras,
+    Number,
+    Transform,
+    by_name,
+    declare,
+)
 from fusion_compile.optim.matrix.blocks import in_blocks
 
 
@@ -21,18 +31,34 @@ class NormalizeNeuronsState(NamedTuple):
 SCALES = ("preserve_norm", "match_rms")
 
 
-def normalize_neurons(beta2: Scalar = 0.95, *, scale: str = "preserve_norm", eps: float = 1e-10) -> Transform:
-    """``P = O / (sqrt(nu) + eps)`` with ``nu ← lerp(nu, mean_j O_ij², 1 - β₂)``, then one factor for the whole
-    matrix.
+def normalize_neurons(beta: Number = 0.95, *, scale: str = "preserve_norm", eps: float = 1e-10) -> Transform:
+    """``P = O / (sqrt(nu) + eps)`` with ``nu ← lerp(nu, mean_j O_ij², 1 - β₂)``, then one factor for the whole matrix.
 
-    `scale`: ``"preserve_norm"`` brings P back to ‖O‖_F (the authors' code); ``"match_rms"`` to a root mean square of
-    0.2, ``0.2 √(rc) P / ‖P‖`` (the paper, and SF-NorMuon), so that one unit of lr moves like one unit of AdamW's.
-    Either way the factor cancels the scale of nu, which is why it needs no bias correction. Of a bank with blocks every
-    block has neurons and a factor of its own. Memory: 4 bytes a row (and block of columns).
+    The factor cancels the scale of nu, so nu needs no bias correction. In a bank with blocks every block has neurons
+    and a factor of its own. Matrices ``[..., r, c]``; 4 bytes a row (and block of columns).
+    Source: 2510.05491 and the authors' code. Deviations: none.
+
+    Args:
+        beta: β₂, decay of the row means. Live as ``beta2``.
+        scale: ``"preserve_norm"`` brings P back to ‖O‖_F (the authors' code); ``"match_rms"`` to a root mean square of
+            0.2, ``0.2 √(rc) P / ‖P‖`` (the paper, and SF-NorMuon), so that one unit of lr moves like one of AdamW's.
+        eps: Added to the root of nu, and to the norm that is divided by.
+
+    Returns:
+        A transform without a step, for the role ``"spectral"``.
+
+    Raises:
+        ValueError: `scale` is not one of the two.
+
+    Example:
+        >>> from fusion_compile import optim
+        >>> direction = optim.chain(optim.orthogonalize(0.95), optim.normalize_neurons(0.95, scale="match_rms"))
+        >>> direction.hyperparameters["beta2"]
+        0.95
     """
     if scale not in SCALES:
         raise ValueError(f"scale={scale!r} is not known; use one of {', '.join(map(repr, SCALES))}.")
-    b2 = declare("beta2", beta2)
+    b2 = declare("beta2", beta)
 
     def normalized(o: Tensor, nu: Tensor, beta2: Tensor) -> tuple[Tensor, Tensor]:
         r, c = o.shape[-2:]
@@ -47,8 +73,8 @@ def normalize_neurons(beta2: Scalar = 0.95, *, scale: str = "preserve_norm", eps
             target = torch.full_like(new_norm, 0.2 * (r * c) ** 0.5)
         return o * (per_row * (target / (new_norm + eps))), nu
 
-    def built(facts: Facts) -> Transform:
-        blocks = {key: bank.blocks for key, bank in facts.items()}
+    def built(infos: BankInfos) -> Transform:
+        blocks = {key: info.blocks for key, info in infos.items()}
 
         def init(params: Tensors) -> NormalizeNeuronsState:
             return NormalizeNeuronsState({k: _zeros(p, blocks.get(k)) for k, p in params.items()})
@@ -62,11 +88,11 @@ def normalize_neurons(beta2: Scalar = 0.95, *, scale: str = "preserve_norm", eps
                 moves[k], nu[k] = in_blocks(lambda o, nu: normalized(o, nu, beta2), blocks.get(k), o, state.nu[k])
             return moves, NormalizeNeuronsState(nu)
 
-        return Transform(init, update, {b2.name: b2.value}, roles=(SPECTRAL,), name="normalize_neurons", bind=built)
+        return Transform(init, update, Extras("normalize_neurons", by_name(b2), (SPECTRAL,), bind=built))
 
     return built({})
 
 
 def _zeros(p: Tensor, blocks: Blocks | None) -> Tensor:
-    """nu at the start: one number a row, and one a row and block where rows are cut."""
+    """nu at the start: one number a row; one a row and block if rows are cut."""
     return p.new_zeros(*p.shape[:-1], len(blocks.sizes) if blocks is not None and blocks.axis == -1 else 1)

@@ -11,25 +11,27 @@ from torch import Tensor
 from fusion_compile._types import Tensors
 from fusion_compile.optim._transform import (
     SPECTRAL,
+    BankInfos,
     Context,
     EmptyState,
-    Facts,
+    Extras,
+    Number,
     Periodic,
-    Scalar,
     Transform,
+    by_name,
     declare,
-    ones_like_scalar,
 )
+from fusion_compile.optim._tree import copy, lerp, number_like, update_mean, zeros_like
 from fusion_compile.optim.matrix.blocks import in_blocks
-from fusion_compile.optim.matrix.coefficients import TABLES
+from fusion_compile.optim.matrix.coefficients import POLYNOMIALS
 from fusion_compile.optim.matrix.newton_schulz import orthogonalize as _orthogonalize
 from fusion_compile.optim.matrix.newton_schulz import resolve_gram_restarts
 
-HOT_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+MATMUL_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class AuditState(NamedTuple):
-    """What the last audit found, 0-dim, zeros before the first. `input`: the last input, where no momentum is kept."""
+    """Result of the last audit, 0-dim, zeros before the first. `input`: the last input, if no momentum is kept."""
 
     rel_mean: Tensor
     rel_max: Tensor
@@ -45,69 +47,89 @@ class OrthogonalizeState(NamedTuple):
 
 
 def orthogonalize(
-    momentum: Scalar | None = 0.95,
+    momentum: Number | None = 0.95,
     *,
     nesterov: bool = True,
-    table: str = "jordan",
-    hot_dtype: torch.dtype | str = torch.bfloat16,
+    coefficients: str = "jordan",
+    matmul_dtype: torch.dtype | str = torch.bfloat16,
     gram_restarts: tuple[int, ...] | str | None = None,
     guard: bool | None = None,
     audit_every: int = 0,
 ) -> Transform:
-    """``NS(lerp(g, mu, momentum))`` after ``mu ← lerp(mu, g, 1 - momentum)``; without Nesterov ``NS(mu)``; with
-    `momentum` None ``NS(g)``, for a chain that has a momentum already.
+    """``NS(lerp(g, mu, momentum))`` after ``mu ← lerp(mu, g, 1 - momentum)``, NS five Newton-Schulz iterations.
 
-    The result has singular values near 1: one unit is one unit of spectral norm. `table`: ``"jordan"``, ``"quintic"``
-    or ``"polar_express"``; `hot_dtype`: dtype of the matrix products, ``torch.bfloat16``, ``float16`` or ``float32``,
-    or ``"bf16"``, ``"fp16"``, ``"fp32"``. Of a bank with blocks (CMuon: q, k and v of one weight) every block is
-    orthogonalized by itself.
+    Without Nesterov ``NS(mu)``; with `momentum` None ``NS(g)``, for a chain that has a momentum already. The result has
+    singular values near 1. In a bank with blocks (CMuon: q, k and v of one weight) every block is orthogonalized by
+    itself. Matrices ``[..., m, n]``. 4 bytes a parameter; without a momentum none, but 4 with audits, which then keep
+    the last input.
+    Source: Jordan et al. 2024; ``torch.optim.Muon`` (exponential-average momentum; norm clamped at 1e-7). Deviations:
+    none.
 
-    `gram_restarts`: run the iterations in the Gram matrix where one side is at least twice the other: the same
-    polynomial with a fifth ((2, 4), sides 1:4) to a third (one restart) fewer operations, but in bf16 not bit by bit
-    what ``torch.optim.Muon`` computes. ``"auto"``: the cheapest restarts that cannot diverge (in bf16 (2,), an error of
-    3 % against the exact polynomial on random matrices where plain iterations and (2, 4) have 1 %: see
-    ``matrix.newton_schulz``). Other ones are yours to answer for: with (3,) in bf16 a momentum with two directions that
-    dominate can diverge. `guard`, by default where the Gram matrix is used, then bounds the update: its norm never
-    exceeds that of an orthogonalized matrix, and what is not finite is zero.
+    Args:
+        momentum: Decay of the average, live under that name; None keeps no momentum.
+        nesterov: Look ahead from the new average.
+        coefficients: ``"jordan"``, ``"quintic"`` or ``"polar_express"``.
+        matmul_dtype: Dtype of the matrix products: ``torch.bfloat16``, ``float16`` or ``float32``, or ``"bf16"``,
+            ``"fp16"``, ``"fp32"``.
+        gram_restarts: If one side is at least twice the other, run the iterations in the Gram matrix and restart from
+            the matrix at these iterations. It is the same polynomial with a fifth ((2, 4), sides 1:4) to a third (one
+            restart) fewer operations, but in bf16 not bit by bit what ``torch.optim.Muon`` computes. ``"auto"``: the
+            cheapest restarts that cannot diverge (in bf16 (2,), an error of 3 % against the exact polynomial on random
+            matrices; plain iterations and (2, 4) have 1 %: see ``matrix.newton_schulz``). Other restarts may diverge:
+            (3,) in bf16 does for a momentum with two dominant directions. None: plain iterations.
+        guard: Bound the update: its norm never exceeds that of an orthogonalized matrix, and what is not finite becomes
+            zero. None: only if the Gram matrix is used.
+        audit_every: After the first step, and every `audit_every` steps from there, a second program compares this
+            computation on the momentum (without Nesterov's look-ahead) with plain iterations in fp32 (fp64 if the state
+            is fp64). Metrics of the last audit: ``fusion/audit_rel_mean`` and ``fusion/audit_rel_max``, mean and
+            largest over all matrices of ``‖O - O_fp32‖_F / ‖O_fp32‖_F``, and ``fusion/audit_abs_max``, the largest
+            error of an entry. (FusionOpt's names end in ``_avg`` and ``_p99``; these are one audit's.) On a GPU that
+            may use TF32, fp32 is TF32. 0: no audits.
 
-    `audit_every`: after the first step, and every so many from there, a second program compares this computation on the
-    momentum (without Nesterov's look-ahead) with plain iterations in fp32 (fp64 where the state is fp64). Metrics of
-    the last audit: ``fusion/audit_rel_mean`` and ``fusion/audit_rel_max``, mean and largest over all matrices of
-    ``‖O - O_fp32‖_F / ‖O_fp32‖_F``, and ``fusion/audit_abs_max``, the largest error of an entry. (FusionOpt's names end
-    in ``_avg`` and ``_p99``; these are one audit's.) On a GPU that may use TF32, fp32 is TF32.
+    Returns:
+        A transform without a step, for the role ``"spectral"``. The unit of a following lr is spectral norm per step.
 
-    Memory: 4 bytes a parameter; without a momentum none, but 4 for audits, which then keep the last input.
-    Deviations: none from ``torch.optim.Muon`` (exponential-average momentum; norm clamped at 1e-7).
+    Raises:
+        ValueError: `coefficients`, `matmul_dtype`, `gram_restarts` or `audit_every` is not one of the above.
+
+    Example:
+        >>> from fusion_compile import optim
+        >>> muon = optim.chain(optim.orthogonalize(0.95), optim.scale_by_shape(), optim.scale_by_learning_rate(0.02))
+        >>> optimizer = optim.partition({"spectral": muon, "scalar": optim.adamw(optim.Named("scalar_lr", 3e-4))})
+        >>> optimizer.descends
+        True
     """
-    if table not in TABLES:
-        raise ValueError(f"table={table!r} is not known; use one of {', '.join(map(repr, TABLES))}.")
-    hot_dtype = HOT_DTYPES.get(hot_dtype, hot_dtype) if isinstance(hot_dtype, str) else hot_dtype
-    if not isinstance(hot_dtype, torch.dtype) or hot_dtype not in (*HOT_DTYPES.values(), torch.float64):
+    if coefficients not in POLYNOMIALS:
+        raise ValueError(f"coefficients={coefficients!r} is not known; use one of {', '.join(map(repr, POLYNOMIALS))}.")
+    matmul_dtype = MATMUL_DTYPES.get(matmul_dtype, matmul_dtype) if isinstance(matmul_dtype, str) else matmul_dtype
+    if not isinstance(matmul_dtype, torch.dtype) or matmul_dtype not in (*MATMUL_DTYPES.values(), torch.float64):
         raise ValueError(
-            f"hot_dtype={hot_dtype!r} cannot run Newton-Schulz; use torch.bfloat16, float16 or float32, or one of "
-            f"{', '.join(map(repr, HOT_DTYPES))}."
+            f"matmul_dtype={matmul_dtype!r} cannot run Newton-Schulz; use torch.bfloat16, float16 or float32, or one "
+            f"of {', '.join(map(repr, MATMUL_DTYPES))}."
         )
     if type(audit_every) is not int or audit_every < 0:
         raise ValueError(f"audit_every={audit_every!r} is not a number of steps; give a whole number, or 0 for never.")
-    restarts = resolve_gram_restarts(gram_restarts, table, hot_dtype)
+    restarts = resolve_gram_restarts(gram_restarts, coefficients, matmul_dtype)
     beta = None if momentum is None else declare("momentum", momentum)
 
-    def built(facts: Facts) -> Transform:
-        blocks = {key: bank.blocks for key, bank in facts.items()}
+    def built(infos: BankInfos) -> Transform:
+        blocks = {key: info.blocks for key, info in infos.items()}
 
         def polar(key: str, m: Tensor) -> Tensor:
-            return in_blocks(lambda b: (_orthogonalize(b, table, hot_dtype, restarts, guard),), blocks.get(key), m)[0]
+            return in_blocks(
+                lambda b: (_orthogonalize(b, coefficients, matmul_dtype, restarts, guard),), blocks.get(key), m
+            )[0]
 
         def exact(key: str, m: Tensor) -> Tensor:
             wide = torch.promote_types(m.dtype, torch.float32)
-            return in_blocks(lambda b: (_orthogonalize(b, table, wide),), blocks.get(key), m)[0]
+            return in_blocks(lambda b: (_orthogonalize(b, coefficients, wide),), blocks.get(key), m)[0]
 
         def init(params: Tensors) -> OrthogonalizeState:
-            mu = {} if beta is None else {k: torch.zeros_like(p) for k, p in params.items()}
+            mu = {} if beta is None else zeros_like(params)
             if not audit_every:
                 return OrthogonalizeState(mu)
-            inputs = {k: torch.zeros_like(p) for k, p in params.items()} if beta is None else {}
-            zero = torch.zeros_like(ones_like_scalar(params))
+            inputs = zeros_like(params) if beta is None else {}
+            zero = number_like(params, 0.0)
             return OrthogonalizeState(mu, AuditState(zero, zero.clone(), zero.clone(), inputs))
 
         def update(
@@ -115,12 +137,11 @@ def orthogonalize(
         ) -> tuple[Tensors, OrthogonalizeState]:
             if beta is None:
                 if isinstance(state.audit, AuditState):
-                    inputs = {k: g.clone() for k, g in updates.items()}
-                    state = state._replace(audit=state.audit._replace(input=inputs))
+                    state = state._replace(audit=state.audit._replace(input=copy(updates)))
                 return {k: polar(k, g) for k, g in updates.items()}, state
             beta_now = context.hyperparameters[beta.name]
-            mu = {k: state.mu[k] + (1 - beta_now) * (g - state.mu[k]) for k, g in updates.items()}
-            ahead = {k: g + beta_now * (mu[k] - g) for k, g in updates.items()} if nesterov else mu
+            mu = update_mean(state.mu, updates, beta_now)
+            ahead = lerp(updates, mu, beta_now) if nesterov else mu
             return {k: polar(k, m) for k, m in ahead.items()}, state._replace(mu=mu)
 
         def audit(state: OrthogonalizeState, params: Tensors, context: Context) -> OrthogonalizeState:
@@ -136,22 +157,21 @@ def orthogonalize(
             found = state.audit._replace(rel_mean=rel.mean(), rel_max=rel.amax(), abs_max=largest)
             return state._replace(audit=found)
 
-        def told(state: OrthogonalizeState) -> Mapping[str, Tensor]:
+        def diagnostics(state: OrthogonalizeState) -> Mapping[str, Tensor]:
             assert isinstance(state.audit, AuditState)
             return {
                 f"fusion/audit_{field}": getattr(state.audit, field) for field in ("rel_mean", "rel_max", "abs_max")
             }
 
-        return Transform(
-            init,
-            update,
-            {} if beta is None else {beta.name: beta.value},
-            roles=(SPECTRAL,),
-            name="orthogonalize",
-            diagnostics=told if audit_every else None,
+        extras = Extras(
+            "orthogonalize",
+            {} if beta is None else by_name(beta),
+            (SPECTRAL,),
+            diagnostics=diagnostics if audit_every else None,
             periodic=(Periodic("audit", audit_every, audit),) if audit_every else (),
             bind=built,
         )
+        return Transform(init, update, extras)
 
     return built({})
 

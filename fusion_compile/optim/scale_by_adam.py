@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from fusion_compile._types import Tensors
-from fusion_compile.optim._transform import Context, Scalar, Transform, declare, ones_like_scalar
+from fusion_compile.optim._transform import Context, Extras, Number, Transform, by_name, declare, declare_betas
+from fusion_compile.optim._tree import map_tensors, number_like, update_mean, update_mean_square, zeros_like
 
 
 class ScaleByAdamState(NamedTuple):
@@ -24,20 +24,33 @@ class ScaleByAdamState(NamedTuple):
     beta2_power: Tensor
 
 
-def scale_by_adam(beta1: Scalar = 0.9, beta2: Scalar = 0.999, eps: Scalar = 1e-8) -> Transform:
-    """``(mu / (1 - β₁ᵗ)) / (sqrt(nu / (1 - β₂ᵗ)) + eps)``; entries are dimensionless, about 1 in size.
+def scale_by_adam(betas: tuple[Number, Number] = (0.9, 0.999), eps: Number = 1e-8) -> Transform:
+    """``(mu / (1 - β₁ᵗ)) / (sqrt(nu / (1 - β₂ᵗ)) + eps)``: entries are dimensionless, about 1 in size.
 
-    Works on any shape. `eps` stands outside the root, as in ``torch.optim.AdamW``. Deviations: none.
+    ``mu ← lerp(mu, g, 1 - β₁)``, ``nu ← β₂ nu + (1 - β₂) g²``. Any shape. 8 bytes a parameter.
+    Source: 1412.6980; `eps` stands outside the root, as in ``torch.optim.AdamW``. Deviations: none.
+
+    Args:
+        betas: Decay of the two moments. Live as ``beta1`` and ``beta2``.
+        eps: Added to the root of the second moment. Live.
+
+    Returns:
+        A transform without a step. The unit of a following lr is the size of a step of one entry.
+
+    Raises:
+        TypeError: `betas` is not a pair.
+
+    Example:
+        >>> from fusion_compile import optim
+        >>> optimizer = optim.chain(optim.scale_by_adam((0.9, 0.95)), optim.scale_by_learning_rate(1e-3))
+        >>> dict(optimizer.hyperparameters)
+        {'beta1': 0.9, 'beta2': 0.95, 'eps': 1e-08, 'lr': 0.001}
     """
-    b1, b2, e = declare("beta1", beta1), declare("beta2", beta2), declare("eps", eps)
+    (b1, b2), e = declare_betas(betas), declare("eps", eps)
 
     def init(params: Tensors) -> ScaleByAdamState:
-        return ScaleByAdamState(
-            mu={k: torch.zeros_like(p) for k, p in params.items()},
-            nu={k: torch.zeros_like(p) for k, p in params.items()},
-            beta1_power=ones_like_scalar(params),
-            beta2_power=ones_like_scalar(params),
-        )
+        one = number_like(params, 1.0)
+        return ScaleByAdamState(zeros_like(params), zeros_like(params), one, one.clone())
 
     def update(
         updates: Tensors, state: ScaleByAdamState, params: Tensors, context: Context
@@ -46,40 +59,9 @@ def scale_by_adam(beta1: Scalar = 0.9, beta2: Scalar = 0.999, eps: Scalar = 1e-8
         beta1, beta2, eps = h[b1.name], h[b2.name], h[e.name]
         power1, power2 = state.beta1_power * beta1, state.beta2_power * beta2
         step_size, root_correction = 1 / (1 - power1), (1 - power2).sqrt()
-        mu = {k: state.mu[k] + (1 - beta1) * (g - state.mu[k]) for k, g in updates.items()}
-        nu = {k: state.nu[k] * beta2 + (1 - beta2) * g * g for k, g in updates.items()}
-        scaled = {k: step_size * mu[k] / (nu[k].sqrt() / root_correction + eps) for k in updates}
+        mu = update_mean(state.mu, updates, beta1)
+        nu = update_mean_square(state.nu, updates, beta2)
+        scaled = map_tensors(lambda m, v: step_size * m / (v.sqrt() / root_correction + eps), mu, nu)
         return scaled, ScaleByAdamState(mu, nu, power1, power2)
 
-    return Transform(init, update, {n.name: n.value for n in (b1, b2, e)}, name="scale_by_adam")
-
-
-class ScaleByRmsState(NamedTuple):
-    """`nu`: second moment, shaped like the parameters; `beta2_power`: β₂ᵗ, 0-dim."""
-
-    nu: Tensors
-    beta2_power: Tensor
-
-
-def scale_by_rms(beta2: Scalar = 0.999, eps: Scalar = 1e-8) -> Transform:
-    """Adam's direction without a first moment, ``g / (sqrt(nu / (1 - β₂ᵗ)) + eps)``: the inner step of Schedule-Free
-    AdamW.
-
-    Source: Defazio et al., 2405.15682, and ``schedulefree.AdamWScheduleFree``. Deviations: none.
-    """
-    b2, e = declare("beta2", beta2), declare("eps", eps)
-
-    def init(params: Tensors) -> ScaleByRmsState:
-        return ScaleByRmsState({k: torch.zeros_like(p) for k, p in params.items()}, ones_like_scalar(params))
-
-    def update(
-        updates: Tensors, state: ScaleByRmsState, params: Tensors, context: Context
-    ) -> tuple[Tensors, ScaleByRmsState]:
-        beta2, eps = context.hyperparameters[b2.name], context.hyperparameters[e.name]
-        power2 = state.beta2_power * beta2
-        root_correction = (1 - power2).sqrt()
-        nu = {k: state.nu[k] * beta2 + (1 - beta2) * g * g for k, g in updates.items()}
-        scaled = {k: g / (nu[k].sqrt() / root_correction + eps) for k, g in updates.items()}
-        return scaled, ScaleByRmsState(nu, power2)
-
-    return Transform(init, update, {n.name: n.value for n in (b2, e)}, name="scale_by_rms")
+    return Transform(init, update, Extras("scale_by_adam", by_name(b1, b2, e)))

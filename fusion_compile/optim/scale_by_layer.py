@@ -1,4 +1,4 @@
-"""A weight of its own for the updates of single layers."""
+"""Multiply the updates of single layers by weights of their own."""
 
 from __future__ import annotations
 
@@ -10,37 +10,52 @@ from torch import Tensor
 
 from fusion_compile._types import Tensors
 from fusion_compile.optim._transform import (
-    BankFacts,
+    BankInfo,
+    BankInfos,
     Context,
     EmptyState,
-    Facts,
-    Member,
+    Extras,
     Named,
-    Scalar,
+    Number,
+    Place,
     State,
     Transform,
+    by_name,
     declare,
 )
 
 LAYER = r"(?:layers|blocks)\.(\d+)\."
 """Finds the number of the layer in a parameter's full name: its first group."""
 
-# Where a stretch of a bank's leading dimension begins, and the weight of the layer that it belongs to (None: 1).
+# Start of each stretch of a bank's leading dimension, and the weight of its layer (None: 1).
 Runs = tuple[tuple[int, Named | None], ...]
 
 
-def scale_by_layer(multipliers: Mapping[int, Scalar], pattern: str = LAYER) -> Transform:
+def scale_by_layer(multipliers: Mapping[int, Number], pattern: str = LAYER) -> Transform:
     """Multiply the updates of layer N by ``multipliers[N]``; all other parameters by 1.
 
-    Every multiplier is live as ``layer_weight.<N>``; 0 stops a layer (its decay too, when that stands before). Put it
-    last, or at least after whatever normalizes updates and would cancel it. `pattern` is searched in the parameters'
-    full names. Stacked and flat banks alike; keeps nothing.
-
-    Which parameters lie where in a bank is known once the transform is bound, as `compile_training_step` does. **Before
-    that it is the identity**, as bare tensors have no names. Binding raises ValueError for a number that no parameter
-    has.
+    Put it last, or at least after everything that normalizes updates and would cancel it. Stacked and flat banks alike;
+    keeps nothing. The places of parameters are known once the transform is bound, which `compile_training_step` does.
+    **Before that it is the identity**, because bare tensors have no names.
     Source: FusionOpt's ``layer_update_weights``. Deviations: ``blocks.N.`` counts as a layer too, flat banks are scaled
     like matrices, and an unknown layer is refused.
+
+    Args:
+        multipliers: By layer number; each is live as ``layer_weight.<N>``. 0 stops a layer (its decay too, if that
+            stands before).
+        pattern: Regular expression that is searched in the parameters' full names; its first group is the number.
+
+    Returns:
+        A transform without a step. Binding it raises ValueError for a number that no parameter has.
+
+    Raises:
+        ValueError: `pattern` has no group.
+
+    Example:
+        >>> from fusion_compile import optim
+        >>> optimizer = optim.chain(optim.adamw(1e-3), optim.scale_by_layer({0: 0.5, 11: 2.0}))
+        >>> optimizer.hyperparameters["layer_weight.11"]
+        2.0
     """
     if re.compile(pattern).groups < 1:
         raise ValueError(f"pattern={pattern!r} has no group; the layer's number is its first, as in {LAYER!r}.")
@@ -58,11 +73,10 @@ def _scale_by_layer(weights: Mapping[int, Named], pattern: str, runs: Mapping[st
         }
         return scaled, state
 
-    def bind(facts: Facts) -> Transform:
-        return _scale_by_layer(weights, pattern, _find_runs(facts, weights, pattern))
+    def bind(infos: BankInfos) -> Transform:
+        return _scale_by_layer(weights, pattern, _find_runs(infos, weights, pattern))
 
-    hyperparameters = {w.name: w.value for w in weights.values()}
-    return Transform(init, update, hyperparameters, name="scale_by_layer", bind=bind)
+    return Transform(init, update, Extras("scale_by_layer", by_name(*weights.values()), bind=bind))
 
 
 def _factors(u: Tensor, runs: Runs, hyperparameters: Mapping[str, Tensor]) -> Tensor:
@@ -76,12 +90,12 @@ def _factors(u: Tensor, runs: Runs, hyperparameters: Mapping[str, Tensor]) -> Te
     return torch.cat(parts).view(-1, *[1] * (u.ndim - 1))
 
 
-def _find_runs(facts: Facts, weights: Mapping[int, Named], pattern: str) -> dict[str, Runs]:
-    """The stretches of every bank that holds a listed layer: as many as its layers make, not as it has parameters."""
+def _find_runs(infos: BankInfos, weights: Mapping[int, Named], pattern: str) -> dict[str, Runs]:
+    """The stretches of every bank that holds a listed layer; their number grows with the layers, not the parameters."""
     found: set[int] = set()
     runs: dict[str, Runs] = {}
-    for key, bank in facts.items():
-        layers = {m.at: _layer(m.name, pattern) for m in _in_order(bank)}
+    for key, info in infos.items():
+        layers = {place.at: _layer(place.name, pattern) for place in _in_order(info)}
         found |= {n for n in layers.values() if n is not None}
         here: list[tuple[int, Named | None]] = []
         for at, n in layers.items():
@@ -91,8 +105,8 @@ def _find_runs(facts: Facts, weights: Mapping[int, Named], pattern: str) -> dict
         if any(weight is not None for _, weight in here):
             runs[key] = tuple(here)
     missing = sorted(set(weights) - found)
-    if missing and any(bank.members for bank in facts.values()):
-        example = next(m.name for bank in facts.values() for m in bank.members)
+    if missing and any(info.places for info in infos.values()):
+        example = next(place.name for info in infos.values() for place in info.places)
         there = ", ".join(map(str, sorted(found))) if found else f"none (the names look like {example})"
         raise ValueError(
             f"scale_by_layer() lists layer {', '.join(map(str, missing))}, but by the pattern {pattern!r} the layers "
@@ -101,8 +115,8 @@ def _find_runs(facts: Facts, weights: Mapping[int, Named], pattern: str) -> dict
     return runs
 
 
-def _in_order(bank: BankFacts) -> list[Member]:
-    return sorted(bank.members, key=lambda member: member.at)
+def _in_order(info: BankInfo) -> list[Place]:
+    return sorted(info.places, key=lambda place: place.at)
 
 
 def _layer(name: str, pattern: str) -> int | None:

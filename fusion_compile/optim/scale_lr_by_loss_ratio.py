@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,21 +9,23 @@ import torch
 from torch import Tensor
 
 from fusion_compile._types import Tensors
-from fusion_compile.optim._step_size import around, check_rates, multiplied
+from fusion_compile.optim._inner import wrap
+from fusion_compile.optim._step_size import check_rates, multiplied
 from fusion_compile.optim._transform import (
+    BankInfos,
     Context,
-    Facts,
-    Scalar,
+    Number,
     State,
     Transform,
     bound,
+    by_name,
     declare,
-    ones_like_scalar,
 )
+from fusion_compile.optim._tree import number_like
 
 
 class ScaleLrByLossRatioState(NamedTuple):
-    """0-dim: `loss_ema` and `gnorm_ema`, the two running means; `losses` and `gradients`, how many samples each has;
+    """0-dim: `loss_ema` and `gnorm_ema`, the two running means; `losses` and `gradients`, their numbers of samples;
     `rate`, the first scaled rate of the last update. `base`: the wrapped transform's state."""
 
     loss_ema: Tensor
@@ -38,39 +39,58 @@ class ScaleLrByLossRatioState(NamedTuple):
 def scale_lr_by_loss_ratio(
     base: Transform,
     *,
-    beta: Scalar = 0.98,
-    minimum: Scalar = 0.1,
-    maximum: Scalar = 10.0,
+    beta: Number = 0.98,
+    minimum: Number = 0.1,
+    maximum: Number = 10.0,
     names: Sequence[str] = ("lr",),
 ) -> Transform:
-    """``γ = lr · clamp(L / (G + 1e-12), minimum, maximum)`` in the place of each rate in `names`; L and G are running
-    means (decay `beta`) of the loss and of mean |g| over all entries. Each mean begins with its first sample; before
-    the first loss the ratio is 1.
+    """Replace each rate in `names` by ``γ = lr · clamp(L / (G + 1e-12), minimum, maximum)``.
 
-    It wraps what should share one ratio, so the whole partition. All that `base` multiplies with the rate, decay too,
-    is scaled; Schedule-Free inside weighs its average by the scaled rate. lr: in the unit of `base`. A ratio that stays
-    at `maximum` asks for a larger lr, one that stays at `minimum` for a smaller one; for most losses it stays at
-    `maximum`, since a loss of 1 over a mean |g| below 0.1 is already 10. No bytes a parameter: five numbers.
+    L and G are running means of the loss and of mean |g| over all entries. Each mean begins with its first sample;
+    before the first loss the ratio is 1. Everything that `base` multiplies by the rate is scaled, including decay;
+    Schedule-Free inside weighs its average by the scaled rate. Five numbers, no bytes a parameter. Diagnostics:
+    ``fusion/gamma_curr``, ``fusion/loss_ema``, ``fusion/gnorm_ema``.
 
     Source: FusionOpt (Taikakim/fusion-optimiser 3e58fe7, ``gamma_t``). Deviations: none in the ratio. It is **not** the
-    step size of ScheduleFree+ (`schedule_free_plus`), from which it is drawn: mean |g| where the paper has the sum and
-    √(π/2), no ⟨g, z - x⟩, a running mean of the loss where the paper has the loss itself, and bounds.
+    step size of ScheduleFree+ (`schedule_free_plus`), from which it is drawn: mean |g| instead of the paper's sum and
+    √(π/2), no ⟨g, z - x⟩, a running mean of the loss instead of the loss itself, and bounds.
+
+    Args:
+        base: Everything that should share one ratio, so the whole partition.
+        beta: Decay of both means. Live as ``loss_ratio_beta``.
+        minimum: Smallest ratio. Live as ``loss_ratio_minimum``.
+        maximum: Largest ratio. Live as ``loss_ratio_maximum``. For most losses the ratio stays here, because a loss of
+            1 over a mean |g| below 0.1 is already 10. If it does, increase the lr; if it stays at `minimum`, decrease
+            the lr.
+        names: Hyperparameters of `base` that are scaled; lr in the unit of `base`.
+
+    Returns:
+        `base` with scaled rates; it takes a step if `base` does.
+
+    Raises:
+        ValueError: `base` does not read one of `names`.
+
+    Example:
+        >>> from fusion_compile import optim
+        >>> optimizer = optim.scale_lr_by_loss_ratio(optim.adamw(1e-4))
+        >>> optimizer.hyperparameters["loss_ratio_maximum"]
+        10.0
     """
     return _build(base, beta, minimum, maximum, tuple(names), {})
 
 
 def _build(
-    base: Transform, beta: Scalar, minimum: Scalar, maximum: Scalar, names: tuple[str, ...], facts: Facts
+    base: Transform, beta: Number, minimum: Number, maximum: Number, names: tuple[str, ...], infos: BankInfos
 ) -> Transform:
     check_rates("scale_lr_by_loss_ratio", base, names)
     b = declare("loss_ratio_beta", beta)
     low, high = declare("loss_ratio_minimum", minimum), declare("loss_ratio_maximum", maximum)
 
     # Padding of a flat bank must not count in a mean.
-    entries = {key: sum(math.prod(m.shape) for m in f.members) for key, f in facts.items()}
+    entries = {key: sum(place.numel for place in info.places) for key, info in infos.items()}
 
     def init(params: Tensors) -> ScaleLrByLossRatioState:
-        loss_ema, gnorm_ema, losses, gradients, rate = (torch.zeros_like(ones_like_scalar(params)) for _ in range(5))
+        loss_ema, gnorm_ema, losses, gradients, rate = (number_like(params, 0.0) for _ in range(5))
         return ScaleLrByLossRatioState(loss_ema, gnorm_ema, losses, gradients, rate, base.init(params))
 
     def update(
@@ -94,14 +114,15 @@ def _build(
         rate = scaled.hyperparameters[names[0]]
         return updates, ScaleLrByLossRatioState(loss_ema, gnorm_ema, losses, state.gradients + 1, rate, base_state)
 
-    def tells(state: ScaleLrByLossRatioState) -> dict[str, Tensor]:
+    def diagnostics(state: ScaleLrByLossRatioState) -> dict[str, Tensor]:
         return {
             "fusion/gamma_curr": state.rate,
             "fusion/loss_ema": state.loss_ema,
             "fusion/gnorm_ema": state.gnorm_ema,
         }
 
-    def bind(facts: Facts) -> Transform:
-        return _build(bound(base, facts), beta, minimum, maximum, names, facts)
+    def bind(infos: BankInfos) -> Transform:
+        return _build(bound(base, infos), beta, minimum, maximum, names, infos)
 
-    return around(base, init, update, (b, low, high), "scale_lr_by_loss_ratio", tells, bind)
+    name = f"scale_lr_by_loss_ratio({base.name})"
+    return Transform(init, update, wrap(base, name, by_name(b, low, high), diagnostics=diagnostics)._replace(bind=bind))

@@ -1,36 +1,26 @@
 """Schedule-Free learning, as a wrapper around any transform (Defazio et al., 2405.15682).
 
 Three sequences: z is stepped by the wrapped transform, x is their weighted average, and the gradient is taken at
-y = β x + (1 - β) z. The parameters of the module are **x**, the weights one deploys; z is state; y exists only inside
-the program. There is no ``train()``/``eval()`` mode to forget.
+y = β x + (1 - β) z. The parameters of the module are **x**, the weights to deploy; z is state; y exists only inside the
+program. There is no ``train()``/``eval()`` mode to forget.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from fusion_compile._types import Tensors
 from fusion_compile.optim._averaging import Averaging
-from fusion_compile.optim._combine import wrapped
-from fusion_compile.optim._transform import (
-    Context,
-    Facts,
-    Scalar,
-    State,
-    Transform,
-    bound,
-    declare,
-    merge_hyperparameters,
-    ones_like_scalar,
-)
+from fusion_compile.optim._inner import BASE_AT_Z, wrap
+from fusion_compile.optim._transform import Context, Number, State, Transform, by_name, declare
+from fusion_compile.optim._tree import copy, number_like
 
 
 class ScheduleFreeState(NamedTuple):
     """`z`: shaped like the parameters; `lr_max`, `weight_sum`: 0-dim; `base`: the wrapped transform's state; `taken`:
-    ``{"k": updates taken}`` where `anneal`, `c_warmup` or `r` needs it, else empty."""
+    ``{"k": updates taken}`` if `anneal`, `c_warmup` or `r` needs it, else empty."""
 
     z: Tensors
     lr_max: Tensor
@@ -41,31 +31,54 @@ class ScheduleFreeState(NamedTuple):
 
 def schedule_free(
     base: Transform,
-    lr: Scalar = 1e-3,
-    beta: Scalar = 0.9,
+    lr: Number = 1e-3,
+    beta: Number = 0.9,
     *,
-    decay_at_y: Scalar | None = None,
-    beta_max: Scalar = 0.965,
+    decay_at_y: Number | None = None,
+    beta_max: Number = 0.965,
     anneal: int = 0,
     c_warmup: int = 0,
     r: float = 0.0,
     weight_lr_power: float = 2.0,
     average: str = "lr_max",
 ) -> Transform:
-    """z ← z + base(∇f(y)); x ← (1 - c) x + c z; c = w / Σ w, w = lr_max².
+    """``z ← z + base(∇f(y)); x ← (1 - c) x + c z; c = w / Σ w``, ``w = (k + 1)^r lr_max^weight_lr_power``.
 
-    `base` must already contain the learning rate; `lr` names the same hyperparameter, which weighs the average, and
-    whose running maximum counts (so warm-up steps weigh little). `base` sees z as its parameters: a decay inside it
-    acts at z (SF-NorMuon, ``ScheduleFreeWrapper``). `decay_at_y`: a decay per unit of lr that acts at y instead,
-    ``z ← z - lr · decay · y`` (the default of ``schedulefree.AdamWScheduleFree``). 4 bytes a parameter.
+    The gradient is taken at ``y = β x + (1 - β) z``. All options except `beta_max` are fixed when the program is built;
+    k = 0, 1, … counts updates. 4 bytes a parameter.
+    Source: 2405.15682, ``schedulefree``; the options from SF-NorMuon (2605.23061) and ScheduleFree+ (2605.19095).
+    Deviations: none from ``schedulefree``, which has only the options `r` and `weight_lr_power`.
 
-    Options, for updates k = 0, 1, …; all but `beta_max` are fixed when the program is built. `average`: ``"lr"`` puts
-    this update's lr in the place of lr_max (SF-NorMuon's paper, 2605.23061; the same until the lr falls).
-    ``w = (k + 1)^r lr_max^weight_lr_power`` (``schedulefree``). From ScheduleFree+ (2605.19095): `c_warmup`: ``c = 1``,
-    so x = z, while k < c_warmup, and those updates weigh nothing later; `anneal`: β grows to `beta_max` over so many
-    updates, ``β_k = 1 - (1 - β)^(1-p) (1 - β_max)^p`` with ``p = min(k / anneal, 1)``.
+    Args:
+        base: Takes the step, so it contains the learning rate. It sees z as its parameters: a decay inside it acts at z
+            (SF-NorMuon, ``ScheduleFreeWrapper``).
+        lr: The same hyperparameter as in `base`. It weighs the average by its running maximum, so warm-up steps weigh
+            little.
+        beta: β. Live as ``schedule_free_beta``.
+        decay_at_y: A decay per unit of lr that acts at y instead, ``z ← z - lr · decay · y`` (the default of
+            ``schedulefree.AdamWScheduleFree``). Live as ``weight_decay``.
+        beta_max: β after `anneal` updates. Live as ``schedule_free_beta_max`` if `anneal` is used.
+        anneal: β grows to `beta_max` over so many updates: ``β_k = 1 - (1 - β)^(1-p) (1 - β_max)^p``, ``p = min(k /
+            anneal, 1)`` (ScheduleFree+).
+        c_warmup: ``c = 1``, so x = z, while k < c_warmup, and those updates weigh nothing later (ScheduleFree+).
+        r: Exponent of the number of updates in w.
+        weight_lr_power: Exponent of the lr in w.
+        average: ``"lr_max"``, or ``"lr"``: w contains this update's lr instead of lr_max (SF-NorMuon; the same until
+            the lr falls).
 
-    Deviations: none from ``schedulefree``, which has `r` and `weight_lr_power` of these options.
+    Returns:
+        A transform that moves the gradient point to y; it takes a step if `base` does.
+
+    Raises:
+        ValueError: `base` moves the gradient point already; an option is out of range; one hyperparameter has two
+            values.
+
+    Example:
+        >>> from fusion_compile import optim
+        >>> z_step = optim.chain(optim.scale_by_rms(), optim.scale_by_learning_rate(2.5e-3))
+        >>> optimizer = optim.schedule_free(z_step, lr=2.5e-3)
+        >>> optimizer.gradient_point is not None
+        True
     """
     rate = declare("lr", lr)
     averaging = Averaging(
@@ -82,9 +95,8 @@ def schedule_free(
         raise ValueError(f"{base.name} already moves the gradient point; schedule_free() cannot wrap it again.")
 
     def init(params: Tensors) -> ScheduleFreeState:
-        zero = torch.zeros_like(ones_like_scalar(params))
-        z = {k: p.clone() for k, p in params.items()}
-        return ScheduleFreeState(z, zero, zero.clone(), base.init(params), averaging.taken(params))
+        lr_max, weight_sum = number_like(params, 0.0), number_like(params, 0.0)
+        return ScheduleFreeState(copy(params), lr_max, weight_sum, base.init(params), averaging.taken(params))
 
     def gradient_point(params: Tensors, state: ScheduleFreeState, context: Context) -> Tensors:
         return averaging.point(params, state.z, state.taken, context)
@@ -102,11 +114,9 @@ def schedule_free(
         averaged, lr_max, weight_sum, taken = averaging.move(params, z, lr, state.lr_max, state.weight_sum, state.taken)
         return averaged, ScheduleFreeState(z, lr_max, weight_sum, base_state, taken)
 
-    named = [rate, *averaging.numbers, *([] if decay is None else [decay])]
-
-    def bind(facts: Facts) -> Transform:
+    def rebuild(base: Transform) -> Transform:
         return schedule_free(
-            bound(base, facts),
+            base,
             lr,
             beta,
             decay_at_y=decay_at_y,
@@ -118,13 +128,6 @@ def schedule_free(
             average=average,
         )
 
-    return Transform(
-        init,
-        update,
-        merge_hyperparameters(base.hyperparameters, {n.name: n.value for n in named}),
-        base.roles,
-        gradient_point,
-        f"schedule_free({base.name})",
-        **wrapped(base, params_of=lambda _, state: state.z),
-        bind=None if base.bind is None else bind,
-    )
+    numbers = by_name(rate, *averaging.numbers, *([] if decay is None else [decay]))
+    extras = wrap(base, f"schedule_free({base.name})", numbers, inner=BASE_AT_Z, rebuild=rebuild)
+    return Transform(init, update, extras._replace(gradient_point=gradient_point))

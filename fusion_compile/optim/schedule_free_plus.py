@@ -10,24 +10,15 @@ from torch import Tensor
 
 from fusion_compile._types import Tensors
 from fusion_compile.optim._averaging import Averaging
-from fusion_compile.optim._combine import wrapped
-from fusion_compile.optim._step_size import check_rates, telling, with_rates
-from fusion_compile.optim._transform import (
-    Context,
-    Facts,
-    Scalar,
-    State,
-    Transform,
-    bound,
-    declare,
-    merge_hyperparameters,
-    ones_like_scalar,
-)
+from fusion_compile.optim._inner import BASE_AT_Z, wrap
+from fusion_compile.optim._step_size import check_rates, with_rates
+from fusion_compile.optim._transform import Context, Number, State, Transform, by_name, declare
+from fusion_compile.optim._tree import copy, number_like
 
 
 class ScheduleFreePlusState(NamedTuple):
-    """As `ScheduleFreeState`, and of the last update, 0-dim: `rate`, the step size lr_t; `inner`, β_k ⟨g, z - x⟩;
-    `norm`, ‖g‖₁. `smoothed`: the norm's average and its bias, where `polyak_beta` asks for one, else empty."""
+    """As `ScheduleFreeState`, and three numbers of the last update: `rate`, the step size lr_t; `inner`,
+    β_k ⟨g, z - x⟩; `norm`, ‖g‖₁. `smoothed`: the norm's average and its bias if `polyak_beta` is used, else empty."""
 
     z: Tensors
     lr_max: Tensor
@@ -42,33 +33,59 @@ class ScheduleFreePlusState(NamedTuple):
 
 def schedule_free_plus(
     base: Transform,
-    lr: Scalar = 1.0,
-    beta: Scalar = 0.9,
-    beta_max: Scalar = 0.965,
+    lr: Number = 1.0,
+    beta: Number = 0.9,
+    beta_max: Number = 0.965,
     *,
     anneal: int = 0,
     c_warmup: int = 0,
-    weight_decay: Scalar = 0.0,
-    polyak_beta: Scalar = 0.0,
+    weight_decay: Number = 0.0,
+    polyak_beta: Number = 0.0,
     r: float = 0.0,
     weight_lr_power: float = 2.0,
     average: str = "lr_max",
 ) -> Transform:
-    """``lr_t = lr max(0, f + β_k ⟨g, z - x⟩) / (√(π/2) ‖g‖₁)``; ``z ← z - lr_t² wd y``, then z is stepped by `base`
-    with lr_t; x, y and the options as in `schedule_free`, with lr_t for the lr.
+    """``lr_t = lr max(0, f + β_k ⟨g, z - x⟩) / (√(π/2) ‖g‖₁)``; ``z ← z - lr_t² wd y``; `base` steps z with lr_t.
 
-    f is the loss at y, so the numerator is the loss at z to first order, above a lowest loss taken to be **zero**: a
-    loss that is shifted or can be negative breaks the method. ⟨⟩ and ‖‖₁ run over all parameters together: wrap the
-    partition, not its parts. `base` must read `lr` under its name (``scale_by_learning_rate(1.0)`` at the end of each
-    chain); it sees lr_t there, and z as its parameters. `lr` is a factor, 1 needs no tuning; a base should move
-    entries by about lr, as Adam does. `weight_decay` acts by lr_t², so 20 to 50 and not 0.1. `polyak_beta` above 0:
-    ‖g‖₁ is replaced by its bias-corrected running mean (live from then on). Clipping a
-    gradient lengthens the step: leave it off. Under Adam's momentum and without gradient noise, lr = 1 overshoots (a
-    quadratic swings up again), and 0.5 does not. 4 bytes a parameter.
+    x, y and the average are those of `schedule_free`, with lr_t for the lr. f is the loss at y, so the numerator is the
+    loss at z to first order, above a lowest loss of **zero**: a loss that is shifted or can be negative breaks the
+    method. ⟨⟩ and ‖‖₁ run over all parameters together: wrap the partition, not its parts. Clipping a gradient
+    lengthens the step: leave it off. With Adam's momentum and without gradient noise, lr = 1 overshoots (a quadratic
+    swings up again), and 0.5 does not. 4 bytes a parameter. Diagnostics: ``fusion/gamma_curr``, ``comp/polyak_inner``,
+    ``comp/grad_l1``.
 
-    Source: the authors' ``adamc_schedulefree_plus_paper.py``, whose base is ``scale_by_adam(0.9, 0.95)``. Deviations:
-    the corrected mean is not corrected again at the next update, as the authors' code does when ``polyak_beta > 0``;
-    at a gradient of exactly zero lr_t is 0, where theirs is not finite; lr and lr_max have no floor of eps.
+    Source: 2605.19095; the authors' ``adamc_schedulefree_plus_paper.py``, whose base is ``scale_by_adam((0.9, 0.95))``.
+    Deviations: the corrected mean is not corrected again at the next update, as the authors' code does when
+    ``polyak_beta > 0``; at a gradient of exactly zero lr_t is 0, where theirs is not finite; lr and lr_max have no
+    floor of eps.
+
+    Args:
+        base: Must read `lr` under its name (``scale_by_learning_rate(1.0)`` at the end of each chain); it sees lr_t
+            there, and z as its parameters. It should move entries by about lr, as Adam does.
+        lr: A factor; 1 needs no tuning. Live.
+        beta: β. Live as ``schedule_free_beta``.
+        beta_max: See `schedule_free`.
+        anneal: See `schedule_free`.
+        c_warmup: See `schedule_free`.
+        weight_decay: Acts by lr_t², so 20 to 50 and not 0.1. Live.
+        polyak_beta: Above 0: ‖g‖₁ is replaced by its bias-corrected running mean with this decay (live from then on).
+        r: See `schedule_free`.
+        weight_lr_power: See `schedule_free`.
+        average: See `schedule_free`.
+
+    Returns:
+        A transform that moves the gradient point to y; it takes a step if `base` does.
+
+    Raises:
+        ValueError: `base` moves the gradient point already, or does not read the lr; an option is out of range.
+            `update` refuses a context without a loss.
+
+    Example:
+        >>> from fusion_compile import optim
+        >>> adam = optim.chain(optim.scale_by_adam((0.9, 0.95)), optim.scale_by_learning_rate(0.5))
+        >>> optimizer = optim.schedule_free_plus(adam, lr=0.5, weight_decay=20.0)
+        >>> optimizer.hyperparameters["lr"]
+        0.5
     """
     rate, decay = declare("lr", lr), declare("weight_decay", weight_decay)
     averaging = Averaging(
@@ -86,12 +103,10 @@ def schedule_free_plus(
     check_rates("schedule_free_plus", base, [rate.name])
 
     def init(params: Tensors) -> ScheduleFreePlusState:
-        one = ones_like_scalar(params)
-        z = {k: p.clone() for k, p in params.items()}
-        lr_max, weight_sum, lr_t, inner, norm = (torch.zeros_like(one) for _ in range(5))
-        smoothed = {} if smoothing is None else {"norm": torch.zeros_like(one), "beta_power": one}
-        taken = averaging.taken(params)
-        return ScheduleFreePlusState(z, lr_max, weight_sum, base.init(params), taken, lr_t, inner, norm, smoothed)
+        lr_max, weight_sum, lr_t, inner, norm = (number_like(params, 0.0) for _ in range(5))
+        smoothed = {} if smoothing is None else {"norm": norm.clone(), "beta_power": number_like(params, 1.0)}
+        base_state, taken = base.init(params), averaging.taken(params)
+        return ScheduleFreePlusState(copy(params), lr_max, weight_sum, base_state, taken, lr_t, inner, norm, smoothed)
 
     def gradient_point(params: Tensors, state: ScheduleFreePlusState, context: Context) -> Tensors:
         return averaging.point(params, state.z, state.taken, context)
@@ -130,12 +145,12 @@ def schedule_free_plus(
         after = ScheduleFreePlusState(z, lr_max, weight_sum, base_state, taken, lr_t, inner, norm, smoothed)
         return averaged, after
 
-    def tells(state: ScheduleFreePlusState) -> dict[str, Tensor]:
+    def diagnostics(state: ScheduleFreePlusState) -> dict[str, Tensor]:
         return {"fusion/gamma_curr": state.rate, "comp/polyak_inner": state.inner, "comp/grad_l1": state.norm}
 
-    def bind(facts: Facts) -> Transform:
+    def rebuild(base: Transform) -> Transform:
         return schedule_free_plus(
-            bound(base, facts),
+            base,
             lr,
             beta,
             beta_max,
@@ -148,15 +163,7 @@ def schedule_free_plus(
             average=average,
         )
 
-    named = [rate, *averaging.numbers, decay, *([] if smoothing is None else [smoothing])]
-    passed = {**wrapped(base, params_of=lambda _, state: state.z), "diagnostics": telling(base, tells)}
-    return Transform(
-        init,
-        update,
-        merge_hyperparameters(base.hyperparameters, {n.name: n.value for n in named}),
-        base.roles,
-        gradient_point,
-        f"schedule_free_plus({base.name})",
-        **passed,
-        bind=None if base.bind is None else bind,
-    )
+    numbers = by_name(rate, *averaging.numbers, decay, *([] if smoothing is None else [smoothing]))
+    name = f"schedule_free_plus({base.name})"
+    extras = wrap(base, name, numbers, diagnostics=diagnostics, inner=BASE_AT_Z, rebuild=rebuild)
+    return Transform(init, update, extras._replace(gradient_point=gradient_point))

@@ -9,18 +9,9 @@ import torch
 from torch import Tensor
 
 from fusion_compile._types import Tensors
-from fusion_compile.optim._combine import wrapped
-from fusion_compile.optim._transform import (
-    Context,
-    Facts,
-    Scalar,
-    State,
-    Transform,
-    bound,
-    declare,
-    merge_hyperparameters,
-    ones_like_scalar,
-)
+from fusion_compile.optim._inner import wrap
+from fusion_compile.optim._transform import Context, Number, State, Transform, by_name, declare
+from fusion_compile.optim._tree import map_tensors, number_like, zeros_like
 
 MODES = ("row", "element")
 SOURCES = ("gradient", "update")
@@ -41,25 +32,46 @@ class SnrGateState(NamedTuple):
 def snr_gate(
     base: Transform,
     *,
-    beta: Scalar = 0.9,
+    beta: Number = 0.9,
     mode: str = "row",
     source: str = "gradient",
-    floor: Scalar = 0.0,
+    floor: Number = 0.0,
     power: float = 1.0,
 ) -> Transform:
-    """``gain · base(g)`` with the ratio of the source's average to the root of its average square, at most 1::
+    """``gain · base(g)``: rows or entries whose gradient is noise move less.
+
+    The gain is the ratio of the source's average to the root of its average square, at most 1::
 
         M ← β M + (1 - β) s        V ← β V + (1 - β) Σ_j s_ij²         (both divided by 1 - βᵗ)
         gain_i = max(floor, min(1, ‖M_i‖ / √V_i)^power)
 
-    `source`: s is the ``"gradient"`` that comes in, or the ``"update"`` that `base` gives (which momentum has already
-    smoothed, so that the gate hardly closes). `mode`: ``"row"`` gives one gain a row of ``[..., m, n]``;
-    ``"element"`` one an entry (V then has no sum), for any shape, flat banks too. A steady source has gain 1, white
-    noise √((1 - β) / (1 + β)): 0.23 at 0.9. The result is no longer of the size that lr was chosen for.
-
-    Live: `snr_beta`, `snr_floor`. Diagnostic: ``comp/snr_gain``, the mean gain over all rows or entries (a flat bank's
-    padding counts, with the floor). Memory: 4 bytes a parameter and 4 a row; in element mode 8 bytes a parameter.
+    A steady source has gain 1, white noise √((1 - β) / (1 + β)): 0.23 at 0.9. The result no longer has the size that
+    lr was chosen for. 4 bytes a parameter and 4 a row; in element mode 8 bytes a parameter. Diagnostic:
+    ``comp/snr_gain``, the mean gain over all rows or entries (a flat bank's padding counts, with the floor).
     Source: FusionOpt's ``snr_gate``. Deviations: none (its floor of 1e-30 under V is kept).
+
+    Args:
+        base: Gives the direction that is scaled.
+        beta: Decay of both averages. Live as ``snr_beta``.
+        mode: ``"row"``: one gain for each row of ``[..., m, n]``; ``"element"``: one for each entry (V then has no
+            sum), for any shape including flat banks.
+        source: s is the ``"gradient"`` that comes in, or the ``"update"`` of `base` (already smoothed by its momentum,
+            so the gate hardly closes).
+        floor: Smallest gain. Live as ``snr_floor``.
+        power: Exponent of the ratio.
+
+    Returns:
+        `base` with the gate behind it; it takes a step if `base` does.
+
+    Raises:
+        ValueError: `mode`, `source` or `power` is not one of the above; `base` moves the gradient point. `init` refuses
+            banks that are not matrices in row mode.
+
+    Example:
+        >>> from fusion_compile import optim
+        >>> matrices = optim.chain(optim.snr_gate(optim.orthogonalize(0.95)), optim.scale_by_learning_rate(0.02))
+        >>> matrices.hyperparameters["snr_beta"]
+        0.9
     """
     if mode not in MODES:
         raise ValueError(f"mode={mode!r} is not known; use one of {', '.join(map(repr, MODES))}.")
@@ -80,10 +92,9 @@ def snr_gate(
                 raise ValueError(
                     f"snr_gate(mode='row') needs matrices, and bank {k!r} is {list(p.shape)}; use mode='element' there."
                 )
-        one = ones_like_scalar(params)
-        mean = {k: torch.zeros_like(p) for k, p in params.items()}
-        square = {k: torch.zeros_like(p[..., :1] if mode == "row" else p) for k, p in params.items()}
-        return SnrGateState(base.init(params), mean, square, one, torch.zeros_like(one))
+        square = map_tensors(lambda p: torch.zeros_like(p[..., :1] if mode == "row" else p), params)
+        one, zero = number_like(params, 1.0), number_like(params, 0.0)
+        return SnrGateState(base.init(params), zeros_like(params), square, one, zero)
 
     def update(
         updates: Tensors, state: SnrGateState, params: Tensors, context: Context
@@ -107,22 +118,11 @@ def snr_gate(
             count += gain.numel()
         return gated, SnrGateState(base_state, mean, square, beta_power, total / max(count, 1))
 
-    passed = wrapped(base)
-    tells = passed.pop("diagnostics", None)
-
     def diagnostics(state: SnrGateState) -> Mapping[str, Tensor]:
-        return {**({} if tells is None else tells(state)), "comp/snr_gain": state.gain}
+        return {"comp/snr_gain": state.gain}
 
-    def bind(facts: Facts) -> Transform:
-        return snr_gate(bound(base, facts), beta=b, mode=mode, source=source, floor=f, power=power)
+    def rebuild(base: Transform) -> Transform:
+        return snr_gate(base, beta=b, mode=mode, source=source, floor=f, power=power)
 
-    return Transform(
-        init,
-        update,
-        merge_hyperparameters(base.hyperparameters, {n.name: n.value for n in (b, f)}),
-        base.roles,
-        name=f"snr_gate({base.name})",
-        diagnostics=diagnostics,
-        **passed,
-        bind=None if base.bind is None else bind,
-    )
+    name = f"snr_gate({base.name})"
+    return Transform(init, update, wrap(base, name, by_name(b, f), diagnostics=diagnostics, rebuild=rebuild))

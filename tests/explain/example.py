@@ -1,4 +1,4 @@
-"""What the broken programs and their repaired twins are given as."""
+"""The form of the broken programs and their repaired twins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Example(NamedTuple):
-    """`fn`: what `explain` takes, with `args` and then, in order, each of `calls`."""
+    """A program to explain. `args`: of its first call. `calls`: further calls, in order."""
 
     fn: Callable[..., Any]
     args: tuple[Any, ...]

@@ -8,6 +8,10 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from fusion_compile.explain._facts import SCHEMA, VERSION
+from fusion_compile.explain._findings import identity
+from fusion_compile.passes import Finding
+
 Data = dict[str, Any]
 
 PEAK_FLOPS, BANDWIDTH = 989e12, 4.8e12  # per second
@@ -106,12 +110,14 @@ def graph(name: str, nodes: list[Data], edges: list[list[Any]]) -> Data:
     memory = {
         "curve": curve, "peak_bytes": curve[peak], "peak_node": peak,
         "alive_at_peak": [{"name": n["name"], "bytes": n["bytes_written"], "where": n["where"]} for n in largest],
+        "fused_peak_bytes": curve[peak] // 2,
     }  # fmt: skip
     return {"name": name, "regions": list(regions.values()), "edges": edges, "nodes": nodes, "memory": memory}
 
 
 def finding(kind: str, op: str, where: str, why: str, remedy: str, severity: str = "error") -> Data:
-    return {"kind": kind, "op": op, "where": where, "why": why, "remedy": remedy, "severity": severity}
+    known = {"kind": kind, "op": op, "where": where, "why": why, "remedy": remedy, "severity": severity}
+    return {"id": identity(Finding(**known)), **known}
 
 
 _FINDINGS = [
@@ -218,14 +224,14 @@ def _runtime(nodes: list[Data]) -> Data:
 def training_step(blocks: int = 2) -> Data:
     """A step with five findings, of which two are shown at nodes, three passes and runtime facts."""
     nodes = step_nodes(blocks)
-    nodes[8 * blocks + 1]["finding"] = 1  # the loss
-    nodes[4]["finding"] = 2
+    nodes[8 * blocks + 1]["finding"] = _FINDINGS[1]["id"]  # the loss
+    nodes[4]["finding"] = _FINDINGS[2]["id"]
     step = graph(
         "step", nodes,
         [["forward", "backward", 1_630_000_000], ["backward", "optimizer", 92_000_000], ["forward", "optimizer", 8]],
     )  # fmt: skip
     return {
-        "schema": "fusion_compile.explanation", "version": 1, "title": "DiT-XL/2 training step",
+        "schema": SCHEMA, "version": VERSION, "title": "DiT-XL/2 training step",
         "kind": "training_step",
         "environment": {
             "torch": "2.13.0+cu130", "python": "3.12.3", "device": "NVIDIA H200",
@@ -302,8 +308,9 @@ def large(count: int = 20_000) -> Data:
     findings = []
     for i, place in enumerate(places):
         like = _FINDINGS[i % len(_FINDINGS)]
-        nodes[place]["finding"] = i
-        findings.append(like | {"op": nodes[place]["op"], "where": nodes[place]["where"]})
+        nodes[place]["finding"] = f"finding {i}"
+        own = {"id": f"finding {i}", "op": nodes[place]["op"], "where": nodes[place]["where"]}
+        findings.append(like | own)
     data["findings"] = findings
     data["graphs"] = [graph("step", nodes, data["graphs"][0]["edges"])]
     data["passes"] = _passes(nodes)

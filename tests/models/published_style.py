@@ -6,6 +6,7 @@ None of their attributes, and few of their arguments, are called what the exampl
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +79,7 @@ class PublishedDiT(nn.Module):
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         h = self.patches(x).flatten(2).mT + self.where
         c = F.silu(self.clock(t) + self.class_book(y))
+        layer: Any
         for layer in self.trunk:
             a, b, g, d, e, f = layer["knobs"](c).unsqueeze(1).chunk(6, dim=2)
             h = h + g * layer["mix"](F.layer_norm(h, h.shape[-1:]) * (1 + b) + a)

@@ -13,7 +13,7 @@ import torch
 
 from fusion_compile import compile_training_step, optim
 from fusion_compile.optim import Transform
-from fusion_compile.optim._transform import BankFacts, Member, bound
+from fusion_compile.optim._transform import BankInfo, Place, bound
 from fusion_compile.optim.autoscale import autoscale, coprime_stride
 from fusion_compile.optim.scale_lr_by_loss_ratio import scale_lr_by_loss_ratio
 from tests.data.bowl import SHAPES, UPDATES, Bowl, loss_fn, noise, trace
@@ -157,7 +157,7 @@ def test_inside_schedule_free_the_estimate_is_taken_at_z_and_outside_at_y() -> N
 
 def normuon(lr: float) -> Transform:
     spectral = optim.chain(
-        optim.orthogonalize(0.95, hot_dtype=torch.float32),
+        optim.orthogonalize(0.95, matmul_dtype=torch.float32),
         optim.normalize_neurons(0.95, scale="match_rms"),
         optim.scale_by_learning_rate(lr),
     )
@@ -177,7 +177,7 @@ def train(transform: Transform, n_steps: int = 120) -> tuple[list[float], list[f
 WRAPPED: dict[str, Callable[[], Transform]] = {
     "adam": lambda: autoscale(adam(LR)),
     "normuon": lambda: autoscale(normuon(LR)),
-    "sf_normuon": lambda: autoscale(optim.sf_normuon(LR, hot_dtype=torch.float32)),
+    "sf_normuon": lambda: autoscale(optim.sf_normuon(LR, matmul_dtype=torch.float32)),
     "inside schedule_free": lambda: optim.schedule_free(autoscale(normuon(LR)), LR),
     "with the loss ratio": lambda: autoscale(scale_lr_by_loss_ratio(normuon(LR / 10)), d0=LR),
 }
@@ -263,11 +263,11 @@ def test_every_column_and_every_row_is_sampled_about_equally() -> None:
 
 
 def test_the_stride_of_a_flat_bank_follows_its_members() -> None:
-    members = (Member("a", (22, 4), 0), Member("b", (39,), 88))
+    members = (Place("a", (22, 4), 0), Place("b", (39,), 88))
     flat = {"scalar/float32": torch.arange(128.0)}
     base = optim.partition({"scalar": adam()})
     alone = autoscale(base).init(flat)
-    known = bound(autoscale(base), {"scalar/float32": BankFacts(members)}).init(flat)
+    known = bound(autoscale(base), {"scalar/float32": BankInfo(members)}).init(flat)
     key = "scalar/float32/sampled"
     assert torch.equal(alone.start[key], flat["scalar/float32"][::11])
     assert torch.equal(known.start[key], flat["scalar/float32"][::17])  # 11 divides 22, 13 divides 39
@@ -301,7 +301,7 @@ def test_the_whole_step_is_one_graph_and_resumes_bitwise() -> None:
     """d, N, s and p₀ are state: FusionOpt forgets them."""
 
     def fresh(seed: int) -> Any:
-        transform = autoscale(optim.sf_normuon(1e-3, hot_dtype=torch.float32), d0=1e-4)
+        transform = autoscale(optim.sf_normuon(1e-3, matmul_dtype=torch.float32), d0=1e-4)
         return compile_training_step(Bowl(seed), loss_fn, optimizer=transform, mode=None, backend="aot_eager")
 
     step = fresh(0)

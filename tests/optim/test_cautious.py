@@ -1,4 +1,4 @@
-"""Cautious updates and cautious decay: against their twin, against C-AdamW and C-Lion, parameter by parameter."""
+"""`cautious` against its twin, the official codes, and its flat banks."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from fusion_compile import optim
 from fusion_compile.optim import Transform, chain, scale_by_adam, scale_by_learning_rate
-from fusion_compile.optim._member_sums import WIDTH, MemberSums
-from fusion_compile.optim._transform import Member, bound, stateless
+from fusion_compile.optim._parameter_sums import WIDTH
+from fusion_compile.optim._transform import bound, stateless
+from fusion_compile.optim.add_cautious_weight_decay import add_cautious_weight_decay
 from fusion_compile.optim.cautious import RESCALES, cautious
-from fusion_compile.optim.cautious_weight_decay import cautious_weight_decay
-from fusion_compile.optim.lion import scale_by_lion
-from fusion_compile.optim.mona import mona
+from fusion_compile.optim.scale_by_lion import scale_by_lion
 from tests.data.bowl import SHAPES, UPDATES, trace
 from tests.data.official_cautious import CASES, Case
+from tests.optim.cautious_walk import descent, over_mona
 from tests.optim.walks import (
     Walk,
     a_bank_moves_as_its_members,
@@ -29,9 +29,7 @@ from tests.optim.walks import (
     numbers,
     to_torch,
 )
-from tests.oracles import protocol
-from tests.oracles.cautious import Cautious, Rescale
-from tests.oracles.mona import Mona
+from tests.oracles.cautious import Rescale
 from tests.oracles.protocol import float64_copies
 from tests.problems import BowlGradient
 
@@ -41,27 +39,9 @@ def fixed(direction: Tensor) -> Transform:
     return stateless(lambda updates, params, context: {k: direction.clone() for k in updates}, {}, "fixed")
 
 
-def descent(rescale: str = "mean", weight_decay: float = 0.0) -> Transform:
-    return chain(cautious(mona(), rescale=rescale), cautious_weight_decay(weight_decay), scale_by_learning_rate(0.02))
-
-
-def over_mona(rescale: Rescale, weight_decay: float = 0.0) -> Callable[[protocol.Tensors], Cautious]:
-    return lambda p: Cautious(p, Mona(p).direction, lr=0.02, rescale=rescale, weight_decay=weight_decay)
-
-
-# -- twins ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("rescale", RESCALES)
 def test_cautious_follows_its_twin(rescale: Rescale) -> None:
     assert distance(descent(rescale), over_mona(rescale), torch.float64, tuple(SHAPES)) <= 1e-9
-
-
-def test_cautious_decay_follows_its_twin() -> None:
-    assert distance(descent("mean", 0.5), over_mona("mean", 0.5), torch.float64, tuple(SHAPES)) <= 1e-9
-    assert distance(descent("mean", 0.5), over_mona("mean", 0.499), torch.float64, tuple(SHAPES)) > 1e-5
-    # As below; a sign against the weight's that rounds the other way changes an entry by lr · decay · |w| only.
-    assert distance(descent("mean", 0.5), over_mona("mean", 0.5), torch.float32, tuple(SHAPES)) <= 6e-5
 
 
 @pytest.mark.parametrize("rescale", ["mean", "norm"])
@@ -71,17 +51,14 @@ def test_fp32_follows_the_float64_twin(rescale: Rescale) -> None:
     assert distance(descent(rescale), over_mona(rescale), torch.float32, tuple(SHAPES)) <= 6e-5
 
 
-# -- the official code ------------------------------------------------------------------------------------------------
-
-
 def c_adamw_loop() -> Transform:
     # Its eps is added to √v before the bias correction: as a schedule, eps / √(1 - β₂ᵗ) says the same behind it.
-    adam = scale_by_adam(0.9, 0.999, eps=lambda step: 1e-6 / math.sqrt(1 - 0.999 ** (step + 1)))
+    adam = scale_by_adam((0.9, 0.999), eps=lambda step: 1e-6 / math.sqrt(1 - 0.999 ** (step + 1)))
     return chain(cautious(adam), scale_by_learning_rate(1e-3))
 
 
 def c_lion(rescale: str = "count_plus_one") -> Transform:
-    return chain(cautious(scale_by_lion(0.95, 0.98), rescale=rescale), scale_by_learning_rate(1e-4))
+    return chain(cautious(scale_by_lion((0.95, 0.98)), rescale=rescale), scale_by_learning_rate(1e-4))
 
 
 OFFICIAL = {"c_adamw_loop": c_adamw_loop, "c_lion": c_lion}
@@ -114,11 +91,8 @@ def test_cautious_follows_the_official_trajectory(name: str, flat: bool) -> None
 
 def test_the_bound_sees_the_other_rescaling_and_a_flat_bank_taken_for_one_parameter() -> None:
     assert max(ratios("c_lion", c_lion("mean"), flat=False, updates=(20,))) > 1
-    whole = c_adamw_loop()._replace(bind=None)
+    whole = c_adamw_loop().with_extras(bind=None)
     assert max(ratios("c_adamw_loop", whole, flat=True, updates=(20,))) > 1
-
-
-# -- one parameter at a time ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rescale", RESCALES)
@@ -139,30 +113,6 @@ def test_a_flat_bank_moves_as_its_parameters(rescale: str) -> None:
     torch.testing.assert_close(walk.state[0].keep_frac, alone.state[0].keep_frac, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize(
-    "lengths", [[1], [4, 3, 1025], [1024, 1024], [2 * 1024 * 1024 + 5, 3], [7] * 300, [1024 * 1024]]
-)
-def test_member_sums_are_sums_over_members(lengths: list[int]) -> None:
-    """Integers, so exact. Two million entries take a third level."""
-    named = {str(i): torch.randint(-3, 4, (n,)).float() for i, n in enumerate(lengths)}
-    banks, facts, back = flat_bank(named)
-    bank = banks["scalar/flat"]
-    members = MemberSums(facts.members[::-1])  # in whatever order
-    members.prepare(bank)
-    wanted = torch.stack([p.sum() for p in named.values()])
-    assert torch.equal(members.sums(bank), wanted)
-    assert members.entries(bank).tolist() == lengths
-    scaled = back(members.scale(bank, torch.arange(1.0, len(lengths) + 1)))
-    assert all(torch.equal(scaled[n], p * (int(n) + 1)) for n, p in named.items())
-
-
-def test_member_sums_work_unprepared_and_without_values() -> None:
-    facts = (Member("a", (3,), 0), Member("b", (2, 2), 4))
-    bank = torch.arange(8.0)
-    assert MemberSums(facts).sums(bank).tolist() == [3.0, 22.0]
-    assert MemberSums(facts).sums(bank.to("meta")).shape == (2,)
-
-
 def test_the_tables_are_no_state_and_survive_tracing() -> None:
     banks, facts, _ = flat_bank({"a": torch.randn(5), "b": torch.randn(9)})
     transform = bound(descent(), {"scalar/flat": facts})
@@ -176,9 +126,6 @@ def test_the_tables_are_no_state_and_survive_tracing() -> None:
     wanted, _ = transform.update(grads, walk.state, walk.params, context)
     found, _ = compiled(grads, walk.state, walk.params, context)
     torch.testing.assert_close(found["scalar/flat"], wanted["scalar/flat"])
-
-
-# -- how far one entry may go -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -218,20 +165,7 @@ def test_gradients_too_small_to_multiply_still_have_signs() -> None:
     assert not (u * u).any()  # what comparing products would see
     assert torch.equal(Walk(cautious(fixed(u)), {"w": torch.zeros(4, 4)})({"w": u})["w"], u)
     w = torch.full((4, 4), -1e-30)
-    assert torch.equal(Walk(cautious_weight_decay(0.5), {"w": w})({"w": u})["w"], u)  # disagrees: no decay
-
-
-# -- cautious decay ---------------------------------------------------------------------------------------------------
-
-
-def test_decay_acts_where_it_agrees_and_where_nothing_moves() -> None:
-    u, w = torch.tensor([1.0, -1.0, 0.0, 1.0]), torch.tensor([2.0, 2.0, 2.0, 0.0])
-    walk = Walk(chain(cautious_weight_decay(0.5), scale_by_learning_rate(0.1)), {"w": w})
-    torch.testing.assert_close(walk({"w": u})["w"], -0.1 * torch.tensor([2.0, -1.0, 1.0, 1.0]))
-    assert not Walk(cautious_weight_decay(0.5), {"w": w})({"w": 0 * u}, weight_decay=0.0)["w"].any()
-
-
-# -- laws -------------------------------------------------------------------------------------------------------------
+    assert torch.equal(Walk(add_cautious_weight_decay(0.5), {"w": w})({"w": u})["w"], u)  # disagrees: no decay
 
 
 @pytest.mark.parametrize("rescale", RESCALES)
@@ -273,3 +207,8 @@ def test_what_the_base_has_is_passed_on() -> None:
 def test_refusals(build: Callable[[], Transform], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         build()
+
+
+def test_a_base_that_takes_the_step_is_refused_because_nothing_would_move() -> None:
+    with pytest.raises(ValueError, match=r"adamw takes a step.*hold all entries still.*chain\(cautious\(scale_by_adam"):
+        cautious(optim.adamw())

@@ -6,7 +6,7 @@ import torch
 
 from fusion_compile import optim
 from fusion_compile.optim._grouped import banks_of, group_of, grouped, in_group
-from fusion_compile.optim._transform import BankFacts, Context, Member
+from fusion_compile.optim._transform import BankInfo, Context, Place
 
 
 def numbers(**own: float) -> Context:
@@ -54,7 +54,7 @@ def test_the_gradient_point_uses_the_groups_numbers() -> None:
 def test_layers_of_all_groups_are_known_when_it_is_bound() -> None:
     """A part that lists a layer finds it although one group has none of its parameters."""
     both = grouped(optim.chain(optim.scale_by_layer({3: 2.0}), optim.scale_by_learning_rate(1.0)), {"head": {}})
-    facts = {"scalar": BankFacts((Member("blocks.3.w", (2,), 0),)), "scalar@head": BankFacts((Member("w", (2,), 0),))}
+    facts = {"scalar": BankInfo((Place("blocks.3.w", (2,), 0),)), "scalar@head": BankInfo((Place("w", (2,), 0),))}
     assert both.bind is not None
     bound = both.bind(facts)
     params = {k: torch.zeros(2) for k in facts}

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from fusion_compile.optim import Transform, chain, orthogonalize
-from fusion_compile.optim._transform import BankFacts, Member, bound
+from fusion_compile.optim._transform import BankInfo, Place, bound
 from fusion_compile.optim.hyperball import hyperball
-from fusion_compile.optim.mona import mona
+from fusion_compile.optim.scale_by_mona import scale_by_mona
 from tests.data.bowl import SPECTRAL
 from tests.optim.walks import Walk, a_bank_moves_as_its_members, distance, keeps_the_laws, nodes
 from tests.oracles import protocol
@@ -27,7 +27,8 @@ def over_mona(start: protocol.Tensors, lr: float) -> Hyperball:
 
 @pytest.mark.parametrize("lr", [1e-3, 0.02, 0.5])
 @pytest.mark.parametrize(
-    ("transform", "twin"), [(lambda lr: hyperball(lr), Hyperball), (lambda lr: chain(mona(), hyperball(lr)), over_mona)]
+    ("transform", "twin"),
+    [(lambda lr: hyperball(lr), Hyperball), (lambda lr: chain(scale_by_mona(), hyperball(lr)), over_mona)],
 )
 def test_hyperball_follows_its_twin(
     transform: Callable[[float], Transform], twin: Callable[..., Hyperball], lr: float
@@ -77,8 +78,8 @@ def test_a_step_that_leaves_nothing_to_normalize_is_bounded() -> None:
     assert bool(torch.isfinite(updates["w"]).all()) and float(updates["w"].norm()) <= 2.1 * float(w.norm())
 
 
-def facts() -> dict[str, BankFacts]:
-    return {"spectral/4x4": BankFacts(tuple(Member(f"blocks.{i}.ada.weight", (4, 4), i) for i in range(3)))}
+def facts() -> dict[str, BankInfo]:
+    return {"spectral/4x4": BankInfo(tuple(Place(f"blocks.{i}.ada.weight", (4, 4), i) for i in range(3)))}
 
 
 def test_a_matrix_that_starts_at_zero_trains_by_the_plain_step_and_is_named() -> None:
@@ -108,7 +109,7 @@ def test_an_unbound_warning_names_the_place_and_tracing_reads_nothing() -> None:
 
 
 def test_laws() -> None:
-    muon_h = chain(orthogonalize(hot_dtype=torch.float32), hyperball())
+    muon_h = chain(orthogonalize(matmul_dtype=torch.float32), hyperball())
     for dtype in (torch.float32, torch.float64):
         for transform in (hyperball(), muon_h):
             keeps_the_laws(transform, {"spectral/a": torch.randn(3, 8, 5, dtype=dtype)})

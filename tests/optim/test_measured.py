@@ -7,7 +7,7 @@ import torch
 
 from fusion_compile import optim
 from fusion_compile.optim import Named, chain, orthogonalize, scale_by_adam, scale_by_learning_rate
-from fusion_compile.optim._transform import BankFacts, Member, Periodic, Transform
+from fusion_compile.optim._transform import BankInfo, Extras, Periodic, Place, Transform
 from fusion_compile.optim.cautious import cautious
 from fusion_compile.optim.measured import measured
 from tests.optim.walks import Walk, keeps_the_laws, nodes, numbers
@@ -62,12 +62,12 @@ def test_schedule_free_keeps_its_gradient_point() -> None:
 
 
 def test_what_the_base_has_is_passed_on() -> None:
-    inner = chain(cautious(scale_by_adam(Named("b", 0.8))), name="inner")
+    inner = chain(cautious(scale_by_adam((Named("b", 0.8), 0.999))), name="inner")
     passed = measured(inner, "g")
     assert passed.hyperparameters == inner.hyperparameters and passed.name == "inner"
     assert measured(orthogonalize(), "g").roles == ("spectral",) and measured(scale_by_adam(), "g").bind is None
     assert passed.bind is not None
-    facts = {"scalar/b": BankFacts((Member("one", (3,), 0), Member("two", (3,), 4)))}
+    facts = {"scalar/b": BankInfo((Place("one", (3,), 0), Place("two", (3,), 4)))}
     banks = {"scalar/b": torch.ones(8)}
     walks = [Walk(t, banks) for t in (passed.bind(facts), inner.bind(facts), inner)]  # type: ignore[misc]
     g = {"scalar/b": torch.tensor([1.0, 1, 1, 0, 1, 1, -1, 0])}
@@ -85,9 +85,7 @@ def test_periodic_work_reaches_the_base() -> None:
     base = Transform(
         lambda params: torch.zeros(()),
         lambda u, s, p, c: (u, s.clone()),
-        {},
-        periodic=(Periodic("r", 4, refresh),),
-        period=4,
+        Extras(periodic=(Periodic("r", 4, refresh),), period=4),
     )
     wrapped = measured(base, "g")
     (work,) = wrapped.periodic

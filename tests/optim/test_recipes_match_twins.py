@@ -30,7 +30,7 @@ from tests.oracles.protocol import Oracle, Tensors, float64_copies
 from tests.oracles.sf_adamw import SFAdamW
 from tests.oracles.sf_normuon import SFNorMuon
 
-FP32: dict[str, Any] = {"hot_dtype": torch.float32}
+FP32: dict[str, Any] = {"matmul_dtype": torch.float32}
 AUX: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.95)}
 
 # The number, relative to the weights. Measured: 7e-6 at most (sf_normuon with Polar Express), 4e-6 elsewhere.
@@ -48,19 +48,19 @@ PAIRS: dict[str, Pair] = {
         50,
     ),
     "muon match_rms_adamw": (
-        lambda: optim.muon(2e-3, adjust_lr="match_rms_adamw", scalar_lr=1e-3, **FP32),
-        lambda p, s: Muon(p, spectral=s, lr=2e-3, weight_decay=0.1, adjust_lr="match_rms_adamw", scalar=AUX),
+        lambda: optim.muon(2e-3, scale="match_rms_adamw", scalar_lr=1e-3, **FP32),
+        lambda p, s: Muon(p, spectral=s, lr=2e-3, weight_decay=0.1, scale="match_rms_adamw", scalar=AUX),
         12,
     ),
     # The twin's own default adds 1e-7 to the norm, as NorMuon's authors do; the recipe clamps at 1e-7, as torch does.
     "normuon": (
         lambda: optim.normuon(scalar_lr=1e-3, weight_decay=0.1, **FP32),
-        lambda p, s: NorMuon(p, spectral=s, weight_decay=0.1, table=JORDAN, scalar=AUX),
+        lambda p, s: NorMuon(p, spectral=s, weight_decay=0.1, coefficients=JORDAN, scalar=AUX),
         50,
     ),
     "normuon match_rms": (
         lambda: optim.normuon(2e-3, scale="match_rms", scalar_lr=1e-3, **FP32),
-        lambda p, s: NorMuon(p, spectral=s, lr=2e-3, update_scale="match_rms", table=JORDAN, scalar=AUX),
+        lambda p, s: NorMuon(p, spectral=s, lr=2e-3, update_scale="match_rms", coefficients=JORDAN, scalar=AUX),
         12,
     ),
     "sf_adamw y": (lambda: optim.sf_adamw(weight_decay=0.1), lambda p, s: SFAdamW(p, weight_decay=0.1), 50),
@@ -76,25 +76,26 @@ PAIRS: dict[str, Pair] = {
         12,
     ),
     "sf_normuon quintic": (
-        lambda: optim.sf_normuon(table="quintic", **FP32),
-        lambda p, s: SFNorMuon(p, spectral=s, table=YOU),
+        lambda: optim.sf_normuon(coefficients="quintic", **FP32),
+        lambda p, s: SFNorMuon(p, spectral=s, coefficients=YOU),
         12,
     ),
     "sf_normuon polar_express": (
-        lambda: optim.sf_normuon(table="polar_express", **FP32),
-        lambda p, s: SFNorMuon(p, spectral=s, table=POLAR_EXPRESS),
+        lambda: optim.sf_normuon(coefficients="polar_express", **FP32),
+        lambda p, s: SFNorMuon(p, spectral=s, coefficients=POLAR_EXPRESS),
         12,
     ),
 }
 
 
 ELSEWHERE = {
-    "lion": "a sign that rounds the other way moves an entry by 2 lr: test_lion.py has twin, package and bound",
+    "lion": "a sign that rounds the other way moves an entry by 2 lr: test_scale_by_lion.py has twin and package",
+    "soap": "no basis of a rank-deficient factor is the twin's: test_recipes_soap.py gives it the bases",
     "full_fusion": "no basis of a rank-deficient factor is the twin's: test_fusion.py, where gradients have full rank",
 }
 
 
-def test_every_recipe_and_every_table_has_a_twin() -> None:
+def test_every_recipe_has_a_twin() -> None:
     assert {name.split()[0] for name in PAIRS} | set(ELSEWHERE) == set(optim.RECIPES)
 
 
@@ -182,7 +183,7 @@ def sf_muon() -> Transform:
         optim.scale_by_learning_rate(0.02),
     )
     scalar = optim.chain(
-        optim.scale_by_adam(Named("scalar_beta1", 0.9), Named("scalar_beta2", 0.95), Named("scalar_eps", 1e-8)),
+        optim.scale_by_adam((Named("scalar_beta1", 0.9), Named("scalar_beta2", 0.95)), Named("scalar_eps", 1e-8)),
         optim.scale_by_learning_rate(Named("scalar_lr", 1e-3)),
     )
     return optim.partition({"spectral": optim.schedule_free(spectral, 0.02, 0.9), "scalar": scalar})

@@ -8,21 +8,21 @@ import pytest
 import torch
 
 from fusion_compile.optim import Named, chain, constant, scale_by_learning_rate
-from fusion_compile.optim._transform import BankFacts, Facts, Member, bound
+from fusion_compile.optim._transform import BankInfo, BankInfos, Place, bound
 from fusion_compile.optim.scale_by_layer import scale_by_layer
 from tests.optim.walks import Walk, flat_bank, keeps_the_laws, nodes
 
 KEY, FLAT = "spectral/4x3", "scalar/flat"
 
 
-def model(depth: int) -> tuple[dict[str, torch.Tensor], Facts, Callable[[torch.Tensor], dict[str, torch.Tensor]]]:
+def model(depth: int) -> tuple[dict[str, torch.Tensor], BankInfos, Callable[[torch.Tensor], dict[str, torch.Tensor]]]:
     """An embedding, `depth` blocks of two matrices, a norm's gain and a bias, and a head's bias."""
     matrices = ["embed.weight", *(f"net.blocks.{i}.{m}.weight" for i in range(depth) for m in ("qkv", "out"))]
     vectors = ["embed.bias", *(f"net.blocks.{i}.{v}" for i in range(depth) for v in ("norm.gain", "out.bias")), "head"]
     flat, flat_facts, back = flat_bank({n: torch.ones(5 if n.endswith("gain") else 3) for n in vectors})
-    members = tuple(Member(n, (4, 3), i) for i, n in enumerate(matrices))
+    members = tuple(Place(n, (4, 3), i) for i, n in enumerate(matrices))
     banks = {KEY: torch.ones(len(matrices), 4, 3), **flat}
-    return banks, {KEY: BankFacts(members[::-1]), FLAT: flat_facts}, back
+    return banks, {KEY: BankInfo(members[::-1]), FLAT: flat_facts}, back
 
 
 def test_every_parameter_of_a_listed_layer_is_scaled_and_no_other() -> None:
@@ -64,7 +64,7 @@ def test_it_is_the_identity_before_it_is_bound_and_on_banks_without_listed_layer
 
 
 def test_another_pattern() -> None:
-    facts = {"w": BankFacts(tuple(Member(f"encoder.stage{i}.weight", (2, 2), i) for i in range(3)))}
+    facts = {"w": BankInfo(tuple(Place(f"encoder.stage{i}.weight", (2, 2), i) for i in range(3)))}
     walk = Walk(bound(scale_by_layer({2: 0.0}, r"stage(\d+)"), facts), {"w": torch.ones(3, 2, 2)})
     assert walk({"w": torch.ones(3, 2, 2)})["w"][:, 0, 0].tolist() == [1, 1, 0]
 
@@ -92,6 +92,6 @@ def test_laws() -> None:
         (lambda facts: bound(scale_by_layer({1: 0.5}, r"stage(\d+)"), facts), r"are none \(the names look like net"),
     ],
 )
-def test_refusals(build: Callable[[Facts], object], words: str) -> None:
+def test_refusals(build: Callable[[BankInfos], object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         build(model(4)[1])

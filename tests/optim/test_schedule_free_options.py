@@ -128,6 +128,7 @@ def test_the_count_of_updates_is_state_only_where_an_option_needs_it() -> None:
         return {path for path, _ in flatten(optim.schedule_free(adam(), **options).init(banks()))}
 
     without = kept()
+    options: dict[str, Any]
     for options in ({"average": "lr"}, {"weight_lr_power": 1.0}):
         assert kept(**options) == without
     for options in ({"anneal": 5}, {"c_warmup": 5}, {"r": 1.0}):

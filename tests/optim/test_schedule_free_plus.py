@@ -212,7 +212,7 @@ def test_the_whole_step_is_one_graph_and_resumes_bitwise() -> None:
 
 def normuon() -> Transform:
     spectral = optim.chain(
-        optim.orthogonalize(0.8, nesterov=False, hot_dtype=torch.float32),
+        optim.orthogonalize(0.8, nesterov=False, matmul_dtype=torch.float32),
         optim.normalize_neurons(0.95, scale="match_rms"),
         optim.scale_by_learning_rate(1.0),
     )

@@ -1,10 +1,11 @@
-"""`wsd`, and the floor of all decaying schedules. (`constant`, `cosine` and `linear`: test_bricks.py.)"""
+"""Values of the schedules at their corners, their floors, and what is refused."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fusion_compile import compile_training_step, optim
@@ -75,3 +76,30 @@ def test_wsd_prints_compares_and_travels_in_a_checkpoint() -> None:
     other(*noise(1))
     assert float(other.metrics["lr"]) == pytest.approx(1e-3, rel=1e-6)
     assert optim.Schedule is Schedule
+
+
+@pytest.mark.parametrize(
+    ("schedule", "values"),
+    [
+        (optim.constant(2.0), {0: 2.0, 10**6: 2.0}),
+        (optim.constant(2.0, warmup_steps=4), {0: 0.5, 1: 1.0, 3: 2.0, 4: 2.0}),
+        (optim.linear(2.0, 12, 4, final=1.0), {0: 0.5, 3: 2.0, 4: 2.0, 8: 1.5, 12: 1.0, 99: 1.0}),
+        (optim.linear(2.0, 4), {0: 2.0, 1: 1.5, 4: 0.0}),
+        (optim.cosine(2.0, 12, 4, final=1.0), {0: 0.5, 3: 2.0, 4: 2.0, 8: 1.5, 12: 1.0, 99: 1.0}),
+        (optim.cosine(2.0, 12), {0: 2.0, 4: 1.5, 8: 0.5, 12: 0.0}),
+    ],
+)
+def test_schedule_values_at_warm_up_middle_and_end(schedule: optim.Schedule, values: dict[int, float]) -> None:
+    found = np.array([schedule(step) for step in values])
+    np.testing.assert_allclose(found, list(values.values()), rtol=0, atol=1e-12)  # cos in float64
+    assert isinstance(schedule, optim.Schedule)
+
+
+@pytest.mark.parametrize("kind", [optim.cosine, optim.linear])
+def test_a_schedule_without_room_is_refused(kind: Any) -> None:
+    with pytest.raises(ValueError, match="warmup_steps=-1 is negative"):
+        kind(1.0, 10, -1)
+    with pytest.raises(ValueError, match="total_steps=10 must be larger than warmup_steps=10"):
+        kind(1.0, 10, 10)
+    with pytest.raises(ValueError, match="warmup_steps=-1 is negative"):
+        optim.constant(1.0, -1)

@@ -11,7 +11,7 @@ import torch
 
 from fusion_compile.optim import Transform, chain, scale_by_adam, scale_by_learning_rate, sf_adamw
 from fusion_compile.optim.cautious import cautious
-from fusion_compile.optim.mona import mona
+from fusion_compile.optim.scale_by_mona import scale_by_mona
 from fusion_compile.optim.snr_gate import snr_gate
 from tests.data.bowl import SHAPES, SPECTRAL
 from tests.optim.walks import Walk, a_bank_moves_as_its_members, distance, keeps_the_laws, nodes
@@ -29,7 +29,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def gated(**options: Any) -> Transform:
-    return chain(snr_gate(mona(), **options), scale_by_learning_rate(0.02))
+    return chain(snr_gate(scale_by_mona(), **options), scale_by_learning_rate(0.02))
 
 
 def twin(**options: Any) -> Callable[[protocol.Tensors], SnrGate]:
@@ -76,14 +76,14 @@ def test_a_steady_gradient_passes_and_noise_is_braked(mode: str) -> None:
 def test_the_first_step_passes_unchanged_and_a_dead_row_stays() -> None:
     g = torch.randn(3, 4, 6, dtype=torch.float64)
     g[1, 2] = 0
-    walk = Walk(snr_gate(mona()), {"w": torch.zeros_like(g)})
+    walk = Walk(snr_gate(scale_by_mona()), {"w": torch.zeros_like(g)})
     torch.testing.assert_close(walk({"w": g})["w"], g)
     assert float(walk.state.gain) == pytest.approx(11 / 12)
 
 
 def test_beta_and_floor_are_live_and_the_mean_gain_is_of_all_rows() -> None:
     g1, g2 = torch.randn(2, 2, 6, dtype=torch.float64)
-    walk = Walk(snr_gate(mona(alpha=0.0), beta=0.9), {"w": torch.zeros_like(g1)})
+    walk = Walk(snr_gate(scale_by_mona(alpha=0.0), beta=0.9), {"w": torch.zeros_like(g1)})
     walk({"w": g1}, snr_beta=0.5)
     out = walk({"w": g2}, snr_beta=0.75, snr_floor=0.9)["w"]
     m, v = 0.75 * 0.5 * g1 + 0.25 * g2, 0.75 * 0.5 * g1.square().sum(-1) + 0.25 * g2.square().sum(-1)
@@ -106,7 +106,7 @@ def test_laws() -> None:
 
 def test_state_is_one_buffer_and_a_column_by_row_and_two_buffers_by_element() -> None:
     params = {"w": torch.zeros(3, 8, 5)}
-    by_row, by_element = snr_gate(mona()).init(params), snr_gate(mona(), mode="element").init(params)
+    by_row, by_element = snr_gate(scale_by_mona()).init(params), snr_gate(scale_by_mona(), mode="element").init(params)
     assert (by_row.mean["w"].shape, by_row.square["w"].shape) == ((3, 8, 5), (3, 8, 1))
     assert (by_element.mean["w"].shape, by_element.square["w"].shape) == ((3, 8, 5), (3, 8, 5))
 
@@ -123,11 +123,17 @@ def test_what_the_base_tells_is_passed_on() -> None:
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: snr_gate(mona(), mode="elem"), "mode='elem' is not known; use one of 'row', 'element'"),
-        (lambda: snr_gate(mona(), source="grad"), "source='grad' is not known; use one of 'gradient', 'update'"),
-        (lambda: snr_gate(mona(), power=0.0), r"power=0\.0 must be positive"),
+        (lambda: snr_gate(scale_by_mona(), mode="elem"), "mode='elem' is not known; use one of 'row', 'element'"),
+        (
+            lambda: snr_gate(scale_by_mona(), source="grad"),
+            "source='grad' is not known; use one of 'gradient', 'update'",
+        ),
+        (lambda: snr_gate(scale_by_mona(), power=0.0), r"power=0\.0 must be positive"),
         (lambda: snr_gate(sf_adamw()), r"schedule_free\(adamw\) moves the gradient point"),
-        (lambda: snr_gate(mona()).init({"scalar/b": torch.ones(7)}), r"'scalar/b' is \[7\]; use mode='element'"),
+        (
+            lambda: snr_gate(scale_by_mona()).init({"scalar/b": torch.ones(7)}),
+            r"'scalar/b' is \[7\]; use mode='element'",
+        ),
     ],
 )
 def test_refusals(build: Callable[[], object], words: str) -> None:

@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fusion_compile._state.flat_tree import flatten, form, unflatten
 from fusion_compile._types import Tensors
 from fusion_compile.optim import Context, Transform
-from fusion_compile.optim._transform import BankFacts, Member
+from fusion_compile.optim._transform import BankInfo, Place
 from tests.oracles import protocol
 from tests.oracles.protocol import Oracle, float64_copies
 from tests.problems import BowlGradient
@@ -109,11 +109,11 @@ def a_bank_moves_as_its_members(make: Callable[[], Transform], k: int = 3) -> No
     torch.testing.assert_close(stacked.params["spectral/12x20"], together, rtol=1e-12, atol=1e-12)
 
 
-def flat_bank(named: Tensors, step: int = 4) -> tuple[Tensors, BankFacts, Callable[[torch.Tensor], Tensors]]:
+def flat_bank(named: Tensors, step: int = 4) -> tuple[Tensors, BankInfo, Callable[[torch.Tensor], Tensors]]:
     """A flat bank with padding, as ``_state`` lays it out: the bank, what is known of it, and the way back to names."""
     members, pieces, at = [], [], 0
     for name, p in named.items():
-        members.append(Member(name, tuple(p.shape), at))
+        members.append(Place(name, tuple(p.shape), at))
         length = -(-p.numel() // step) * step
         pieces.append(torch.cat([p.reshape(-1), p.new_zeros(length - p.numel())]))
         at += length
@@ -121,7 +121,7 @@ def flat_bank(named: Tensors, step: int = 4) -> tuple[Tensors, BankFacts, Callab
     def back(bank: torch.Tensor) -> Tensors:
         return {m.name: bank[m.at : m.at + torch.Size(m.shape).numel()].view(m.shape) for m in members}
 
-    return {"scalar/flat": torch.cat(pieces)}, BankFacts(tuple(members)), back
+    return {"scalar/flat": torch.cat(pieces)}, BankInfo(tuple(members)), back
 
 
 def nodes(transform: Transform, banks: Tensors) -> int:

@@ -33,8 +33,8 @@ class Muon:
         momentum: float = 0.95,
         nesterov: bool = True,
         weight_decay: float = 0.0,
-        adjust_lr: AdjustLr = "original",
-        table: Coefficients = JORDAN,
+        scale: AdjustLr = "original",
+        coefficients: Coefficients = JORDAN,
         n_steps: int = 5,
         scalar: Mapping[str, Any] | None = None,
     ) -> None:
@@ -42,8 +42,8 @@ class Muon:
         self.scalar = AdamW({n: p for n, p in params.items() if n not in self.spectral}, **(scalar or {}))
         self.params = float64_copies(params) | self.scalar.params  # the scalars' arrays are shared, and moved in place
         self.lr, self.momentum, self.nesterov, self.weight_decay = lr, momentum, nesterov, weight_decay
-        self.adjust_lr: AdjustLr = adjust_lr
-        self.table, self.n_steps = table, n_steps
+        self.scale: AdjustLr = scale
+        self.coefficients, self.n_steps = coefficients, n_steps
         self.buffer = {name: np.zeros_like(self.params[name]) for name in self.spectral}
 
     def gradient_point(self) -> Tensors:
@@ -62,9 +62,9 @@ class Muon:
             if self.nesterov:
                 u = (1 - self.momentum) * g[name] + self.momentum * u
             u = as_matrix(u)
-            direction = newton_schulz(u, self.table, self.n_steps)
+            direction = newton_schulz(u, self.coefficients, self.n_steps)
             p *= 1 - self.lr * self.weight_decay
-            p -= self.lr * lr_factor(self.adjust_lr, *u.shape) * direction.reshape(p.shape)
+            p -= self.lr * lr_factor(self.scale, *u.shape) * direction.reshape(p.shape)
 
 
 def as_matrix(array: Array) -> Array:
@@ -72,8 +72,8 @@ def as_matrix(array: Array) -> Array:
     return array.reshape(array.shape[0], -1)
 
 
-def lr_factor(adjust_lr: AdjustLr, rows: int, cols: int) -> float:
+def lr_factor(scale: AdjustLr, rows: int, cols: int) -> float:
     """s(r, c) of the module docstring."""
-    if adjust_lr == "original":
+    if scale == "original":
         return math.sqrt(max(1.0, rows / cols))
     return 0.2 * math.sqrt(max(rows, cols))

@@ -4,7 +4,7 @@
 
 Sources: Jordan, Muon blog post and KellerJordan/Muon; the improved quintic ("you") from microsoft/dion; Polar Express,
 arXiv 2505.16932, in the coefficients of modded-nanogpt and dion (safety 2e-2, cushion 2; X / (1.02 ||X|| + 1e-6)).
-The last step of each table is repeated when more steps are asked for than the table has.
+The last triple is repeated when more steps are asked for than there are triples.
 """
 
 from typing import Literal, NamedTuple
@@ -17,7 +17,7 @@ JORDAN_TRIPLE = (3.4445, -4.7750, 2.0315)
 
 
 class Coefficients(NamedTuple):
-    """A table (a, b, c) per step, and how its input is normalized: X / max(s ||X||, eps), or X / (s ||X|| + eps)."""
+    """(a, b, c) for each step, and how the input is normalized: X / max(s ||X||, eps), or X / (s ||X|| + eps)."""
 
     steps: tuple[tuple[float, float, float], ...]
     input_scale: float = 1.0
@@ -50,14 +50,14 @@ POLAR_EXPRESS = Coefficients(
 )
 
 
-def newton_schulz(matrix: Array, table: Coefficients = JORDAN, n_steps: int = 5) -> Array:
+def newton_schulz(matrix: Array, coefficients: Coefficients = JORDAN, n_steps: int = 5) -> Array:
     """The approximate polar factor of one [r, c] matrix. A zero matrix stays zero."""
     wide = matrix.shape[0] <= matrix.shape[1]
     x = matrix if wide else matrix.T  # the Gram matrix is taken on the shorter side; the result is the same
-    norm = table.input_scale * float(np.linalg.norm(x))
-    x = x / (max(norm, table.eps) if table.eps_rule == "clamp" else norm + table.eps)
+    norm = coefficients.input_scale * float(np.linalg.norm(x))
+    x = x / (max(norm, coefficients.eps) if coefficients.eps_rule == "clamp" else norm + coefficients.eps)
     for k in range(n_steps):
-        a, b, c = table.steps[min(k, len(table.steps) - 1)]
+        a, b, c = coefficients.steps[min(k, len(coefficients.steps) - 1)]
         gram = x @ x.T
         x = a * x + b * (gram @ x) + c * (gram @ (gram @ x))
     return x if wide else x.T

@@ -39,7 +39,7 @@ class NorMuon:
         eps: float = 1e-10,
         weight_decay: float = 0.0,
         update_scale: UpdateScale = "preserve_norm",
-        table: Coefficients = JORDAN_KELLER,
+        coefficients: Coefficients = JORDAN_KELLER,
         n_steps: int = 5,
         scalar: Mapping[str, Any] | None = None,
     ) -> None:
@@ -49,7 +49,7 @@ class NorMuon:
         self.lr, self.momentum, self.nesterov, self.weight_decay = lr, momentum, nesterov, weight_decay
         self.beta2, self.eps = beta2, eps
         self.update_scale: UpdateScale = update_scale
-        self.table, self.n_steps = table, n_steps
+        self.coefficients, self.n_steps = coefficients, n_steps
         self.buffer = {name: np.zeros_like(self.params[name]) for name in self.spectral}
         self.v = {name: np.zeros((self.params[name].shape[0], 1)) for name in self.spectral}
 
@@ -68,7 +68,7 @@ class NorMuon:
             u = self.buffer[name]
             if self.nesterov:
                 u = (1 - self.momentum) * g[name] + self.momentum * u
-            o = newton_schulz(as_matrix(u), self.table, self.n_steps)
+            o = newton_schulz(as_matrix(u), self.coefficients, self.n_steps)
             rows, cols = o.shape
             self.v[name] = self.beta2 * self.v[name] + (1 - self.beta2) * np.mean(o**2, axis=1, keepdims=True)
             o_hat = o / (np.sqrt(self.v[name]) + self.eps)

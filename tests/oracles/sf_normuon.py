@@ -38,7 +38,7 @@ class SFNorMuon:
         weight_decay: float = 0.05,
         warmup_steps: int = 0,
         weight_by: WeightBy = "lr_max",
-        table: Coefficients = JORDAN,
+        coefficients: Coefficients = JORDAN,
         n_steps: int = 5,
         scalar_beta2: float = 0.999,
         scalar_eps: float = 1e-8,
@@ -61,7 +61,7 @@ class SFNorMuon:
         self.lr, self.b1, self.momentum, self.beta2, self.eps = lr, b1, momentum, beta2, eps
         self.weight_decay, self.warmup_steps = weight_decay, warmup_steps
         self.weight_by: WeightBy = weight_by
-        self.table, self.n_steps = table, n_steps
+        self.coefficients, self.n_steps = coefficients, n_steps
         self.t = 0
         self.lr_max = self.weight_sum = 0.0
 
@@ -85,7 +85,7 @@ class SFNorMuon:
         g = float64_copies(grads)
         for name, z in self.z.items():
             self.m[name] = self.momentum * self.m[name] + (1 - self.momentum) * g[name]
-            polar = newton_schulz(as_matrix(self.m[name]), self.table, self.n_steps)
+            polar = newton_schulz(as_matrix(self.m[name]), self.coefficients, self.n_steps)
             self.v[name] = self.beta2 * self.v[name] + (1 - self.beta2) * np.mean(polar**2, axis=1, keepdims=True)
             p_hat = polar / (np.sqrt(self.v[name]) + self.eps)
             norm = float(np.linalg.norm(p_hat))

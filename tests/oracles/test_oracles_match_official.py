@@ -33,7 +33,7 @@ FLOAT64_NS = 1e-10
 AUX: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.0}  # the AdamW beside every matrix method
 OFFICIAL: dict[str, Callable[[Tensors], Oracle]] = {
     "torch_muon_original_fp32ns": lambda p: Muon(p, spectral=SPECTRAL, lr=0.02, weight_decay=0.1, scalar=AUX),
-    "muon_kellerjordan_fp32ns": lambda p: Muon(p, spectral=SPECTRAL, lr=0.02, table=JORDAN_KELLER, scalar=AUX),
+    "muon_kellerjordan_fp32ns": lambda p: Muon(p, spectral=SPECTRAL, lr=0.02, coefficients=JORDAN_KELLER, scalar=AUX),
     "normuon_official_fp32ns": lambda p: NorMuon(p, spectral=SPECTRAL, lr=0.02, scalar=AUX),
     "po_normuon_match_rms_fp32ns": lambda p: NorMuon(
         p, spectral=SPECTRAL, lr=0.02, update_scale="match_rms", scalar=AUX
@@ -127,27 +127,23 @@ def test_adamw_is_torch_adamw_while_the_lr_changes() -> None:
 
 
 @pytest.mark.usefixtures("exact_newton_schulz")
-@pytest.mark.parametrize("adjust_lr", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize("scale", ["original", "match_rms_adamw"])
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_muon_is_torch_muon_with_a_float64_newton_schulz(adjust_lr: AdjustLr, nesterov: bool) -> None:
+def test_muon_is_torch_muon_with_a_float64_newton_schulz(scale: AdjustLr, nesterov: bool) -> None:
     params = leaves(SPECTRAL)
-    official = torch.optim.Muon(
-        params.values(), lr=5e-3, weight_decay=0.1, nesterov=nesterov, adjust_lr_fn=str(adjust_lr)
-    )
+    official = torch.optim.Muon(params.values(), lr=5e-3, weight_decay=0.1, nesterov=nesterov, adjust_lr_fn=str(scale))
     run_torch(params, official.step, range(1, 21), lambda update: None)
-    oracle = Muon(
-        starts(SPECTRAL), spectral=SPECTRAL, lr=5e-3, weight_decay=0.1, nesterov=nesterov, adjust_lr=adjust_lr
-    )
+    oracle = Muon(starts(SPECTRAL), spectral=SPECTRAL, lr=5e-3, weight_decay=0.1, nesterov=nesterov, scale=scale)
     run_oracle(oracle, range(1, 21))
     assert farthest(oracle.weights(), params) < FLOAT64_NS
 
 
-@pytest.mark.parametrize("adjust_lr", ["original", "match_rms_adamw"])
-def test_muon_moves_as_torch_muon_in_bf16(adjust_lr: AdjustLr) -> None:
+@pytest.mark.parametrize("scale", ["original", "match_rms_adamw"])
+def test_muon_moves_as_torch_muon_in_bf16(scale: AdjustLr) -> None:
     params = leaves(SPECTRAL)
-    official = torch.optim.Muon(params.values(), lr=5e-3, weight_decay=0.1, adjust_lr_fn=str(adjust_lr))
+    official = torch.optim.Muon(params.values(), lr=5e-3, weight_decay=0.1, adjust_lr_fn=str(scale))
     run_torch(params, official.step, range(1, 21), lambda update: None)
-    oracle = Muon(starts(SPECTRAL), spectral=SPECTRAL, lr=5e-3, weight_decay=0.1, adjust_lr=adjust_lr)
+    oracle = Muon(starts(SPECTRAL), spectral=SPECTRAL, lr=5e-3, weight_decay=0.1, scale=scale)
     run_oracle(oracle, range(1, 21))
     start, found, want = BowlGradient().start, oracle.weights(), float64_copies(params)
     for name in SPECTRAL:
@@ -246,7 +242,7 @@ def test_sf_normuon_is_schedule_free_over_match_rms_normuon(weight_decay: float,
             eps=1e-8,
             weight_decay=weight_decay,
             update_scale="match_rms",
-            table=JORDAN,
+            coefficients=JORDAN,
             scalar={"betas": (0.0, 0.999), "weight_decay": weight_decay},
         )
 
@@ -297,12 +293,12 @@ def test_the_weight_of_the_average_falls_with_the_lr_only_when_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "lowest", "low", "high"),
+    ("coefficients", "lowest", "low", "high"),
     [(JORDAN, 1e-2, 0.682, 1.134), (YOU, 1e-2, 0.978, 1.032), (POLAR_EXPRESS, 3e-3, 0.859, 1.141)],
     ids=["jordan", "you", "polar_express"],
 )
 def test_newton_schulz_keeps_singular_vectors_and_maps_values_into_the_known_band(
-    table: Coefficients, lowest: float, low: float, high: float
+    coefficients: Coefficients, lowest: float, low: float, high: float
 ) -> None:
     """The bands are those of study/algorithms.md, for singular values in [lowest, 1] after normalization."""
     draw = np.random.default_rng(0)
@@ -310,7 +306,7 @@ def test_newton_schulz_keeps_singular_vectors_and_maps_values_into_the_known_ban
     v, _ = np.linalg.qr(draw.standard_normal((600, 600)))
     values = np.geomspace(lowest, 0.07, 600)
     values = np.append(values[:-1], math.sqrt(1 - float((values[:-1] ** 2).sum())))  # Frobenius norm 1
-    out = newton_schulz(u * values @ v.T, table)
+    out = newton_schulz(u * values @ v.T, coefficients)
     inside = u.T @ out @ v
     found = np.diag(inside)
     rest = float(np.abs(inside - np.diag(found)).max())
@@ -319,13 +315,15 @@ def test_newton_schulz_keeps_singular_vectors_and_maps_values_into_the_known_ban
     assert low - 2e-3 < found.min() < low + 2e-2 and high - 2e-2 < found.max() < high + 2e-3, (found.min(), found.max())
 
 
-@pytest.mark.parametrize("table", [JORDAN, JORDAN_KELLER, YOU, POLAR_EXPRESS])
-def test_newton_schulz_ignores_scale_and_orientation_and_leaves_zero_alone(table: Coefficients) -> None:
+@pytest.mark.parametrize("coefficients", [JORDAN, JORDAN_KELLER, YOU, POLAR_EXPRESS])
+def test_newton_schulz_ignores_scale_and_orientation_and_leaves_zero_alone(coefficients: Coefficients) -> None:
     g: Array = np.random.default_rng(0).standard_normal((24, 40))
-    np.testing.assert_allclose(newton_schulz(g.T, table), newton_schulz(g, table).T, atol=1e-13)  # same operations
+    np.testing.assert_allclose(
+        newton_schulz(g.T, coefficients), newton_schulz(g, coefficients).T, atol=1e-13
+    )  # same operations
     # eps (at most 1e-6) is added to a norm of 31: the input shifts by 3e-8 of itself, the output by a few times that
-    np.testing.assert_allclose(newton_schulz(4.0 * g, table), newton_schulz(g, table), rtol=0, atol=1e-6)
-    assert not newton_schulz(np.zeros((24, 40)), table).any()
+    np.testing.assert_allclose(newton_schulz(4.0 * g, coefficients), newton_schulz(g, coefficients), rtol=0, atol=1e-6)
+    assert not newton_schulz(np.zeros((24, 40)), coefficients).any()
 
 
 def test_a_kernel_of_four_axes_moves_as_its_flattened_matrix() -> None:

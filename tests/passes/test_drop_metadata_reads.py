@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from expecttest import assert_expected_inline
@@ -12,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fusion_compile.passes import drop_metadata_reads, format_graph
 
 
-def trace(fn: Callable[..., object], *inputs: Tensor, mode: str = "fake") -> fx.GraphModule:
+def trace(fn: Callable[..., object], *inputs: Tensor, mode: Literal["fake", "symbolic"] = "fake") -> fx.GraphModule:
     return make_fx(fn, tracing_mode=mode)(*inputs)
 
 

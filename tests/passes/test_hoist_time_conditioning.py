@@ -15,11 +15,8 @@ from fusion_compile.passes import (
     BindingTime,
     Exchange,
     Hoisted,
-    binding_times,
     format_graph,
     hoist_time_conditioning,
-    lay_out_residuals,
-    pack_outputs,
 )
 
 STEP, REQUEST, LIVE = BindingTime.STEP, BindingTime.REQUEST, BindingTime.LIVE
@@ -188,30 +185,3 @@ def test_declines_random_numbers_which_stay_in_the_body() -> None:
 def test_roles_of_unknown_inputs_are_refused() -> None:
     with pytest.raises(ValueError, match="no inputs of the graph"):
         hoist_time_conditioning(trace(modulated, X, T, W), {"nobody": LIVE}, n_steps=4)
-
-
-def test_binding_time_is_the_union_of_what_a_value_depends_on() -> None:
-    graph_module = trace(labelled, X, T[:, :4], Y, W[:4, :4])
-    times = {node.name: time.name for node, time in binding_times(graph_module.graph, ROLES).items()}
-    assert times["sin"] == "STEP" and times["exp"] == "REQUEST" and times["tanh"] == "STEP_REQUEST"
-    assert times["w_1"] == "CONST" and times["mul"] == "LIVE"
-    assert STEP.join(REQUEST) is BindingTime.STEP_REQUEST and REQUEST.join(LIVE) is LIVE
-
-
-def test_a_packed_row_holds_every_layout_and_dtype() -> None:
-    def fn(x: Tensor, t: Tensor) -> Tensor:
-        return x @ t.sin().mT + t.half().cos().float().sum() + (t > 0).sum()
-
-    graph_module = trace(fn, torch.randn(2, 3), torch.randn(5, 3))
-    hoisted = hoist_time_conditioning(graph_module, {"x_1": LIVE, "t_1": STEP}, n_steps=4)
-    body = hoisted.body.graph_module
-    buffers = lay_out_residuals(body, hoisted.residuals)
-    stage = hoisted.stages[STEP]
-    packed, _ = pack_outputs(stage.graph_module, stage.outputs, buffers)
-    x, t = torch.randn(2, 3), torch.randn(5, 3)
-    rows = packed(*([t] * len(stage.inputs)))
-    inputs = {"x_1": x}
-    for buffer, row in zip(buffers, rows, strict=True):
-        inputs |= buffer.views(row)
-    got = body(*(inputs[str(n.target)] for n in body.graph.find_nodes(op="placeholder")))
-    assert set(inputs) == {"x_1", *hoisted.residuals} and torch.equal(got, graph_module(x, t))

@@ -9,7 +9,7 @@ import torch
 from fusion_compile import optim
 from fusion_compile._step.numbers_used import numbers_used
 from fusion_compile.optim import Transform
-from fusion_compile.optim._transform import EmptyState
+from fusion_compile.optim._transform import EmptyState, Extras
 
 
 def test_a_partition_uses_the_numbers_of_the_banks_that_it_is_given() -> None:
@@ -28,7 +28,7 @@ def test_numbers_of_the_gradient_point_count_and_handing_one_on_does_not() -> No
         numbers = {**context.hyperparameters}  # as a wrapper does
         return {k: u * numbers["a"] for k, u in updates.items()}, state
 
-    handing_on = Transform(lambda params: EmptyState(), update, {"a": 1.0, "b": 2.0})
+    handing_on = Transform(lambda params: EmptyState(), update, Extras(hyperparameters={"a": 1.0, "b": 2.0}))
     assert numbers_used(handing_on, {"scalar/float32": torch.zeros(4)}) == {"a"}
 
 
@@ -36,5 +36,5 @@ def test_a_transform_that_needs_values_is_not_judged() -> None:
     def update(updates: Any, state: Any, params: Any, context: Any) -> Any:
         return {k: u * float(u.sum()) for k, u in updates.items()}, state
 
-    transform = Transform(lambda params: EmptyState(), update, {"lr": 1.0})
+    transform = Transform(lambda params: EmptyState(), update, Extras(hyperparameters={"lr": 1.0}))
     assert numbers_used(transform, {"scalar/float32": torch.zeros(4)}) is None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fusion_compile import TrainingStep, compile_training_step, explain, optim
 from fusion_compile._types import Tensors
-from fusion_compile.optim import Context, Transform
+from fusion_compile.optim import Context, Extras, Transform
 from fusion_compile.optim._transform import Periodic
 from tests.data.bowl import Bowl, loss_fn, noise
 
@@ -36,9 +36,8 @@ def tally(every: int = 3, period: int = 5) -> Transform:
         return lambda state, params, context: state._replace(basis={k: factor * b for k, b in state.basis.items()})
 
     work = Periodic("doubling", every, times(2.0), times(10.0))
-    return Transform(
-        init, update, {}, diagnostics=lambda s: {"comp/steps": s.steps}, periodic=(work,), period=period, name="tally"
-    )
+    extras = Extras("tally", diagnostics=lambda s: {"comp/steps": s.steps}, periodic=(work,), period=period)
+    return Transform(init, update, extras)
 
 
 MODES = [{"mode": "eager"}, {"backend": "aot_eager"}]

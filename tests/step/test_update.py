@@ -27,7 +27,7 @@ def plan_and_state(transform: Transform) -> tuple[UpdatePlan, dict[str, Tensor]]
 
 
 def test_updates_are_added_and_no_argument_changes() -> None:
-    plan, state = plan_and_state(optim.chain(optim.momentum(0.5), optim.scale_by_learning_rate(0.25)))
+    plan, state = plan_and_state(optim.chain(optim.scale_by_momentum(0.5), optim.scale_by_learning_rate(0.25)))
     before = {k: t.clone() for k, t in state.items()}
     new, updates = pure_update(plan, state, {BANK: torch.full((8,), 2.0)}, plan.context(state))
     assert torch.equal(updates[BANK], new[f"params/{BANK}"] - 1.0)
@@ -42,7 +42,7 @@ def test_a_state_tensor_that_comes_back_untouched_is_not_written() -> None:
     def update(updates, state, params, context):  # type: ignore[no-untyped-def]
         return updates, (state[0], state[1] + 1)
 
-    plan, state = plan_and_state(Transform(init, update, {"lr": 1.0}))
+    plan, state = plan_and_state(Transform(init, update, optim.Extras(hyperparameters={"lr": 1.0})))
     new, _ = pure_update(plan, state, {BANK: torch.zeros(8)}, plan.context(state))
     assert set(new) == {f"params/{BANK}", "optimizer/1"}
     work = pure_periodic(plan, lambda own, params, context: (own[0] + 5, own[1]))

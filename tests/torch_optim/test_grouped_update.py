@@ -76,7 +76,7 @@ def only_some(model: nn.Module, step: int) -> None:
 @pytest.mark.parametrize("options", [{"mode": "eager"}, {"backend": "aot_eager"}])
 def test_a_parameter_without_a_gradient_is_left_alone(options: dict[str, Any]) -> None:
     """Against torch.optim, without Adam's bias correction, whose count is the group's here: with SGD with momentum."""
-    transform = optim.chain(optim.scale_by_adam(beta1=0.0, beta2=0.0, eps=1.0), optim.scale_by_learning_rate(1e-2))
+    transform = optim.chain(optim.scale_by_adam((0.0, 0.0), eps=1.0), optim.scale_by_learning_rate(1e-2))
     model, reference = mlp(), mlp()
     optimizer = as_torch_optimizer(model, transform, **options)
     other = torch.optim.Adam(reference.parameters(), lr=1e-2, betas=(0.0, 0.0), eps=1.0)
@@ -208,7 +208,7 @@ def test_diagnostics_of_each_group() -> None:
     def told(state: Any) -> dict[str, Tensor]:
         return {"comp/count": state[0]}
 
-    transform = counting(True, [])._replace(diagnostics=told)
+    transform = counting(True, []).with_extras(diagnostics=told)
     p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     alone, both = made([p], transform), made([{"params": [p]}, {"params": [q]}], transform)
     for optimizer, names in ((alone, {"comp/count"}), (both, {"0/comp/count", "1/comp/count"})):

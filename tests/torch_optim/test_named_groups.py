@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fusion_compile.optim import Transform
+from fusion_compile.optim import Extras, Transform
 from tests.torch_loops import (
     made,
 )
@@ -53,6 +53,9 @@ def twice() -> list[Any]:
     return [("a", p), ("b", p)]
 
 
+BARE = Transform(dict, dict, Extras("bare", descends=True))
+
+
 def one() -> list[Any]:
     return [("w", nn.Parameter(torch.ones(2)))]
 
@@ -73,7 +76,7 @@ def one() -> list[Any]:
         ("adamw", one(), {"mode": "fast"}, ValueError, "mode='fast' is not known"),
         ("muon", one(), {"force_scalar": ["x"]}, ValueError, "force_scalar: 'x' matches no trainable parameter"),
         ("muon", one(), {"force_scalar": "x"}, TypeError, "is a string; give a list"),
-        (Transform(dict, dict, {}, name="bare"), one(), {"lr": 1.0}, ValueError, "bare has no hyperparameter 'lr'"),
+        (BARE, one(), {"lr": 1.0}, ValueError, "bare has no hyperparameter 'lr'"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(

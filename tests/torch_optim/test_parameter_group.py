@@ -79,7 +79,7 @@ def test_a_model_may_move_until_the_first_step_and_after_it_is_refused_with_a_wa
     assert equal(weights(model), weights(other))
 
 
-def test_clearing_the_state_starts_anew() -> None:
+def test_clearing_the_state_starts_fresh() -> None:
     model, optimizer = trained_bowl("adamw")
     fresh = Bowl()
     fresh.load_state_dict(model.state_dict())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fusion_compile import optim
 from fusion_compile.optim import Transform, as_torch_optimizer
-from fusion_compile.optim._transform import EmptyState
+from fusion_compile.optim._transform import EmptyState, Extras
 from tests.data.bowl import Bowl, loss_fn, noise
 from tests.torch_loops import (
     counting,
@@ -28,7 +28,7 @@ def loss_sized() -> Transform:
             raise ValueError("no loss")
         return {k: -context.loss * u for k, u in updates.items()}, state
 
-    return Transform(lambda params: EmptyState(), update, {"lr": 1.0}, name="loss_sized")
+    return Transform(lambda params: EmptyState(), update, Extras("loss_sized", {"lr": 1.0}, descends=True))
 
 
 @pytest.mark.parametrize("options", [{"mode": "eager"}, {"backend": "aot_eager"}])
@@ -85,7 +85,7 @@ def test_due_steps_and_periodic_work(first: bool, options: dict[str, Any]) -> No
 def test_a_step_inside_autocast_is_the_same_step() -> None:
     models = [Bowl(), Bowl()]
     for model, enabled in zip(models, (False, True), strict=True):
-        optimizer = made(model, optim.muon(hot_dtype=torch.float32), mode=None, backend="aot_eager")
+        optimizer = made(model, optim.muon(matmul_dtype=torch.float32), mode=None, backend="aot_eager")
         for i in range(3):
             optimizer.zero_grad()
             loss_fn(model, *noise(i)).backward()

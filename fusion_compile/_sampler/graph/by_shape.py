@@ -1,5 +1,4 @@
-"""The graphs of one model by shape: exported for the first, exported once more with symbols for what changes, then
-derived."""
+"""The graphs of one model by shape: exported for the first shape, exported with symbols for the next, then derived."""
 
 from __future__ import annotations
 
@@ -23,8 +22,8 @@ MAX_SYMBOLIC = 4
 class GraphsByShape:
     """Graphs of `model` for calls of `signature`.
 
-    `say_once`: is told what about the model makes a shape dearer than it need be. `n_exports`: how often the model was
-    exported, which takes longest by far.
+    `say_once`: warns of what in the model makes a new shape slow. `n_exports`: how often the model was exported, which
+    takes longest by far.
     """
 
     def __init__(self, model: nn.Module, signature: inspect.Signature, say_once: SayOnce) -> None:
@@ -32,8 +31,8 @@ class GraphsByShape:
         self._families: dict[tuple[Any, ...], _Family] = {}
         self.n_exports = 0
 
-    def forget(self) -> None:
-        """The model's code or structure changed: nothing known about it holds."""
+    def drop_all(self) -> None:
+        """Drop all graphs: the model's code or structure changed."""
         self._families.clear()
 
     def of(self, call: Call) -> DenoiserGraph:
@@ -104,9 +103,9 @@ class GraphsByShape:
 
 
 class _Family:
-    """What is known of calls that differ in sizes alone.
+    """Graphs and findings for calls that differ in sizes alone.
 
-    `fixed`: sizes that the model makes numbers of, whatever they are. `symbolic`: graphs, the newest last.
+    `fixed`: sizes that the model always turns into numbers. `symbolic`: graphs, the newest last.
     """
 
     def __init__(self, first: CallKey) -> None:
@@ -117,7 +116,7 @@ class _Family:
         self.symbolic: deque[SymbolicGraph] = deque(maxlen=MAX_SYMBOLIC)
 
     def varying(self, key: CallKey) -> set[Dim]:
-        """The sizes seen to change up to this call that can be symbols in it: sizes 0 and 1 are special to torch."""
+        """The sizes that have changed so far and can be symbols in this call; torch treats sizes 0 and 1 specially."""
         self._varied |= {
             (tensor, axis)
             for tensor, (before, now) in enumerate(zip(self._first, key.sizes, strict=True))
@@ -127,9 +126,9 @@ class _Family:
         return {(tensor, axis) for tensor, axis in self._varied - self.fixed if key.sizes[tensor][axis] > 1}
 
     def pin(self, dims: Iterable[Dim], key: CallKey) -> set[Dim]:
-        """Note that a trace of this call made numbers of `dims`, and give those that are `fixed` for that.
+        """Record that a trace of this call turned `dims` into numbers; return those that are `fixed` because of it.
 
-        One trace proves little: a model that is special for a batch of 2 fixes it only then.
+        One trace proves little: a model with a special case for a batch of 2 fixes the batch only there.
         """
         for tensor, axis in dims:
             self._pinned.setdefault((tensor, axis), set()).add(key.sizes[tensor][axis])

@@ -1,4 +1,4 @@
-"""One call of a denoiser, taken apart into tensors, constants and what a graph of it depends on."""
+"""One call of a denoiser, taken apart into tensors, constants, and a key of everything its graph depends on."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Dim = tuple[int, int]
 class CallKey(NamedTuple):
     """Equal for calls that one exported graph can serve.
 
-    `owners`: for each tensor the argument it is in. `constants`: (argument, type, value) of what is no tensor.
-    `autocast`: its dtype or None. `layouts`: for each tensor its strides, or None if it is contiguous or has fewer than
-    two dimensions; what is a view of one layout is a copy of another.
+    `owners`: for each tensor the argument it is in. `constants`: (argument, type, value) of every leaf that is no
+    tensor. `autocast`: its dtype or None. `layouts`: for each tensor its strides, or None if it is contiguous or has
+    fewer than two dimensions; an operator that gives a view of one layout copies another.
     """
 
     owners: tuple[str, ...]
@@ -35,7 +35,7 @@ class CallKey(NamedTuple):
 
     @property
     def family(self) -> tuple[Any, ...]:
-        """Equal for calls that differ in nothing but sizes and layouts."""
+        """Equal for calls that differ only in sizes and layouts."""
         return self[:5]
 
 
@@ -53,7 +53,7 @@ class Call:
         return self.key.owners
 
     def rebuild(self, tensors: Iterable[Tensor]) -> dict[str, Any]:
-        """The arguments with other tensors in the places of `self.tensors`."""
+        """The arguments with `tensors` in place of `self.tensors`."""
         fresh = iter(tensors)
         leaves, structure = tree_flatten(self.arguments)
         replaced = [next(fresh) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -62,7 +62,7 @@ class Call:
 
 
 def take_apart(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-    """Bind a call to `signature`; raises TypeError as the call itself would."""
+    """Bind a call to `signature`; raise TypeError as the call itself would."""
     bound = dict(signature.bind(*args, **kwargs).arguments)
     tensors: list[Tensor] = []
     owners: list[str] = []
@@ -89,7 +89,7 @@ def take_apart(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapp
 
 
 def invoke(module: Callable[..., Any], signature: inspect.Signature, arguments: Mapping[str, Any]) -> Any:
-    """``module(...)`` with `arguments` in the places that `signature` gives them."""
+    """Call `module` with `arguments` as `signature` takes them."""
     bound = inspect.BoundArguments(signature, OrderedDict(arguments))
     return module(*bound.args, **bound.kwargs)
 

@@ -1,4 +1,4 @@
-"""A denoiser and one call of it -> an ATen graph whose inputs are the weights and the call's tensors, by name."""
+"""Export a denoiser for one call as an ATen graph whose inputs are the weights and the call's tensors, by name."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class DenoiserGraph:
     structure: TreeSpec
 
     def tidied(self) -> DenoiserGraph:
-        """Itself, for whose sizes are numbers: without dead nodes and reads of metadata that look like dependencies."""
+        """Remove dead nodes, metadata reads that look like dependencies, and concatenations; sizes must be numbers."""
         self.graph_module.graph.eliminate_dead_code()
         run_passes(self.graph_module, [drop_metadata_reads, split_concatenations])
         return self
 
 
 class _FlatCall(nn.Module):
-    """The model as a module of the call's tensors alone; everything else in the call is a constant of the trace."""
+    """The model as a module of the call's tensors; everything else in the call is a constant of the trace."""
 
     def __init__(self, model: nn.Module, run: Callable[..., tuple[Any, ...]]) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def trace_denoiser(model: nn.Module, signature: inspect.Signature, call: Call) -
 def export_denoiser(
     model: nn.Module, signature: inspect.Signature, call: Call, symbolic: Collection[Dim] = ()
 ) -> DenoiserGraph:
-    """As `trace_denoiser`, as export left it, and with the sizes in `symbolic` symbols unless the model fixes them."""
+    """Export as `trace_denoiser`, untidied, with symbols for the sizes in `symbolic` that the model does not fix."""
     structures: list[TreeSpec] = []
 
     def run(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
@@ -127,7 +127,7 @@ def find_tensor(model: nn.Module, full_name: str) -> Tensor:
 
 
 def _rename_inputs(graph: fx.Graph, inputs: list[str], owners: tuple[str, ...]) -> tuple[str, ...]:
-    """Give the call's inputs the names of their arguments: what export calls ``tensors_1`` is ``t`` to a reader."""
+    """Name the call's inputs after their arguments: ``t`` instead of export's ``tensors_1``."""
     nodes = {n.name: n for n in graph.find_nodes(op="placeholder")}
     for name, owner in zip(inputs, owners, strict=True):
         nodes[name]._rename(owner)

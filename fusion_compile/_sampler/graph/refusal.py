@@ -1,4 +1,4 @@
-"""Why a model could not be exported, and at which line of whose source."""
+"""Explain why a model could not be exported, with the line of its source."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fusion_compile.passes._user_frame import is_the_users
 def refusal(
     model_name: str, shapes: Sequence[Sequence[int]], error: Exception, call_on_fakes: Callable[[], object]
 ) -> ValueError:
-    """What to raise instead of `error`, with which torch.export gave up on a model and inputs of `shapes`.
+    """The error to raise instead of `error`, which torch.export raised for a model and inputs of `shapes`.
 
-    Names the innermost line of the model's source and the likely reason. `call_on_fakes` calls the model on tensors
-    without contents, where the first look at contents fails at its own line; export fails later, where it matters.
+    It names the innermost line of the model's source and the likely reason. `call_on_fakes` calls the model on tensors
+    without contents, where reading contents fails at the line that reads; export fails at a later line.
     """
     at_fault = innermost_frame(error)
     try:

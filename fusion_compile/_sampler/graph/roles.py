@@ -1,4 +1,4 @@
-"""Which argument of a denoiser is the timestep, which belongs to the request, and which changes at every call."""
+"""Assign roles to a denoiser's arguments: the timestep, the request, and the live latent."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ class Roles:
 def assign_roles(arguments: Mapping[str, Any], given: Mapping[str, str] | None) -> Roles:
     """Roles of `arguments` (name -> value as passed to forward); those not in `given` are guessed.
 
-    Guessed from names first; what names leave open from shapes: of the arguments without a known name, a floating
-    tensor of two or more dimensions is live if no other is, a floating 0-dim or 1-dim tensor is the timestep if no
-    other is, and the rest belongs to the request. Raises ValueError for a role or argument that does not exist, and
-    unless exactly one argument is the timestep, one tensor, and at least one is live.
+    Names are tried first, then shapes. Of the arguments without a known name, a floating tensor of two or more
+    dimensions is live if no other is. A floating 0-dim or 1-dim tensor is the timestep if no other is. The rest belongs
+    to the request. Raises ValueError for a role or argument that does not exist, unless exactly one argument, one
+    tensor, is the timestep, and unless at least one is live.
     """
     given = dict(given or {})
     tensors = {name: value for name, value in arguments.items() if _holds_tensor(value)}
@@ -101,7 +101,7 @@ def assign_roles(arguments: Mapping[str, Any], given: Mapping[str, str] | None) 
 
 
 def roles_of_names(names: Sequence[str], given: Mapping[str, str] | None) -> dict[str, Role]:
-    """Roles that `given` or the names alone tell; names that tell nothing are left out."""
+    """Roles by `given` or by name alone; arguments without a known name are left out."""
     roles: dict[str, Role] = {}
     for name in names:
         role = cast("Role | None", (given or {}).get(name)) or _role_of_name(name)
@@ -111,7 +111,7 @@ def roles_of_names(names: Sequence[str], given: Mapping[str, str] | None) -> dic
 
 
 def _role_of_name(name: str) -> Role | None:
-    """What the whole name tells, else how it begins, else how it ends."""
+    """Guess from the whole name, else from its beginning, else from its end."""
     name = name.lower()
     if name in _ROLE_OF_NAME:
         return _ROLE_OF_NAME[name]

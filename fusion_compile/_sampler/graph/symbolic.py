@@ -1,4 +1,4 @@
-"""A graph traced with symbolic sizes -> what a trace with given sizes would have been, without tracing again."""
+"""Derive the graph for given sizes from one graph traced with symbolic sizes, without tracing again."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from fusion_compile.passes._graph import is_assertion, tensor_of, value_of
 
 
 class SymbolicGraph:
-    """`traced`: of a call, exported with some sizes symbolic; it stays as it is.
+    """`traced`: the graph of a call, exported with some sizes symbolic; it stays as it is.
 
-    The sizes of one call decide every branch that the trace took, and torch notes each as a condition on the symbols.
-    Where all hold, the graph with numbers in the places of its symbols is the one that export would give.
+    The sizes of one call decide every branch that the trace takes, and torch records each as a condition on the
+    symbols. Where all conditions hold, replacing symbols by numbers gives the graph that export would give.
     """
 
     def __init__(self, traced: DenoiserGraph) -> None:
@@ -34,7 +34,7 @@ class SymbolicGraph:
         self._assumptions = size_assumptions(size for value in inputs if value is not None for size in value.shape)
 
     def fixed(self, asked: Iterable[Dim]) -> dict[Dim, str]:
-        """Those of `asked` that are numbers after all -> ``"file:line"`` that made them so, or ""."""
+        """The dimensions in `asked` that became numbers -> ``"file:line"`` that made them so, or ""."""
         numbers = {dim: self._sizes[dim[0]][dim[1]] for dim in asked}
         return {
             dim: next((a.where for a in self._assumptions if a.where and _equates(a.met, number)), "")
@@ -43,7 +43,7 @@ class SymbolicGraph:
         }
 
     def refuses(self, call: Call) -> str | None:
-        """Why the trace is not one of `call`, or None. `call` is of the traced call's family."""
+        """Why the trace does not fit `call`, of the same family, or None if it does."""
         values: dict[Any, int] = {}
         for expression, size in self._pairs(call):
             _solve(expression, size, values)
@@ -61,9 +61,9 @@ class SymbolicGraph:
         return None
 
     def specialise(self, call: Call) -> DenoiserGraph:
-        """The graph for the sizes of `call`, which `refuses` let pass.
+        """The graph for the sizes of `call`, for which `refuses` gave None.
 
-        Raises what an operator raises that cannot work at these sizes.
+        Raises the error of any operator that cannot work at these sizes.
         """
         old = self.traced.graph_module
         graph = fx.Graph()
@@ -92,7 +92,7 @@ class SymbolicGraph:
         return sorted(pairs, key=lambda pair: not pair[0].is_symbol)
 
     def _names(self, call: Call) -> dict[Any, Any]:
-        """Symbols by which inputs are sized -> the same with names that a reader knows."""
+        """Symbols of input sizes -> symbols named after the arguments."""
         return {
             expression: sympy.Symbol(name_dim(call.owners, (tensor, axis)), integer=True, positive=True)
             for tensor, expressions in reversed([*enumerate(self._sizes)])
@@ -106,7 +106,7 @@ _STALE = ("val", "tensor_meta", "unbacked_bindings")
 
 
 def _evaluate(node: fx.Node, owner: fx.GraphModule, known: Mapping[fx.Node, Any], given: Mapping[str, Tensor]) -> Any:
-    """The value of `node`, as a tensor without contents or a number; call it in a fake mode."""
+    """Evaluate `node` in a fake mode: a tensor without contents, or a number."""
     if node.op == "placeholder":
         like = given.get(node.name, tensor_of(node))
         assert like is not None
@@ -125,17 +125,17 @@ def _evaluate(node: fx.Node, owner: fx.GraphModule, known: Mapping[fx.Node, Any]
 
 
 def _takes_all(node: fx.Node, value: Any, known: Mapping[fx.Node, Any]) -> bool:
-    """Whether `node` is a slice of everything, which torch writes down only while it does not know the size."""
+    """Whether `node` slices everything, which torch records only while a size is unknown."""
     return node.target is torch.ops.aten.slice.Tensor and value.shape == value_of(known[node.all_input_nodes[0]]).shape
 
 
 def _is_settled(node: fx.Node) -> bool:
-    """Whether `node` only checks numbers, which it did when it was evaluated."""
+    """Whether `node` only checks numbers, and so has done its work when it was evaluated."""
     return is_assertion(node) and not any(isinstance(value_of(n), Tensor) for n in node.all_input_nodes)
 
 
 def _solve(expression: Any, size: int, values: dict[Any, int]) -> None:
-    """Note the one symbol of `expression`, which is linear in it, that makes it `size`; leave it out if none does."""
+    """Solve `expression`, linear in one unknown symbol, for `size`; add nothing to `values` without a solution."""
     unknown = expression.free_symbols - values.keys()
     if len(unknown) != 1:
         return
@@ -148,7 +148,7 @@ def _solve(expression: Any, size: int, values: dict[Any, int]) -> None:
 
 
 def _same_layout(strides: Sequence[Any], tensor: Tensor) -> bool:
-    """Whether elements lie where the trace has them; dimensions of size 1 have no say, nor has the order of one."""
+    """Whether `tensor` has the traced `strides`, ignoring dimensions of size 1 and tensors of one dimension."""
     return tensor.dim() < 2 or all(
         size < 2 or ours == theirs for size, ours, theirs in zip(tensor.shape, strides, tensor.stride(), strict=True)
     )

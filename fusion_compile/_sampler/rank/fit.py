@@ -1,39 +1,40 @@
 """The directions in which a denoiser's conditioning vectors move over a range of timesteps.
 
-The pass `factor_conditioning` asks for the fit of each `Curve`. The curve is evaluated at timesteps all over the range.
-The mean of each row of the batch, and the principal directions of the differences from it, of all rows together, are
-its mean and basis; the weights of its layers are multiplied by them. Sums are float64, rounded at the end.
+The pass `factor_conditioning` asks for the fit of each `Curve`. The fit evaluates the curve at timesteps all over the
+range. Its mean is the mean of each row of the batch. Its basis is the principal directions of the differences from the
+mean, of all rows together. The weights of the curve's layers are multiplied by both. Sums are float64 and rounded at
+the end.
 """
 
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, fx
 
-from fusion_compile._sampler.rank.range_rows import TimestepRange
+from fusion_compile._sampler.rank.timestep_range import TimestepRange
 from fusion_compile._sampler.report import RankReport
+from fusion_compile._say_once import SayOnce
 from fusion_compile._types import Tensors
 from fusion_compile.passes import BindingTime, Curve, Declined, Factored, FactoredLayer, Fit, factor_conditioning
 
 N_SAMPLES = 512
-"""Timesteps at which a curve is fitted: three a turn of the fastest sinusoid that is usual, 1000 rad over the range."""
+"""Timesteps at which a curve is fitted: three for each turn of the fastest usual sinusoid, 1000 rad over the range."""
 
 N_MEASURED = 32
-"""Timesteps at which layers are compared: of those halfway between samples the farthest from the subspace."""
+"""Timesteps at which layers are compared: halfway between samples, the farthest from the subspace."""
 
 _AT_ONCE = 32
 """Timesteps evaluated in one batch."""
 
 _COLUMNS = 4096
-"""Columns of a weight that are float64 at one time."""
+"""Columns of a weight that are converted to float64 at a time."""
 
 
 class RankConditioning:
-    """A denoiser's conditioning at `rank`, for the timesteps that `covers` has after a cast to the dtype of `like`.
+    """A denoiser's conditioning at `rank`, for the timesteps of `covers` after a cast to the dtype of `like`.
 
     `like`: a timestep as the model is given it.
     """
@@ -48,7 +49,7 @@ class RankConditioning:
     def factor(
         self, graph_module: fx.GraphModule, times: Mapping[str, BindingTime]
     ) -> tuple[fx.GraphModule, dict[str, BindingTime]]:
-        """A factored copy of a denoiser's graph, and the binding times of its inputs: the timestep is live.
+        """Return a factored copy of a denoiser's graph and the binding times of its inputs, where the timestep is live.
 
         `times`: of the call's inputs. Warns if nothing was factored.
         """
@@ -57,10 +58,10 @@ class RankConditioning:
         self._factored = factor_conditioning(graph_module, times, rank=self._rank, covers=covers, fit=self._fit)
         if not self._factored.curves:
             why = f" {self.declined[-1].node}: {self.declined[-1].reason}" if self.declined else ""
-            warnings.warn(
-                f"rank={self._rank} factors no layer of this model; what depends on the timestep is computed at every "
-                f"step as before. Leave rank out.{why}",
-                stacklevel=4,
+            SayOnce()(
+                "rank",
+                f"Rank({self._rank}) factors no layer of this model, so everything that depends on the timestep is "
+                f"computed at every step as before. Pass conditioning=Exact().{why}",
             )
         later = dict(times)
         later.update({n: BindingTime.LIVE for n, time in times.items() if time is BindingTime.STEP})
@@ -71,16 +72,16 @@ class RankConditioning:
         """Layers that depend on the timestep and were not factored."""
         return self._factored.report.declined if self._factored else ()
 
-    def forget(self) -> None:
-        """Weights changed: measure again."""
+    def measure_again(self) -> None:
+        """Weights changed: measure at the next fit."""
         self._measured.clear()
 
     def report(self) -> RankReport:
-        """What was done.
+        """Return the layers, bytes and range, and the measured difference.
 
-        Its `measured_difference` is, over all layers, the largest norm of what a layer gives less what it gave before,
-        as a share of the latter, where the fit is worst between its samples. It is measured by the first fit of each
-        curve, so None before, and again after `forget`.
+        `measured_difference` is the largest relative difference of a layer's output, over all layers: the norm of the
+        difference divided by the norm of the exact output, where the fit is worst between its samples. The first fit of
+        each curve measures it, so it is None before, and again after `measure_again`.
         """
         done = self._factored
         assert done is not None
@@ -141,8 +142,11 @@ class RankConditioning:
 
 
 def principal_directions(points: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """float64 ``[n, rows, in]`` -> the mean of each row ``[rows, in]``, and orthonormal directions of the differences
-    from it, ``[in, rank]``, those of most variance; directions beyond what the points span are arbitrary."""
+    """Return the mean of each row ``[rows, in]`` of float64 `points` ``[n, rows, in]`` and an orthonormal basis.
+
+    The basis ``[in, rank]`` holds the directions in which the differences from the mean vary most. Directions beyond
+    the span of the points are arbitrary.
+    """
     mean = points.mean(0)
     differences = (points - mean).flatten(0, 1)
     n, width = differences.shape

@@ -1,4 +1,4 @@
-"""What a timestep and a request decide, computed ahead: one packed row for each timestep."""
+"""The values that depend on timestep and request, computed ahead: one packed row for each timestep."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from torch import Tensor, fx, nn
 
 from fusion_compile._program.lower import without_cuda_graph
 from fusion_compile._program.pieces import compile_pieces
+from fusion_compile._sampler.rows import Assigned
+from fusion_compile._sampler.split import SplitDenoiser
 from fusion_compile._sampler.table.request_slot import Part, RequestSlot
 from fusion_compile._types import Tensors
-from fusion_compile.passes import BindingTime, Hoisted, RowBuffer, Stage, pack_outputs
+from fusion_compile.passes import BindingTime, RowBuffer, Stage, pack_outputs
 
 
 def bind_weights(graph_module: fx.GraphModule, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Make the inputs named in `tensors` attributes of `graph_module`; return the inputs that are left.
+    """Turn the inputs named in `tensors` into attributes of `graph_module`; return the names of the other inputs.
 
-    As attributes they are read where they lie, and one can be exchanged for another without tracing again.
+    Attributes are read where they lie, and one can be exchanged for another without tracing again.
     """
     graph = graph_module.graph
     for node in graph.find_nodes(op="placeholder"):
@@ -40,7 +42,7 @@ def bind_weights(graph_module: fx.GraphModule, tensors: Mapping[str, Tensor]) ->
 
 
 class _PackedStage:
-    """A stage with its weights bound: values by name in, one row each buffer and the values in `keep` out."""
+    """A stage with its weights bound: takes values by name, returns a row for each buffer and the `keep` values."""
 
     def __init__(
         self,
@@ -59,11 +61,11 @@ class _PackedStage:
             self._run, _ = compile_pieces(self.module, mode=without_cuda_graph(mode), backend=backend)
 
     def __call__(self, values: Tensors) -> tuple[Tensors, Tensors]:
-        """``({buffer: row [total]}, {kept name: value})``."""
+        """Return ``({buffer: row [total]}, {kept name: value})``."""
         return self._split(self._run(*(values[name] for name in self.inputs)))
 
     def batched(self, values: Tensors, stacked: Tensors) -> tuple[Tensors, Tensors]:
-        """All rows at once, without a loop: values in `stacked` and all that is returned lead with ``[n_rows]``."""
+        """Compute all rows at once: the values in `stacked` and all results have a leading dimension ``[n_rows]``."""
         dims = tuple(0 if name in stacked else None for name in self.inputs)
         everything = {**values, **stacked}
         return self._split(torch.vmap(self.module, in_dims=dims)(*(everything[name] for name in self.inputs)))
@@ -74,57 +76,50 @@ class _PackedStage:
 
 
 class ConditioningTable:
-    """The tables of one program, and the row of each buffer that the body reads, at a fixed address.
+    """The tables of one program, and at a fixed address the row of each buffer that the body reads.
 
-    A table has room for `capacity` rows; which timestep a row is for is said by `place`, and `fill` computes rows that
-    are needed and not there. `measured_difference`: when `batched`, the largest absolute difference between rows that
-    were first computed in one batch and the same rows computed one at a time; otherwise None.
+    `assign_row` says which timestep a row is for, and `compute` computes rows that are needed and not there.
+    `measured_difference`: when `batched`, the largest absolute difference between rows that were first computed in one
+    batch and the same rows computed one at a time; otherwise None.
     """
 
-    def __init__(
-        self,
-        hoisted: Hoisted,
-        buffers: tuple[RowBuffer, ...],
-        weights: Tensors,
-        step_input: str,
-        capacity: int,
-        *,
-        batched: bool,
-        n_slots: int,
-        mode: str,
-        backend: str,
-    ) -> None:
-        self._rows = {b.name: torch.zeros(b.total, dtype=b.dtype, device=b.device) for b in buffers}
+    def __init__(self, split: SplitDenoiser, *, batched: bool, n_slots: int, mode: str, backend: str) -> None:
+        self._buffers, self._step_input, self._capacity = split.buffers, split.step_input, split.n_steps
+        self._rows = {b.name: torch.zeros(b.total, dtype=b.dtype, device=b.device) for b in self._buffers}
+        self._batched = batched
         self.measured_difference: float | None = 0.0 if batched else None
-        self._buffers, self._step_input, self._capacity, self._batched = buffers, step_input, capacity, batched
         self._schedule = Part()
         self._measured: set[BindingTime] = set()
-        self._alone: dict[int, dict[str, Tensor]] = {}  # by row, what one step alone gives to the stage measured next
+        self._alone: dict[int, dict[str, Tensor]] = {}  # by row, values of one step alone for the stage measured next
         self._slots = [RequestSlot() for _ in range(n_slots)]  # the most recently used last
         self._selected: RequestSlot | None = None
         self._stages: dict[BindingTime, _PackedStage] = {}
         self._feeds: dict[BindingTime, set[BindingTime]] = {}  # stage -> the stages that read its values
-        for time, stage in hoisted.stages.items():
-            readers = {
-                other for other, s in hoisted.stages.items() if other is not time and {*s.inputs} & {*stage.outputs}
-            }
-            read_later = {n for other in readers for n in hoisted.stages[other].inputs}
+        stages = split.hoisted.stages
+        for time, stage in stages.items():
+            readers = {other for other, s in stages.items() if other is not time and {*s.inputs} & {*stage.outputs}}
+            read_later = {n for other in readers for n in stages[other].inputs}
             keep = tuple(n for n in stage.outputs if n in read_later)
-            mine = tuple(b for b in buffers if b.time is time)
-            # the other stages run once, or once per schedule: compiling them would take longer than they ever do
+            mine = tuple(b for b in self._buffers if b.time is time)
+            # the other stages run once, or once per schedule: compiling them would take longer than running them
             its_mode = mode if time is BindingTime.STEP_REQUEST else "eager"
-            self._stages[time] = _PackedStage(stage, mine, keep, weights, its_mode, backend)
+            self._stages[time] = _PackedStage(stage, mine, keep, split.traced.weights, its_mode, backend)
             self._feeds[time] = readers
 
-    def place(self, row: int, t: Tensor, capacity: int) -> None:
-        """Row `row` is for the step input `t` from now on; the table has room for `capacity` rows."""
+    def assign_row(self, row: int, t: Tensor, capacity: int) -> None:
+        """Make row `row` the row of the timestep `t`, in a table with room for `capacity` rows."""
         self._capacity = max(self._capacity, capacity)
         self._schedule.per_row[row] = {self._step_input: t.detach().clone()}
         for part in (self._schedule, *self._slots):
             part.done.discard(row)
 
-    def forget(self, stages: Iterable[BindingTime] = tuple(BindingTime)) -> None:
-        """What `stages` computed, and what depends on it, is no longer right, because weights changed."""
+    def assign_rows(self, assigned: Assigned, capacity: int) -> None:
+        """`assign_row` for every fresh row of `assigned`."""
+        for row, t in assigned.fresh.items():
+            self.assign_row(row, t, capacity)
+
+    def mark_stale(self, stages: Iterable[BindingTime] = tuple(BindingTime)) -> None:
+        """The results of `stages`, and everything computed from them, must be computed again: weights changed."""
         stale, found = set[BindingTime](), set(stages)
         while found:
             stale |= found
@@ -134,8 +129,8 @@ class ConditioningTable:
             if per_row in stale:
                 part.done.clear()
 
-    def missing(self, slot: RequestSlot | None, rows: Iterable[int]) -> frozenset[BindingTime]:
-        """The stages that must run before `rows` of `slot` can be selected; None for the schedule's part alone."""
+    def stages_missing(self, slot: RequestSlot | None, rows: Iterable[int]) -> frozenset[BindingTime]:
+        """The stages that must run before `rows` of `slot` can be selected; None is the schedule's part alone."""
         rows, needed = set(rows), set[BindingTime]()
         parts = [(self._schedule, *_SCHEDULE), *([] if slot is None else [(slot, *_REQUEST)])]
         for part, once, per_row in parts:
@@ -143,15 +138,19 @@ class ConditioningTable:
             needed |= {per_row} if rows - part.done else set()
         return frozenset(needed & set(self._stages))
 
-    def fill(self, slot: RequestSlot | None, rows: Iterable[int]) -> None:
-        """Compute what is `missing` of `rows`; without a slot the schedule's part."""
+    def compute(self, slot: RequestSlot | None, rows: Iterable[int]) -> None:
+        """Run the stages that `stages_missing` names for `rows`; without a slot, those of the schedule's part."""
         rows = sorted(rows)
-        self._fill(self._schedule, *_SCHEDULE, rows, {})
-        if slot is not None and self._fill(slot, *_REQUEST, rows, self._schedule.known) and self._selected is slot:
+        self._compute_part(self._schedule, *_SCHEDULE, rows, {})
+        if (
+            slot is not None
+            and self._compute_part(slot, *_REQUEST, rows, self._schedule.known)
+            and self._selected is slot
+        ):
             self._selected = None
 
     def residuals(self) -> Tensors:
-        """Name -> what the body reads: the values of the row that was selected last."""
+        """Name -> the memory that the body reads: the row that was selected last."""
         return {name: view for b in self._buffers for name, view in b.views(self._rows[b.name]).items()}
 
     def modules(self) -> tuple[nn.Module, ...]:
@@ -159,11 +158,11 @@ class ConditioningTable:
         return tuple(stage.module for stage in self._stages.values())
 
     def live_slots(self) -> tuple[RequestSlot, ...]:
-        """The slots that stand for a request."""
+        """The slots that are assigned to a request."""
         return tuple(slot for slot in self._slots if slot.is_live)
 
     def find_request(self, asked: Mapping[str, Tensor]) -> RequestSlot | None:
-        """The slot that holds `asked` (request inputs by name), or None."""
+        """The slot of the request `asked` (inputs by name), or None."""
         values = list(asked.values())
         for matches in (RequestSlot.is_same_object, RequestSlot.is_equal):
             for slot in reversed(self._slots):
@@ -174,15 +173,17 @@ class ConditioningTable:
         return None
 
     def take_slot(self, asked: Mapping[str, Tensor]) -> RequestSlot:
-        """The slot that was not used for longest, now for `asked` and with nothing computed."""
+        """Assign the least recently used slot to `asked`, with nothing computed."""
         slot = self._slots.pop(0)
         self._slots.append(slot)
-        slot.remember(asked)
+        slot.assign(asked)
         return slot
 
     def select(self, slot: RequestSlot, step: Tensor) -> None:
-        """Copy row `step` (``[1]`` int64 on the device) of every table to where the body reads it: one launch a buffer,
-        no wait."""
+        """Copy row `step` (``[1]`` int64 on the device) of every table to the memory that the body reads.
+
+        One launch for each buffer, and no wait.
+        """
         for buffer in self._buffers:
             row = self._rows[buffer.name]
             if buffer.time.per_step:
@@ -195,8 +196,10 @@ class ConditioningTable:
     def _parts(self) -> list[tuple[Part, BindingTime, BindingTime]]:
         return [(self._schedule, *_SCHEDULE), *((slot, *_REQUEST) for slot in self._slots)]
 
-    def _fill(self, part: Part, once: BindingTime, per_row: BindingTime, rows: list[int], outside: Tensors) -> bool:
-        """Run the stages `once` and `per_row` of `part` where they have not run; whether the first has."""
+    def _compute_part(
+        self, part: Part, once: BindingTime, per_row: BindingTime, rows: list[int], outside: Tensors
+    ) -> bool:
+        """Run the stages `once` and `per_row` of `part` where they have not run; return whether the first ran."""
         for time in (once, per_row):
             self._make_room(part, time)
         ran = not part.once
@@ -209,11 +212,11 @@ class ConditioningTable:
                     self._rows[name].copy_(row)
         part.once = True
         if (todo := [row for row in rows if row not in part.done]) and per_row in self._stages:
-            self._fill_rows(part, per_row, todo, {**outside, **part.known})
+            self._compute_rows(part, per_row, todo, {**outside, **part.known})
         part.done.update(todo)
         return ran
 
-    def _fill_rows(self, part: Part, time: BindingTime, rows: list[int], known: Tensors) -> None:
+    def _compute_rows(self, part: Part, time: BindingTime, rows: list[int], known: Tensors) -> None:
         stage, values = self._stages[time], self._schedule.per_row
         in_batch = self._batched and len(rows) > 1
         if not in_batch or time not in self._measured:

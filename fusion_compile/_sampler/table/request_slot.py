@@ -1,4 +1,4 @@
-"""One request of a sampler and what was computed for it."""
+"""One request of a sampler and the values computed for it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fusion_compile._types import Tensors
 
 
 class Part:
-    """What one stage that runs once, and one that runs for each row, have computed so far.
+    """The values computed so far by one stage that runs once and one stage that runs for each row.
 
     `tables`: by buffer name, ``[capacity, total]`` or ``[1, total]``. `known`: values that other stages read, the same
-    for all rows. `per_row`: such values of each row. `once`, `done`: whether the first stage has run, and the rows for
-    which the second has.
+    for all rows. `per_row`: row -> such values of this row. `once`: whether the first stage has run. `done`: the rows
+    for which the second stage has run.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Part:
 
 
 class RequestSlot(Part):
-    """The part of one request: `remember` says which, and empties it."""
+    """The part of one request, which `assign` sets."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,18 +37,18 @@ class RequestSlot(Part):
 
     @property
     def is_live(self) -> bool:
-        """Whether the slot stands for a request."""
+        """Whether the slot is assigned to a request."""
         return self._asked is not None
 
-    def remember(self, asked: Mapping[str, Tensor]) -> None:
-        """The slot is for `asked` (request inputs by name); nothing is computed yet."""
+    def assign(self, asked: Mapping[str, Tensor]) -> None:
+        """Empty the slot and assign it to the request `asked` (inputs by name)."""
         self.known = {name: t.detach().clone() for name, t in asked.items()}
         self.once, self.done = False, set()
         self._asked = tuple(self.known.values())
         self._identify(tuple(asked.values()))
 
     def is_same_object(self, asked: Sequence[Tensor]) -> bool:
-        """Whether `asked` are the very tensors remembered, unchanged since; costs no look at the device."""
+        """Whether `asked` are the same tensor objects, unchanged since; does not look at the device."""
         return (
             self._asked is not None
             and len(self._identities) == len(asked)
@@ -58,7 +58,7 @@ class RequestSlot(Part):
         )
 
     def is_equal(self, asked: Sequence[Tensor]) -> bool:
-        """Whether `asked` holds the same numbers; on a GPU this waits for the device."""
+        """Whether `asked` holds equal numbers; on a GPU this waits for the device."""
         if self._asked is None or not all(map(torch.equal, self._asked, asked)):
             return False
         self._identify(asked)
@@ -70,5 +70,5 @@ class RequestSlot(Part):
 
 
 def _version(t: Tensor) -> int | None:
-    """None for an inference tensor, which counts no versions; its contents are compared at every call."""
+    """The version, or None for an inference tensor, whose contents are compared at every call."""
     return None if t.is_inference() else t._version

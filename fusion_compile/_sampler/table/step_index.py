@@ -1,11 +1,11 @@
-"""Which row of the table a timestep asks for: found from the exact bits of `t`, never from a call count.
+"""The row of a timestep, by the exact bits of `t` and never by a count of calls.
 
-Serial guidance calls the model twice at one `t`, Heun returns to a `t`, image-to-image starts in the middle of the
-schedule; the bits of `t` are right in all of them.
+Serial guidance calls the model twice at one `t`, Heun returns to a `t`, and image-to-image starts in the middle of the
+schedule. The bits of `t` are right in all of these cases.
 
-The host may look (`look`), which on a GPU waits for `t`, or trust its caller (`find`): then the row is found on the
-device, the output of an unknown `t` becomes NaN, a flag and the value are copied to the host without waiting, and the
-first call that sees the flag raises RuntimeError. So an image is never silently wrong. `PassWatch` says when to trust.
+The CPU may look at `t` (`look`), which on a GPU waits for the device, or the device looks the row up (`look_up`). The
+device makes the output of an unknown `t` NaN. A flag and the value are copied to the CPU without waiting, and the first
+call that sees the flag raises RuntimeError, so an image is never silently wrong.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ import torch
 from torch import Tensor
 
 from fusion_compile._sampler.read_back import ReadBack
+from fusion_compile._sampler.rows import NAMED_ENTRIES
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_NAMED = 4  # entries of an unknown t that a message tells
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the host saw in a timestep: its `row`, None if it has none; whether all entries are `even`; the first
-    `values`, as Python numbers."""
+class Look:
+    """The CPU's view of a timestep: its `row`, or None; whether all entries are `even`; the first `values`."""
 
     row: int | None
     even: bool
@@ -35,8 +34,8 @@ class Seen:
 class StepIndex:
     """Rows of timesteps that have the dtype and device of `t`. `len()`: rows in use, which are 0 to ``len() - 1``.
 
-    `capacity`: rows there is room for; it doubles when they are all in use, up to `most`, and then the row that was
-    not asked for longest is given away.
+    `capacity`: rows that there is room for. It doubles when all are in use, up to `most`; then the least recently used
+    row is given away.
     """
 
     def __init__(self, t: Tensor, capacity: int, most: int) -> None:
@@ -44,41 +43,41 @@ class StepIndex:
         self._bits = _bits(t.new_empty(capacity))
         self._rows: dict[int, int] = {}  # bits -> row, the least recently used first
         self._missed: tuple[Tensor, Tensor] | None = None  # a flag [], and the first entries of the unknown t
-        self._look, self._flag = ReadBack(), ReadBack()
+        self._values, self._flag = ReadBack(), ReadBack()
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def find(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """`t` of any shape -> (row ``[1]`` int64, known ``[]`` bool), on the device of `t`; needs a row in use.
+    def look_up(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``(row [1] int64, known [] bool)`` for `t` of any shape, on its device; needs a row in use.
 
-        Known means that all entries of `t` are one and the same entry of the schedule. An unknown `t` gives row 0.
-        Raises RuntimeError when an earlier call of this method asked for an unknown `t`.
+        Known means that all entries of `t` are one entry of the schedule. An unknown `t` gives row 0.
+        Raises RuntimeError when an earlier call of this method had an unknown `t`.
         """
         self._raise_if_missed()
         matches = (_bits(t).reshape(-1, 1) == self._bits[: len(self)]).all(dim=0)
         known = matches.any()
-        self._note(t.detach().reshape(-1)[:_NAMED], known)
+        self._note(t.detach().reshape(-1)[:NAMED_ENTRIES], known)
         return matches.to(torch.uint8).argmax().reshape(1), known
 
-    def look(self, t: Tensor) -> Seen:
-        """What the host sees in `t`; waits for the device that `t` is on."""
-        (values,) = self._look.now(t.reshape(-1))
+    def look(self, t: Tensor) -> Look:
+        """Read `t` on the CPU; waits for the device that it is on."""
+        (values,) = self._values.now(t.reshape(-1))
         bits = _bits(values)
         even = bool((bits == bits[0]).all())
         key = int(bits[0])
         row = self._rows.get(key) if even else None
         if row is not None:
             self._rows[key] = self._rows.pop(key)
-        return Seen(row, even, values[:_NAMED].tolist())
+        return Look(row, even, values[:NAMED_ENTRIES].tolist())
 
     def row_of(self, value: Tensor) -> int | None:
-        """The row of a value ``[]`` that lies on the CPU, None if it has none."""
+        """The row of a value ``[]`` that lies on the CPU, or None."""
         return self._rows.get(int(_bits(value)))
 
-    def place(self, t: Tensor, keep: Collection[int] = ()) -> int:
-        """Give `t`, all of whose entries are equal and have no row, a row: a new one, or the one not used for longest
-        that is not in `keep`."""
+    def reserve(self, t: Tensor, keep: Collection[int] = ()) -> int:
+        """Give `t`, which has no row and whose entries are equal, a new row, or the least recently used row not in
+        `keep`."""
         if len(self) == self.capacity < self.most:
             self.make_room(min(2 * self.capacity, self.most), self.most)
         row = len(self)
@@ -87,7 +86,7 @@ class StepIndex:
             row = self._rows.pop(oldest)
         one = _bits(t).reshape(-1)[:1]
         self._bits[row : row + 1].copy_(one)
-        (value,) = self._look.now(one)
+        (value,) = self._values.now(one)
         self._rows[int(value)] = row
         return row
 
@@ -116,7 +115,7 @@ class StepIndex:
 
 
 class UnknownTimestep(RuntimeError):
-    """A caller that was trusted asked for a timestep without a row; `values` are its first entries."""
+    """A trusted caller asked for a timestep without a row; `values` are its first entries."""
 
     def __init__(self, values: list[float]) -> None:
         super().__init__(

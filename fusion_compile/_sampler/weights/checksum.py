@@ -1,4 +1,4 @@
-"""One number for the contents of a tensor, cheap enough to be taken at every pass over a schedule."""
+"""One number for the contents of a tensor, cheap enough to compute for every trajectory."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 
 _COLUMNS = (887, 907, 919, 937, 947, 967, 977, 991, 1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049)
-"""How far apart the words are that are summed without weights: primes, so that exchanged rows of a matrix differ."""
+"""Distances between words that are summed with equal weight: primes, so that exchanged rows of a matrix differ."""
 
 _FEW = 4608
-"""Words from which on there is a form with an odd number of rows."""
+"""Smallest word count for which some column width gives an odd row count."""
 
 
 def checksums(tensors: Sequence[Tensor]) -> Tensor:
-    """An int64 ``[len(tensors)]`` from every bit of each, in one read and one launch for each; another one if an entry
-    changed, or if two words were exchanged that are not a multiple of a prime about 1000 apart.
+    """An int64 ``[len(tensors)]`` from every bit of each tensor, in one read and one launch for each.
 
-    Words have 32 bits (fewer where the size is odd), are summed modulo 2**32 in that many columns, some of them in two,
-    and the columns with weights of their own. (Sums in 64 bits take twelve times as long on a CPU.)
+    It changes if an entry changes, and if two words are exchanged, unless they lie a multiple of a prime near 1000
+    apart. Words have 32 bits, or fewer where the size is odd. They are summed modulo 2**32 in about a thousand columns,
+    some words in two of them, and the columns are summed with weights of their own. (Sums in 64 bits take twelve times
+    as long on a CPU.)
     """
     if not tensors:
         return torch.zeros(0, dtype=torch.int64)
@@ -39,9 +40,9 @@ def _column_sums(t: Tensor) -> Tensor:
     words = flat.view(word)
     if len(words) < _FEW:
         return words.to(torch.int64)
-    # the last row ends where the words end, so each reaches into the next
+    # Rows overlap, so that the last row ends where the words end.
     forms = [(p + (len(words) - p) % p, p) for p in _COLUMNS]
-    # an odd number of rows: of an even one, a change of all signs cancels
+    # With an even number of rows, a change of all signs would cancel.
     width, step = min((f for f in forms if (len(words) - f[0]) // f[1] % 2 == 0), default=min(forms))
     rows = (len(words) - width) // step + 1
     sums = words.as_strided((rows, width), (step, 1), words.storage_offset()).sum(0, dtype=torch.int32)
@@ -50,7 +51,7 @@ def _column_sums(t: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def _positions(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """For each column its weight, which is odd, and the number of the tensor it is of."""
+    """For each column its weight, which is odd, and the number of its tensor."""
     weights = torch.cat([2 * torch.arange(n) + 1 for n in lengths])
     owners = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     return weights.to(device), owners.to(device)

@@ -1,11 +1,10 @@
-"""Letting go of the weights that only a table needed."""
+"""Release weights that only a table needed, and put them back."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +15,8 @@ from fusion_compile.passes._compat import empty_unless_held
 
 @dataclass(frozen=True)
 class Released:
-    """`bytes`: given back on the model's device: on CUDA by the allocator's count, elsewhere the size of storages that
-    nothing holds any more. `declined`: full name -> why it was kept."""
+    """`bytes`: given back on the model's device, on CUDA by the allocator's count, elsewhere the size of storages that
+    nothing holds any more. `declined`: full name -> why the weight was kept."""
 
     bytes: int
     declined: dict[str, str]
@@ -29,24 +28,24 @@ class ReleasableWeights:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._out: dict[str, Tensor] = {}  # by full name: the tensor of the model, which is empty now
-        self._kept: Tensors = {}  # their contents on the CPU, unless dropped
+        self._kept: Tensors = {}  # their contents on another device, unless dropped
 
     @property
     def names(self) -> frozenset[str]:
-        """Full names of what is out of memory now."""
+        """Full names of the weights that are out of memory now."""
         return frozenset(self._out)
 
     @property
     def dropped(self) -> frozenset[str]:
-        """Those whose contents are nowhere."""
+        """Full names of those whose contents were dropped."""
         return frozenset(self._out) - frozenset(self._kept)
 
-    def release(self, names: frozenset[str], needed: frozenset[str], to: Literal["cpu", "drop"]) -> Released:
-        """Empty the storage of `names` that are not `needed`, keeping the contents on the CPU or not at all.
+    def release(self, names: frozenset[str], needed: frozenset[str], to: torch.device | None) -> Released:
+        """Empty the storage of `names` that are not `needed`; keep the contents on the device `to`, None drops them.
 
         A tensor with several names goes by any of them. A storage is emptied if every tensor of the model that lies in
-        it may go, they fill it and nothing else holds it; the others are declined. `to="cpu"` of a model on the CPU
-        moves nothing and gives 0 bytes.
+        it may go, they fill it and nothing else holds it; the others are declined. Weights that are on `to` already do
+        not move, and count 0 bytes.
         """
         everything: Tensors = dict(self._model.named_parameters(remove_duplicate=False))
         everything.update(self._model.named_buffers(remove_duplicate=False))
@@ -55,7 +54,8 @@ class ReleasableWeights:
         for name, tensor in everything.items():
             if name not in self._out:
                 by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
-        released, allocated = 0, _allocated()
+        gpus = {t.device for t in everything.values() if t.device.type == "cuda"} - {to}
+        released, allocated = 0, _allocated(gpus)
         declined: dict[str, str] = {}
         for members in by_storage.values():
             wanted = [n for n in members if id(everything[n]) in may_go]
@@ -68,7 +68,7 @@ class ReleasableWeights:
                 declined.update(dict.fromkeys(wanted, why))
             elif others:
                 declined.update(dict.fromkeys(wanted, f"it shares its storage with {others[0]}, which is needed"))
-            elif not (to == "cpu" and storage.device.type == "cpu"):
+            elif storage.device != to:
                 size = storage.nbytes()
                 del storage
                 if self._take_out({n: everything[n] for n in wanted}, to):
@@ -76,12 +76,11 @@ class ReleasableWeights:
                 else:
                     why = "something holds its memory (a TrainingStep?); call step.release() or sample from a copy"
                     declined.update(dict.fromkeys(wanted, why))
-        on_gpu = any(t.device.type == "cuda" for t in everything.values())
-        return Released(allocated - _allocated() if on_gpu else released, declined)
+        return Released(allocated - _allocated(gpus) if gpus else released, declined)
 
-    def _take_out(self, tensors: Tensors, to: Literal["cpu", "drop"]) -> bool:
+    def _take_out(self, tensors: Tensors, to: torch.device | None) -> bool:
         distinct = {id(tensor): tensor for tensor in tensors.values()}
-        contents = {key: tensor.detach().to("cpu") for key, tensor in distinct.items()} if to == "cpu" else {}
+        contents = {} if to is None else {key: tensor.detach().to(to) for key, tensor in distinct.items()}
         if not empty_unless_held(distinct.values()):
             return False
         self._out.update(tensors)
@@ -89,9 +88,9 @@ class ReleasableWeights:
         return True
 
     def restore(self, state: Mapping[str, Tensor] | None) -> None:
-        """Put everything back: from the CPU, or what was dropped from `state` (full name -> tensor).
+        """Put everything back: from the device it was moved to, or, if dropped, from `state` (full name -> tensor).
 
-        Raises ValueError, changing nothing, if something dropped is not in `state`.
+        Raises ValueError, changing nothing, if a dropped weight is not in `state`.
         """
         source = {**self._kept, **{n: t for n, t in (state or {}).items() if n in self._out}}
         if missing := sorted(set(self._out) - set(source)):
@@ -105,39 +104,39 @@ class ReleasableWeights:
         self._out, self._kept = {}, {}
 
     def refuse_if_out(self, what: str) -> None:
-        """RuntimeError, said of `what`, if any weight is out of memory."""
+        """Raise RuntimeError, with `what` named, if any weight is out of memory."""
         if self._out:
             raise RuntimeError(
-                f"{what} needs weights that free_hoisted_weights took out of memory ({min(self._out)} and "
+                f"{what} needs weights that release_weights took out of memory ({min(self._out)} and "
                 f"{len(self._out) - 1} more); call restore_weights first."
             )
 
     def refuse_if_out_among(self, needed: Iterable[str], what: str) -> None:
-        """RuntimeError, said of `what`, if one of the weights `needed` is out of memory."""
+        """Raise RuntimeError, with `what` named, if one of the weights `needed` is out of memory."""
         if missing := sorted(set(self._out) & set(needed)):
             raise RuntimeError(
-                f"{what} reads weights that free_hoisted_weights took out of memory ({missing[0]} and "
+                f"{what} reads weights that release_weights took out of memory ({missing[0]} and "
                 f"{len(missing) - 1} more): its cost model keeps other values than that of the shapes before. Call "
                 f"restore_weights first."
             )
 
     def refuse_if_dropped(self, needed: Iterable[str], what: str, remedy: str) -> None:
-        """RuntimeError, said of `what`, if one of the weights `needed` was dropped."""
+        """Raise RuntimeError, with `what` and `remedy` named, if one of the weights `needed` was dropped."""
         if missing := sorted(self.dropped & set(needed)):
             raise RuntimeError(
-                f"{what} needs weights that free_hoisted_weights(to='drop') dropped ({missing[0]} and "
+                f"{what} needs weights that release_weights(to='drop') dropped ({missing[0]} and "
                 f"{len(missing) - 1} more); restore_weights(state_dict) first, or {remedy}."
             )
 
     def were_replaced(self, names: Iterable[str]) -> None:
-        """The model has other tensors under `names` now, which are not out."""
+        """Forget `names`: the model has other tensors there now."""
         for name in names:
             self._out.pop(name, None)
             self._kept.pop(name, None)
 
     @contextlib.contextmanager
     def resident(self) -> Iterator[None]:
-        """Everything that was moved to the CPU is on its device inside, and out again afterwards."""
+        """Inside the block, weights that were moved away are back on their device."""
         moved = {n: t for n, t in self._out.items() if n in self._kept}
         for name, tensor in moved.items():
             if tensor.numel() == 0:
@@ -149,6 +148,21 @@ class ReleasableWeights:
                 tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
 
 
-def _allocated() -> int:
-    """Bytes of all GPUs that tensors occupy."""
-    return sum(map(torch.cuda.memory_allocated, range(torch.cuda.device_count())))
+def destination(to: str | torch.device) -> torch.device | None:
+    """The device that `to` names, with its index; None for "drop". Raises ValueError for anything else."""
+    if to == "drop":
+        return None
+    try:
+        device = torch.empty(0, device=to).device
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ValueError(
+            f"to={to!r} ({str(error).splitlines()[0]}); use 'drop', or a device that is there, such as 'cpu'."
+        ) from error
+    if device.type == "meta":
+        raise ValueError("to='meta': a meta device holds no contents; use 'drop' to keep nothing.")
+    return device
+
+
+def _allocated(gpus: Iterable[torch.device]) -> int:
+    """Bytes that tensors occupy on `gpus`."""
+    return sum(map(torch.cuda.memory_allocated, gpus))

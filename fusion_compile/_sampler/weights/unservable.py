@@ -1,4 +1,4 @@
-"""Models whose weights or hooks a sampler's graph cannot stand for: refused before any work is done."""
+"""Refuse models whose weights or hooks a sampler's graph cannot represent, before any work is done."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ _PLAIN = (Tensor, nn.Parameter)
 
 
 def refuse_unservable(model: nn.Module) -> None:
-    """Raise ValueError naming what cannot be served: a weight without data or of another tensor class (DTensor of FSDP
-    and tensor parallelism, TorchAO's, bitsandbytes' and GGUF's quantised ones), or a module with a hook that moves
-    weights or remembers earlier calls (accelerate's offloading, diffusers' HookRegistry)."""
+    """Raise ValueError that names a weight or a module which cannot be served.
+
+    Refused are weights without data, weights of another tensor class (DTensor of FSDP and tensor parallelism, the
+    quantised ones of TorchAO, bitsandbytes and GGUF), and modules with a hook that moves weights or keeps state between
+    calls (accelerate's offloading, diffusers' HookRegistry).
+    """
     for name, tensor in _weights(model):
         if type(tensor) not in _PLAIN:
             raise ValueError(
@@ -30,7 +33,7 @@ def refuse_unservable(model: nn.Module) -> None:
             raise ValueError(
                 f"{where} has accelerate's {type(module._hf_hook).__name__}, which moves weights at every call; "
                 f"the graph would keep the moment of its export. Call "
-                f"accelerate.hooks.remove_hook_from_module(model, recurse=True) first; free_hoisted_weights(to='cpu') "
+                f"accelerate.hooks.remove_hook_from_module(model, recurse=True) first; release_weights(to='cpu') "
                 f"gives memory back instead."
             )
         if hooks := list(getattr(getattr(module, "_diffusers_hook", None), "hooks", ())):

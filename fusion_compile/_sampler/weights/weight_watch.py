@@ -1,4 +1,4 @@
-"""Noticing that weights behind a table changed, and which."""
+"""Notice that weights behind a table changed, and which."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fusion_compile._types import Tensors
 
 
 def is_part_of_more(tensor: Tensor) -> bool:
-    """Whether `tensor` is a view into a larger storage, as parameters of a `TrainingStep` are views into its banks.
+    """Whether `tensor` is a view into a larger storage, as a `TrainingStep`'s parameters are views into its banks.
 
-    Writes to such a storage do not count in the view's `_version` when the view was installed by ``.data =``.
+    A write to such a storage does not change the view's `_version` if the view was installed by ``.data =``.
     """
     return tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
 
@@ -22,36 +22,36 @@ def is_part_of_more(tensor: Tensor) -> bool:
 class WeightWatch:
     """Notices changes of the weights that tables depend on.
 
-    `weights`: full name -> the tensor. Seen at every call, without looking at the device: in-place writes that count
-    versions, ``.data =``. Writes through ``.data``, to a storage that the parameter is a view of, or to an inference
-    tensor count no version; `contents_changed` sees them and waits for the device.
+    `weights`: full name -> tensor. `versions_changed` sees in-place writes that count versions, and ``.data =``; it
+    does not look at the device. Writes through ``.data``, to a storage that the parameter is a view of, or to an
+    inference tensor count no version; `contents_changed` sees them and waits for the device.
     """
 
     def __init__(self, weights: Tensors) -> None:
         self._weights = dict(weights)
         self._read_back = ReadBack()
-        self.remember()
+        self.accept_current()
 
-    def remember(self) -> None:
-        """The weights as they are now belong to the tables, or were just released with them up to date."""
+    def accept_current(self) -> None:
+        """Compare with the weights as they are now: the tables are up to date with them."""
         self._versions = self._current_versions()
         self._checksum = self._current_checksum()
         self.must_compare = any(map(is_part_of_more, self._weights.values()))
 
     def replace(self, tensors: Mapping[str, Tensor]) -> None:
-        """Watch those of `tensors` (full name -> tensor) that are watched under these names instead."""
+        """Watch `tensors` (full name -> tensor) instead of the watched weights of these names."""
         self._weights.update({name: t for name, t in tensors.items() if name in self._weights})
-        self.remember()
+        self.accept_current()
 
     def versions_changed(self) -> frozenset[str]:
-        """The weights that have another address or version than remembered."""
+        """The weights whose address or version changed."""
         now = self._current_versions()
         if now == self._versions:
             return frozenset()
         return frozenset(name for name, new, old in zip(self._weights, now, self._versions, strict=True) if new != old)
 
     def contents_changed(self) -> frozenset[str]:
-        """The weights with another checksum than remembered; reads them all, and on a GPU waits for the result."""
+        """The weights whose checksum changed; reads all of them, and on a GPU waits for the result."""
         differs = self._checksum != self._current_checksum()
         (seen,) = self._read_back.now(differs)
         # what was released is empty, not changed

@@ -1,6 +1,7 @@
-"""Arguments of one call, for each transformer class of diffusers: what its pipeline passes, with random contents.
+"""Make up the arguments of one call of each transformer class of diffusers, as its pipeline passes them.
 
-Everything is made by factories on the model's device, so that a model of meta tensors gets meta tensors.
+Contents are random. Everything is made by factories on the model's device, so that a model of meta tensors gets meta
+tensors.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 Clock = Literal["index", "thousand", "unit"]
-"""What a pipeline gives as the timestep: int64 in 0..999, floats in 0..1000, or floats in 0..1."""
+"""The timesteps that a pipeline passes: int64 in 0..999, floats in 0..1000, or floats in 0..1."""
 
 TIMESTEP = object()
 """Stands for the timestep in a family's arguments."""
@@ -22,7 +23,7 @@ TIMESTEP = object()
 
 @dataclass(frozen=True)
 class CallSizes:
-    """How large a call to make up. What is None is the usual size of the class: of latents, frames and text tokens."""
+    """Sizes of a call; None is the usual size of the class, for latents, frames and text tokens."""
 
     batch: int = 2
     height: int | None = None
@@ -32,7 +33,7 @@ class CallSizes:
 
 
 class Maker:
-    """Random tensors of the model's device and dtype, and the sizes of the call."""
+    """Makes random tensors in the model's device and dtype, with the sizes of the call."""
 
     def __init__(self, model: nn.Module, sizes: CallSizes) -> None:
         weights = Counter[tuple[torch.device, torch.dtype]]()
@@ -59,7 +60,7 @@ class Maker:
         return torch.randint(0, n, (self.batch,), device=self.device)
 
     def mask(self, tokens: int, dtype: torch.dtype | None = None) -> Tensor:
-        """All tokens but the last fifth."""
+        """A mask that hides the last fifth of the tokens."""
         return (
             (torch.arange(tokens, device=self.device) < tokens - tokens // 5)
             .expand(self.batch, -1)
@@ -70,12 +71,12 @@ class Maker:
         return torch.full((self.batch,), value, device=self.device, dtype=self.dtype)
 
     def rows(self, *values: float, dtype: torch.dtype | None = None) -> Tensor:
-        """``[B, len(values)]``, made without a copy from the host, which a meta tensor cannot take."""
+        """``[B, len(values)]``, made without a copy from the CPU, which a meta tensor cannot take."""
         columns = [torch.full((self.batch, 1), v, device=self.device, dtype=dtype or self.dtype) for v in values]
         return torch.cat(columns, dim=1)
 
     def grid_ids(self, height: int, width: int, axes: int) -> Tensor:
-        """``[height * width, axes]`` positions, row and column in axes 1 and 2."""
+        """``[height * width, axes]`` positions, with row and column in axes 1 and 2."""
         y = torch.arange(height, device=self.device)[:, None].expand(-1, width)
         x = torch.arange(width, device=self.device)[None, :].expand(height, -1)
         nothing = torch.zeros_like(y)
@@ -325,8 +326,10 @@ def _lumina2(m: Maker) -> dict[str, Any]:
 
 
 class Family(NamedTuple):
-    """A class's `clock`, and its `arguments`. The timestep is float32 or int64 ``[B]``, but in the weights' dtype if it
-    is `like_weights`, and ``[1]`` if it is not `per_sample`."""
+    """How a class's pipeline calls it: `clock`, and a maker of `arguments`.
+
+    The timestep is float32 or int64 ``[B]``; in the weights' dtype if `like_weights`, and ``[1]`` if not `per_sample`.
+    """
 
     clock: Clock
     arguments: Callable[[Maker], dict[str, Any]]

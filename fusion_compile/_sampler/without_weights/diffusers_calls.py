@@ -1,7 +1,7 @@
 """Example arguments for diffusers' transformers: one call of `forward` as the class's pipeline makes it.
 
-What is asked of a checkpoint's owner is its ``config.json`` alone: every size follows from it. Weights and examples may
-be meta tensors, which have shapes and no data. diffusers is imported when a class of it is asked for and not before.
+A checkpoint's ``config.json`` is enough: every size follows from it. Weights and examples may be meta tensors, which
+have shapes and no data. diffusers is imported only when one of its classes is needed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ExampleCall:
 
 
 def model_of_config(path: str | Path) -> nn.Module:
-    """The model of a diffusers ``config.json`` (or of the folder it is in), with a new model's weights.
+    """Build the model of a diffusers ``config.json``, or of the folder it is in, with new weights.
 
     Built under ``torch.device("meta")`` it takes no memory. Raises ValueError for a file that is no such config, for a
     class that diffusers does not have, and without diffusers.
@@ -48,7 +48,7 @@ def model_of_config(path: str | Path) -> nn.Module:
 
 
 def model_of_class(name: str, config: Mapping[str, Any]) -> nn.Module:
-    """diffusers' class `name` built from `config`; raises ValueError as `model_of_config` does."""
+    """Build diffusers' class `name` from `config`; raises ValueError as `model_of_config` does."""
     try:
         diffusers = importlib.import_module("diffusers")
     except ImportError as error:
@@ -69,7 +69,7 @@ def known_classes() -> tuple[str, ...]:
 
 
 def example_call(model: nn.Module, n_steps: int, sizes: CallSizes | None = None) -> ExampleCall:
-    """A call of `model`, a transformer of diffusers, on its device and in its dtype, with random contents.
+    """Make up a call of `model`, a transformer of diffusers, on its device and in its dtype, with random contents.
 
     Raises ValueError for a class that is not one of `known_classes`.
     """
@@ -92,7 +92,7 @@ def example_call(model: nn.Module, n_steps: int, sizes: CallSizes | None = None)
 
 
 def example_schedule(clock: Clock, n_steps: int) -> Tensor:
-    """``[n_steps]`` falling timesteps of one kind, on the CPU."""
+    """``[n_steps]`` falling timesteps in the units of `clock`, on the CPU."""
     ratio = torch.linspace(1, 0, n_steps + 1, dtype=torch.float64, device="cpu")[:-1]
     if clock == "index":
         return (ratio * 999).round().long()

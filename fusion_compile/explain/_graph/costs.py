@@ -1,4 +1,4 @@
-"""What one node of an ATen graph costs: floating-point operations, bytes through memory, kernels."""
+"""The cost of one node of an ATen graph: floating-point operations, bytes moved, kernels."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from fusion_compile.passes._graph import is_view, op_name, value_of
 
 
 def flops(node: fx.Node) -> int:
-    """As ``torch.utils.flop_counter`` counts them, by its own formulas: matrix products, convolutions, attention; a
-    multiply-add is two and the rest is free. Attention on a CPU, which torch counts as nothing, is counted too, and so
-    are the composite operators (linear, matmul) of a graph that keeps them."""
+    """Count floating-point operations by the formulas of ``torch.utils.flop_counter``.
+
+    Matrix products, convolutions and attention count, a multiply-add as two; the rest is free. Deviations: attention on
+    a CPU counts too, where torch counts nothing, and so do composite operators (linear, matmul) of a graph that keeps
+    them.
+    """
     if node.op != "call_function":
         return 0
     formula = _FORMULAS.get(op_name(node.target)) or _registered(node.target)
@@ -29,9 +32,9 @@ def flops(node: fx.Node) -> int:
 
 
 def bytes_moved(node: fx.Node) -> tuple[int, int]:
-    """Bytes that a kernel for this node alone reads and writes; nothing for views, inputs and unpackings.
+    """Return the bytes that a kernel for this node alone reads and writes; 0 for views, inputs and unpackings.
 
-    An operator that looks its input up (embedding, gather, index) reads as much of it as it gives out.
+    A lookup (embedding, gather, index) reads as many bytes of its table as it writes.
     """
     if not launches(node):
         return 0, 0
@@ -49,7 +52,7 @@ def bytes_moved(node: fx.Node) -> tuple[int, int]:
 
 
 def mutated(node: fx.Node) -> list[fx.Node]:
-    """The nodes whose memory `node` writes, by its operator's schema."""
+    """Return the nodes whose memory `node` writes, by its operator's schema."""
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable:
         return []
@@ -62,7 +65,7 @@ def mutated(node: fx.Node) -> list[fx.Node]:
 
 
 def tensors_of(node: fx.Node) -> Iterator[Tensor]:
-    """The fake tensors that `node` gives, one or many."""
+    """Return the fake tensors of the result of `node`."""
     value = value_of(node)
     for item in value if isinstance(value, (tuple, list)) else (value,):
         if isinstance(item, Tensor):
@@ -70,13 +73,13 @@ def tensors_of(node: fx.Node) -> Iterator[Tensor]:
 
 
 def touched(tensor: Tensor) -> int:
-    """Bytes behind `tensor`: what an expanded dimension repeats counts once."""
+    """Return the bytes behind `tensor`. Elements that an expanded dimension repeats count once."""
     sizes = [number(n) for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride != 0 or n == 0]
     return math.prod(sizes) * tensor.element_size()
 
 
 def number(size: Any) -> int:
-    """A size as an int: of a symbol, the size that it was traced with, or 0 when it depends on data."""
+    """Return a size as an int. A symbol counts as the size that it was traced with, or 0 if it depends on data."""
     if isinstance(size, (int, float)):
         return int(size)
     hint = getattr(getattr(size, "node", None), "hint", None)
@@ -111,17 +114,17 @@ _ALLOCATIONS = ("empty", "new_empty")
 
 
 def is_alias(node: fx.Node) -> bool:
-    """Whether `node` gives its first input's memory and runs no kernel."""
+    """Whether the result of `node` is its first input's memory, so that no kernel runs."""
     return is_view(node) or (node.op == "call_function" and op_name(node.target) in _ALIASES)
 
 
 def launches(node: fx.Node) -> int:
-    """Kernels that `node` starts when it is run eagerly: 1, or 0 for a view, an input, an unpacking, an allocation."""
+    """Count the kernels that `node` starts in eager mode: 1, or 0 for a view, input, unpacking or allocation."""
     return int(_counts(node) > 0 and not is_alias(node) and not op_name(node.target).startswith(_ALLOCATIONS))
 
 
 def main_dtype(node: fx.Node) -> torch.dtype:
-    """The dtype that the arithmetic of a matrix product runs in: its operands'."""
+    """Return the dtype of the arithmetic of a matrix product: that of its first floating operand."""
     for source in node.all_input_nodes:
         for tensor in tensors_of(source):
             if tensor.is_floating_point() or tensor.is_complex():

@@ -1,4 +1,4 @@
-"""The peak of a graph when it is fused: an estimate by Inductor's own rules of which values get memory."""
+"""The peak memory of a fused graph, estimated by Inductor's rules for which values get memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fusion_compile.explain._graph.lifetimes import Held, Lifetimes
 from fusion_compile.passes._graph import op_name
 
 _MOST_READS = 4
-"""A value with several readers that itself reads more gets memory: Inductor's ``realize_reads_threshold``."""
+"""A value with several readers gets memory if it reads more values (Inductor's ``realize_reads_threshold``)."""
 
 _ELEMENTWISE = {"clone", "_to_copy", "where", "gelu_backward", "silu_backward", "threshold_backward", "copy_", "arange"}
 _ELEMENTWISE |= {"zeros", "ones", "full", "scalar_tensor", "zeros_like", "ones_like", "full_like", "new_zeros"}
@@ -23,11 +23,11 @@ _REDUCTIONS |= {"_log_softmax", "linalg_vector_norm", "native_layer_norm", "nati
 
 
 def fused_peak(graph: fx.Graph, nodes: Sequence[fx.Node], lives: Lifetimes) -> int:
-    """Bytes at the highest point of `nodes`, those of `graph` but its output, when elementwise work is fused.
+    """Estimate the peak bytes of `nodes`, those of `graph` except its output, with elementwise work fused.
 
-    An elementwise result that only elementwise work and reductions read is computed where it is read, and takes no
-    memory; what it reads must then stay that long. The order of the nodes is kept, which Inductor may improve, and a
-    reduction's result always has memory, which Inductor may save.
+    An elementwise result that only elementwise operators and reductions read is computed where it is read. It takes no
+    memory, but its own inputs must live until then. Deviations from Inductor: the order of the nodes is kept, which
+    Inductor may improve, and every reduction's result has memory, which Inductor may save.
     """
     inlined: dict[fx.Node, frozenset[Held]] = {}
     for node in nodes:
@@ -57,7 +57,7 @@ def fused_peak(graph: fx.Graph, nodes: Sequence[fx.Node], lives: Lifetimes) -> i
 
 
 def _readers(node: fx.Node) -> Iterator[fx.Node]:
-    """What reads the values of `node`, through views."""
+    """Return the nodes that read the result of `node`, also through views."""
     for user in node.users:
         if user.op == "call_function" and (is_alias(user) or user.target is operator.getitem):
             yield from _readers(user)

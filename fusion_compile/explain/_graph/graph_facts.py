@@ -1,4 +1,4 @@
-"""An ATen graph as a table: what each node is, where it comes from, what it costs, and the sums over regions."""
+"""An ATen graph as a table: each node with its source line and costs, and the sums over regions."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from collections.abc import Callable, Mapping, Sequence, Set
 
 from torch import fx
 
-from fusion_compile.explain._facts import GraphFacts, NodeFacts, RegionFacts
+from fusion_compile.explain._facts import INPUT, GraphFacts, NodeFacts, RegionFacts
+from fusion_compile.explain._findings import WAITS, identity
 from fusion_compile.explain._graph.costs import bytes_moved, flops, launches, main_dtype, number, tensors_of, touched
 from fusion_compile.explain._graph.memory import memory_of
 from fusion_compile.explain._graph.roofline import Roofline
-from fusion_compile.explain._graph.static_findings import WAITS
 from fusion_compile.passes import BindingTime, Finding, find_host_syncs
 from fusion_compile.passes._graph import op_name
 from fusion_compile.passes._user_frame import user_line
-
-INPUT = "input"
-"""The region of what a graph is given: inputs, weights, state."""
 
 
 def graph_facts(
@@ -31,10 +28,11 @@ def graph_facts(
     times: Mapping[str, BindingTime] | None = None,
     root: str = "",
 ) -> GraphFacts:
-    """The table of `module`, whose nodes carry fake tensors in ``meta["val"]``.
+    """Make the table of `module`, whose nodes carry fake tensors in ``meta["val"]``.
 
-    `region`: of a call. `input_names`: what to call its inputs. `findings`: those about a node's line and operator are
-    linked to it. `times`: binding times by node name. `root`: what the names of all modules begin with.
+    `line`: the roofline for the times. `region`: returns the region of a call. `input_names`: names for its inputs.
+    `findings`: those about a node's line and operator are linked to it. `times`: binding times by node name. `root`:
+    common prefix of all module names, which is removed.
     """
     nodes = [n for n in module.graph.nodes if n.op != "output"]
     index = {n: i for i, n in enumerate(nodes)}
@@ -72,29 +70,31 @@ def graph_facts(
                 finding=_finding(findings, where, {op, name, op_name(node.target)}, (where, op) in waits),
             )
         )
-    told = {node: (fact.name, fact.where) for node, fact in zip(nodes, facts, strict=True)}
-    memory = memory_of(module.graph, nodes, told)
+    names = {node: (fact.name, fact.where) for node, fact in zip(nodes, facts, strict=True)}
+    memory = memory_of(module.graph, nodes, names)
     return GraphFacts(title, _regions(facts), _edges(nodes, facts), tuple(facts), memory)
 
 
-def _finding(findings: Sequence[Finding], where: str, names: Set[str], waits: bool) -> int | None:
-    """The first finding about a node of that line and those names; of a node that `waits`, whatever is said to wait
-    there, as the captured graph calls it otherwise than ATen's."""
-    for i, finding in enumerate(findings):
+def _finding(findings: Sequence[Finding], where: str, names: Set[str], waits: bool) -> str | None:
+    """Return the identity of the first finding about a node with that line and one of those names.
+
+    A node that `waits` matches any wait on its line, because the captured graph and ATen's name it differently.
+    """
+    for finding in findings:
         if finding.where == where and where and (finding.op in names or (waits and finding.kind in WAITS)):
-            return i
+            return identity(finding)
     return None
 
 
 def module_path(node: fx.Node) -> str:
-    """Full name of the module that `node` was called in, ``"blocks.0.attn"``; "" outside of any or in the outermost."""
+    """Return the full name of the module that called `node`, ``"blocks.0.attn"``; "" for the outermost or none."""
     stack = node.meta.get("nn_module_stack") or {}
     entries = [entry[0] if isinstance(entry, tuple) else str(entry) for entry in stack.values()]
     return _readable(entries[-1]) if entries else ""
 
 
 def _readable(path: str) -> str:
-    """Dynamo's expression for a module as a name: ``getattr(L['self'].blocks, '0').mlp`` is ``blocks.0.mlp``."""
+    """Turn Dynamo's expression for a module into a name: ``getattr(L['self'].blocks, '0').mlp`` -> ``blocks.0.mlp``."""
     before = None
     while before != path:
         before = path
@@ -123,7 +123,7 @@ def _regions(facts: Sequence[NodeFacts]) -> tuple[RegionFacts, ...]:
 
 
 def _edges(nodes: Sequence[fx.Node], facts: Sequence[NodeFacts]) -> tuple[tuple[str, str, int], ...]:
-    """Bytes that each region reads of what another made; a value that is read twice there counts once."""
+    """Return the bytes that each region reads from each other one. A value read twice in a region counts once."""
     crossing: dict[tuple[str, str], dict[fx.Node, int]] = {}
     for node, fact in zip(nodes, facts, strict=True):
         for source, i in zip(node.all_input_nodes, fact.inputs, strict=True):

@@ -1,4 +1,4 @@
-"""Which memory each node of a graph gives, how large it is, and who is done with it when."""
+"""The memory of each node's result in a graph: its size, its first node and its last."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from fusion_compile.explain._graph.costs import is_alias, mutated, number
 from fusion_compile.passes._graph import value_of
 
 _BLOCK = 512
-"""torch's CUDA allocator gives out multiples of so many bytes."""
+"""torch's CUDA allocator rounds up to multiples of this many bytes."""
 
 Held = tuple[fx.Node, int]
-"""A memory, by the node that made it and the number of its result."""
+"""A piece of memory, by the node that allocated it and the number of the result."""
 
 
 class Lifetimes:
-    """`held`: what each node gives to look at. `made`: what it had to be given. `inputs`: what was there before."""
+    """The memory of every node of a graph.
+
+    `held`: memory that each node's result lies in. `made`: memory that the node allocates. `inputs`: memory of the
+    graph's inputs. `sizes`: in bytes.
+    """
 
     def __init__(self, nodes: Sequence[fx.Node]) -> None:
         self.nodes = nodes
@@ -53,7 +57,7 @@ class Lifetimes:
         return tuple(given)
 
     def last_use(self, output: fx.Node) -> dict[Held, int]:
-        """The index of the node after which each memory that does not outlive the graph is given back."""
+        """Return, for memory that does not outlive the graph, the index of the node after which it is free."""
         for i, node in enumerate(self.nodes):
             for memory in (*self.held[node], *(m for n in node.all_input_nodes for m in self.held[n])):
                 self.ends[memory] = i
@@ -64,7 +68,7 @@ class Lifetimes:
 
 
 def _allocated(tensor: Tensor) -> int:
-    """Bytes of a new memory for `tensor`."""
+    """Return the bytes that a new `tensor` takes."""
     size = 1 + sum((number(n) - 1) * number(s) for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     count = 0 if any(number(n) == 0 for n in tensor.shape) else size * tensor.element_size()
     return -(-count // _BLOCK) * _BLOCK if tensor.device.type == "cuda" else count

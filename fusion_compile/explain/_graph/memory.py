@@ -1,4 +1,4 @@
-"""How much memory a graph holds while each of its nodes runs: a walk over lifetimes."""
+"""The memory that a graph holds while each of its nodes runs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _LISTED = 40
 
 
 def memory_of(graph: fx.Graph, nodes: Sequence[fx.Node], names: Mapping[fx.Node, tuple[str, str]]) -> Memory:
-    """The walk over `nodes`, those of `graph` but its output. `names`: what to call each and where it is from.
+    """Sum up the memory over `nodes`, those of `graph` except its output. `names`: name and source line of each.
 
-    It models the graph run operator by operator, as eager PyTorch and ``aot_eager`` run it: each result has memory of
-    its own until its last reader is done; views and writes in place have that of what they look at; inputs and weights
-    are the caller's and stay. What an operator allocates for itself is not seen. Inductor fuses operators and never
-    gives many of these values memory, so its peak lies below, and never far above.
+    The model is a run operator by operator, as in eager PyTorch and ``aot_eager``. Each result has its own memory until
+    its last reader is done. Views and in-place writes share the memory of their input. Inputs and weights belong to the
+    caller and stay. Scratch memory inside an operator is not seen. Inductor fuses operators and gives many values no
+    memory, so its peak is lower, or at most slightly higher.
     """
     lives = Lifetimes(nodes)
     alive = sum(lives.sizes[m] for m in lives.inputs)

@@ -12,19 +12,22 @@ _TERA = 10**12
 
 @dataclass(frozen=True)
 class Roofline:
-    """`flops`: peak operations a second of dense matrix products by dtype's name, ``"tf32"`` where a device has it.
-    `bandwidth`: bytes a second between memory and chip."""
+    """The peak rates of a device.
+
+    `flops`: operations per second of dense matrix products, by dtype name; ``"tf32"`` if the device has it.
+    `bandwidth`: bytes per second between memory and chip.
+    """
 
     name: str
     flops: Mapping[str, float]
     bandwidth: float
 
     def microseconds(self, flops: int, moved: int, dtype: torch.dtype) -> float:
-        """A lower bound for `flops` in `dtype` and `moved` bytes: both at their peak, one hidden behind the other."""
+        """Return the lower bound for `flops` in `dtype` and `moved` bytes, both at their peak rates and overlapping."""
         return 1e6 * max(flops / self.peak(dtype) if flops else 0.0, moved / self.bandwidth)
 
     def peak(self, dtype: torch.dtype) -> float:
-        """Operations a second; float32 counts as TensorFloat32 where torch's switch allows it."""
+        """Return operations per second. float32 counts as TensorFloat32 if torch's switch allows it."""
         name = str(dtype).removeprefix("torch.")
         if name.startswith("float8"):
             name = "float8"
@@ -51,7 +54,8 @@ def _device(
     half: float | None = None,
     byte: float | None = None,
 ) -> Roofline:
-    """In tera-operations and terabytes a second. `half`: of float16 and bfloat16; `byte`: of float8 and int8."""
+    """Make a roofline from tera-operations and terabytes per second. `half`: of float16 and bfloat16; `byte`: of float8
+    and int8."""
     peaks = {"float64": f64, "float32": f32}
     peaks |= {} if tf32 is None else {"tf32": tf32}
     peaks |= {} if half is None else {"float16": half, "bfloat16": half}
@@ -83,8 +87,11 @@ ROOFLINES = {
 
 
 def roofline(name: str | None, device: torch.device) -> Roofline:
-    """The device of that name; None takes the GPU at hand if the table has it, else h100 for a program on CUDA and cpu
-    for one that is not. Raises ValueError for a name that the table does not have."""
+    """Return the roofline of that name.
+
+    None takes the GPU at hand if the table has it, else h100 for a program on CUDA and cpu for any other program. Raise
+    ValueError for a name that the table does not have.
+    """
     if name is None:
         if device.type != "cuda":
             return ROOFLINES["cpu"]

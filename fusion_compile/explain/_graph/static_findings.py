@@ -1,10 +1,10 @@
-"""What one can see wrong in a captured graph without running it on a GPU."""
+"""Problems that a captured graph shows without a run and without a GPU."""
 
 from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,44 +12,27 @@ from torch import fx
 
 from fusion_compile._program.program import Program
 from fusion_compile.explain import _compat
+from fusion_compile.explain._findings import deduplicate
 from fusion_compile.explain._graph.costs import is_alias, mutated, tensors_of
 from fusion_compile.passes import Finding
 from fusion_compile.passes._graph import RANDOM, op_name
 from fusion_compile.passes._user_frame import user_line
-
-WAITS = ("host_sync", "capture_unsafe", "graph_break")
-"""Kinds of findings that are one when they are about one line."""
 
 _FACTORIES = {"arange", "empty", "eye", "full", "linspace", "logspace", "normal", "ones", "rand", "randint", "randn"}
 _FACTORIES |= {"randperm", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros"}
 
 
 def find_in_program(program: Program) -> tuple[Finding, ...]:
-    """Host syncs, what a CUDA graph cannot hold, unmarked writes, CPU tensors, and checkpointing that does not work."""
+    """Find host syncs, operators that no CUDA graph can hold, unmarked writes, CPU tensors, ignored checkpoints."""
     found = [*program.findings(thorough=not program.not_in_aten), *_moves_to_cpu(program), *_checkpointing(program)]
     if not program.not_in_aten:
         found += find_cpu_tensors(program.aten.graph, program.graph.graph, program.input_names)
         found += _unmarked_mutations(program)
-    return one_for_each(found)
-
-
-def one_for_each(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Without what is said twice: a wait that both the captured graph and ATen's show, or that also broke the graph,
-    and a number among the arguments that also recompiled. The first stays."""
-    said: dict[tuple[str, str, str], Finding] = {}
-    for i, finding in enumerate(findings):
-        if finding.kind in WAITS and finding.where:
-            key = ("wait", finding.where, "")
-        elif finding.kind == "python_scalar":
-            key = (finding.kind, "", finding.op)
-        else:
-            key = (finding.kind, finding.where or str(i), finding.op)
-        said.setdefault(key, finding)
-    return tuple(said.values())
+    return deduplicate(found)
 
 
 def find_python_scalars(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Finding, ...]:
-    """Floats among the arguments of `fn`: the first value is compiled in as a constant, a second one recompiles."""
+    """Find floats among the arguments of `fn`. The first value is compiled in as a constant; another one recompiles."""
     names = argument_names(fn)
     named = {names[i] if i < len(names) else f"argument {i}": a for i, a in enumerate(args)} | dict(kwargs)
     return tuple(
@@ -57,8 +40,8 @@ def find_python_scalars(fn: Callable[..., Any], args: Sequence[Any], kwargs: Map
             "python_scalar",
             name,
             defined_at(fn),
-            "A Python float is compiled into the program; with another value the program is compiled again, and then "
-            "takes it as a tensor on the CPU, which no CUDA graph can hold.",
+            "A Python float is compiled into the program. With another value the program is compiled again and then "
+            "takes the value as a tensor on the CPU, which no CUDA graph can hold.",
             f"Pass {name} as a 0-dim tensor on the device.",
             "warning",
         )
@@ -68,7 +51,7 @@ def find_python_scalars(fn: Callable[..., Any], args: Sequence[Any], kwargs: Map
 
 
 def argument_names(fn: Callable[..., Any]) -> tuple[str, ...]:
-    """Of the positional arguments of `fn`, as far as they have names."""
+    """Return the names of the positional arguments of `fn`; empty if its signature is not known."""
     try:
         parameters = inspect.signature(getattr(fn, "forward", fn)).parameters.values()
     except (TypeError, ValueError):
@@ -77,14 +60,14 @@ def argument_names(fn: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def defined_at(fn: Callable[..., Any]) -> str:
-    """``file:line`` where `fn`, or a module's forward, is defined; "" for what is not written in Python."""
+    """Return ``file:line`` where `fn`, or a module's forward, is defined; "" if it is not written in Python."""
     function = inspect.unwrap(getattr(fn, "forward", fn))
     code = getattr(getattr(function, "__func__", function), "__code__", None)
     return "" if code is None else f"{code.co_filename}:{code.co_firstlineno}"
 
 
 def _unmarked_mutations(program: Program) -> list[Finding]:
-    """Inputs that the graph writes although nobody promised that they stay where they are."""
+    """Find inputs that the graph writes although they are not marked to keep their addresses."""
     unmarked = {n.name for n in program.graph.graph.find_nodes(op="placeholder") if not _compat.is_marked_static(n)}
     names = program.input_names
     memory: dict[fx.Node, fx.Node] = {}
@@ -104,24 +87,27 @@ def _unmarked_mutations(program: Program) -> list[Finding]:
 
 
 def _unmarked(inputs: Sequence[str], where: str) -> Finding:
-    """Of all that one line writes: a loop over the momenta of a model writes hundreds."""
+    """Make one finding of all inputs that one line writes: a loop over a model's momenta writes hundreds."""
     one = len(inputs) == 1
     return Finding(
         "unmarked_mutation",
         inputs[0] if one else f"{inputs[0]} and {len(inputs) - 1} more",
         where,
-        f"The program writes {'this input' if one else f'these {len(inputs)} inputs'} in place; a CUDA graph is "
-        f"skipped unless {'the input is known to keep its address' if one else 'all are known to keep their addresses'}"
-        ".",
-        "Call torch._dynamo.mark_static_address(tensor, guard=False) once before the first call, hold it as a "
+        f"The program writes {'this input' if one else f'these {len(inputs)} inputs'} in place. torch skips the CUDA "
+        f"graph unless {'the input is' if one else 'all of them are'} marked to keep "
+        f"{'its address' if one else 'their addresses'}.",
+        "Call torch._dynamo.mark_static_address(tensor, guard=False) once before the first call, hold the tensor as a "
         "parameter or buffer of a module, or return the new value instead.",
     )
 
 
 def find_cpu_tensors(graph: fx.Graph, captured: fx.Graph | None, names: Mapping[str, str]) -> tuple[Finding, ...]:
-    """Tensors on the CPU in a program for a GPU. `graph`: in ATen's operators; `names`: of its inputs. Of a program
-    that was traced on the CPU `captured` shows those that would be there on any device, because they are made without
-    ``device=`` or with ``device="cpu"``."""
+    """Find tensors on the CPU in a program for a GPU.
+
+    `graph`: in ATen's operators. `names`: of its inputs. `captured`: the captured graph. For a program traced on the
+    CPU it shows the tensors that would be on the CPU on any machine: those made without ``device=`` or with
+    ``device="cpu"``.
+    """
     if any(t.device.type == "cuda" for n in graph.nodes for t in tensors_of(n)):
         made = [n for n in graph.nodes if _comes_from_the_cpu(n)]
     else:
@@ -131,30 +117,30 @@ def find_cpu_tensors(graph: fx.Graph, captured: fx.Graph | None, names: Mapping[
             "cpu_tensor",
             names.get(node.name, op_name(node.target)),
             user_line(node),
-            "It is a tensor on the CPU inside a program for the GPU: what touches it cannot be in a CUDA graph, and "
-            "each use copies it to the device.",
-            "Make it on the device (device=x.device, x.new_zeros, torch.zeros_like), or once outside.",
+            "This tensor is on the CPU inside a program for the GPU. Operators that read it cannot be in a CUDA graph, "
+            "and each use copies it to the device.",
+            "Create it on the device (device=x.device, x.new_zeros, torch.zeros_like), or once outside the program.",
         )
         for node in made
     )
 
 
 def _comes_from_the_cpu(node: fx.Node) -> bool:
-    """Whether `node` brings in a tensor on the CPU; one that is copied there is a wait, and said as that."""
+    """Whether `node` brings in a tensor on the CPU. A tensor that is copied to the CPU is a wait, another finding."""
     if node.op == "output" or not any(t.device.type == "cpu" for t in tensors_of(node)):
         return False
     return not any(True for source in node.all_input_nodes for _ in tensors_of(source))
 
 
 def _moves_to_cpu(program: Program) -> list[Finding]:
-    """``x.to("cpu")``, which a trace on the CPU does not show as a copy."""
+    """Find ``x.to("cpu")``, which a trace on the CPU does not show as a copy."""
     return [
         Finding(
             "host_sync",
             "tensor.to('cpu')",
             user_line(node),
-            "It copies from the device to the CPU and waits for it.",
-            "Keep the tensor on its device; return it from the program and copy it afterwards.",
+            "It copies from the device to the CPU and waits for the copy.",
+            "Keep the tensor on its device. Return it from the program and copy it afterwards.",
         )
         for node in program.graph.graph.nodes
         if node.op == "call_method" and node.target == "to" and "cpu" in (*node.args[1:], *node.kwargs.values())
@@ -170,7 +156,7 @@ def _is_made_on_the_cpu(node: fx.Node) -> bool:
 
 
 def _checkpointing(program: Program) -> list[Finding]:
-    """Checkpointed calls whose backward is in the same graph: there torch recomputes under conditions only."""
+    """Find checkpointed calls whose backward is in the same graph and does not recompute them."""
     found = []
     calls = [n for n in program.graph.graph.nodes if "activation_checkpoint" in str(n.target)]
     if not calls or not program.backwards:
@@ -185,8 +171,8 @@ def _checkpointing(program: Program) -> list[Finding]:
                     "rng_in_checkpoint",
                     op_name(random.target),
                     user_line(random) or user_line(call),
-                    "It draws random numbers in a checkpointed call whose backward is in the same graph; torch cannot "
-                    "draw them again there and refuses the program.",
+                    "It draws random numbers in a checkpointed call whose backward is in the same graph. torch cannot "
+                    "draw the same numbers again there and refuses the program.",
                     "Move the dropout out of the checkpointed call.",
                 )
             )
@@ -196,8 +182,8 @@ def _checkpointing(program: Program) -> list[Finding]:
                     "checkpoint_ignored",
                     "checkpoint",
                     user_line(call),
-                    "This torch recomputes checkpointed activations only if the backward carries a tag, and this one "
-                    "does not: all activations are kept.",
+                    "This torch recomputes checkpointed activations only if the backward carries a tag. This backward "
+                    "has none, so all activations are kept.",
                     'Take the gradient under torch.fx.traceback.annotate({"remat_pass_tag": "is_backward"}), or use '
                     "compile_training_step, which does.",
                     "warning",

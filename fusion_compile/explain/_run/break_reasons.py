@@ -1,13 +1,18 @@
-"""What torch's reasons for a graph break mean, and what to do: a table over torch's own names for them."""
+"""The meaning of torch's reasons for a graph break, and the remedies: a table by torch's own names."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from fusion_compile.passes._user_frame import TORCH
+
 
 class Words(NamedTuple):
+    """What a finding about a break says."""
+
     kind: str
     op: str
     why: str
@@ -15,8 +20,11 @@ class Words(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """`what`, `context`: patterns of torch's name for the break and of its debug context. `op`: how to write the
-    operator, with ``{name}`` for what the context calls it; empty for torch's name of the break."""
+    """A rule for breaks.
+
+    `what`, `context`: patterns of torch's name for the break and of its debug context.
+    `op`: how to write the operator, with ``{name}`` for its name in the context; empty for torch's name of the break.
+    """
 
     what: str
     context: str
@@ -26,6 +34,7 @@ class _Row(NamedTuple):
     remedy: str
 
 
+_OPTIMIZERS = os.path.join(TORCH, "optim", "")
 _TENSOR_READ = "Keep the value as a tensor: torch.where instead of if, a 0-dim tensor instead of a number."
 
 _ROWS = (
@@ -34,7 +43,7 @@ _ROWS = (
         r"",
         "host_sync",
         "{name}",
-        "It brings a value to the host, which waits for the device to finish everything before it.",
+        "It copies a value to the CPU, which first waits until the device has finished all work before it.",
         _TENSOR_READ,
     ),
     _Row(
@@ -42,16 +51,16 @@ _ROWS = (
         r"",
         "host_sync",
         "if",
-        "Python chooses its way by a tensor's value, so the host waits for the value.",
-        "Compute both ways and choose with torch.where.",
+        "A Python branch depends on a tensor's value, so the CPU waits for the value.",
+        "Compute both branches and choose with torch.where.",
     ),
     _Row(
         r"Dynamic shape operator|Dynamic slicing with Tensor",
         r"",
         "host_sync",
         "{name}",
-        "The shape of its result depends on the data, so the host waits for the count.",
-        "Use torch.where or a product with the mask, which keep the shape.",
+        "The shape of its result depends on the data, so the CPU waits for the size.",
+        "Use torch.where or multiply by the mask; both keep the shape.",
     ),
     _Row(
         r"optimizer",
@@ -59,7 +68,7 @@ _ROWS = (
         "graph_break",
         "optimizer.step()",
         "Optimizers of torch.optim break the graph on purpose, before and after their update.",
-        "Call the optimizer outside of the compiled function, or compile the whole step with "
+        "Call the optimizer outside the compiled function, or compile the whole step with "
         "fusion_compile.compile_training_step.",
     ),
     _Row(
@@ -67,7 +76,7 @@ _ROWS = (
         r"",
         "autograd_escape",
         "",
-        "A result still carries the graph from which gradients were already taken.",
+        "A result still carries an autograd graph whose gradients were already taken.",
         "Return it detached: loss.detach().",
     ),
     _Row(
@@ -75,41 +84,41 @@ _ROWS = (
         r"",
         "graph_break",
         "{name}",
-        "Dynamo does not trace a gradient inside a compiled function unless it is told to.",
-        "Take it with torch.autograd.grad under torch._dynamo.config.trace_autograd_ops = True, or outside of the "
-        "compiled function; fusion_compile.compile_training_step compiles the whole step.",
+        "By default Dynamo does not trace a gradient inside a compiled function.",
+        "Use torch.autograd.grad with torch._dynamo.config.trace_autograd_ops = True, or take the gradient outside the "
+        "compiled function. fusion_compile.compile_training_step compiles the whole step.",
     ),
     _Row(
         r"torch\.compiler\.disable",
         r"",
         "graph_break",
         "{name}",
-        "The function was kept from being compiled with torch.compiler.disable.",
-        "Take the decorator away, or call the function outside of the compiled one.",
+        "torch.compiler.disable excludes the function from compilation.",
+        "Remove the decorator, or call the function outside the compiled one.",
     ),
     _Row(
         r"torch\._dynamo\.graph_break|skip_frame|step_unsupported",
         r"",
         "graph_break",
         "torch._dynamo.graph_break()",
-        "Somebody asked for the break.",
-        "Take the call away.",
+        "The code asks for this break.",
+        "Remove the call.",
     ),
     _Row(
         r"",
         r"builtin (print|breakpoint|input)\b",
         "side_effect",
         "{name}",
-        "It acts on the world outside the program, which a graph cannot hold.",
-        "Return what you want to see, and print it outside of the compiled function.",
+        "It has an effect outside the program, which a graph cannot hold.",
+        "Return the values, and print them outside the compiled function.",
     ),
     _Row(
         r"logging|debugging function",
         r"",
         "side_effect",
         "{name}",
-        "It acts on the world outside the program, which a graph cannot hold.",
-        "Return what you want to see, and log it outside of the compiled function.",
+        "It has an effect outside the program, which a graph cannot hold.",
+        "Return the values, and log them outside the compiled function.",
     ),
     _Row(
         r"",
@@ -117,7 +126,7 @@ _ROWS = (
         "side_effect",
         "{name}",
         "It reads or writes a file, which a graph cannot hold.",
-        "Read before and write after the compiled function; return the tensors that are to be written.",
+        "Read files before the compiled function. Return the tensors to be written, and write them after it.",
     ),
     _Row(
         r"",
@@ -125,23 +134,23 @@ _ROWS = (
         "side_effect",
         "{name}",
         "It reads the clock, which a graph cannot hold.",
-        "Read the clock outside of the compiled function and pass what depends on it as a tensor.",
+        "Read the clock outside the compiled function, and pass values that depend on it as tensors.",
     ),
     _Row(
         r"",
         r"qualname: (Random|RandomState|Generator)\.|module: (random|secrets|numpy\.random)",
         "side_effect",
         "{name}",
-        "It draws from a random generator of Python's or numpy's, whose state a graph cannot hold.",
-        "Draw with torch (torch.rand on the tensor's device), or outside of the compiled function.",
+        "It draws from a random generator of Python or numpy, whose state a graph cannot hold.",
+        "Draw with torch (torch.rand on the tensor's device), or outside the compiled function.",
     ),
     _Row(
         r"numpy|ndarray",
         r"",
         "host_sync",
         "{name}",
-        "It leaves torch for numpy, for which the tensor has to be on the host.",
-        "Write it with torch's operators, which stay on the device.",
+        "numpy needs the tensor on the CPU.",
+        "Use torch's operators, which stay on the device.",
     ),
     _Row(
         r"marked as skipped|not implemented in python",
@@ -149,15 +158,15 @@ _ROWS = (
         "graph_break",
         "{name}",
         "It is compiled code that Dynamo cannot see into.",
-        "Use torch operators, wrap it with torch.library.custom_op, or call it outside of the compiled function.",
+        "Use torch's operators, wrap it with torch.library.custom_op, or call it outside the compiled function.",
     ),
     _Row(
         r"marked as skipped",
         r"",
         "graph_break",
         "{name}",
-        "It is on the list of what Dynamo never looks into.",
-        "Call it outside of the compiled function.",
+        "Dynamo never traces into this function.",
+        "Call it outside the compiled function.",
     ),
 )
 
@@ -167,14 +176,16 @@ _EMPTY_HINT = re.compile(
 
 
 def is_consequence(what: str) -> bool:
-    """Whether a break of this name comes of another one: a leaf that would not have left the graph without it."""
+    """Whether a break of this name only follows from another one, without which the leaf would stay in the graph."""
     return re.search(r"intermediate with requires_grad_|requires_grad_\(\) intermediate", what) is not None
 
 
 def plain_words(what: str, context: str, explanation: str, hints: Sequence[str], files: Sequence[str]) -> Words:
-    """Of a break that torch calls `what`. `files`: those of the frames that lead there, outermost first. What no row
-    knows is told in torch's own words."""
-    if (files and "/torch/optim/" in files[-1].replace("\\", "/")) or context.startswith("qualname: Optimizer."):
+    """Describe a break that torch calls `what`.
+
+    `files`: those of the frames that lead to it, outermost first. A break without a rule keeps torch's own words.
+    """
+    if (files and files[-1].startswith(_OPTIMIZERS)) or context.startswith("qualname: Optimizer."):
         what = "optimizer"
     name = _name(context)
     for row in _ROWS:
@@ -182,11 +193,11 @@ def plain_words(what: str, context: str, explanation: str, hints: Sequence[str],
             return Words(row.kind, row.op.format(name=name or what) or what, row.why, row.remedy)
     why = explanation if explanation.endswith(".") else f"{explanation or what}."
     useful = next((hint for hint in hints if not _EMPTY_HINT.search(hint)), "")
-    return Words("graph_break", name or what, why, useful or "Move it outside of the compiled function.")
+    return Words("graph_break", name or what, why, useful or "Move it outside the compiled function.")
 
 
 def _name(context: str) -> str:
-    """What the debug context is about, as one would write it: ``time.time()``, ``tensor.item()``, ``aten.nonzero``."""
+    """Return the name of the callee in a debug context: ``time.time()``, ``tensor.item()``, ``aten.nonzero``."""
     if found := re.search(r"module: ([\w.]+), qualname: ([\w.]+)", context):
         return f"{found[1]}.{found[2]}()"
     if found := re.search(r"call_method TensorVariable\(\) (\w+)", context):

@@ -1,4 +1,4 @@
-"""The graphs that Dynamo makes of a callable, without lasting effect on what it is given."""
+"""The graphs that Dynamo captures of a callable, without lasting effect on its inputs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fusion_compile.passes._compat import tree_leaves
 
 
 def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Program, ...]:
-    """Call `fn` once and return each graph that Dynamo captured on the way, in the order in which they ran.
+    """Call `fn` once and return the graphs that Dynamo captured, in the order in which they ran.
 
-    Where Dynamo gives up the graph ends and Python goes on, as under ``torch.compile``. Tensors among the arguments and
-    in the modules that `fn` is, is bound to or closes over have their old values afterwards; what `fn` changes
-    elsewhere, or prints, stays. What `fn` raises is raised.
+    A graph ends where Dynamo gives up, and Python continues, as under ``torch.compile``. Tensors among the arguments,
+    and in the modules that `fn` is, is bound to or closes over, have their old values afterwards. Other effects of `fn`
+    stay. Exceptions of `fn` pass through.
     """
     seen: list[Program] = []
 
@@ -34,17 +34,17 @@ def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, 
     def call(*given: Any, **named: Any) -> Any:
         return explained(*given, **named)
 
-    call.__code__ = call.__code__.replace(co_filename="<explain>")  # not the user's line, nor anyone's
+    call.__code__ = call.__code__.replace(co_filename="<explain>")  # so that no finding names this line
     run = torch.compile(call, backend=keep)
     with warnings.catch_warnings(), put_back(explained, args, kwargs), _compat.caches_aside():
-        warnings.simplefilter("ignore")  # of what breaks the graph; the findings say so
+        warnings.simplefilter("ignore")  # Dynamo's warnings about breaks; the findings say so
         run(*args, **kwargs)
     return tuple(seen)
 
 
 @contextlib.contextmanager
 def put_back(fn: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Inside, the tensors that `fn` is given and the modules' own may be written; afterwards they are as before."""
+    """Restore, after the block, the values of the tensors that `fn` is given or reaches, and torch's random state."""
     tensors = list(_tensors_within(fn, args, kwargs))
     before = [t.detach().clone() for t in tensors]
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
@@ -63,7 +63,7 @@ def _same(tensor: Tensor, value: Tensor) -> bool:
 
 
 def modules_within(fn: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[nn.Module, ...]:
-    """The modules that `fn` is, is bound to, closes over or is given; each once, outermost only."""
+    """Return the modules that `fn` is, is bound to, closes over, reads as globals or is given, each once."""
     reached = [fn, getattr(fn, "__self__", None), *tree_leaves((args, dict(kwargs)))]
     function = getattr(fn, "__func__", fn)
     if isinstance(function, types.FunctionType):

@@ -1,4 +1,4 @@
-"""CUDA graphs: what was captured, what was skipped or cut out and why, and what was recorded again."""
+"""CUDA graphs: how many were recorded, which were skipped, cut or recorded again, and why."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import re
 from collections.abc import Sequence
 
 from fusion_compile.explain._facts import CudaGraphs, CudaGraphSkip, Rerecord
-from fusion_compile.explain._run.graph_breaks import stack_frames
+from fusion_compile.explain._run.stacks import stack_frames, users_line
 from fusion_compile.passes import Finding
-from fusion_compile.passes._user_frame import is_the_users
 
 _SKIP = re.compile(r"^skipping cudagraphs? due to (?P<reason>.*)", re.DOTALL)
 _PARTITIONS = re.compile(r"Created \d+ graph partitions: (?P<count>\d+) cudagraphable, (?P<not>\d+) non-cudagraphable")
@@ -18,8 +17,8 @@ _AGAIN = re.compile(r"Re-recording function=(?P<function>[^,]+).*?reason=(?P<rea
 
 
 def read_cuda_graphs(lines: Sequence[str], skips_counted: int) -> CudaGraphs:
-    """From the lines of Inductor's log. `skips_counted`: how many torch counted itself; those that no line explains are
-    kept as skips without a reason."""
+    """Read the lines of Inductor's log. `skips_counted`: torch's own count of skips; a skip that no line explains is
+    kept without a reason."""
     skips = [CudaGraphSkip(_reason(found["reason"]), _line(line)) for line in lines if (found := _SKIP.match(line))]
     skips += [CudaGraphSkip("torch gives no reason", "")] * max(0, skips_counted - len(skips))
     return CudaGraphs(
@@ -31,7 +30,7 @@ def read_cuda_graphs(lines: Sequence[str], skips_counted: int) -> CudaGraphs:
 
 
 def cuda_graph_findings(lines: Sequence[str], facts: CudaGraphs) -> tuple[Finding, ...]:
-    """Of each reason for a skip, a cut or a new recording one."""
+    """Return one finding for each reason for a skip, a cut or a repeated recording."""
     found = [_skip_finding(skip) for skip in facts.skips]
     found += _cuts(lines)
     for again in facts.rerecords:
@@ -41,14 +40,13 @@ def cuda_graph_findings(lines: Sequence[str], facts: CudaGraphs) -> tuple[Findin
 
 
 def _reason(text: str) -> str:
-    """Without the stack that torch appends."""
+    """Remove the stack that torch appends to a reason."""
     return text.partition("Found from")[0].strip().rstrip(".")
 
 
 def _line(text: str) -> str:
-    """``file:line`` of the innermost frame of the user's in a message's stack, or ``""``."""
-    frames = [f for f in stack_frames(text) if is_the_users(f[0])]
-    return f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""
+    """Return the user's line in a message's stack, or ""."""
+    return users_line(stack_frames(text))
 
 
 _SKIPS = (
@@ -59,7 +57,7 @@ _SKIPS = (
     ),
     (
         r"input storage mutation",
-        "the program gives an input another memory (set_, .data =)",
+        "the program gives an input other memory (set_, .data =)",
         "Copy into the input's own memory with copy_.",
     ),
     (r"cpu device", "a tensor lies on the CPU", "Move it to the program's device once, before the first call."),
@@ -67,17 +65,17 @@ _SKIPS = (
     (
         r"re-recording limit",
         "it was recorded again so often that torch gave up",
-        "Remove what makes it record again: see the findings of that kind.",
+        "Remove the cause of the repeated recordings; see the findings of kind rerecord.",
     ),
     (
         r"dynamic|symbolic shapes|[Ss]ym[Ii]nt",
-        "a size varies, and torch was told not to record one graph for each",
+        "a size varies, and torch is set not to record one graph for each size",
         "Pad or bucket to a few sizes, or compile with dynamic=False.",
     ),
     (
         r"caching allocator",
-        "the caching allocator is switched off, from which a CUDA graph takes its memory",
-        "Leave it on (PYTORCH_NO_CUDA_MEMORY_CACHING unset).",
+        "a CUDA graph takes its memory from the caching allocator, which is switched off",
+        "Switch it on: unset PYTORCH_NO_CUDA_MEMORY_CACHING.",
     ),
     (
         r"incompatible op|unsafe|unsupported|non-Tensor|sparse|complex",
@@ -91,14 +89,18 @@ def _skip_finding(skip: CudaGraphSkip) -> Finding:
     for pattern, why, remedy in _SKIPS:
         if re.search(pattern, skip.reason):
             return Finding(
-                "cudagraph_skip", "CUDA graph", skip.where, f"None was recorded: {why} ({skip.reason}).", remedy
+                "cudagraph_skip",
+                "CUDA graph",
+                skip.where,
+                f"No CUDA graph was recorded: {why} ({skip.reason}).",
+                remedy,
             )
-    remedy = "Run with TORCH_LOGS=cudagraphs for what torch knows of it."
-    return Finding("cudagraph_skip", "CUDA graph", skip.where, f"None was recorded: {skip.reason}.", remedy)
+    remedy = "Run with TORCH_LOGS=cudagraphs to see torch's own messages."
+    return Finding("cudagraph_skip", "CUDA graph", skip.where, f"No CUDA graph was recorded: {skip.reason}.", remedy)
 
 
 def _cuts(lines: Sequence[str]) -> list[Finding]:
-    """One finding for each operator that is run between CUDA graphs. Its stack stands on the lines after it."""
+    """Return a finding for each operator that runs between CUDA graphs. The log prints its stack on the next lines."""
     found = []
     for i, line in enumerate(lines):
         if cut := _CUT_OUT.match(line):
@@ -109,7 +111,7 @@ def _cuts(lines: Sequence[str]) -> list[Finding]:
                 stack.append(after)
             op = (cut["fx"] or cut["name"]).partition("(")[0]
             why = f"It runs between two CUDA graphs instead of inside one ({cut['reason']})."
-            remedy = "Keep it on the device, or replace it by an operator that can be captured."
+            remedy = "Keep it on the device, or replace it by an operator that a CUDA graph can hold."
             found.append(Finding("cudagraph_partition", op, _line("\n".join(stack)), why, remedy, "warning"))
     return found
 
@@ -117,12 +119,12 @@ def _cuts(lines: Sequence[str]) -> list[Finding]:
 def _why_again(reason: str) -> tuple[str, str]:
     if "pointer changed" in reason or "StaticInputIdxMismatch" in reason:
         return (
-            f"The CUDA graph was recorded again, because a tensor that keeps its address moved ({_first(reason)}).",
-            "Write new values into it with copy_ instead of binding a new tensor.",
+            f"The CUDA graph was recorded again because a tensor moved that must keep its address ({_first(reason)}).",
+            "Write new values into the tensor with copy_ instead of binding a new tensor.",
         )
     return (
         f"The CUDA graph was recorded again ({_first(reason)}).",
-        "Keep the memory and the order of calls the same from step to step; clone results that you keep.",
+        "Keep memory and order of calls the same from step to step, and clone results that you keep.",
     )
 
 

@@ -2,55 +2,51 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fusion_compile.explain._facts import GraphBreak
 from fusion_compile.explain._run.break_reasons import Words, is_consequence, plain_words
 from fusion_compile.explain._run.listen import TraceRecord
+from fusion_compile.explain._run.stacks import Frame, stack_frames, users_line
 from fusion_compile.passes import Finding
 from fusion_compile.passes._user_frame import is_ours, is_the_users
-
-_FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]*\n? *([^\n]*)')
 
 
 @dataclass(frozen=True)
 class Break:
-    """One break as torch tells it. `what`: torch's name for the kind of break; `context`: its debug context; `frames`:
-    ``(file, line, source)``, outermost first, torch's own among them."""
+    """One break as torch reports it.
+
+    `what`: torch's name for the kind of break. `context`: torch's debug context. `frames`: outermost first, torch's own
+    included.
+    """
 
     what: str
     explanation: str
     hints: tuple[str, ...]
     context: str
-    frames: tuple[tuple[str, int, str], ...]
+    frames: tuple[Frame, ...]
 
     @property
-    def user_frames(self) -> tuple[tuple[str, int, str], ...]:
-        """Those outside torch and below the call by which explain ran the program."""
+    def user_frames(self) -> tuple[Frame, ...]:
+        """The user's frames below the call by which `explain` ran the program."""
         inside = 1 + max((i for i, (path, *_) in enumerate(self.frames) if is_ours(path)), default=-1)
         return tuple(f for f in self.frames[inside:] if is_the_users(f[0]))
 
     @property
     def where(self) -> str:
-        """``file:line`` of the innermost frame of the user's."""
-        return f"{self.user_frames[-1][0]}:{self.user_frames[-1][1]}" if self.user_frames else ""
-
-
-def stack_frames(text: str) -> tuple[tuple[str, int, str], ...]:
-    """The frames of a formatted stack, outermost first."""
-    return tuple((path, int(line), source.strip()) for path, line, source in _FRAME.findall(text))
+        """``file:line`` of the user's innermost frame, or ""."""
+        return users_line(self.user_frames)
 
 
 def read_breaks(records: Sequence[TraceRecord]) -> tuple[Break, ...]:
-    """The breaks in `records`, each once however often Dynamo ran into it."""
+    """Read the breaks in `records`. Dynamo meets the same break again in each compilation; keep it once."""
     found = [read_break(r.payload) for r in records if r.kind == "dynamo_graph_break_reason"]
     return tuple({(b.where or b.frames, b.what, b.context): b for b in reversed(found)}.values())[::-1]
 
 
 def read_break(text: str) -> Break:
-    """From what Dynamo logs, or from the message of its exception with a ``User code traceback:`` below."""
+    """Read one break from Dynamo's log, or from its exception's message with a ``User code traceback:`` below."""
     reason, _, stack = text.partition("User code traceback:")
     stack = stack.partition("\nTraceback (most recent call last)")[0]
     reason = reason.partition("Graph Break Reason:")[2] or reason
@@ -80,7 +76,7 @@ def graph_break(found: Break) -> GraphBreak:
 
 
 def break_findings(breaks: Sequence[Break]) -> list[Finding]:
-    """One for each, without those that only come of another one."""
+    """Return a finding for each break, except breaks that only follow from another one."""
     causes = [b for b in breaks if not is_consequence(b.what)] or breaks
     return [_finding(b) for b in causes]
 

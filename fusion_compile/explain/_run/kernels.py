@@ -1,4 +1,4 @@
-"""Inductor's kernels with the nodes and lines they came from, and why it did not fuse more."""
+"""Inductor's kernels, with the nodes and source lines they come from, and its reasons not to fuse more."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fusion_compile.explain._facts import FusionRefusal, Kernel
-from fusion_compile.explain._run.graph_breaks import stack_frames
 from fusion_compile.explain._run.listen import FusionLine, TraceRecord
-from fusion_compile.passes._user_frame import is_the_users
+from fusion_compile.explain._run.stacks import stack_frames, users_line
 
 _DEFINITION = re.compile(r"^(?P<name>\w+) = async_compile\.\w+\((?P<source>.*?)^'''.*?\)$", re.MULTILINE | re.DOTALL)
 _NODES = re.compile(r"^ *# Topologically Sorted Source Nodes: \[(?P<nodes>[^\]]*)\]", re.MULTILINE)
@@ -18,7 +17,7 @@ _HANDLE = re.compile(r":\d+$")
 
 
 def read_kernels(records: Sequence[TraceRecord]) -> tuple[Kernel, ...]:
-    """Generated kernels and calls of library kernels, in the order of the programs that call them."""
+    """Read generated kernels and calls of library kernels, in the order in which the programs call them."""
     kernels: list[Kernel] = []
     for i, record in enumerate(records):
         if record.kind == "inductor_output_code":
@@ -50,7 +49,7 @@ def _json(records: Sequence[TraceRecord], kind: str) -> dict[str, Any]:
 
 def _of_program(code: str, nodes: dict[str, list[str]], stacks: dict[str, list[str]]) -> list[Kernel]:
     sources = {found["name"]: found[0] for found in _DEFINITION.finditer(code)}
-    if not nodes:  # this torch kept no provenance: what the code's own comments say
+    if not nodes:  # this torch kept no provenance, so read the comments in the code
         return [Kernel(name, _commented(code, name), (), source) for name, source in sources.items()]
     return [
         Kernel(
@@ -70,17 +69,12 @@ def _commented(code: str, name: str) -> tuple[str, ...]:
 
 
 def _lines(stacks: Sequence[str]) -> tuple[str, ...]:
-    """``file:line`` of the innermost frame of the user's in each stack, each once."""
-    found = []
-    for stack in stacks:
-        frames = [f for f in stack_frames(stack) if is_the_users(f[0])]
-        if frames:
-            found.append(f"{frames[-1][0]}:{frames[-1][1]}")
-    return tuple(dict.fromkeys(found))
+    """Return the user's line of each stack, each line once."""
+    return tuple(dict.fromkeys(filter(None, (users_line(stack_frames(stack)) for stack in stacks))))
 
 
 def read_refusals(lines: Sequence[FusionLine]) -> tuple[FusionRefusal, ...]:
-    """Pairs of operators that Inductor looked at and did not fuse, with its reason, each once. Named by FX nodes."""
+    """Read the pairs of operators that Inductor declined to fuse, by FX node, with its reason. Keep each pair once."""
     found = []
     for line in lines:
         pair, _, reason = line.text.removeprefix("cannot fuse ").partition(": ")

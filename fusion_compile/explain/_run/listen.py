@@ -1,4 +1,4 @@
-"""Listen to what torch says of itself while a program compiles and runs, and leave its loggers as they were."""
+"""Record torch's log messages while a program compiles and runs, and leave its loggers unchanged."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from fusion_compile.explain import _compat
 
 @dataclass(frozen=True)
 class TraceRecord:
-    """One record of the structured trace. `kind`: ``"compilation_metrics"``, or for an artifact its own name;
-    `compile_id`: ``"0/1"``, or "" outside a compilation; `data`: what the record holds; `payload`: its text."""
+    """One record of the structured trace.
+
+    `kind`: ``"compilation_metrics"``, or an artifact's own name. `compile_id`: ``"0/1"``, or "" outside a compilation.
+    `data`: the record's content. `payload`: its text.
+    """
 
     kind: str
     compile_id: str
@@ -24,7 +27,7 @@ class TraceRecord:
 
 @dataclass(frozen=True)
 class FusionLine:
-    """Why two scheduler nodes were not fused, and the FX nodes that they compute."""
+    """The reason why two scheduler nodes were not fused, and the FX nodes that they compute."""
 
     text: str
     first: tuple[str, ...]
@@ -33,8 +36,10 @@ class FusionLine:
 
 @dataclass
 class Heard:
-    """Everything in the order in which it was said. `cuda_graph_skips`: as torch counts them itself. `not_understood`:
-    why messages could not be kept."""
+    """Torch's messages in their order.
+
+    `cuda_graph_skips`: torch's own count of skips. `not_understood`: errors from messages that could not be read.
+    """
 
     trace: list[TraceRecord] = field(default_factory=list)
     fusion: list[FusionLine] = field(default_factory=list)
@@ -85,7 +90,8 @@ def _cuda_graph_line(record: logging.LogRecord, heard: Heard) -> None:
 
 @contextlib.contextmanager
 def listening() -> Iterator[Heard]:
-    """Yields what is heard inside, complete when the block has ended. Others hear neither less nor more of it."""
+    """Record torch's messages inside the block; the record is complete when the block ends. Other listeners get the
+    messages that they would get anyway."""
     _compat.import_inductor()
     heard = Heard()
     skips = _compat.cuda_graph_skips()
@@ -96,7 +102,7 @@ def listening() -> Iterator[Heard]:
             overheard.enter_context(_overheard(name, _fusion_line, heard))
         for name in _compat.CUDA_GRAPH_LOGS:
             overheard.enter_context(_overheard(name, _cuda_graph_line, heard))
-        logging.getLogger(_compat.TRACE_LOG).addHandler(nothing)  # torch writes no trace where nobody listens
+        logging.getLogger(_compat.TRACE_LOG).addHandler(nothing)  # torch writes no trace without a handler
         try:
             yield heard
         finally:
@@ -106,14 +112,14 @@ def listening() -> Iterator[Heard]:
 
 @contextlib.contextmanager
 def _overheard(name: str, note: Callable[[logging.LogRecord, Heard], None], heard: Heard) -> Iterator[None]:
-    """Inside, `note` gets every record of the logger, whatever its level; others get what they would get anyway."""
+    """Pass every record of the logger to `note`, whatever its level. Other handlers get what they would get anyway."""
     logger = logging.getLogger(name)
     level, disabled, wanted = logger.level, logger.disabled, logger.getEffectiveLevel()
 
     def keep(record: logging.LogRecord) -> bool:
         try:
             note(record, heard)
-        except Exception as error:  # it must not reach the compilation that is being listened to
+        except Exception as error:  # an error here must not stop the compilation
             heard.not_understood.append(f"{type(error).__name__}: {error}")
         return not disabled and record.levelno >= wanted
 

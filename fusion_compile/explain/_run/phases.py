@@ -1,4 +1,4 @@
-"""How long compiling took, by phase, and what came out of torch's caches."""
+"""The duration of each phase of compilation, and the use of torch's caches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from fusion_compile.explain._facts import CacheUse, Phase
 from fusion_compile.explain._run.listen import TraceRecord
 
-# From the whole to its innermost part; each lies within the one before it.
+# From the outermost phase to the innermost; each lies within the one before it.
 _NESTED = (
     ("Dynamo: from Python to a graph", "entire_frame_compile_time_s"),
     ("AOTAutograd: gradients and ATen operators", "backend_compile_time_s"),
@@ -18,7 +18,7 @@ _NESTED = (
 
 
 def read_phases(records: Sequence[TraceRecord]) -> tuple[Phase, ...]:
-    """Seconds of each phase without the phases inside it, summed over all compilations."""
+    """Sum up the seconds of each phase over all compilations, without the phases inside it."""
     seconds = {name: 0.0 for name, _ in _NESTED}
     for record in records:
         if record.kind == "compilation_metrics":
@@ -34,7 +34,7 @@ def _seconds(metrics: Any, field: str) -> float:
 
 
 def read_cache_use(records: Sequence[TraceRecord]) -> CacheUse:
-    """Of Inductor's and AOTAutograd's caches of compiled graphs."""
+    """Count the uses of Inductor's and AOTAutograd's caches of compiled graphs."""
 
     def count(what: str) -> int:
         return sum(

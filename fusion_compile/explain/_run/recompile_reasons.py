@@ -1,4 +1,4 @@
-"""What a guard that failed means, and what to do about it."""
+"""The meaning of a failed guard, and the remedy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 
 class Words(NamedTuple):
+    """What a finding about a recompile says."""
+
     kind: str
     op: str
     why: str
@@ -19,12 +21,12 @@ _AGAIN = "so the program was compiled again."
 
 
 def plain_words(text: str, types: Mapping[str, str]) -> Words:
-    """Of the guard `text`, with the names as the user wrote them. `types`: of the guarded values, by name."""
+    """Describe the failed guard `text`, whose names are as the user wrote them. `types`: of the guarded values."""
     for pattern, say in _ROWS:
         found = re.search(pattern, text)
         if found and (words := say(found, types)):
             return words
-    return Words("recompile", "", f"What was taken for granted did not hold ({text}), {_AGAIN}", _SAME)
+    return Words("recompile", "", f"An assumption of the compiled program failed ({text}), {_AGAIN}", _SAME)
 
 
 _SAME = "Keep it the same at every call, or pass what changes as a tensor."
@@ -38,8 +40,8 @@ def _tensor(found: re.Match[str], types: Mapping[str, str]) -> Words:
         return Words(
             "dynamic_shape",
             name,
-            f"Dimension {index} of {name} changed its size ({_then_now(detail)}), {_AGAIN}",
-            f"Pad or bucket to one size (DataLoader(drop_last=True)), or say that it varies before the first call: "
+            f"The size of dimension {index} of {name} changed ({_then_now(detail)}), {_AGAIN}",
+            f"Pad or bucket to one size (DataLoader(drop_last=True)), or declare before the first call that it varies: "
             f"torch._dynamo.mark_dynamic({name}, {index}).",
         )
     return Words(
@@ -77,7 +79,7 @@ def _rest(found: re.Match[str], types: Mapping[str, str]) -> Words:
     return Words(
         "recompile",
         "",
-        f"What the function computed before its graph broke is another object now, {_AGAIN}",
+        f"A value computed before the graph break is another object now, {_AGAIN}",
         "Remove the graph break before it.",
     )
 
@@ -88,14 +90,14 @@ def _number(found: re.Match[str], types: Mapping[str, str]) -> Words | None:
         return Words(
             "recompile",
             "",
-            f"A Python number that was computed where the graph broke changed ({found.string}), {_AGAIN}",
+            f"A Python number computed before the graph break changed ({found.string}), {_AGAIN}",
             "Remove the graph break before it, or make the number a 0-dim tensor.",
         )
     return Words(
         "python_scalar",
         name,
-        f"{name} is a Python number that was {found['value']} when the program was compiled and then changed, {_AGAIN}",
-        "Pass it as a 0-dim tensor on the program's device, and write new values into it with fill_.",
+        f"{name} is a Python number. It was {found['value']} when the program was compiled and then changed, {_AGAIN}",
+        "Pass it as a 0-dim tensor on the program's device, and write new values with fill_.",
     )
 
 
@@ -106,8 +108,8 @@ def _length(found: re.Match[str], types: Mapping[str, str]) -> Words:
     return Words(
         "growing_state",
         name,
-        f"{name} changed its length ({found.string.strip()} held before), {_AGAIN}",
-        "Keep a tensor of fixed size instead, or keep the list outside of the compiled function.",
+        f"The length of {name} changed (before: {found.string.strip()}), {_AGAIN}",
+        "Keep a tensor of fixed size instead, or keep the list outside the compiled function.",
     )
 
 
@@ -116,7 +118,7 @@ def _keys(found: re.Match[str], types: Mapping[str, str]) -> Words:
     return Words(
         "recompile",
         name,
-        f"The keys of {name}, or their order, changed ({found.string.strip()}), {_AGAIN}",
+        f"The keys of {name} or their order changed (before: {found.string.strip()}), {_AGAIN}",
         f"Give {name} the same keys in the same order at every call.",
     )
 
@@ -127,7 +129,7 @@ def _text(found: re.Match[str], types: Mapping[str, str]) -> Words:
         "recompile",
         name,
         f"{name} was {found['value']} when the program was compiled and then changed, {_AGAIN}",
-        f"Keep {name} the same at every call; what changes often belongs into a tensor.",
+        f"Keep {name} the same at every call; put values that change often into a tensor.",
     )
 
 
@@ -137,10 +139,10 @@ def _identity(found: re.Match[str], types: Mapping[str, str]) -> Words:
     return Words(
         kind,
         name,
-        f"{name} is another object than when the program was compiled, {_AGAIN}",
-        f"Keep the object and change what is in it; a tensor's value with {name}.copy_(new)."
+        f"{name} is not the object that it was at compilation, {_AGAIN}",
+        f"Keep the object and write new values into it: {name}.copy_(new)."
         if kind == "rebound_parameter"
-        else "Keep the object and change what is in it.",
+        else "Keep the object and change its content.",
     )
 
 
@@ -149,7 +151,7 @@ def _type(found: re.Match[str], types: Mapping[str, str]) -> Words:
     return Words(
         "recompile",
         name,
-        f"{name} is of another type than when the program was compiled, {_AGAIN}",
+        f"The type of {name} is not the one at compilation, {_AGAIN}",
         f"Give {name} the same type at every call.",
     )
 
@@ -160,7 +162,7 @@ def _state(found: re.Match[str], types: Mapping[str, str]) -> Words:
         "recompile",
         what,
         f"Torch's global state changed ({what}), {_AGAIN}",
-        "Call it under the same settings each time: grad mode, autocast, number of threads, determinism.",
+        "Call it under the same settings every time: grad mode, autocast, number of threads, determinism.",
     )
 
 
@@ -169,7 +171,7 @@ def _none(found: re.Match[str], types: Mapping[str, str]) -> Words:
     return Words(
         "recompile",
         name,
-        f"{name} was None at one call and something at another, {_AGAIN}",
+        f"{name} was None at one call and not at another, {_AGAIN}",
         f"Give {name} the same kind of value at every call.",
     )
 

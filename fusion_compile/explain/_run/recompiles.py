@@ -1,4 +1,4 @@
-"""Guards and recompiles: what a compiled program takes for granted, and what of it did not hold."""
+"""Guards and recompiles: the assumptions of a compiled program, and those that failed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fusion_compile.explain._facts import Guard, Recompile
-from fusion_compile.explain._run.graph_breaks import stack_frames
 from fusion_compile.explain._run.listen import TraceRecord
 from fusion_compile.explain._run.recompile_reasons import Words, plain_words
+from fusion_compile.explain._run.stacks import stack_frames, users_line
 from fusion_compile.passes import Finding
 from fusion_compile.passes._user_frame import is_the_users
 
@@ -31,7 +31,8 @@ _LIMIT = re.compile(r"recompil\w* limit|recompile_limit|cache_size_limit", re.IG
 
 @dataclass(frozen=True)
 class Compilation:
-    """One compilation of one function. `types`: of what it guards, by name as the user wrote it (``"self.lr"``)."""
+    """One compilation of one function. `types`: types of the guarded values, by name as the user wrote it
+    (``"self.lr"``)."""
 
     compile_id: str
     function: str
@@ -46,7 +47,7 @@ class Compilation:
 
 
 def read_compilations(records: Sequence[TraceRecord]) -> dict[str, Compilation]:
-    """By compile id, in order."""
+    """Read the compilations in `records`, by compile id, in order."""
     found: dict[str, Compilation] = {}
     for compile_id in dict.fromkeys(r.compile_id for r in records if r.compile_id):
         own = [r for r in records if r.compile_id == compile_id]
@@ -67,16 +68,16 @@ def read_compilations(records: Sequence[TraceRecord]) -> dict[str, Compilation]:
 
 
 def _files(records: Sequence[TraceRecord]) -> set[str]:
-    """Files of the user's that the compilation's own messages name in full."""
+    """Return the user's files whose full path occurs in the compilation's messages."""
     texts = [r.payload for r in records if r.kind in ("recompile_reasons", "dynamo_graph_break_reason")]
     texts += [r.payload for r in records if r.kind.endswith("_graph")]
     return {path for text in texts for path in re.findall(r'[Ff]ile:? "?([^\n":]+\.py)', text) if is_the_users(path)}
 
 
 def read_guards(text: str, files: set[str]) -> tuple[tuple[Guard, ...], dict[str, str]]:
-    """The guards of a guard tree that a line of the user's asked for, and the types of what is guarded.
+    """Read the guards that the user's lines need, and the types of the guarded values, from the text of a guard tree.
 
-    `files`: full paths among which the tree's shortened ones are looked for.
+    `files`: full paths; the tree shortens its paths, and these complete them.
     """
     guards: dict[Guard, None] = {}
     types: dict[str, str] = {}
@@ -95,12 +96,12 @@ def read_guards(text: str, files: set[str]) -> tuple[tuple[Guard, ...], dict[str
 
 
 def _as_written(guard: str) -> str:
-    """A guard with the names as the user wrote them."""
+    """Rewrite a guard with the names as the user wrote them."""
     return _MEMBER.sub(r".\1", _SCOPE.sub(r"\1", guard)).strip()
 
 
 def _readable(guard: str) -> str:
-    """Without torch's dispatch keys and the addresses of objects."""
+    """Remove torch's dispatch keys and the addresses of objects from a guard."""
     if found := re.match(
         r"check_tensor\((.+?), (?:Tensor|Parameter), DispatchKeySet\(.*?\), (torch\.\w+), (.*)\)$", guard
     ):
@@ -112,14 +113,14 @@ def _readable(guard: str) -> str:
 
 
 def _place(shortened: str, line: str, files: set[str]) -> str:
-    """``file:line`` in full, or ``""`` for a line that is not the user's. Torch cuts off the beginning of the path."""
+    """Return ``file:line`` in full, or "" for a line that is not the user's. Torch cuts off the start of the path."""
     full = next((path for path in sorted(files) if path.endswith(shortened)), "") or _loaded_file(shortened)
     return f"{full}:{line}" if full and is_the_users(full) else ""
 
 
 @functools.lru_cache(maxsize=1024)
 def _loaded_file(ending: str) -> str:
-    """The file of a loaded module that ends so; ``""`` when there is none or more than one."""
+    """Return the file of the loaded module whose path ends so; "" if there is none or more than one."""
     files = {vars(module).get("__file__") for module in list(sys.modules.values()) if hasattr(module, "__dict__")}
     found = [file for file in files if isinstance(file, str) and file.endswith(ending)]
     return found[0] if len(found) == 1 else ""
@@ -127,8 +128,10 @@ def _loaded_file(ending: str) -> str:
 
 @dataclass(frozen=True)
 class Failure:
-    """A guard of `failed` that did not hold, so that `compile_id` was compiled. `text`: the guard as the user would
-    write it (``"lr == 0.1"``), or torch's sentence about a tensor."""
+    """A guard of the compilation `failed` that did not hold and caused the compilation `compile_id`.
+
+    `text`: the guard as the user would write it (``"lr == 0.1"``), or torch's sentence about a tensor.
+    """
 
     text: str
     where: str
@@ -143,9 +146,9 @@ class Failure:
 def read_failures(
     records: Sequence[TraceRecord], compilations: Mapping[str, Compilation], *, of_these_only: bool
 ) -> tuple[Failure, ...]:
-    """Of each recompile the guard of the program that was compiled last: the one that came closest.
+    """Read for each recompile the failed guard of the program compiled last, which is the closest one.
 
-    `of_these_only`: a guard of a program that was compiled earlier, by somebody else, is none of this program's.
+    `of_these_only`: ignore guards of programs that are not in `compilations`; they belong to earlier runs.
     """
     found = []
     for record in records:
@@ -157,7 +160,7 @@ def read_failures(
 
 
 def _reasons(payload: str) -> list[str]:
-    """A list of texts is JSON, and one text is as it is."""
+    """Read the reasons: torch writes several as a JSON list, and a single one as plain text."""
     try:
         read = json.loads(payload)
     except ValueError:
@@ -172,20 +175,16 @@ def _failure(reason: str, compile_id: str, compilations: Mapping[str, Compilatio
     head = head[label.end() :] if label else head
     comment = _COMMENT.search(head)
     text = _as_written(head[: comment.start()] if comment else head)
-    frames = [f for f in stack_frames(stack) if is_the_users(f[0])]
-    if frames:
-        where = f"{frames[-1][0]}:{frames[-1][1]}"
-    elif comment:
+    where = users_line(stack_frames(stack))
+    if not where and comment:
         where = _place(comment["file"], comment["line"], {failed.file} if failed else set())
-    else:
-        where = ""
     if not where and failed is not None:
         where = _first_use(plain_words(text, failed.types).op, failed.guards) or failed.where
     return Failure(text, where, compile_id, failed)
 
 
 def _first_use(name: str, guards: Sequence[Guard]) -> str:
-    """The line at which `name` was first looked at."""
+    """Return the line of the first guard that reads `name`, or ""."""
     return next((g.where for g in guards if name and re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", g.text)), "")
 
 
@@ -200,7 +199,7 @@ def recompile_finding(failure: Failure) -> Finding:
 
 
 def limit_findings(records: Sequence[TraceRecord], compilations: Mapping[str, Compilation]) -> list[Finding]:
-    """Of each function that was compiled so often that Dynamo runs it uncompiled from then on."""
+    """Return a finding for each function that Dynamo stopped compiling after too many recompiles."""
     found = []
     for record in records:
         if record.kind == "compilation_metrics" and _LIMIT.search(record.data.get("fail_reason") or ""):
@@ -211,8 +210,8 @@ def limit_findings(records: Sequence[TraceRecord], compilations: Mapping[str, Co
                     "recompile",
                     same[0].function if same else "",
                     same[0].where if same else "",
-                    f"It was compiled {times} times, then Dynamo gave up: from there on it runs uncompiled.",
-                    "Remove what makes it recompile: see the other findings.",
+                    f"It was compiled {times} times. Then Dynamo gave up, and since then it runs uncompiled.",
+                    "Remove the cause of the recompiles; see the other findings.",
                 )
             )
     return found

@@ -1,18 +1,20 @@
-"""Compile a program, run it, and tell what happened."""
+"""Compile a program, run it, and report what happened."""
 
 from __future__ import annotations
 
 import contextlib
 import types
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from fusion_compile.explain import _compat
+from fusion_compile.explain._arguments import Invocation
 from fusion_compile.explain._facts import RuntimeFacts
+from fusion_compile.explain._findings import deduplicate
 from fusion_compile.explain._run.cuda_graphs import cuda_graph_findings, read_cuda_graphs
 from fusion_compile.explain._run.graph_breaks import Break, break_findings, graph_break, read_break, read_breaks
 from fusion_compile.explain._run.kernels import read_kernels, read_refusals
@@ -29,13 +31,13 @@ from fusion_compile.passes import Finding
 
 _DYNAMOS_OWN = (
     "Dynamo does not know how to trace",  # the findings say so
-    "The .grad attribute of a Tensor that is not a leaf",  # Dynamo looks at it where it goes on after a break
+    "The .grad attribute of a Tensor that is not a leaf",  # Dynamo reads it where it resumes after a break
 )
-"""Warnings that are no fault of the program's; where warnings are errors they would break its compilation."""
+"""Warnings that the program does not cause. Where warnings are errors they would stop its compilation."""
 
 
 class Observation(NamedTuple):
-    """What was seen, what of it one should know, and what to keep in mind when reading it."""
+    """The events of a run, the findings among them, and notes for their reader."""
 
     facts: RuntimeFacts
     findings: tuple[Finding, ...]
@@ -43,23 +45,17 @@ class Observation(NamedTuple):
 
 
 def observe(
-    fn: Callable[..., Any],
-    args: tuple[Any, ...] = (),
-    kwargs: Mapping[str, Any] | None = None,
-    *,
-    calls: Sequence[tuple[Any, ...]] = (),
-    backend: str = "inductor",
-    fresh: bool = True,
+    fn: Callable[..., Any], calls: Sequence[Invocation], *, backend: str | None = "inductor", fresh: bool = True
 ) -> Observation:
-    """Run ``fn(*args, **kwargs)`` and then ``fn(*more)`` for each of `calls`, listening to torch.
+    """Run `fn` on each of `calls` in order and listen to torch.
 
-    What torch.compile returned, a training step and a sampler are called as they are; any other callable is compiled
-    for the purpose with `backend`, and breaks of its graph are allowed. `fresh`: compile also what is already compiled
-    in this process or on the disk, without which there is nothing to see; what others have compiled stays. Every
-    setting and every logger of torch's is afterwards as it was.
+    `backend`: compile `fn` with it for this purpose; breaks of its graph are allowed. What torch.compile returned keeps
+    its own backend. None calls `fn` as it is.
+    `fresh`: also compile what is already compiled in this process or cached on disk; otherwise torch logs nothing.
+    Other compiled functions stay compiled.
 
-    A program of which Dynamo cannot make one graph, although it was asked to, gives a finding. What else `fn` raises
-    is raised.
+    Afterwards all of torch's settings and loggers are as before. If `fn` asks for one graph and Dynamo cannot make it,
+    that is a finding. All other exceptions of `fn` pass through.
     """
     with warnings.catch_warnings(), contextlib.ExitStack() as inside:
         for message in _DYNAMOS_OWN:
@@ -67,15 +63,13 @@ def observe(
         inside.enter_context(_compat.inductor_tells())
         if fresh:
             inside.enter_context(_compat.caches_aside())
-        run = _compiled(fn, backend, fresh)
+        run = fn if backend is None else _compiled(fn, backend, fresh)
         heard = inside.enter_context(listening())
-        refused = _run(run, [(args, dict(kwargs or {})), *((more, {}) for more in calls)])
+        refused = _run(run, calls)
     return _observation(heard, refused, compiled_before=run is fn or not fresh, fresh=fresh)
 
 
 def _compiled(fn: Callable[..., Any], backend: str, fresh: bool) -> Callable[..., Any]:
-    if hasattr(type(fn), "explain"):
-        return fn
     if _compat.is_compiled(fn):
         if fresh:
             _compat.forget_compiled(fn)
@@ -89,12 +83,12 @@ def _compiled(fn: Callable[..., Any], backend: str, fresh: bool) -> Callable[...
         return compiled
     method = getattr(fn, "__call__", None)  # noqa: B004
     if isinstance(method, types.MethodType):
-        fn = method  # of an object: what Dynamo traces the frame of
+        fn = method  # of an object: Dynamo traces the frame of its class's method
     return torch.compile(_compat.own_code(fn) if fresh else fn, backend=backend)
 
 
-def _run(run: Callable[..., Any], calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> BaseException | None:
-    """Dynamo's refusal, if there was one."""
+def _run(run: Callable[..., Any], calls: Sequence[Invocation]) -> BaseException | None:
+    """Make the calls. Return Dynamo's refusal to make one graph, if there is one."""
     for args, kwargs in calls:
         try:
             run(*args, **kwargs)
@@ -126,8 +120,7 @@ def _observation(heard: Heard, refused: BaseException | None, *, compiled_before
     findings = break_findings(breaks) + [recompile_finding(f) for f in failures]
     findings += limit_findings(heard.trace, compilations)
     findings += cuda_graph_findings(heard.cuda_graphs, cuda_graphs)
-    once = {(f.kind, f.where or f.why, f.op if f.kind == "python_scalar" else ""): f for f in reversed(findings)}
-    return Observation(facts, tuple(once.values())[::-1], _notes(heard, compiled_before))
+    return Observation(facts, deduplicate(findings), _notes(heard, compiled_before))
 
 
 def _from_exception(error: BaseException) -> Break:
@@ -143,13 +136,15 @@ def _notes(heard: Heard, compiled_before: bool) -> tuple[str, ...]:
         return (said,)
     if heard.of("compilation_metrics"):
         return ()
-    why = "it was compiled before" if compiled_before else "it holds no tensor operation that Dynamo would trace"
+    why = "it was compiled before" if compiled_before else "it has no tensor operation that Dynamo would trace"
     return (f"nothing was compiled while the program ran ({why}), so breaks, guards and kernels are not known.",)
 
 
 def happened(facts: RuntimeFacts) -> frozenset[str]:
-    """Of graph_break, recompile, cudagraph_skip, cudagraph_partition and rerecord those that occurred, whatever the
-    cause after which a finding is named."""
+    """Return which of graph_break, recompile, cudagraph_skip, cudagraph_partition and rerecord occurred.
+
+    A finding is named after its cause, so these kinds may occur without a finding of their name.
+    """
     seen = {
         "graph_break": facts.graph_breaks,
         "recompile": facts.recompiles,

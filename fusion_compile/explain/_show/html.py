@@ -1,4 +1,4 @@
-"""An explanation as one HTML file that opens from disk: it loads nothing, and equal data give equal bytes."""
+"""An explanation as one HTML file that opens from disk. It loads nothing, and equal data give equal bytes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from fusion_compile.explain._show import html_diff, html_numbers, html_plots
-from fusion_compile.explain._show.html_payload import Data, payload, region_names
+from fusion_compile.explain._comparison import compare
+from fusion_compile.explain._facts import SCHEMA, VERSION, ExplanationFacts
+from fusion_compile.explain._show import html_numbers, html_plots
+from fusion_compile.explain._show.html_diff import diff_rows
+from fusion_compile.explain._show.html_payload import Data, finding_places, payload, region_names
+from fusion_compile.explain._show.json_form import rebuild
 from fusion_compile.explain._show.region_diagram import BOX_HEIGHT, BOX_WIDTH, region_diagram
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -22,25 +26,26 @@ _SCRIPTS = ("format.js", "virtual_table.js", "tables.js", "report.js")
 _SEVERITIES = ("error", "warning", "note")
 _NUMBER = re.compile(r"|[-−+]?([\d,]*\.?\d+(e[-+]?\d+)?|inf|nan)( ?(%|[A-Za-zµ]{1,5}(/s)?))?", re.ASCII | re.IGNORECASE)
 _ALIVE_SHOWN = 25
-_SHORT = 28  # letters of a fact that still stand in a row with others
-# What keeps a program from being one graph and one replay without a wait.
+_SHORT = 28  # characters of the longest fact that is shown beside others
+# Kinds that keep a program from being one graph and one replay without a wait.
 _NOT_CAPTURED = ("graph_break", "capture_unsafe", "cudagraph_skip", "cudagraph_partition", "host_sync")
 
 
 def write_html(data: Data, path: str | os.PathLike[str]) -> None:
-    """Writes the report of one explanation. `data`: as ``Explanation.to_json()`` gives it, version 1.
+    """Write the report of one explanation. `data`: returned by ``Explanation.to_json()``.
 
-    Raises ValueError for anything else. The memory and cost plots need matplotlib; without it the report says so.
+    The memory and cost plots need matplotlib; without it the report says so. Raise ValueError for other data.
     """
     _check(data, "write_html() got")
     regions = region_names(data)
     graphs = [_graph_view(graph, at, regions) for at, graph in enumerate(data["graphs"])]
-    nodes: dict[int, tuple[int, int, str]] = {}  # finding -> (graph, node): the first that shows it
+    places = finding_places(data)
+    nodes: dict[int, tuple[int, int, str]] = {}  # finding -> graph, node and name of the first node that shows it
     for g, graph in enumerate(data["graphs"]):
         for i, node in enumerate(graph["nodes"]):
-            if node["finding"] is not None:
-                nodes.setdefault(node["finding"], (g, i, node["name"]))
-    # The page has its own list of what is expensive, with links.
+            if node["finding"] in places:
+                nodes.setdefault(places[node["finding"]], (g, i, node["name"]))
+    # The page has its own list of expensive lines, with links.
     facts = [fact for fact in data["summary"] if not fact["label"].startswith("most expensive")]
     order = sorted(range(len(data["findings"])), key=lambda i: _SEVERITIES.index(data["findings"][i]["severity"]))
     _write(
@@ -62,25 +67,26 @@ def write_html(data: Data, path: str | os.PathLike[str]) -> None:
 
 
 def write_diff_html(before: Data, after: Data, path: str | os.PathLike[str]) -> None:
-    """Writes what differs between two explanations: findings, totals of regions, memory, operators, passes, runtime.
+    """Write the comparison of two explanations: findings, regions, memory, operators, nodes, passes, runtime.
 
-    Raises ValueError for what is not an explanation of version 1.
+    `before`, `after`: returned by ``Explanation.to_json()``. Raise ValueError for other data.
     """
     _check(before, "write_diff_html() got, as the first,")
     _check(after, "write_diff_html() got, as the second,")
-    comparison = html_diff.compare(before, after)
-    rows: Data = {"changed": comparison.pop("changed")}
-    _write(path, "diff.html.j2", rows, before=before, after=after, **comparison)
+    difference = compare(rebuild(ExplanationFacts, before), rebuild(ExplanationFacts, after))
+    view = diff_rows(difference, before, after)
+    rows: Data = {"changed": view.pop("changed")}
+    _write(path, "diff.html.j2", rows, before=before, after=after, **view)
 
 
 def _check(data: Data, got: str) -> None:
     schema = data.get("schema") if isinstance(data, dict) else None
-    if schema != "fusion_compile.explanation":
+    if schema != SCHEMA:
         what = f"a {type(data).__name__}" if schema is None else f"data of the schema {schema!r}"
         raise ValueError(f"{got} {what}; it takes the data of an explanation: give it explanation.to_json().")
-    if data.get("version") != 1:
+    if data.get("version") != VERSION:
         raise ValueError(
-            f"{got} an explanation of version {data.get('version')!r}; this fusion_compile reads version 1: "
+            f"{got} an explanation of version {data.get('version')!r}; this fusion_compile reads version {VERSION}: "
             "write the explanation again with the installed version."
         )
 
@@ -134,7 +140,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _numeric_columns(rows: list[list[str]]) -> set[int]:
-    """The columns of a text table that hold numbers, with or without a unit, and so belong to the right."""
+    """Return the columns of a text table that hold numbers, with or without a unit. They are aligned right."""
     columns = zip(*rows, strict=True)
     return {at for at, cells in enumerate(columns) if any(cells) and all(map(_NUMBER.fullmatch, cells))}
 
@@ -145,9 +151,9 @@ def _short(where: str) -> str:
 
 
 def _ticked(text: str) -> Markup:
-    """``"`x` waits"``: what stands between backticks is code."""
+    """Mark text between backticks as code."""
     parts = text.split("`")
-    if len(parts) % 2 == 0:  # an odd backtick is only a backtick
+    if len(parts) % 2 == 0:  # an unpaired backtick is only a backtick
         return escape(text)
     return Markup("").join(Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts))
 
@@ -180,7 +186,7 @@ def _graph_view(graph: Data, at: int, regions: list[str]) -> Data:
 
 
 def _operators(graph: Data) -> list[Data]:
-    """Operators by their roofline time, the dearest first; those that take none are left out."""
+    """Sum up operators by roofline time, the most expensive first. Leave out those that take no time."""
     totals: dict[str, Data] = {}
     for node in graph["nodes"]:
         if node["microseconds"]:
@@ -193,7 +199,10 @@ def _operators(graph: Data) -> list[Data]:
 
 
 def _most_expensive(graphs: list[Data]) -> list[Data]:
-    """The three dearest lines of the user's source (or operators, where the trace kept no line), by roofline time."""
+    """Return the three lines of the user's source with the longest roofline time.
+
+    A node without a line counts for its operator instead.
+    """
     lines: dict[str, Data] = {}
     for graph in graphs:
         for node in graph["nodes"]:
@@ -214,8 +223,8 @@ def _most_expensive(graphs: list[Data]) -> list[Data]:
                 line["nodes"] += 1
                 line["ops"][node["op"]] += node["microseconds"]
                 line["regions"][node["region"]] += node["microseconds"]
-    dearest = sorted(lines.values(), key=lambda line: (-line["time"], line["search"]))[:3]
-    for line in dearest:
+    longest = sorted(lines.values(), key=lambda line: (-line["time"], line["search"]))[:3]
+    for line in longest:
         line["ops"] = [op for op, _ in sorted(line["ops"].items(), key=lambda each: (-each[1], each[0]))]
         line["regions"] = [name for name in line["regions"] if name]
-    return dearest
+    return longest

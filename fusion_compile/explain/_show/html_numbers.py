@@ -1,4 +1,4 @@
-"""Numbers as a reader of the report wants them: three digits and a unit."""
+"""Numbers with three digits and a unit, for the report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _digits(value: float) -> str:
 
 def _scaled(value: float, base: float, units: tuple[str, ...]) -> tuple[float, str]:
     step = 0
-    # 999.5 is shown as 1000, so it already belongs to the next unit.
+    # 999.5 would be shown as 1000, so it takes the next unit.
     while abs(value) >= base - 0.5 and step < len(units) - 1:
         value, step = value / base, step + 1
     return value, units[step]
@@ -64,7 +64,7 @@ def plain(value: float) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """``share(1, 8)`` -> ``"12 %"``; of nothing it is ``"0 %"``."""
+    """``share(1, 8)`` -> ``"12 %"``; ``share(0, 0)`` -> ``"0 %"``."""
     percent = 100 * part / whole if whole else 0.0
     if 0 < percent < 0.1:
         return "< 0.1 %"
@@ -72,7 +72,7 @@ def share(part: float, whole: float) -> str:
 
 
 def change(before: float, after: float) -> str:
-    """``change(8, 9)`` -> ``"+12.5 %"``; ``"new"`` where there was nothing, ``"="`` where nothing changed."""
+    """``change(8, 9)`` -> ``"+12 %"``; ``"new"`` if `before` is 0, ``"="`` if nothing changed."""
     if before == after:
         return "="
     if not before:
@@ -83,5 +83,5 @@ def change(before: float, after: float) -> str:
 
 
 def finite(value: float | None) -> float | None:
-    """JSON has no infinity: the intensity of a node that moves no bytes becomes None."""
+    """Turn infinity and NaN into None, because JSON has neither. A node that moves no bytes has infinite intensity."""
     return value if value is not None and math.isfinite(value) else None

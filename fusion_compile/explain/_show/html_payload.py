@@ -1,10 +1,10 @@
-"""What the report's script reads: the explanation once more, by columns, so that 20,000 nodes stay a small file."""
+"""The explanation by columns, for the report's script. By columns a file of 20,000 nodes stays small."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -20,7 +20,7 @@ _SHORT_DTYPES = {
 
 
 def payload(data: Data) -> Data:
-    """The tables, with each repeated string stored once. Findings, summary and plots are in the page itself."""
+    """Return the tables, each repeated string stored once. Findings, summary and plots are in the page itself."""
     runtime = data["runtime"] or {}
     hoisting = data["hoisting"]
     names = region_names(data)
@@ -31,7 +31,7 @@ def payload(data: Data) -> Data:
         ],
         "regions": [[name, region_colour(name, names)] for name in names],
         "findings": [{key: finding[key] for key in ("kind", "op", "severity")} for finding in data["findings"]],
-        "nodes": _nodes(data["graphs"]),
+        "nodes": _nodes(data["graphs"], finding_places(data)),
         "passes": _passes(data["passes"]),
         "kernels": _rows(runtime.get("kernels", []), ("name", "nodes", "where", "source")),
         "refusals": _rows(runtime.get("fusion_refusals", []), ("first", "second", "reason")),
@@ -43,13 +43,18 @@ def payload(data: Data) -> Data:
 _HOISTING = ("name", "kind", "binding_time", "decision", "reason", "chain", "bytes", "flops", "frees_bytes")
 
 
+def finding_places(data: Data) -> dict[str, int]:
+    """Return the position of each finding by its identity; links on the page name positions."""
+    return {finding["id"]: at for at, finding in enumerate(data["findings"])}
+
+
 def region_names(data: Data) -> list[str]:
-    """All graphs' regions, in the order in which they first appear."""
+    """Return the regions of all graphs, in the order of their first appearance."""
     return list(dict.fromkeys(region["name"] for graph in data["graphs"] for region in graph["regions"]))
 
 
 def tensor_type(dtype: str | None, shape: Sequence[int | str] | None) -> str:
-    """``tensor_type("torch.bfloat16", [4, "s0"])`` -> ``"bf16[4, s0]"``; ``""`` for what is no tensor."""
+    """``tensor_type("torch.bfloat16", [4, "s0"])`` -> ``"bf16[4, s0]"``; ``""`` without a dtype."""
     if not dtype:
         return ""
     name = dtype.removeprefix("torch.")
@@ -63,12 +68,12 @@ def _coded(values: Iterable[str | None]) -> Data:
     return {"values": list(places), "codes": codes}
 
 
-def _nodes(graphs: Sequence[Data]) -> Data:
+def _nodes(graphs: Sequence[Data], places: Mapping[str, int]) -> Data:
     nodes = [node for graph in graphs for node in graph["nodes"]]
     return {
         "name": [node["name"] for node in nodes],
         "inputs": [node["inputs"] for node in nodes],
-        "finding": [-1 if node["finding"] is None else node["finding"] for node in nodes],
+        "finding": [places.get(node["finding"], -1) for node in nodes],
         "type": _coded(tensor_type(node["dtype"], node["shape"]) for node in nodes),
         "launches": [node["launches"] for node in nodes],
         "read": [node["bytes_read"] for node in nodes],
@@ -89,18 +94,18 @@ def _rows(rows: Sequence[Data], keys: Sequence[str]) -> Data:
 
 
 def _passes(passes: Sequence[Data]) -> Data:
-    """Texts as numbers of lines: a pass begins with what the one before it left, so most lines occur many times."""
+    """Store each text as numbers of lines. A pass starts from the result of the one before, so most lines repeat."""
     places: dict[str, int] = {}
     texts = []
     for each in passes:
         before, after = ([places.setdefault(line, len(places)) for line in each[side]] for side in ("before", "after"))
-        # Where nothing changed the text is on the left only.
+        # If nothing changed, the text is on the left only.
         texts.append({"before": before, "after": None if before == after else after, "parts": _parts(before, after)})
     return {"lines": list(places), "texts": texts}
 
 
 def _parts(before: Sequence[int], after: Sequence[int]) -> list[list[int]]:
-    """What differs: ``[from, to, from, to]`` in the lines before and after, in order."""
+    """Return the changed parts, each ``[from, to, from, to]`` in the lines before and after, in order."""
     parts: list[list[int]] = []
     i = j = 0
     for next_i, next_j in [*_anchors(before, after), (len(before), len(after))]:
@@ -114,7 +119,7 @@ def _parts(before: Sequence[int], after: Sequence[int]) -> list[list[int]]:
 
 
 def _extend(parts: list[list[int]], part: list[int]) -> None:
-    """What begins where the last one ended goes on with it."""
+    """Append `part`, or extend the last part if `part` starts where it ends."""
     if parts and parts[-1][1] == part[0] and parts[-1][3] == part[2]:
         parts[-1][1], parts[-1][3] = part[1], part[3]
     else:
@@ -122,14 +127,14 @@ def _extend(parts: list[list[int]], part: list[int]) -> None:
 
 
 def _anchors(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, int]]:
-    """The longest run of lines that occur once on each side and in the same order on both.
+    """Return the longest sequence of lines that occur once on each side and in the same order on both.
 
-    A line of a graph names its node, so nearly all are such lines; what is left between them is short, where
-    `SequenceMatcher` alone takes seconds for a graph of 20,000.
+    A line of a graph names its node, so nearly all lines are unique. The parts between them are short; without them
+    `SequenceMatcher` takes seconds for a graph of 20,000 nodes.
     """
     once_before, once_after = (_once(lines) for lines in (before, after))
     pairs = [(i, once_after[line]) for line, i in once_before.items() if line in once_after]
-    ends: list[int] = []  # of the runs found so far, by length: the smallest place after
+    ends: list[int] = []  # by length of the sequences so far: the smallest place after at which one ends
     last: list[int] = []  # the pair that ends each of them
     previous: list[int] = []
     for at, (_, j) in enumerate(pairs):
@@ -146,6 +151,6 @@ def _anchors(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, int
 
 
 def _once(lines: Sequence[int]) -> dict[int, int]:
-    """Line -> its place, of the lines that occur once, in order."""
+    """Map each line that occurs once to its place, in order."""
     counts = Counter(lines)
     return {line: at for at, line in enumerate(lines) if counts[line] == 1}

@@ -1,7 +1,7 @@
-"""The report's plots: matplotlib draws, and the page's own style sheet colours, so that they follow light and dark.
+"""The report's plots. matplotlib draws them and the page's style sheet colours them, so they follow light and dark.
 
-Each plot is drawn wide and narrow; the style sheet shows the one that fits. matplotlib is optional: without it there
-are no drawings, and the report shows `MISSING` in their place.
+Each plot is drawn wide and narrow, and the style sheet shows the one that fits. matplotlib is optional: without it the
+report shows `MISSING` in place of each plot.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MISSING = (
-    "This plot is drawn by matplotlib, which is not installed: pip install matplotlib, and write the report again."
-)
-CHEAPEST_DRAWN = 10_000  # an operator that takes less than this part of the most expensive one is no point
-_POINTS = 600  # buckets of a curve: more than the pixels in which a reader could tell two apart
+MISSING = "This plot needs matplotlib, which is not installed: pip install matplotlib, and write the report again."
+CHEAPEST_DRAWN = 10_000  # an operator below 1 / this of the most expensive one is not drawn
+_POINTS = 600  # buckets of a curve: more than a reader can tell apart in its pixels
 _REGION_COLOURS = {"forward": 1, "backward": 2, "optimizer": 3, "state": 4, "table": 4, "prologue": 5, "body": 1}
 _COLOURS = 6
-# matplotlib wants colours, the page wants names: each name is drawn as a colour that nothing else has.
+# matplotlib needs colours and the page needs names, so each name is drawn in a colour of its own and then replaced.
 _NAMED = {
     "ink": "#010101", "muted": "#020202", "rule": "#030303", "accent": "#040404", "bad": "#050505", "paper": "#060606",
 } | {f"region-{i}": f"#1000{i:02x}" for i in range(_COLOURS + 1)}  # fmt: skip
@@ -36,7 +34,7 @@ _NAMED = {
 
 @dataclass(frozen=True)
 class Plot:
-    """`left`, `right`: where the horizontal axis begins and ends, as fractions of the drawing's width."""
+    """A drawing. `left`, `right`: ends of the horizontal axis, as fractions of the drawing's width."""
 
     svg: str
     width: int
@@ -46,8 +44,10 @@ class Plot:
 
 
 def region_colour(name: str, names: Sequence[str]) -> int:
-    """1..6, the same for a region wherever the report shows it; 0 for inputs and what else is in no region. `names`:
-    all regions, in the report's order."""
+    """Return the number of a region's colour, 1..6, the same everywhere in the report; 0 for nodes in no region.
+
+    `names`: all regions, in the report's order.
+    """
     if name not in names:
         return 0
     if name in _REGION_COLOURS:
@@ -59,9 +59,10 @@ def region_colour(name: str, names: Sequence[str]) -> int:
 
 
 def memory_plots(graph: dict[str, Any], names: Sequence[str], salt: str) -> list[Plot]:
-    """Bytes alive at each node, with the regions below and the peak marked: [wide, narrow], or [] without matplotlib.
+    """Draw the bytes alive at each node, with the peak marked and the regions below.
 
-    `salt`: unlike for any two drawings of one page, as matplotlib names its parts after it.
+    `salt`: unique for each drawing of a page, because matplotlib names parts of the drawing after it. Return [wide,
+    narrow], or [] without matplotlib.
     """
 
     def draw(axes: Axes, narrow: bool) -> None:
@@ -89,7 +90,7 @@ def memory_plots(graph: dict[str, Any], names: Sequence[str], salt: str) -> list
 
 
 def compared_memory_plots(before: dict[str, Any], after: dict[str, Any], salt: str) -> list[Plot]:
-    """Two programs' bytes alive over one axis, from the first node (0 %) to the last (100 %)."""
+    """Draw both programs' bytes alive over one axis, from the first node (0 %) to the last (100 %)."""
 
     def draw(axes: Axes, narrow: bool) -> None:
         top = 1
@@ -113,7 +114,7 @@ def compared_memory_plots(before: dict[str, Any], after: dict[str, Any], salt: s
 
 
 def cost_plots(graph: dict[str, Any], names: Sequence[str], salt: str) -> list[Plot]:
-    """Roofline time against arithmetic intensity, one point for each operator of each region: [wide, narrow] or []."""
+    """Draw roofline time against arithmetic intensity, one point for each operator of each region."""
     groups: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
     for node in graph["nodes"]:
         if node["microseconds"]:
@@ -136,7 +137,7 @@ def cost_plots(graph: dict[str, Any], names: Sequence[str], salt: str) -> list[P
     def draw(axes: Axes, narrow: bool) -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
-        # What computes nothing has no place on a logarithmic axis; it stands at its left end, apart.
+        # An operator without FLOP has no place on a logarithmic axis, so it is drawn apart at the left end.
         lowest = min((point[2] for point in with_flops), default=1.0)
         highest = max((point[2] for point in with_flops), default=1.0)
         zero = lowest / 8
@@ -180,10 +181,10 @@ def _order_of(names: Sequence[str]) -> Callable[[str], tuple[int, str]]:
 
 
 def _ridge(nodes: Sequence[dict[str, Any]]) -> float | None:
-    """The intensity from which the fastest type is bound by compute, FLOP per byte; None where the nodes do not tell.
+    """Return the intensity in FLOP per byte above which the fastest dtype is bound by compute; None if unknown.
 
-    A roofline time is the larger of what the bytes take and what the FLOPs take, so the most bytes and the most FLOPs
-    a microsecond are the device's peaks, if one node moves without computing and another computes more than it moves.
+    A roofline time is the larger of the bytes' time and the FLOPs' time. So the highest bytes and FLOPs per microsecond
+    among the nodes are the device's peaks, if some node only moves bytes and some node is bound by compute.
     """
     timed = [node for node in nodes if node["microseconds"]]
     moved = [(node["bytes_read"] + node["bytes_written"]) / node["microseconds"] for node in timed]
@@ -195,7 +196,7 @@ def _ridge(nodes: Sequence[dict[str, Any]]) -> float | None:
 
 
 def _name_points(axes: Axes, points: Sequence[tuple[str, float, float]], most: int) -> None:
-    """The most expensive first; a name that would lie on a point or on another name is left out: the table has it."""
+    """Name the points, the most expensive first. Skip a name that would overlap; the table has it."""
     right_end = axes.transAxes.transform((1, 1))[0]
     pixels = [axes.transData.transform((x, y)) for _, x, y in points]
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in pixels]
@@ -217,7 +218,7 @@ def _name_points(axes: Axes, points: Sequence[tuple[str, float, float]], most: i
 def _step(
     axes: Axes, curve: Sequence[int], colour: str, *, fill: bool, scale: float = 1.0, label: str | None = None
 ) -> None:
-    """A bucket of a long curve is drawn as its lowest and its highest value, so that no peak is lost."""
+    """Draw a curve; of each bucket of a long one the lowest and the highest value, so that no peak is lost."""
     xs: list[float] = []
     ys: list[int] = []
     width = max(1, -(-len(curve) // _POINTS))
@@ -233,7 +234,7 @@ def _step(
 
 
 def _region_bands(axes: Axes, nodes: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
-    """A strip below the axis, coloured by region; a run that is long enough also carries the region's name."""
+    """Draw a strip below the axis, coloured by region. A region that is wide enough also carries its name."""
     start = 0
     for at in range(1, len(nodes) + 1):
         region = nodes[start]["region"]
@@ -254,7 +255,7 @@ def _region_bands(axes: Axes, nodes: Sequence[dict[str, Any]], names: Sequence[s
 
 
 def _byte_ticks(axes: Axes) -> None:
-    """Ticks at round numbers of the unit in which the axis reads best."""
+    """Put ticks at round numbers of the unit that fits the axis."""
     top = axes.get_ylim()[1]
     unit = 1024.0 ** max(0, min(5, int(len(f"{int(top):b}") - 1) // 10))
     raw = top / unit / 4
@@ -289,7 +290,7 @@ def _draw_twice(
             "xtick.labelsize": 11,
             "ytick.labelsize": 11,
             "legend.fontsize": 11,
-            "text.parse_math": False,  # a "$" in an operator's name is a dollar
+            "text.parse_math": False,  # a "$" in an operator's name is a plain character
         }
         with matplotlib.rc_context():
             matplotlib.rcdefaults()
@@ -305,7 +306,7 @@ def _draw_twice(
             axes.set_axisbelow(True)
             axes.tick_params(length=0, pad=6)
             with warnings.catch_warnings():
-                # The page's fonts draw the text; that matplotlib's own lacks a character of a name is no one's concern.
+                # The page's fonts draw the text, so a character that matplotlib's own font lacks does not matter.
                 warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
                 draw(axes, is_narrow)
                 plots.append(Plot(_svg(figure), width, height, left, right))
@@ -313,7 +314,7 @@ def _draw_twice(
 
 
 def _svg(figure: Figure) -> str:
-    """The drawing as an element of an HTML page: no prologue, no fonts, no colours of its own."""
+    """Return the drawing as an HTML element, without prologue, fonts and fixed colours."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = text.getvalue()
@@ -323,7 +324,7 @@ def _svg(figure: Figure) -> str:
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'^<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true" focusable="false">', svg)
     svg = re.sub(r"font: ((?:\w+ )*[\d.]+px) [^;\"]*", r"font: \1 var(--sans)", svg)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the same in each drawing; what is referred to has names of its own
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # these ids repeat in each drawing; ids that are referred to are unique
     for name, colour in _NAMED.items():
         svg = svg.replace(colour, f"var(--{name})")
     return svg.strip()

@@ -1,4 +1,4 @@
-"""Frozen dataclasses to what `json` writes, and back by their annotations."""
+"""Conversion of frozen dataclasses to JSON data, and back by their annotations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def plain(value: Any) -> Any:
-    """`value` with dataclasses as dicts and tuples as lists; what is neither must be JSON's own."""
+    """Turn dataclasses into dictionaries and tuples into lists. Other values must be JSON's own."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, (tuple, list)):
@@ -24,8 +24,7 @@ def plain(value: Any) -> Any:
 
 
 def rebuild(kind: Callable[..., T], data: Any) -> T:
-    """The dataclass `kind` of what `plain` made; keys that it does not have are left out. TypeError if one is missing
-    that it needs."""
+    """Make the dataclass `kind` from the result of `plain`. Ignore unknown keys; raise TypeError for a missing one."""
     hints = _hints(kind)
     return kind(**{name: _value(hints[name], item) for name, item in data.items() if name in hints})
 
@@ -47,7 +46,7 @@ def _hints(kind: Callable[..., Any]) -> dict[str, Any]:
 
 
 def write_json(data: Any, path: str | os.PathLike[str]) -> None:
-    """Write beside `path` and rename, so that a reader sees the old file or the new one, never half of one."""
+    """Write beside `path`, then rename. A reader sees the old file or the new one, never half of one."""
     target = Path(path)
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
@@ -58,7 +57,7 @@ def write_json(data: Any, path: str | os.PathLike[str]) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """What `path` holds; ValueError naming it if that is no JSON."""
+    """Read the JSON file `path`. Raise ValueError naming it if it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

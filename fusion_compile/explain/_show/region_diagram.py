@@ -1,4 +1,4 @@
-"""The regions of a program as boxes, and the bytes that flow between them as arrows: coordinates for an SVG."""
+"""The regions of a program as boxes and the bytes between them as arrows: coordinates for an SVG."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fusion_compile.explain._show import html_numbers as numbers
 
 BOX_WIDTH, BOX_HEIGHT = 196, 132
 _GAP_ACROSS, _GAP_DOWN, _GAP_STACKED = 84, 46, 28  # pixels between layers, between rows, between boxes of one layer
-_LEVEL = 30  # pixels that each longer arrow takes beside the boxes
+_LEVEL = 30  # pixels beside the boxes for each long arrow
 _MARGIN, _HEAD, _BEND = 2, 8, 10  # around everything; an arrow's tip; the radius of its corners
 _PORTS_ACROSS, _PORTS_DOWN, _PORTS_LONG = 24, 40, 11  # between two arrows that end at one side of a box
 
@@ -21,7 +21,7 @@ Flow = tuple[str, str, int]  # from a region, to a region, bytes
 
 @dataclass(frozen=True)
 class Box:
-    """`share`: of the program's roofline time, 0..1. `facts`: lines of (quantity, value) under the name."""
+    """A region. `share`: of the program's roofline time, 0..1. `facts`: lines of (quantity, value) under the name."""
 
     name: str
     x: int
@@ -32,8 +32,11 @@ class Box:
 
 @dataclass(frozen=True)
 class Arrow:
-    """`path`, `head`: SVG paths of its line and of its tip. The label stands at `x`, `y` with the text anchor `anchor`.
-    `turned`: it runs upwards. `width`: of the line, in pixels."""
+    """A flow of bytes between two regions.
+
+    `path`, `head`: SVG paths of its line and its tip. `x`, `y`, `anchor`: position and text anchor of the label.
+    `turned`: the label runs upwards. `width`: of the line, in pixels.
+    """
 
     source: str
     target: str
@@ -49,7 +52,7 @@ class Arrow:
 
 @dataclass(frozen=True)
 class Diagram:
-    """`width` and `height` in pixels."""
+    """Boxes and arrows. `width`, `height`: in pixels."""
 
     boxes: tuple[Box, ...]
     arrows: tuple[Arrow, ...]
@@ -58,8 +61,11 @@ class Diagram:
 
 
 def region_diagram(graph: dict[str, Any], *, across: bool) -> Diagram:
-    """`graph`: an entry of an explanation's ``"graphs"``. `across`: from left to right in layers, so that what does not
-    wait for each other stands in one column; else one region below the other, for a narrow page."""
+    """Lay out the regions of `graph`, an entry of an explanation's ``"graphs"``.
+
+    `across`: in columns from left to right, with independent regions in one column. Otherwise one region below the
+    other, for a narrow page.
+    """
     regions = {region["name"]: region for region in graph["regions"]}
     flows: list[Flow] = [(a, b, size) for a, b, size in graph["edges"] if a in regions and b in regions and a != b]
     layers = _layers(list(regions), flows)
@@ -72,7 +78,7 @@ def region_diagram(graph: dict[str, Any], *, across: bool) -> Diagram:
         for name, region in regions.items()
     )
     depth = {name: at for at, layer in enumerate(layers) for name in layer}
-    # The shortest of the longer ones runs nearest to the boxes.
+    # The shortest long arrow runs nearest to the boxes.
     longer = sorted((flow for flow in flows if not _is_short(depth, flow)), key=lambda flow: _span(depth, flow))
     right = max((x for x, _ in places.values()), default=0) + BOX_WIDTH
     bottom = max((y for _, y in places.values()), default=0) + BOX_HEIGHT
@@ -95,7 +101,7 @@ def _facts(region: dict[str, Any], total: float) -> tuple[tuple[str, str], ...]:
 
 
 def _layers(names: list[str], flows: list[Flow]) -> list[list[str]]:
-    """What flows only onwards lies in the layer after all that it reads; a program with a cycle keeps its own order."""
+    """Put each region in the layer after all regions that it reads. A program with a cycle keeps its own order."""
     graph = networkx.DiGraph()
     graph.add_nodes_from(names)
     graph.add_edges_from((a, b) for a, b, _ in flows)
@@ -126,25 +132,26 @@ def _span(depth: dict[str, int], flow: Flow) -> int:
 
 
 def _is_short(depth: dict[str, int], flow: Flow) -> bool:
-    """Whether it ends in the next layer or the one before; what passes a layer must run around the boxes."""
+    """Whether the arrow ends in a neighbouring layer. One that passes a layer must run around the boxes."""
     return _span(depth, flow) == 1
 
 
 def _short_arrows(
     depth: dict[str, int], places: dict[str, tuple[int, int]], flows: list[Flow], across: bool
 ) -> dict[Flow, Arrow]:
-    """Between two boxes, from side to side. What ends at one side of a box is spread over it, by the others' places."""
+    """Draw arrows between neighbouring layers. Arrows at one side of a box are spread by the places of their other
+    ends."""
     short = [flow for flow in flows if _is_short(depth, flow)]
     spread = _PORTS_ACROSS if across else _PORTS_DOWN
 
     def port(flow: Flow, name: str, other: str) -> tuple[float, int, int]:
-        """How far from the middle of the side, its place from the first, and how many there are."""
+        """Return the distance from the middle of the side, the position among its arrows, and their number."""
         side = [
             (places[b if a == name else a], a != name, (a, b, size))
             for a, b, size in short
             if name in (a, b) and depth[b if a == name else a] == depth[other]
         ]
-        # Of two that run to and fro the one to the later layer comes first, at both of its ends.
+        # Of two arrows in opposite directions, the one to the later layer comes first at both ends.
         side.sort(key=lambda end: (end[0][1], depth[end[2][0]]))
         at = [end[2] for end in side].index(flow)
         return spread * (at - (len(side) - 1) / 2), at, len(side)
@@ -165,7 +172,7 @@ def _short_arrows(
             bend = (x0 + x1) / 2
             path = f"M{a} {y0}C{bend} {y0} {bend} {y1} {b} {y1}"
             tip = f"M{x1} {y1}l-9 -5v10z" if onwards else f"M{x0} {y0}l9 -5v10z"
-            # Beside the flat beginning of the line, on the side from which it does not bend away.
+            # Beside the flat start of the line, on the side away from its bend.
             above = at < several / 2 if several > 1 else y1 >= y0
             x, y, anchor = x0 + 12, y0 - 7 - width / 2 if above else y0 + 16 + width / 2, "start"
         else:
@@ -187,8 +194,11 @@ def _long_arrows(
     right: int,
     bottom: int,
 ) -> dict[Flow, Arrow]:
-    """Around the boxes: below them, or on their right. The ports of a box are in such an order that none crosses
-    another there: first what goes back, the shortest first, then what goes on, the longest first."""
+    """Draw the other arrows around the boxes, below them or on their right.
+
+    At each box arrows going back come first, the shortest first, then arrows going on, the longest first. So none cross
+    at the box.
+    """
     drawn = {}
     for level, flow in enumerate(longer, 1):
         ends = []

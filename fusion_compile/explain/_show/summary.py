@@ -1,4 +1,4 @@
-"""The first lines of an explanation: what is captured, what is not, what costs most."""
+"""The summary of an explanation: what was captured, what was found, what costs most."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ def summarize(
     captured: bool = True,
     together: bool = False,
 ) -> tuple[SummaryLine, ...]:
-    """Lines for `graphs` and what happened to them. The costs are those of one call: of all graphs when they run
-    `together`, one after the other, and of the dearest when a call runs one of them."""
+    """Summarize `graphs` and their run. The costs are those of one call.
+
+    `together`: a call runs all graphs one after the other, so their costs are summed. Otherwise a call runs one of
+    them, and the costs are those of the most expensive one.
+    """
     worst = [f for f in findings if f.severity == "error"]
     whole: Status = "plain" if runtime is not None and runtime.graph_breaks else "good"
     lines = [
@@ -27,7 +30,7 @@ def summarize(
         SummaryLine("findings", _counted(findings), "bad" if worst else "plain" if findings else "good"),
     ]
     if runtime is not None:
-        lines += _seen(runtime)
+        lines += _events(runtime)
     if not graphs:
         return tuple(lines)
     counted = graphs if together else [max(graphs, key=lambda g: sum(r.microseconds for r in g.regions))]
@@ -40,7 +43,7 @@ def summarize(
         SummaryLine("peak memory", _peak(max((g.memory for g in counted), key=lambda m: m.peak_bytes))),
     ]
     costs = sorted((n for g in counted for n in g.nodes), key=lambda n: -n.microseconds)[:_MOST_EXPENSIVE]
-    lines += [SummaryLine(f"most expensive {i}", _told(n)) for i, n in enumerate(costs, 1) if n.microseconds]
+    lines += [SummaryLine(f"most expensive {i}", _described(n)) for i, n in enumerate(costs, 1) if n.microseconds]
     return tuple(lines)
 
 
@@ -53,7 +56,7 @@ def _graphs(n: int) -> str:
     return "one graph" if n == 1 else f"{n} graphs"
 
 
-def _seen(runtime: RuntimeFacts) -> list[SummaryLine]:
+def _events(runtime: RuntimeFacts) -> list[SummaryLine]:
     graphs = runtime.cudagraphs
     counts = {
         "graph breaks": len(runtime.graph_breaks),
@@ -71,6 +74,6 @@ def _counted(findings: Sequence[Finding]) -> str:
     return ", ".join(f"{kind} {n}" for kind, n in kinds.items()) or "none"
 
 
-def _told(node: NodeFacts) -> str:
+def _described(node: NodeFacts) -> str:
     place = ", ".join(filter(None, (node.region, node.module, node.where)))
     return f"{node.name} ({node.op}) in {place}: at least {node.microseconds:.3g} µs"

@@ -1,20 +1,17 @@
-"""An explanation as text: tables that `rich` draws."""
+"""An explanation as text, in tables drawn by `rich`."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fusion_compile.explain._facts import GraphFacts, RuntimeFacts, Section, section
-
-if TYPE_CHECKING:
-    from fusion_compile.explain._explanation import Explanation
+from fusion_compile.explain._facts import ExplanationFacts, GraphFacts, RuntimeFacts, Section, section
 
 _COLOURS = {"error": "red", "warning": "yellow", "note": "dim", "bad": "red", "good": "green", "plain": ""}
 _MOST_ALIVE = 5
@@ -23,11 +20,11 @@ _MOST_LINES = 3
 _LONGEST_NAME = 64
 
 WIDTH = 140
-"""Columns of text that no terminal shows."""
+"""Width in characters of text that is not written to a terminal."""
 
 
-def write_text(explanation: Explanation, console: Console) -> None:
-    """Title, tables, costs, what was seen, the summary, findings, notes."""
+def write_text(explanation: ExplanationFacts, console: Console) -> None:
+    """Write title, tables, costs, the run, and at the end, where a reader looks first, summary, findings and notes."""
     console.print(Text(explanation.title, style="bold"))
     for part in explanation.sections:
         console.print()
@@ -36,11 +33,11 @@ def write_text(explanation: Explanation, console: Console) -> None:
         console.print()
         console.print(table(_costs(graph)))
         console.print(Text(_peak(graph), style="dim"), soft_wrap=True)
-    for part in _seen(explanation.runtime):
+    for part in _run_tables(explanation.runtime):
         console.print()
         console.print(table(part))
     if explanation.environment.roofline and explanation.graphs:
-        console.print(Text(f"µs: no faster than on {explanation.environment.roofline}", style="dim"), soft_wrap=True)
+        console.print(Text(f"µs: lower bounds on {explanation.environment.roofline}", style="dim"), soft_wrap=True)
     console.print()
     for line in explanation.summary:
         console.print(Text.assemble(f"{line.label}: ", (line.value, _COLOURS[line.status])), soft_wrap=True)
@@ -51,13 +48,13 @@ def write_text(explanation: Explanation, console: Console) -> None:
         for finding in explanation.findings:
             console.print(Text(f"  {finding}", style=_COLOURS[finding.severity]), soft_wrap=True)
     else:
-        console.print("No host sync, nothing that a CUDA graph cannot hold.")
+        console.print("No findings: no host sync, and nothing that a CUDA graph cannot hold.")
     for note in explanation.notes:
         console.print(Text(f"Note: {note}"), soft_wrap=True)
 
 
 def table(part: Section) -> Table:
-    """Columns of numbers to the right."""
+    """Draw `part` with its columns of numbers aligned right."""
     drawn = Table(title=part.heading, title_justify="left", box=None, pad_edge=False, header_style="dim")
     for i, column in enumerate(part.columns):
         numeric = bool(part.rows) and all(_is_number(row[i]) for row in part.rows)
@@ -87,7 +84,7 @@ def _peak(graph: GraphFacts) -> str:
     )
 
 
-def _seen(runtime: RuntimeFacts | None) -> Iterator[Section]:
+def _run_tables(runtime: RuntimeFacts | None) -> Iterator[Section]:
     if runtime is None:
         return
     if runtime.phases:
@@ -101,7 +98,7 @@ def _seen(runtime: RuntimeFacts | None) -> Iterator[Section]:
         yield section("Kernels", ("kernel", "nodes", "where"), rows)
     if runtime.fusion_refusals:
         refused = Counter(r.reason for r in runtime.fusion_refusals)
-        yield section("Not fused, in Inductor's words", ("because", "pairs"), refused.most_common())
+        yield section("Not fused, with Inductor's reasons", ("reason", "pairs"), refused.most_common())
 
 
 def _shortened(name: str) -> str:
@@ -109,7 +106,7 @@ def _shortened(name: str) -> str:
 
 
 def _places(lines: Sequence[str]) -> str:
-    """The first of `lines` without their folders."""
+    """Shorten `lines` to the first few, without their folders."""
     first = ", ".join(re.split(r"[/\\]", line)[-1] for line in lines[:_MOST_LINES])
     return first + (", …" if len(lines) > _MOST_LINES else "")
 

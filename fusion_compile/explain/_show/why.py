@@ -1,20 +1,17 @@
-"""The story of one value of a program."""
+"""The account of one value of a program: where it is computed, from what, and why there."""
 
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
 
-from fusion_compile.explain._facts import GraphFacts, HoistedValue, NodeFacts
-
-if TYPE_CHECKING:
-    from fusion_compile.explain._explanation import Explanation
+from fusion_compile.explain._facts import ExplanationFacts, GraphFacts, HoistedValue, NodeFacts
+from fusion_compile.explain._findings import identity
 
 _LONGEST = 24
 
 
-def tell(explanation: Explanation, name: str) -> str:
-    """See `Explanation.why`."""
+def tell_why(explanation: ExplanationFacts, name: str) -> str:
+    """Return the account of every node and weight called `name`; see `Explanation.why`."""
     hoisted = [v for v in (explanation.hoisting.values if explanation.hoisting else ()) if v.name == name]
     nodes = [(graph, i) for graph in explanation.graphs for i, n in enumerate(graph.nodes) if n.name == name]
     if not nodes:
@@ -23,10 +20,12 @@ def tell(explanation: Explanation, name: str) -> str:
         known = {n.name for g in explanation.graphs for n in g.nodes}
         known |= {v.name for v in (explanation.hoisting.values if explanation.hoisting else ())}
         near = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.4)
-        raise KeyError(f"there is no {name!r} in {explanation.title}; near it are {', '.join(near) or 'none'}.")
-    stories = [_of_hoisting(value) for value in hoisted]
-    stories += [_of_node(explanation, graph, i) for graph, i in nodes]
-    return "\n\n".join(stories)
+        raise KeyError(
+            f"there is no {name!r} in {explanation.title}; the nearest names are {', '.join(near) or 'none'}."
+        )
+    accounts = [_of_hoisting(value) for value in hoisted]
+    accounts += [_of_node(explanation, graph, i) for graph, i in nodes]
+    return "\n\n".join(accounts)
 
 
 def _of_hoisting(value: HoistedValue) -> str:
@@ -40,7 +39,7 @@ def _of_hoisting(value: HoistedValue) -> str:
     return "\n".join(lines)
 
 
-def _of_node(explanation: Explanation, graph: GraphFacts, at: int) -> str:
+def _of_node(explanation: ExplanationFacts, graph: GraphFacts, at: int) -> str:
     node = graph.nodes[at]
     users = [n.name for n in graph.nodes if at in n.inputs]
     place = ", ".join(filter(None, (node.region, node.module, node.where)))
@@ -52,16 +51,15 @@ def _of_node(explanation: Explanation, graph: GraphFacts, at: int) -> str:
     ]
     if node.inputs:
         lines.append("  from " + " <- ".join(_chain(graph, node)))
-    if node.finding is not None:
-        lines.append(f"  {explanation.findings[node.finding]}")
+    lines += [f"  {finding}" for finding in explanation.findings if identity(finding) == node.finding]
     return "\n".join(lines)
 
 
 def _chain(graph: GraphFacts, node: NodeFacts) -> list[str]:
-    """From `node` back along the first operand that was computed, to an input."""
-    told: list[str] = []
-    while node.inputs and len(told) < _LONGEST:
+    """Follow the first operand that was computed, from `node` back to an input."""
+    names: list[str] = []
+    while node.inputs and len(names) < _LONGEST:
         sources = [graph.nodes[i] for i in node.inputs]
         node = next((s for s in sources if s.inputs), sources[0])
-        told.append(f"{node.name} ({node.module})" if node.module else node.name)
-    return told
+        names.append(f"{node.name} ({node.module})" if node.module else node.name)
+    return names

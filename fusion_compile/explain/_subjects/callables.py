@@ -1,4 +1,4 @@
-"""The explanation of a callable with example inputs: the graphs that Dynamo makes of it, and what running it shows."""
+"""The explanation of a callable with example inputs: the graphs that Dynamo captures, and the events of a run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch import Tensor, fx, nn
 
 from fusion_compile._program.program import Program
 from fusion_compile.explain import _compat
+from fusion_compile.explain._arguments import Invocation
 from fusion_compile.explain._environment import environment
 from fusion_compile.explain._explanation import Explanation
 from fusion_compile.explain._facts import GraphFacts, RuntimeFacts
+from fusion_compile.explain._findings import deduplicate
 from fusion_compile.explain._graph.graph_facts import graph_facts
 from fusion_compile.explain._graph.roofline import Roofline, roofline
 from fusion_compile.explain._graph.static_findings import (
@@ -20,7 +22,6 @@ from fusion_compile.explain._graph.static_findings import (
     defined_at,
     find_in_program,
     find_python_scalars,
-    one_for_each,
 )
 from fusion_compile.explain._run.captured import capture, modules_within, put_back
 from fusion_compile.explain._run.runtime import observe
@@ -32,16 +33,10 @@ from fusion_compile.passes._user_frame import user_line
 
 
 def explain_callable(
-    fn: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    *,
-    device: str | None,
-    run: bool,
-    calls: Sequence[tuple[Any, ...]],
-    backend: str,
+    fn: Callable[..., Any], first: Invocation, run: Sequence[Invocation], *, device: str | None, backend: str
 ) -> Explanation:
-    """See `explain`."""
+    """Capture the graphs of the call `first`, then compile `fn` and make the calls `run`; see `explain`."""
+    args, kwargs = first
     original = _compat.uncompiled(fn)
     placed = _device(original, args, kwargs)
     line = roofline(device, placed)
@@ -54,18 +49,18 @@ def explain_callable(
     notes: list[str] = []
     if run:
         with put_back(original, args, kwargs):
-            runtime, seen, notes_seen = observe(fn, args, kwargs, calls=calls, backend=backend)
+            runtime, seen, notes_seen = observe(fn, run, backend=backend)
         found += seen
         notes += notes_seen
-    findings = one_for_each((*found, *find_python_scalars(original, args, kwargs)))
+    findings = deduplicate((*found, *find_python_scalars(original, args, kwargs)))
     graphs = [_facts(f"graph {i}", p, line, findings, names) for i, p in enumerate(programs) if not p.not_in_aten]
     notes += [
-        f"graph {i} has no costs here, because it cannot be written out in ATen's operators ({p.not_in_aten})."
+        f"graph {i} has no costs here because it cannot be written in ATen's operators ({p.not_in_aten})."
         for i, p in enumerate(programs)
         if p.not_in_aten
     ]
     if not programs:
-        notes.append("Dynamo captured no graph: the call does nothing with tensors that it can trace.")
+        notes.append("Dynamo captured no graph: the call has no tensor operation that it can trace.")
     is_module = isinstance(original, nn.Module)
     title = type(original).__name__ if is_module else getattr(original, "__qualname__", repr(original))
     return Explanation(
@@ -89,7 +84,7 @@ def _facts(
 
 
 def _argument(said: str, arguments: Sequence[str]) -> str:
-    """``given/1`` by the argument's own name, a tensor of the explained module by its full name."""
+    """Name ``given/1`` as the argument is named, and a tensor of the explained module by its full name."""
     parts = said.removeprefix("explained/").removeprefix("__self__/").split("/")
     if parts[0] == "given" and len(parts) > 1 and parts[1].isdigit() and int(parts[1]) < len(arguments):
         return "/".join([arguments[int(parts[1])], *parts[2:]])
@@ -99,7 +94,7 @@ def _argument(said: str, arguments: Sequence[str]) -> str:
 
 
 class _Regions:
-    """Forward, backward, and what comes after it; by a node's own tag where the program has tags."""
+    """The region of each node: its own tag if it has one, else forward, backward, or optimizer after the backward."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self._after: set[fx.Node] = set()
@@ -120,7 +115,7 @@ class _Regions:
 
 
 def _device(fn: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.device:
-    """The first GPU that a tensor of the arguments or modules lies on, or the CPU."""
+    """Return the first GPU that holds a tensor of the arguments or modules, or the CPU."""
     tensors = [t for t in tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
     tensors += [p for module in modules_within(fn, args, kwargs) for p in module.parameters()]
     return next((t.device for t in tensors if t.device.type != "cpu"), torch.device("cpu"))
@@ -142,16 +137,16 @@ def _rebound(
     kwargs: Mapping[str, Any],
     programs: Sequence[Program],
 ) -> list[Finding]:
-    """Parameters whose memory is another after the call than before it."""
+    """Find parameters whose memory after the call is not the memory before it."""
     now = {n: p for module in modules_within(fn, args, kwargs) for n, p in module.named_parameters()}
     return [
         Finding(
             "rebound_parameter",
             name,
             _line_of_rebinding(name, programs) or defined_at(fn),
-            "The call gives the parameter other memory (.data = …, or a new Parameter): a CUDA graph that was recorded "
-            "with the old address is recorded again at every step.",
-            "Write into it: parameter.copy_(new) or parameter.mul_(…) under torch.no_grad().",
+            "The call gives the parameter other memory (.data = …, or a new Parameter). A CUDA graph recorded with the "
+            "old address is then recorded again at every step.",
+            "Write into its memory under torch.no_grad(): parameter.copy_(new) or parameter.mul_(…).",
         )
         for name, (parameter, address) in before.items()
         if name in now and (now[name] is not parameter or parameter.data_ptr() != address)
@@ -159,7 +154,7 @@ def _rebound(
 
 
 def _line_of_rebinding(name: str, programs: Sequence[Program]) -> str:
-    """Where a graph gives the parameter `name` other memory; "" when the graphs do not show it."""
+    """Return the line where a graph gives the parameter `name` other memory; "" if no graph shows it."""
     for program in programs:
         for node in program.graph.graph.nodes:
             if node.op == "call_function" and op_name(node.target) == "set_" and isinstance(node.args[0], fx.Node):

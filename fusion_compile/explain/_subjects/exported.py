@@ -1,4 +1,4 @@
-"""The explanation of a graph that somebody else captured: an ExportedProgram, a GraphModule."""
+"""The explanation of a graph that was captured elsewhere: an ExportedProgram or a GraphModule."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fusion_compile._compat import fake_mode
+from fusion_compile.explain._arguments import Invocation
 from fusion_compile.explain._environment import environment
-from fusion_compile.explain._explanation import Explanation, Kind
+from fusion_compile.explain._explanation import Explanation
+from fusion_compile.explain._facts import Kind
+from fusion_compile.explain._findings import deduplicate
 from fusion_compile.explain._graph.costs import tensors_of
 from fusion_compile.explain._graph.graph_facts import graph_facts
 from fusion_compile.explain._graph.roofline import roofline
-from fusion_compile.explain._graph.static_findings import find_cpu_tensors, one_for_each
+from fusion_compile.explain._graph.static_findings import find_cpu_tensors
 from fusion_compile.explain._show.summary import summarize
 from fusion_compile.passes import find_host_syncs
 from fusion_compile.passes._compat import tree_leaves
@@ -25,7 +28,7 @@ from fusion_compile.passes._graph import value_of
 
 
 def explain_exported(program: ExportedProgram, device: str | None) -> Explanation:
-    """`program` in ATen's operators, its inputs under their names in the module."""
+    """Explain `program` in ATen's operators, with its inputs under their names in the module."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export warns about itself (LeafSpec, 2.13)
         decomposed = program.run_decompositions({})
@@ -35,14 +38,17 @@ def explain_exported(program: ExportedProgram, device: str | None) -> Explanatio
     return _explain("exported_program", "ExportedProgram", lowered, names, device)
 
 
-def explain_graph_module(
-    module: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any], device: str | None
-) -> Explanation:
-    """`module` in ATen's operators, traced on fakes of `args` or on what its inputs carry. ValueError if they carry
-    nothing and none are given."""
-    if kwargs:
-        raise TypeError(f"explain() got {', '.join(kwargs)} for a GraphModule; give its inputs in order, unnamed.")
-    lowered, names = _lower(module, args)
+def explain_graph_module(module: fx.GraphModule, inputs: Invocation, device: str | None) -> Explanation:
+    """Explain `module` in ATen's operators, traced on fakes of `inputs` or on the fake tensors that its nodes carry.
+
+    Raise ValueError if there are neither.
+    """
+    if inputs.kwargs:
+        raise TypeError(
+            f"explain() got {', '.join(inputs.kwargs)} for a GraphModule; give its inputs in order, in one tuple: "
+            "explain(graph_module, (x, y))."
+        )
+    lowered, names = _lower(module, inputs.args)
     return _explain("graph_module", type(module).__name__, lowered, names, device)
 
 
@@ -52,7 +58,7 @@ def _explain(
     devices = {t.device for n in module.graph.nodes for t in tensors_of(n)}
     placed = next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
     line = roofline(device, placed)
-    findings = one_for_each([*find_host_syncs(module), *find_cpu_tensors(module.graph, None, names)])
+    findings = deduplicate([*find_host_syncs(module), *find_cpu_tensors(module.graph, None, names)])
     graph = graph_facts("graph", module, line, region=lambda _: "forward", input_names=names, findings=findings)
     return Explanation(
         f"{title}, {sum(r.nodes for r in graph.regions)} calls",
@@ -65,7 +71,7 @@ def _explain(
 
 
 class _WithAttributes(fx.Interpreter):
-    """Runs a graph whose tensors are given instead of its module's."""
+    """Run a graph with given tensors in place of its module's."""
 
     def __init__(self, module: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:
         super().__init__(module)
@@ -86,8 +92,8 @@ def _lower(module: fx.GraphModule, args: tuple[Any, ...]) -> tuple[fx.GraphModul
     if len(examples) != len(inputs) or any(e is None for e in examples):
         raise ValueError(
             f"the GraphModule takes {len(inputs)} inputs ({', '.join(n.name for n in inputs)}) and "
-            f"{len(args)} were given{'' if args else ', nor do its nodes carry any'}; "
-            f"call explain(graph_module, *inputs)."
+            f"{len(args)} were given{'' if args else ', and its nodes carry none'}; "
+            f"call explain(graph_module, inputs) with a tuple of them."
         )
     fake = next((e.fake_mode for e in tree_leaves(examples) if hasattr(e, "fake_mode")), None) or fake_mode()
 

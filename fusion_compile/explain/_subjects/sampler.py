@@ -1,4 +1,4 @@
-"""The explanation of a sampler: its graph by binding time, and for each value why it was or was not hoisted."""
+"""Explain a sampler: its graph by binding time, and for each value why it was or was not hoisted."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping
 import torch
 from torch import fx
 
-from fusion_compile._sampler.module import Sampler
+from fusion_compile._sampler.module import SamplerModule
 from fusion_compile._sampler.program import SamplerProgram
 from fusion_compile.explain._environment import environment
 from fusion_compile.explain._explanation import Explanation
 from fusion_compile.explain._facts import Decision, GraphFacts, HoistedValue, Hoisting, PassFacts, Section
+from fusion_compile.explain._findings import deduplicate
 from fusion_compile.explain._graph.costs import flops, is_alias, tensors_of, touched
 from fusion_compile.explain._graph.graph_facts import graph_facts
 from fusion_compile.explain._graph.roofline import Roofline, roofline
-from fusion_compile.explain._graph.static_findings import one_for_each
 from fusion_compile.explain._show.summary import summarize
 from fusion_compile.passes import BindingTime, Finding, binding_times, find_host_syncs, format_node
 
@@ -30,24 +30,27 @@ _REGION = {BindingTime.CONST: "table", BindingTime.STEP: "table", BindingTime.LI
 _LONGEST_CHAIN = 30
 
 
-def explain_sampler(sampler: Sampler, device: str | None) -> Explanation:
-    """One graph for each combination of shapes seen lately, split into table, prologue and body."""
+def explain_sampler(sampler: SamplerModule, device: str | None) -> Explanation:
+    """Explain `sampler` with one graph for each recent combination of shapes, split into table, prologue and body."""
     programs = list(sampler._programs.values())
     placed = next((p.device for p in sampler.model.parameters()), torch.device("cpu"))
     line = roofline(device, placed)
-    findings = one_for_each(
-        (*(f for p in programs for f in find_host_syncs(p.split[0])), *(f for p in programs for f in _not_captured(p)))
+    findings = deduplicate(
+        (
+            *(f for p in programs for f in find_host_syncs(p.split.graph_module)),
+            *(f for p in programs for f in _not_captured(p)),
+        )
     )
     graphs, values, passes, sections = [], [], [], []
     for i, program in enumerate(programs):
-        whole, roles, _, hoisted = program.split
-        times = binding_times(whole.graph, roles)
+        whole, hoisted = program.split.graph_module, program.split.hoisted
+        times = binding_times(whole.graph, program.split.times)
         graphs.append(_facts(f"program {i}", program, times, line, findings))
         values += _values(program, times)
         body = hoisted.body.graph_module.graph
         listings = ([format_node(n) for n in graph.nodes] for graph in (whole.graph, body))
         passes.append(PassFacts.of(hoisted.report, *listings))
-    for report in sampler.reports():
+    for report in sampler.report.programs:
         head, *lines = str(report).splitlines()
         rows = tuple((text[:12].strip(), text[12:].strip()) for text in (line[2:] for line in lines))
         sections.append(Section(head, ("", ""), rows))
@@ -67,7 +70,7 @@ def explain_sampler(sampler: Sampler, device: str | None) -> Explanation:
 
 
 def _not_captured(program: SamplerProgram) -> list[Finding]:
-    """Why the loop is not the CUDA graph that the sampler's mode asks for."""
+    """A finding if the loop is not the CUDA graph that the sampler's mode asks for."""
     if program.not_captured is None:
         return []
     remedy = "Remove it from the loop, or pass mode='max-autotune-no-cudagraphs' to say that this is meant."
@@ -81,14 +84,13 @@ def _facts(
     line: Roofline,
     findings: tuple[Finding, ...],
 ) -> GraphFacts:
-    whole, _, names, _ = program.split
     in_body = _body_names(program)
     return graph_facts(
         name,
-        whole,
+        program.split.graph_module,
         line,
         region=lambda n: "body" if n.name in in_body else _REGION.get(times[n], "prologue"),
-        input_names=names,
+        input_names=program.split.full_names,
         findings=findings,
         times={n.name: time for n, time in times.items()},
         root="model.",
@@ -96,8 +98,8 @@ def _facts(
 
 
 def _values(program: SamplerProgram, times: Mapping[fx.Node, BindingTime]) -> list[HoistedValue]:
-    """The story of each call and each weight of the whole graph."""
-    _, _, names, hoisted = program.split
+    """The decision on each call and each weight of the whole graph."""
+    names, hoisted = program.split.full_names, program.split.hoisted
     in_body = _body_names(program)
     declined = {d.node: d.reason for d in hoisted.report.declined}
     read_by_body = {str(n) for n in hoisted.body.inputs}
@@ -110,7 +112,7 @@ def _values(program: SamplerProgram, times: Mapping[fx.Node, BindingTime]) -> li
             freed = node.name not in read_by_body
             readers = ", ".join(dict.fromkeys(u.name for u in node.users if u.name in in_body)) or "nothing"
             reason = (
-                "No step of the loop reads it: free_hoisted_weights() gives its memory back."
+                "No step of the loop reads it: release_weights() gives its memory back."
                 if freed
                 else f"The loop reads it at every step, in {readers}."
             )
@@ -158,7 +160,7 @@ def _of_call(
 
 
 def _because(node: fx.Node, times: Mapping[fx.Node, BindingTime]) -> list[str]:
-    """From the input that makes `node` as late as it is, down to `node`: at each step the latest operand."""
+    """The path that decides when `node` is known: from an input down to `node`, always through the latest operand."""
     chain = [node]
     while chain[-1].all_input_nodes and len(chain) < _LONGEST_CHAIN:
         latest = max(chain[-1].all_input_nodes, key=lambda n: times[n].value)
@@ -169,7 +171,7 @@ def _because(node: fx.Node, times: Mapping[fx.Node, BindingTime]) -> list[str]:
 
 
 def _reaching(weight: fx.Node, in_body: frozenset[str]) -> list[str]:
-    """The first calls of the loop through which a weight goes."""
+    """The first calls of the loop that a weight flows through."""
     chain = [weight]
     while (following := next((u for u in chain[-1].users if u.name in in_body), None)) and len(chain) < 4:
         chain.append(following)
@@ -177,6 +179,6 @@ def _reaching(weight: fx.Node, in_body: frozenset[str]) -> list[str]:
 
 
 def _body_names(program: SamplerProgram) -> frozenset[str]:
-    whole, _, _, hoisted = program.split
+    whole, hoisted = program.split.graph_module, program.split.hoisted
     known = {n.name for n in whole.graph.nodes if n.op == "call_function"}
     return frozenset(n.name for n in hoisted.body.graph_module.graph.nodes if n.op == "call_function") & known

@@ -17,9 +17,10 @@ from fusion_compile._types import Tensors
 from fusion_compile.explain._environment import environment
 from fusion_compile.explain._explanation import Explanation
 from fusion_compile.explain._facts import GraphFacts, Section, section
+from fusion_compile.explain._findings import deduplicate
 from fusion_compile.explain._graph.graph_facts import graph_facts
 from fusion_compile.explain._graph.roofline import Roofline, roofline
-from fusion_compile.explain._graph.static_findings import find_in_program, one_for_each
+from fusion_compile.explain._graph.static_findings import find_in_program
 from fusion_compile.explain._show.summary import summarize
 from fusion_compile.passes import Finding
 
@@ -58,7 +59,7 @@ def explain_step(title: str, parts: StepParts, *, device: str | None = None) -> 
     sections += [_graph(heading, program) for heading, program in headings.items() if not program.not_in_aten]
     named = {f"step {i}": p for i, p in enumerate(programs)} | dict(periodic_programs)
     found = [*_rebound(layout, parts.banks, parts.model), *(f for p in named.values() for f in find_in_program(p))]
-    findings = one_for_each(found)
+    findings = deduplicate(found)
     graphs = [_facts(name, program, line, findings) for name, program in named.items() if not program.not_in_aten]
     notes = [f"the loss never reads {name}; its gradient counts as zero." for name in parts.unused]
     notes += [

@@ -1,51 +1,37 @@
-"""A training step or a sampler, which explain themselves, watched while they run."""
+"""The explanation of a training step or a sampler that is watched while it runs."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fusion_compile._sampler.module import Sampler
+from fusion_compile.explain._arguments import Invocation
 from fusion_compile.explain._explanation import Explanation
-from fusion_compile.explain._graph.static_findings import one_for_each
+from fusion_compile.explain._findings import deduplicate
 from fusion_compile.explain._run.runtime import observe
 from fusion_compile.explain._show.summary import summarize
-from fusion_compile.explain._subjects.sampler import explain_sampler
+from fusion_compile.explain._subjects.registry import Subject
 
 
-def explain_compiled(
-    obj: Any,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    *,
-    device: str | None,
-    run: bool,
-    calls: Sequence[tuple[Any, ...]],
-) -> Explanation:
-    """What ``obj.explain()`` says; with `args`, `obj` is called on them and on each of `calls` first, and listened to.
-    A training step's state is then put back: parameters, optimizer, counts, random numbers."""
-    if not run or not (args or kwargs):
-        return _told(obj, device)
-    saved = obj.state_dict() if hasattr(obj, "warm_start") else None
+def explain_watched(obj: Any, subject: Subject[Any], calls: tuple[Invocation, ...], device: str | None) -> Explanation:
+    """Call `obj` on each of `calls`, listen to torch meanwhile, put its state back, and explain it.
+
+    Without `calls` only explain it.
+    """
+    if not calls:
+        return subject.explain(obj, device)
+    saved = subject.state(obj) if subject.state is not None else None
     try:
-        facts, seen, notes = observe(obj, args, kwargs, calls=calls, fresh=not getattr(obj, "programs", None))
+        facts, seen, notes = observe(obj, calls, backend=None, fresh=not subject.is_compiled(obj))
     finally:
-        if saved is not None:
-            obj.load_state_dict(saved)
-    told = _told(obj, device)
-    findings = one_for_each((*told.findings, *seen))
+        if subject.restore is not None:
+            subject.restore(obj, saved)
+    explanation = subject.explain(obj, device)
+    findings = deduplicate((*explanation.findings, *seen))
     return dataclasses.replace(
-        told,
+        explanation,
         runtime=facts,
         findings=findings,
-        summary=summarize(findings, told.graphs, facts, captured=bool(told.graphs)),
-        notes=(*told.notes, *notes),
+        summary=summarize(findings, explanation.graphs, facts, captured=bool(explanation.graphs)),
+        notes=(*explanation.notes, *notes),
     )
-
-
-def _told(obj: Any, device: str | None) -> Explanation:
-    if isinstance(obj, Sampler):
-        return explain_sampler(obj, device)
-    told: Explanation = obj.explain(device=device)
-    return told

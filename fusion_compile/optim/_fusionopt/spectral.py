@@ -1,6 +1,6 @@
 """FusionOpt's direction of a matrix: Shampoo factors, MONA, Newton-Schulz, row scaling, a signal-to-noise gate.
 
-Each part as FusionOpt has it and not as its paper has it; `fusionopt_compat` says where they differ.
+Each part follows FusionOpt instead of its paper; `fusionopt_compat` says where they differ.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from fusion_compile._types import Tensors
-from fusion_compile.optim._transform import Blocks, ones_like_scalar
+from fusion_compile.optim._kronecker import eye_like, zero_factors
+from fusion_compile.optim._transform import Blocks
+from fusion_compile.optim._tree import copy, map_tensors, number_like, weighted_mean, zeros_like
 from fusion_compile.optim.matrix.inverse_roots import inverse_root
 
 HOT_DTYPES: dict[str, torch.dtype] = {
@@ -44,8 +46,8 @@ class ShampooState(NamedTuple):
 
 
 class SpectralState(NamedTuple):
-    """`momentum`, `curvature`, `last_gradient`: ``[..., m, n]``; `row_square`: ``[..., m, 1]``. What a component keeps
-    is empty, or an empty tuple, where the component is off."""
+    """`momentum`, `curvature`, `last_gradient`: ``[..., m, n]``; `row_square`: ``[..., m, 1]``. The state of a
+    component that is off is empty, or an empty tuple."""
 
     momentum: Tensors
     curvature: Tensors
@@ -57,8 +59,8 @@ class SpectralState(NamedTuple):
 
 @dataclass(frozen=True)
 class SpectralDirection:
-    """How a matrix's direction is made. `safe_fp16`: Newton-Schulz in guarded fp16 products; `telemetry`: whether to
-    measure what each part does."""
+    """Maps gradients of matrices to directions. `safe_fp16`: Newton-Schulz in guarded fp16 products; `telemetry`:
+    whether to measure the effect of each part."""
 
     components: frozenset[str]
     hot_dtype: torch.dtype
@@ -70,29 +72,27 @@ class SpectralDirection:
     telemetry: bool
 
     def init(self, params: Tensors) -> SpectralState:
-        """All zero, but for the roots, which start as the identity. At least one matrix."""
+        """All zeros, except that roots start as the identity. `params`: at least one matrix."""
 
         def zeros(component: str | None) -> Tensors:
             wanted = component is None or component in self.components
-            return {k: torch.zeros_like(p) for k, p in params.items()} if wanted else {}
+            return zeros_like(params) if wanted else {}
 
         def rows(of: Tensors) -> Tensors:
-            return {k: torch.zeros_like(p[..., :1]) for k, p in of.items()}
+            return map_tensors(lambda p: torch.zeros_like(p[..., :1]), of)
 
         shampoo: ShampooState | tuple[()] = ()
         if "shampoo" in self.components:
-            square = {k: (p.shape[:-1] + p.shape[-2:-1], p.shape[:-2] + 2 * p.shape[-1:]) for k, p in params.items()}
-            left = {k: p.new_zeros(square[k][0]) for k, p in params.items()}
-            right = {k: p.new_zeros(square[k][1]) for k, p in params.items()}
-            shampoo = ShampooState(left, right, _identities(left), _identities(right))
+            left, right = zero_factors(params, "fusionopt_compat")
+            shampoo = ShampooState(left, right, map_tensors(eye_like, left), map_tensors(eye_like, right))
         snr: SnrState | tuple[()] = ()
         if "snr" in self.components:
             mean = zeros("snr")
-            snr = SnrState(mean, rows(mean) if self.snr_mode == "row" else zeros("snr"), ones_like_scalar(params))
+            snr = SnrState(mean, rows(mean) if self.snr_mode == "row" else zeros("snr"), number_like(params, 1.0))
         return SpectralState(zeros(None), zeros("mona"), zeros("mona"), rows(zeros("normuon")), shampoo, snr)
 
-    def told(self) -> tuple[str, ...]:
-        """The names under which `update` reports: sums of squares, and ``snr_gain``, a mean."""
+    def measured(self) -> tuple[str, ...]:
+        """Names of what `update` measures: sums of squares, and ``snr_gain``, a mean."""
         parts = {"mona": "curvature", "snr": "snr_gain"}
         own = tuple(name for component, name in parts.items() if component in self.components)
         return ("momentum", "conditioned", "orthogonalized", "final", *own) if self.telemetry else ()
@@ -105,8 +105,9 @@ class SpectralDirection:
         due: bool,
         blocks: Mapping[str, Blocks],
     ) -> tuple[Tensors, SpectralState, dict[str, Tensor]]:
-        """Directions (before cautious masking), the new state, and what `told` names, summed over all matrices.
-        `numbers`: the live numbers by FusionOpt's names; `blocks`: by bank, what is orthogonalized each for itself."""
+        """Directions (before cautious masking), the new state, and the values of `measured`, summed over all matrices.
+        `numbers`: the live numbers by FusionOpt's names; `blocks`: by bank, the blocks that are orthogonalized each by
+        itself."""
         shampoo = state.shampoo
         if isinstance(shampoo, ShampooState):
             shampoo = _update_shampoo(shampoo, grads, numbers["beta_k"], numbers["shampoo_delta"], due)
@@ -141,17 +142,17 @@ class SpectralDirection:
             directions = {k: gates[k] * u for k, u in directions.items()}
         new_state = SpectralState(momentum, curvature, last, row_square, shampoo, snr)
 
-        told: dict[str, Tensor] = {}
+        found: dict[str, Tensor] = {}
         if self.telemetry:
-            stages = {"momentum": momentum, "conditioned": conditioned, "orthogonalized": orthogonalized}
-            stages |= {"final": directions} | ({"curvature": curvature} if "mona" in self.components else {})
-            told = {name: sum_of_squares(tensors, numbers["mu"]) for name, tensors in stages.items()}
+            between = {"momentum": momentum, "conditioned": conditioned, "orthogonalized": orthogonalized}
+            between |= {"final": directions} | ({"curvature": curvature} if "mona" in self.components else {})
+            found = {name: sum_of_squares(tensors, numbers["mu"]) for name, tensors in between.items()}
             if "snr" in self.components:
-                told["snr_gain"] = mean_over_matrices(gates, numbers["mu"])
-        return directions, new_state, {name: told[name] for name in self.told()}
+                found["snr_gain"] = mean_over_matrices(gates, numbers["mu"])
+        return directions, new_state, {name: found[name] for name in self.measured()}
 
     def _orthogonalized(self, m: Tensor, blocks: Blocks | None) -> Tensor:
-        """``√max(1, r/c) · NS(m)``, of each block by its own sides."""
+        """``√max(1, r/c) · NS(m)``, for each block with its own sides."""
         iterate = _newton_schulz_guarded if self.safe_fp16 else _newton_schulz
         parts = [m] if blocks is None else list(torch.split(m, list(blocks.sizes), blocks.axis))
         # The factor multiplies the result in full precision.
@@ -175,25 +176,25 @@ class SpectralDirection:
 
 
 def _update_shampoo(state: ShampooState, grads: Tensors, beta: Tensor, delta: Tensor, due: bool) -> ShampooState:
-    left = {k: beta * state.left[k] + (1 - beta) * (g @ g.mT) for k, g in grads.items()}
-    right = {k: beta * state.right[k] + (1 - beta) * (g.mT @ g) for k, g in grads.items()}
+    left = weighted_mean(state.left, map_tensors(lambda g: g @ g.mT, grads), beta)
+    right = weighted_mean(state.right, map_tensors(lambda g: g.mT @ g, grads), beta)
     if due:
-        roots = ({k: _root(m, delta) for k, m in side.items()} for side in (left, right))
-    else:  # clones, because the result of an update shares no memory with its arguments
-        roots = ({k: r.clone() for k, r in side.items()} for side in (state.left_root, state.right_root))
+        roots = [map_tensors(lambda m: _root(m, delta), side) for side in (left, right)]
+    else:
+        roots = [copy(state.left_root), copy(state.right_root)]
     return ShampooState(left, right, *roots)
 
 
 def _root(m: Tensor, delta: Tensor) -> Tensor:
     """``(½(M + Mᵀ) + ρ I)^(-1/4)`` with ρ = max(δ, 2^-22 ‖M‖), in fp64.
 
-    FusionOpt takes it from an eigendecomposition, which no graph can hold, with ρ = δ and eigenvalues clamped at 1e-12.
-    Below 2^-22 of the norm the eigenvalues of an fp32 factor are rounding noise, and some of them negative.
+    FusionOpt computes it by an eigendecomposition, which cannot be captured, with ρ = δ and eigenvalues clamped at
+    1e-12. Below 2^-22 of the norm the eigenvalues of an fp32 factor are rounding noise, and some of them negative.
     """
     wide = (0.5 * (m + m.mT)).double()
     norm = wide.abs().sum(-1).amax(-1)[..., None, None]
     ridge = torch.maximum(delta.double(), 2 * ROUNDING * norm)
-    # `inverse_root` adds a ridge of its own, relative to the norm of what it is given; together they are ρ.
+    # `inverse_root` adds a ridge of its own, relative to the norm of its argument; together they are ρ.
     before = (ridge - ROUNDING * norm) / (1 + ROUNDING)
     identity = torch.eye(m.size(-1), dtype=wide.dtype, device=m.device)
     return inverse_root(wide + before * identity, 4, ridge=ROUNDING).to(m.dtype)
@@ -232,10 +233,6 @@ def _guarded_product(p: Tensor, q: Tensor) -> Tensor:
 
 def _at_least_fp32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _identities(like: Tensors) -> Tensors:
-    return {k: torch.zeros_like(m) + torch.eye(m.size(-1), dtype=m.dtype, device=m.device) for k, m in like.items()}
 
 
 def sum_of_squares(tensors: Tensors, like: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fusion_compile._types import Tensors
-from fusion_compile.optim._fusionopt.members import Members
-from fusion_compile.optim._transform import ones_like_scalar
+from fusion_compile.optim._fusionopt.banked_parameters import BankedParameters
+from fusion_compile.optim._tree import copy, number_like, zeros_like
 
 DECAYS = ("cosine", "linear", "wsd")
 
@@ -50,11 +50,11 @@ class Shape:
         return ((step_count.double() + 1) / self.warmup_steps).clamp(max=1.0).to(step_count.dtype)
 
     def decayed(self, step_count: Tensor) -> Tensor:
-        """1 during the warm-up, `decay_min` from `total_steps` on; cosine and linear run over what is between, wsd over
-        the last ``1 - decay_start`` of all steps."""
+        """1 during the warm-up, `decay_min` from `total_steps` on. Cosine and linear run over the steps between, wsd
+        over the last ``1 - decay_start`` of all steps."""
         if self.decay is None or self.total_steps is None:
             return torch.ones_like(step_count)
-        # In fp64: near its end a cosine is 1e-4 and less, a difference of numbers near 1.
+        # In fp64: near its end a cosine is 1e-4 or less, a difference of numbers near 1.
         k = step_count.double()
         done = ((k - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)).clamp(0.0, 1.0)
         if self.decay == "cosine":
@@ -78,7 +78,7 @@ class PolyakState(NamedTuple):
 def polyak_ratio(
     grads: Tensors,
     state: PolyakState,
-    members: Members,
+    parameters: BankedParameters,
     loss: Tensor | None,
     is_first: Tensor,
     numbers: tuple[Tensor, Tensor, Tensor],
@@ -94,7 +94,7 @@ def polyak_ratio(
     absolute, entries = torch.zeros_like(one), 0
     for key, g in grads.items():
         absolute = absolute + (g.abs().sum(-1) if g.ndim > 1 else g.abs()).sum()
-        entries += members.count(key, g)
+        entries += parameters.count(key, g)
     gnorm = averaged(state.gnorm_ema, absolute / max(1, entries))
     if loss is None:
         return one.clamp(least, most), PolyakState(gnorm, state.loss_ema.clone())
@@ -117,11 +117,11 @@ class Autoscale:
     """Prodigy's estimate of the distance to the solution (2306.06101) with its lr at 1, as the multiplier d / d0.
 
     ``N ← β₃ N + f ⟨g, p₀ - p⟩; s ← β₃ s + f g; d̂ = coef · N / Σ|s|`` with f = d²/d0, over one entry in `every` of all
-    parameters; d is the largest d̂ so far, in one step at most `growth` times the last. Where Σ|s| is zero, N and d
+    parameters; d is the largest d̂ so far, in one step at most `growth` times the last. While Σ|s| is zero, N and d
     stay.
     """
 
-    members: Members
+    parameters: BankedParameters
     d0: float
     coef: float
     growth: float
@@ -130,10 +130,9 @@ class Autoscale:
 
     def init(self, params: Tensors) -> AutoscaleState:
         """d = d0, nothing summed, and the sampled entries of `params` as the start."""
-        d = self.d0 * ones_like_scalar(params)
-        start = {k: self.members.sampled(k, p, self.every) for k, p in params.items()}
-        zero = {k: torch.zeros_like(p) for k, p in start.items()}
-        return AutoscaleState(d, d.clone(), torch.zeros_like(d), start, zero)
+        d, d_max, numerator = (number_like(params, value) for value in (self.d0, self.d0, 0.0))
+        start = {k: self.parameters.sampled(k, p, self.every) for k, p in params.items()}
+        return AutoscaleState(d, d_max, numerator, start, zeros_like(start))
 
     def update(self, grads: Tensors, point: Tensors, state: AutoscaleState) -> tuple[Tensor, AutoscaleState]:
         """The multiplier d / d0 of this step, from the gradients at the weights `point`."""
@@ -141,8 +140,8 @@ class Autoscale:
         inner, size = torch.zeros_like(state.d), torch.zeros_like(state.d)
         s: Tensors = {}
         for key, g in grads.items():
-            sample = self.members.sampled(key, g, self.every)
-            moved = state.start[key] - self.members.sampled(key, point[key], self.every)
+            sample = self.parameters.sampled(key, g, self.every)
+            moved = state.start[key] - self.parameters.sampled(key, point[key], self.every)
             s[key] = self.beta3 * state.s[key] + f * sample
             inner = inner + (sample * moved).sum(-1).sum()
             size = size + s[key].abs().sum(-1).sum()
@@ -152,4 +151,4 @@ class Autoscale:
         d_max = torch.where(known, torch.maximum(state.d_max, estimate), state.d_max)
         started = torch.where(state.d == self.d0 * torch.ones_like(state.d), torch.maximum(state.d, estimate), state.d)
         d = torch.where(known, torch.minimum(d_max, started * self.growth), state.d)
-        return d / self.d0, AutoscaleState(d, d_max, numerator, {k: p.clone() for k, p in state.start.items()}, s)
+        return d / self.d0, AutoscaleState(d, d_max, numerator, copy(state.start), s)

@@ -1,6 +1,6 @@
-"""One step of FusionOpt, put together from its step size, its directions and its averaging.
+"""One step of FusionOpt: its step size, its directions and its averaging.
 
-It sees all banks at once and is no `partition`, because its ratio of loss to gradient and its autoscale pool all
+It sees all banks at once instead of using `partition`, because its ratio of loss to gradient and its autoscale pool all
 parameters. `fusionopt_compat` builds it.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fusion_compile._types import Tensors
 from fusion_compile.optim._combine import part_of
-from fusion_compile.optim._fusionopt.members import Members, is_stacked
+from fusion_compile.optim._fusionopt.banked_parameters import BankedParameters, is_stacked
 from fusion_compile.optim._fusionopt.spectral import (
     SpectralDirection,
     SpectralState,
@@ -30,8 +30,8 @@ from fusion_compile.optim._transform import (
     Context,
     Named,
     Transform,
-    ones_like_scalar,
 )
+from fusion_compile.optim._tree import copy, lerp, number_like
 from fusion_compile.optim.scale_by_adam import ScaleByAdamState
 
 OF_COMPONENT = {
@@ -42,13 +42,13 @@ OF_COMPONENT = {
     "snr": "snr_gain",
     "cautious": "cautious_keep_frac",
 }
-"""What is measured of a component of the matrices, by FusionOpt's names."""
+"""What is measured for a component on matrices, in FusionOpt's words."""
 
 
 class FusionOptState(NamedTuple):
-    """`step_count`: 0-dim. `z`: Schedule-Free's fast weights; `radius`: Hyperball's norms, ``[..., 1, 1]``; empty where
-    not in use, as `autoscale`. `spectral`, `scalar`: empty where no parameter has that role. `told`: 0-dim, see
-    `diagnostics`."""
+    """`step_count`: 0-dim. `z`: Schedule-Free's fast weights; `radius`: Hyperball's norms, ``[..., 1, 1]``. These two
+    and `autoscale` are empty if not in use; `spectral` and `scalar` if no parameter has that role. `measured`: 0-dim,
+    see `FusionOpt.diagnostics`."""
 
     step_count: Tensor
     polyak: PolyakState
@@ -57,13 +57,13 @@ class FusionOptState(NamedTuple):
     scalar: ScaleByAdamState | tuple[()]
     z: Tensors
     radius: Tensors
-    told: dict[str, Tensor]
+    measured: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class FusionOpt:
     """The functions of the transform. `named`: the live numbers by FusionOpt's names; `adam`: for the scalar role;
-    `blocks`: how matrices are divided, by bank."""
+    `blocks`: how matrices are cut, by bank."""
 
     components: frozenset[str]
     hyperball: bool
@@ -72,7 +72,7 @@ class FusionOpt:
     direction: SpectralDirection
     adam: Transform
     autoscale: Autoscale | None
-    members: Members
+    parameters: BankedParameters
     blocks: Mapping[str, Blocks]
 
     def init(self, params: Tensors) -> FusionOptState:
@@ -82,21 +82,20 @@ class FusionOpt:
                 raise ValueError(
                     f"bank {key!r} has a role that fusionopt_compat() does not have; use spectral, scalar."
                 )
-        self.members.make_tables(params)
-        zero = torch.zeros_like(ones_like_scalar(params))
+        self.parameters.make_tables(params)
         return FusionOptState(
-            zero,
-            PolyakState(zero.clone(), zero.clone()),
+            number_like(params, 0.0),
+            PolyakState(number_like(params, 0.0), number_like(params, 0.0)),
             () if self.autoscale is None else self.autoscale.init(params),
             self.direction.init(matrices) if matrices else (),
             self.adam.init(rest) if rest else (),
-            {k: p.clone() for k, p in params.items()} if "sf" in self.components else {},
+            copy(params) if "sf" in self.components else {},
             {k: self.norms(k, p) for k, p in matrices.items()} if self.hyperball else {},
-            {name: zero.clone() for name in self.told(bool(matrices), bool(rest))},
+            {name: number_like(params, 0.0) for name in self.measured(bool(matrices), bool(rest))},
         )
 
-    def told(self, matrices: bool, rest: bool) -> tuple[str, ...]:
-        """Names of what is measured, in FusionOpt's words."""
+    def measured(self, matrices: bool, rest: bool) -> tuple[str, ...]:
+        """Names of what `update` measures, in FusionOpt's words."""
         names = ["gamma_curr", "gamma_t", "decay"]
         names += ["autoscale_mult"] if self.autoscale is not None else []
         if matrices and self.direction.telemetry:
@@ -106,8 +105,7 @@ class FusionOpt:
         return tuple(names)
 
     def gradient_point(self, params: Tensors, state: FusionOptState, context: Context) -> Tensors:
-        beta = context.hyperparameters[self.named["beta"].name]
-        return {k: state.z[k] + beta * (x - state.z[k]) for k, x in params.items()}
+        return lerp(state.z, params, context.hyperparameters[self.named["beta"].name])
 
     def update(
         self, grads: Tensors, state: FusionOptState, params: Tensors, context: Context
@@ -115,7 +113,7 @@ class FusionOpt:
         number = {name: context.hyperparameters[named.name] for name, named in self.named.items()}
         matrices, rest = part_of(grads, SPECTRAL), part_of(grads, ELEMENTWISE)
         clamp = (number["beta_p"], number["gamma_min"], number["gamma_max"])
-        ratio, polyak = polyak_ratio(grads, state.polyak, self.members, context.loss, state.step_count == 0, clamp)
+        ratio, polyak = polyak_ratio(grads, state.polyak, self.parameters, context.loss, state.step_count == 0, clamp)
         decay = self.shape.decayed(state.step_count)
         factor = ratio * self.shape.warm(state.step_count) * decay * number["gamma_scale"]
         measured = {"gamma_curr": ratio, "decay": decay}
@@ -136,11 +134,11 @@ class FusionOpt:
         if isinstance(scalar, ScaleByAdamState):
             found, scalar = self.adam.update(rest, scalar, part_of(params, ELEMENTWISE), context)
             directions = {**directions, **found}
-            if "scalar_grad_norm" in state.told:
+            if "scalar_grad_norm" in state.measured:
                 measured["scalar_grad_norm"] = sum_of_squares(rest, ratio).sqrt()
         if "cautious" in self.components:
             directions = {k: self.cautious(k, u, grads[k]) for k, u in directions.items()}
-            if "cautious_keep_frac" in state.told:
+            if "cautious_keep_frac" in state.measured:
                 kept = {k: (directions[k] != 0).to(g.dtype) for k, g in matrices.items()}
                 measured["cautious_keep_frac"] = mean_over_matrices(kept, ratio)
 
@@ -149,7 +147,7 @@ class FusionOpt:
         for k, p in params.items():
             role = SPECTRAL if is_stacked(k) else ELEMENTWISE
             u, rate = directions[k], gamma[role]
-            weight = self.members.layer_weight(k, u) if role == SPECTRAL else None
+            weight = self.parameters.layer_weight(k, u) if role == SPECTRAL else None
             u = u if weight is None else weight * u
             if "sf" in self.components:
                 z[k] = (1 - rate * decayed[role]) * state.z[k] - rate * u
@@ -159,15 +157,14 @@ class FusionOpt:
             if self.hyperball and role == SPECTRAL:
                 on_ball = self.on_ball(k, p, u, rate, state.radius[k]) - p
                 updates[k] = torch.where(state.radius[k] > 1e-12, on_ball, updates[k])
-        radius = {k: r.clone() for k, r in state.radius.items()}
-        told = {name: measured[name] for name in state.told}
-        return updates, FusionOptState(state.step_count + 1, polyak, scaled, spectral, scalar, z, radius, told)
+        radius, shown = copy(state.radius), {name: measured[name] for name in state.measured}
+        return updates, FusionOptState(state.step_count + 1, polyak, scaled, spectral, scalar, z, radius, shown)
 
     def cautious(self, key: str, u: Tensor, g: Tensor) -> Tensor:
-        """u where it agrees with the gradient, zero elsewhere, at the norm that u has, parameter by parameter."""
+        """u where it agrees with the gradient, zero elsewhere, rescaled to the norm of u, parameter by parameter."""
         masked = torch.where(u * g > 0, u, torch.zeros_like(u))
         ratio = self.norms(key, u) / (self.norms(key, masked) + 1e-8)
-        return self.members.scaled(key, masked, ratio)
+        return self.parameters.scaled(key, masked, ratio)
 
     def on_ball(self, key: str, p: Tensor, u: Tensor, rate: Tensor, radius: Tensor) -> Tensor:
         """Hyperball's new weights: a step of `rate` radii along u, brought back to the radius."""
@@ -175,11 +172,11 @@ class FusionOpt:
         return radius * moved / (self.norms(key, moved) + 1e-12)
 
     def norms(self, key: str, x: Tensor) -> Tensor:
-        """Norms by parameter, in the form of `Members.totals`."""
-        return self.members.totals(key, x * x).sqrt()
+        """Norms by parameter, in the form of `BankedParameters.totals`."""
+        return self.parameters.totals(key, x * x).sqrt()
 
     def norms_and_gains(self, sums: Mapping[str, Tensor], gamma: Tensor) -> dict[str, Tensor]:
-        """FusionOpt's profile: how large the update is, and by what factor each part changed its size."""
+        """FusionOpt's profile: the size of the update, and the factor by which each part changed it."""
         if not sums:
             return {}
         norm = {name: total.sqrt() for name, total in sums.items() if name != "snr_gain"}
@@ -198,9 +195,9 @@ class FusionOpt:
             "fusion/step_count": state.step_count,
             "fusion/gnorm_ema": state.polyak.gnorm_ema,
             "fusion/loss_ema": state.polyak.loss_ema,
-            "fusion/gamma_curr": state.told["gamma_curr"],
+            "fusion/gamma_curr": state.measured["gamma_curr"],
         }
-        out |= {f"comp/{name}": value for name, value in state.told.items() if name != "gamma_curr"}
+        out |= {f"comp/{name}": value for name, value in state.measured.items() if name != "gamma_curr"}
         if isinstance(state.autoscale, AutoscaleState):
             out["comp/autoscale_d"] = state.autoscale.d
         return out

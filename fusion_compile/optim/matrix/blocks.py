@@ -1,4 +1,4 @@
-"""Matrices that are several stacked ones (q, k and v in one weight): a function applied to each block by itself."""
+"""Matrices made of several blocks (q, k and v in one weight): apply a function to each block by itself."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ BlockSizes: TypeAlias = tuple[tuple[int, ...], int]
 
 
 def in_blocks(fn: Callable[..., tuple[Tensor, ...]], blocks: BlockSizes | None, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """``fn(*tensors)`` on every block of each ``[..., m, n]``, its results put back along the same axis.
+    """``fn(*tensors)`` on every block of each ``[..., m, n]``; the results are put back along the same axis.
 
-    All blocks of one size come in one call, as ``[..., j, m_b, n]`` (columns: ``[..., j, m, n_b]``), so `fn` is written
-    for ``[..., m, n]`` and is called as often as there are sizes, however many matrices the leading dimensions hold.
-    A tensor whose axis counts blocks instead of rows or columns is cut into ones. Neighbours of one size are a view,
-    rows without any copy; other blocks are concatenated. None: ``fn(*tensors)``.
+    All blocks of one size come in one call, as ``[..., j, m_b, n]`` (columns: ``[..., j, m, n_b]``). So `fn` is written
+    for ``[..., m, n]`` and is called once for each size, however many matrices the leading dimensions hold.
+    If the axis of a tensor counts blocks instead of rows or columns, it is cut into ones. Neighbours of one size are a
+    view (rows without any copy); other blocks are concatenated. `blocks` None: ``fn(*tensors)``.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[1.0], [2.0], [3.0]])
+        >>> in_blocks(lambda b: (b / b.sum(-2, keepdim=True),), ((2, 1), -2), x)[0].flatten().tolist()
+        [0.3333333432674408, 0.6666666865348816, 1.0]
     """
     if blocks is None:
         return fn(*tensors)
@@ -49,7 +55,7 @@ def _runs(sizes: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 def _cut(tensor: Tensor, blocks: BlockSizes, which: Sequence[int]) -> list[Tensor]:
-    """The runs `which` of the axis as views with a dimension of their own for the blocks, before the matrix."""
+    """The runs `which` of the axis as views, with a new dimension for the blocks before the matrix."""
     sizes, axis = blocks
     length = tensor.shape[axis]
     if length not in (sum(sizes), len(sizes)):

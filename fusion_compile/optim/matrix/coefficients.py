@@ -1,4 +1,4 @@
-"""Coefficient tables of the quintic iteration ``X ← aX + (bA + cA²)X``, ``A = XXᵀ``: one (a, b, c) per iteration."""
+"""Coefficients of the quintic iteration ``X ← aX + (bA + cA²)X``, ``A = XXᵀ``: one (a, b, c) for each iteration."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ from 1e-3 up.
 """
 
 
-class Table(NamedTuple):
+class Polynomial(NamedTuple):
     """An iteration as its source runs it: coefficients, and the norm by which the input is divided first.
 
     The divisor is ``max(scale · ‖X‖, floor) + offset``. `bound`: largest singular value of the result in exact
-    arithmetic. `room`: by which part a singular value between two iterations may be wrong before the rest diverges.
+    arithmetic. `room`: the relative error that a singular value may have between two iterations before the rest
+    diverges.
     """
 
     coefficients: Coefficients
@@ -46,10 +47,10 @@ class Table(NamedTuple):
     offset: float = 0.0
 
 
-# The tables of CANS (2506.10935) and of the unscaled Polar Express (2505.16932) are left out: they have no room at all
-# (`room` 0), and diverge in fp16 and bf16 as soon as a few directions dominate, with plain iterations too.
-TABLES: dict[str, Table] = {
-    "jordan": Table(JORDAN, bound=1.2024, room=0.05),
-    "quintic": Table(QUINTIC, bound=1.1451, room=0.038),
-    "polar_express": Table(POLAR_EXPRESS, bound=1.1412, room=0.021, scale=1.02, floor=0.0, offset=1e-6),
+# CANS (2506.10935) and the unscaled Polar Express (2505.16932) are left out: they have no room at all (`room` 0), and
+# diverge in fp16 and bf16 as soon as a few directions dominate, with plain iterations too.
+POLYNOMIALS: dict[str, Polynomial] = {
+    "jordan": Polynomial(JORDAN, bound=1.2024, room=0.05),
+    "quintic": Polynomial(QUINTIC, bound=1.1451, room=0.038),
+    "polar_express": Polynomial(POLAR_EXPRESS, bound=1.1412, room=0.021, scale=1.02, floor=0.0, offset=1e-6),
 }

@@ -8,50 +8,62 @@ from math import prod
 import torch
 from torch import Tensor
 
-from fusion_compile.optim.matrix.coefficients import TABLES, Coefficients
+from fusion_compile.optim.matrix.coefficients import POLYNOMIALS, Coefficients
 
 GRAM_FROM = 2
 """Ratio of the sides from which the iterations run in the Gram matrix when they may."""
 
 _ROUNDING = 1.05
-"""What rounding may add to the norm of a result before the guard acts; seen: 1.003 times the table's bound."""
+"""What rounding may add to the norm of a result before the guard acts; 1.003 times the polynomial's bound was seen."""
 
 
 def orthogonalize(
     x: Tensor,
-    table: str = "jordan",
-    hot_dtype: torch.dtype = torch.bfloat16,
+    coefficients: str = "jordan",
+    matmul_dtype: torch.dtype = torch.bfloat16,
     gram_restarts: tuple[int, ...] | None = None,
     guard: bool | None = None,
 ) -> Tensor:
-    """Approximate U Vᵀ of ``x = U Σ Vᵀ``; shape ``[..., m, n]``, result in x's dtype.
+    """Approximate U Vᵀ of ``x = U Σ Vᵀ`` by five iterations of a polynomial.
 
-    Five iterations with the named coefficient table (``"jordan"``, ``"quintic"``, ``"polar_express"``), products in
-    `hot_dtype`. The input is divided by its norm (as the table's source does) in fp32 or fp64 *before* the cast, so
-    that fp16 neither overflows nor divides by zero. The Gram matrix is taken on the short side. Source: Jordan's Muon,
-    ``torch.optim.Muon``.
+    The input is divided by its norm (as the polynomial's source does) in fp32 or fp64 *before* the cast, so that fp16
+    neither overflows nor divides by zero. The Gram matrix is taken on the short side.
+    Source: Jordan's Muon, ``torch.optim.Muon``; Gram Newton-Schulz: Zhang, Amsel, Chen & Dao 2026.
 
-    `gram_restarts`: run the same polynomial in the Gram matrix where one side is at least twice the other (Gram
-    Newton-Schulz: Zhang, Amsel, Chen & Dao 2026), starting afresh from x at these iterations; None: plain iterations.
-    `safe_gram_restarts` says which are safe.
+    Args:
+        x: Matrices ``[..., m, n]``.
+        coefficients: ``"jordan"``, ``"quintic"`` or ``"polar_express"``.
+        matmul_dtype: Dtype of the matrix products.
+        gram_restarts: If one side is at least twice the other, run the same polynomial in the Gram matrix, and restart
+            from x at these iterations. None: plain iterations. `safe_gram_restarts` says which restarts are safe.
+        guard: Bound ‖O‖_F, see `_guarded`. None: only if the iterations run in the Gram matrix. Plain ones need no
+            guard, because each multiplies x by a polynomial of x itself; no singular value was ever seen 0.4 % over the
+            polynomial's bound.
 
-    `guard`: bound ‖O‖_F, see `_guarded`. None: where the iterations run in the Gram matrix; plain ones need none, as
-    each multiplies x by a polynomial of x itself, and no singular value was ever seen 0.4 % over the table's bound.
+    Returns:
+        ``[..., m, n]`` in the dtype of x.
+
+    Example:
+        >>> import torch
+        >>> x = torch.diag(torch.tensor([3.0, 1.0]))
+        >>> o = orthogonalize(x, "quintic", torch.float32)
+        >>> bool((o - torch.eye(2)).abs().max() < 0.04)
+        True
     """
-    coefficients, bound, _, scale, floor, offset = TABLES[table]
+    triples, bound, _, scale, floor, offset = POLYNOMIALS[coefficients]
     wide = torch.promote_types(x.dtype, torch.float32)
     y = x.to(wide)
     norm = (y * y).sum(-1, keepdim=True).sum(-2, keepdim=True).sqrt()
-    y = (y / ((norm * scale).clamp(min=floor) + offset)).to(hot_dtype)
+    y = (y / ((norm * scale).clamp(min=floor) + offset)).to(matmul_dtype)
     shape = y.shape
     y = y.reshape(-1, *shape[-2:]) if y.ndim != 3 else y
     long, short = max(shape[-2:]), min(shape[-2:])
     in_gram = gram_restarts is not None and long >= GRAM_FROM * short
-    for begin, end in _groups(gram_restarts, len(coefficients)):
+    for begin, end in _groups(gram_restarts, len(triples)):
         if in_gram:
-            y = _iterate_in_gram(y, coefficients[begin:end])
+            y = _iterate_in_gram(y, triples[begin:end])
         else:
-            for triple in coefficients[begin:end]:
+            for triple in triples[begin:end]:
                 y = _iterate(y, *triple)
     y = y.reshape(shape)
     if in_gram if guard is None else guard:
@@ -60,18 +72,18 @@ def orthogonalize(
 
 
 def _groups(gram_restarts: tuple[int, ...] | None, iterations: int) -> list[tuple[int, int]]:
-    """First iteration, and the one after the last, of what runs between two restarts."""
+    """``(first, last + 1)`` of the iterations between two restarts."""
     return list(pairwise((0, *(gram_restarts or ()), iterations)))
 
 
 def _guarded(o: Tensor, given: Tensor, limit: float) -> Tensor:
-    """`o` where ``‖o‖_F ≤ limit``, the largest norm that orthogonalized matrices have; else ``o (limit / ‖o‖_F)²``.
+    """`o` if ``‖o‖_F ≤ limit``, the largest norm of an orthogonalized matrix; else ``o (limit / ‖o‖_F)²``.
 
-    A larger `o` is what rounding became in a few directions, so the further over it is, the smaller it comes out:
-    brought down to the limit, it would move those directions √min(m, n) times too far. A matrix that is not finite is
-    zero, the end of that scale, unless its input (norm `given`) was not finite either: a broken gradient stays visible.
-    One direction a few times too large goes unseen in a Frobenius norm: the guard keeps a run alive, and is no
-    substitute for safe restarts. Costs one read of o for its norm; the scale joins whatever comes next.
+    An excess norm comes from a few directions. Scaling to the limit would still leave them √min(m, n) times too large,
+    so the scale is squared: the larger the excess, the smaller the result. A matrix that is not finite becomes zero,
+    unless its input (norm `given`) was not finite either: a broken gradient stays visible. A Frobenius norm does not
+    show one direction that is a few times too large: the guard keeps a run alive, and does not replace safe restarts.
+    It reads o once for its norm; the scale fuses into whatever comes next.
     """
     o = o.to(torch.promote_types(o.dtype, torch.float32))
     norm = (o * o).sum(-1, keepdim=True).sum(-2, keepdim=True).sqrt()
@@ -81,18 +93,17 @@ def _guarded(o: Tensor, given: Tensor, limit: float) -> Tensor:
 
 
 def _gram(x: Tensor) -> Tensor:
-    """``x xᵀ`` of a wide, ``xᵀ x`` of a tall ``[K, m, n]``: each orientation is read as it lies, nothing is transposed
-    in memory."""
+    """``x xᵀ`` of a wide, ``xᵀ x`` of a tall ``[K, m, n]``. Nothing is transposed in memory."""
     return torch.bmm(x.mT, x) if x.size(-2) > x.size(-1) else torch.bmm(x, x.mT)
 
 
 def _iterate(x: Tensor, a: float, b: float, c: float) -> Tensor:
     """``a x + (b A + c A²) x``, A the Gram matrix; 4 products of mn·min and 2 of min³ in half-FLOPs."""
-    gram = _gram(x)
-    polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    gram = _gram(x)  # A = x @ x.T
+    polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # B = b * A + c * A @ A
     if x.size(-2) > x.size(-1):
-        return torch.baddbmm(x, x, polynomial, beta=a)
-    return torch.baddbmm(x, polynomial, x, beta=a)
+        return torch.baddbmm(x, x, polynomial, beta=a)  # a * x + x @ B
+    return torch.baddbmm(x, polynomial, x, beta=a)  # a * x + B @ x
 
 
 def _iterate_in_gram(x: Tensor, coefficients: Coefficients) -> Tensor:
@@ -100,62 +111,65 @@ def _iterate_in_gram(x: Tensor, coefficients: Coefficients) -> Tensor:
 
     An iteration multiplies x by Z + a I, Z = b R + c R², and the Gram matrix by its square: R ← (Z + a I)² R. The
     identity stays out of the factors while they grow and joins Q in fp32, inside the last product: added to x, or to a
-    Q rounded already, it would cancel against what was rounded (bf16, random 384×1536: error 0.061 instead of 0.019).
+    rounded Q, it would cancel against what was rounded (bf16, random 384×1536: error 0.061 instead of 0.019).
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     identity = torch.eye(min(x.shape[-2:]), dtype=wide, device=x.device)
-    r = _gram(x)
+    r = _gram(x)  # R = x @ x.T
     q, shift = r, 0.0  # so far Q = q + shift I
     for i, (a, b, c) in enumerate(coefficients):
-        z = torch.baddbmm(r, r, r, beta=b, alpha=c)
+        z = torch.baddbmm(r, r, r, beta=b, alpha=c)  # Z = b * R + c * R @ R
         last = i + 1 == len(coefficients)
         if i == 0:
             q, shift = (z.to(wide) + a * identity).to(x.dtype) if last else z, a
         else:
+            # (Z + a I) (q + shift I) = Z @ q + (shift * Z + a * q) + a * shift * I
             rest = shift * z.to(wide) + a * q.to(wide)
             shift = a * shift
             q = torch.baddbmm((rest + shift * identity if last else rest).to(x.dtype), z, q)
         if not last:
-            rz = torch.baddbmm(r, r, z, beta=a)
-            r = torch.baddbmm(rz, z, rz, beta=a)
-    return torch.bmm(x, q) if x.size(-2) > x.size(-1) else torch.bmm(q, x)
+            rz = torch.baddbmm(r, r, z, beta=a)  # R (Z + a I) = a * R + R @ Z
+            r = torch.baddbmm(rz, z, rz, beta=a)  # (Z + a I) R (Z + a I) = a * RZ + Z @ RZ
+    return torch.bmm(x, q) if x.size(-2) > x.size(-1) else torch.bmm(q, x)  # Q @ x
 
 
 AUTO = "auto"
 
 
-def safe_gram_restarts(table: str, hot_dtype: torch.dtype) -> tuple[int, ...] | None:
-    """The cheapest restarts with which no iteration can diverge; None where there are none.
+def safe_gram_restarts(coefficients: str, matmul_dtype: torch.dtype) -> tuple[int, ...] | None:
+    """The cheapest restarts with which no iteration can diverge; None if there are none.
 
-    Q's rounding is relative to its largest eigenvalue, the product of the group's a, and strikes directions in which Q
-    is near 1: with a share ε/4 of it a singular value near 1 leaves its band by ``ε/4 · Π a``, and where that is more
-    than the table's `room`, the next group diverges. It does: with one or two directions that hold most of the norm,
-    (3,) in bf16 gave singular values of 50 (Jordan, 256×512) and 1e6 (Polar Express). After the last group nothing
-    follows that could diverge, so three iterations may stand there, as in the source: fp32 (3,), the more exact of the
-    two; fp16 (3,), Polar Express (2,); bf16 (2,), Polar Express None.
+    Q's rounding is relative to its largest eigenvalue, the product of the group's a, and acts on directions in which Q
+    is near 1: with a share ε/4 of it a singular value near 1 leaves its band by ``ε/4 · Π a``. If that is more than the
+    polynomial's `room`, the next group diverges. It does: with one or two directions that hold most of the norm, (3,)
+    in bf16 gave singular values of 50 (Jordan, 256×512) and 1e6 (Polar Express). Nothing follows the last group, so it
+    may have three iterations, as in the source: fp32 (3,), the more exact of the two; fp16 (3,), Polar Express (2,);
+    bf16 (2,), Polar Express None.
 
-    In bf16 (2,) is not as exact as plain iterations: error against the exact polynomial 0.033 for random matrices
+    In bf16 (2,) is less exact than plain iterations: error against the exact polynomial 0.033 for random matrices
     (plain 0.010), 0.15 over five decades (0.08), 0.27 at rank 8 (0.34); largest singular value seen 1.3 times the bound
-    of Jordan's table, 1.14 times the quintic's. (2, 4) is as exact as plain ones and costs a sixth more than (2,).
+    of Jordan's coefficients, 1.14 times the quintic's. (2, 4) is as exact as plain ones and costs a sixth more than
+    (2,).
     """
-    coefficients, _, room, *_ = TABLES[table]
+    triples, _, room, *_ = POLYNOMIALS[coefficients]
     for restarts in ((3,), (2,)):
-        before_the_last = _groups(restarts, len(coefficients))[:-1]
-        gains = [prod(a for a, _, _ in coefficients[begin:end]) for begin, end in before_the_last]
-        if max(gains) * torch.finfo(hot_dtype).eps / 4 <= room:
+        before_the_last = _groups(restarts, len(triples))[:-1]
+        gains = [prod(a for a, _, _ in triples[begin:end]) for begin, end in before_the_last]
+        if max(gains) * torch.finfo(matmul_dtype).eps / 4 <= room:
             return restarts
     return None
 
 
 def resolve_gram_restarts(
-    gram_restarts: tuple[int, ...] | str | None, table: str, hot_dtype: torch.dtype
+    gram_restarts: tuple[int, ...] | str | None, coefficients: str, matmul_dtype: torch.dtype
 ) -> tuple[int, ...] | None:
-    """``"auto"``: the safe ones. ValueError unless the restarts are increasing iteration numbers inside the table."""
-    last = len(TABLES[table].coefficients) - 1
+    """`gram_restarts` with ``"auto"`` replaced by the safe ones. ValueError unless they are increasing iteration
+    numbers that the polynomial has."""
+    last = len(POLYNOMIALS[coefficients].coefficients) - 1
     if gram_restarts is None:
         return None
     if gram_restarts == AUTO:
-        return safe_gram_restarts(table, hot_dtype)
+        return safe_gram_restarts(coefficients, matmul_dtype)
     numbers = isinstance(gram_restarts, tuple) and all(type(i) is int for i in gram_restarts)
     if not numbers or any(b <= a for a, b in pairwise((0, *gram_restarts, last + 1))):
         raise ValueError(
@@ -164,17 +178,3 @@ def resolve_gram_restarts(
         )
     assert isinstance(gram_restarts, tuple)
     return gram_restarts
-
-
-def shape_factor(x: Tensor, adjust_lr: str) -> float:
-    """Factor on lr from the shape ``[..., r, c]``.
-
-    ``"original"``: √max(1, r/c), lr in units of spectral norm per step; ``"match_rms_adamw"``: 0.2 √max(r, c), so that
-    the update's root mean square is 0.2 lr, the size of an AdamW update at that lr (2502.16982); ``"none"``: 1.
-    """
-    r, c = x.shape[-2:]
-    if adjust_lr == "original":
-        return float(max(1.0, r / c) ** 0.5)
-    if adjust_lr == "match_rms_adamw":
-        return float(0.2 * max(r, c) ** 0.5)
-    return 1.0

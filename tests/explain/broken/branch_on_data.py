@@ -1,4 +1,4 @@
-"""Python asks a tensor which way to go."""
+"""A Python branch that depends on a tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A function of compiled code that Dynamo cannot see into."""
+"""A compiled function that Dynamo cannot trace into."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Activation checkpointing in a one-graph step, without the tag by which torch 2.11 finds the backward."""
+"""Activation checkpointing in a one-graph step without the tag that torch 2.11 needs to find the backward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A torch.cond, whose predicate the host reads."""
+"""A torch.cond, whose predicate the CPU reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A metric that is brought to the CPU inside the step."""
+"""A metric that is copied to the CPU inside the step."""
 
 from __future__ import annotations
 

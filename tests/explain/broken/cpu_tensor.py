@@ -1,4 +1,4 @@
-"""A table that is made in the step, and on the CPU."""
+"""A table that is created in the step and on the CPU."""
 
 from __future__ import annotations
 

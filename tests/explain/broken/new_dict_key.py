@@ -1,4 +1,4 @@
-"""A batch that is a dict and has one entry more at some calls."""
+"""A batch dictionary that has one more entry in some calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The positions of what is not zero: as many as there are."""
+"""The positions of nonzero entries, whose number depends on the data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A detour through numpy for a function that torch has nearly too."""
+"""A detour through numpy for a function that torch also has."""
 
 from __future__ import annotations
 

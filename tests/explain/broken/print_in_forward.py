@@ -1,4 +1,4 @@
-"""A print for debugging that stayed."""
+"""A debugging print that was left in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A random number of Python's instead of torch's."""
+"""A random number from Python instead of torch."""
 
 from __future__ import annotations
 

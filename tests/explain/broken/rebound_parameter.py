@@ -1,4 +1,4 @@
-"""New weights that are bound instead of written."""
+"""New weights that are rebound instead of written in place."""
 
 from __future__ import annotations
 

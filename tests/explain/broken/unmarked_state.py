@@ -1,4 +1,4 @@
-"""State that is written in place, of which nobody promised that it stays where it is."""
+"""State that is written in place and not marked to keep its address."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What explain says of a step, as a picture, and that it finds what it claims to find."""
+"""The explanation of a training step: its tables as text, its regions and its findings."""
 
 from __future__ import annotations
 

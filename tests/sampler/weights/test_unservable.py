@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -23,12 +24,12 @@ class Quantised(Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> Quantised:
-        made: Quantised = Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)  # type: ignore[attr-defined]
-        made.inner = inner  # type: ignore[attr-defined]
+        made: Any = Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+        made.inner = inner
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]  # torch declares it without cls
         def unwrap(a: object) -> object:
             return a.inner if isinstance(a, cls) else a
 
@@ -38,8 +39,9 @@ class Quantised(Tensor):
 
 def test_a_quantised_weight_is_named() -> None:
     dit = model()
-    weight = dit.blocks[0].mlp[0].weight
-    dit.blocks[0].mlp[0].weight = nn.Parameter(Quantised(weight.detach()), requires_grad=False)
+    layer: Any = dit.get_submodule("blocks.0.mlp.0")
+    weight = layer.weight
+    layer.weight = nn.Parameter(Quantised(weight.detach()), requires_grad=False)
     with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.0\.weight \[64, 16\] is a Quantised"):
         optimize_sampler(dit, 4)
 
@@ -65,7 +67,7 @@ def test_offloading_by_accelerate_is_refused() -> None:
 def test_a_caching_hook_of_diffusers_is_refused() -> None:
     from diffusers import FirstBlockCacheConfig
 
-    flux = tiny_model("Flux").eval()
+    flux: Any = tiny_model("Flux").eval()
     untouched = copy.deepcopy(flux)
     flux.enable_cache(FirstBlockCacheConfig(threshold=0.1))
     with pytest.raises(ValueError, match="has diffusers' hook"):

@@ -1,4 +1,4 @@
-// Numbers, elements and small manners that all of the page's scripts share. Text enters the page as text nodes only.
+// Numbers and elements for all scripts of the page. Text enters the page as text nodes only.
 
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -58,7 +58,7 @@ async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // Where the browser withholds the clipboard from files, the old way still works.
+    // A browser may deny the clipboard to files; the older interface still works there.
     const area = element("textarea", { class: "hidden" });
     area.value = text;
     document.body.append(area);

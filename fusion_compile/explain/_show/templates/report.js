@@ -48,11 +48,11 @@ document.addEventListener("click", (event) => {
     tables.nodes.find(link.dataset.search);
     tables.nodes.search.focus({ preventScroll: true });
   } else if (link.hash && link.hash === location.hash) {
-    follow(); // no hashchange comes of the same place
+    follow(); // a link to the current place fires no hashchange
   }
 });
 
-// A pass's text before and after, in two columns: what changed with three lines around it.
+// A pass's text before and after, in two columns: the changes with three lines around each.
 const AROUND = 3;
 
 function comparisonRows(text) {
@@ -81,7 +81,7 @@ function comparisonRows(text) {
   return { made, before: text.before, after };
 }
 
-// The line with what differs from the other line marked.
+// The line, with the part that differs from the other line marked.
 function marked(line, other) {
   if (other === null) return [line];
   let head = 0;
@@ -116,7 +116,7 @@ for (const details of document.querySelectorAll("details[data-pass]")) {
   details.addEventListener("toggle", () => { if (details.open) showComparison(details); });
 }
 
-// The memory curve: the pointer, or the arrow keys, ask what is alive where.
+// The memory curve: the pointer or the arrow keys show the bytes alive at a node.
 for (const figure of document.querySelectorAll("figure[data-memory]")) {
   const g = Number(figure.dataset.memory), { curve, nodes } = rows.graphs[g];
   const start = graphStarts()[g], readout = element("p", { class: "readout" }, "Point at the curve, or focus it and press ← →.");
@@ -154,7 +154,7 @@ for (const figure of document.querySelectorAll("figure[data-memory]")) {
   }
 }
 
-// Colours: as the system says, or one of the two; the choice is kept where the browser lets a file keep one.
+// Colours: the system's, light or dark. The choice is kept if the browser lets a file keep one.
 const THEMES = ["system", "light", "dark"];
 const themeButton = document.getElementById("theme");
 
@@ -191,7 +191,7 @@ document.addEventListener("keydown", (event) => {
   table.search.select();
 });
 
-// What is folded on the screen is open on paper.
+// On paper everything is unfolded.
 let opened = [];
 addEventListener("beforeprint", () => {
   opened = [...document.querySelectorAll("details:not([open])")];
@@ -199,7 +199,7 @@ addEventListener("beforeprint", () => {
 });
 addEventListener("afterprint", () => { for (const details of opened) details.open = false; });
 
-// The section that is being read is marked in the contents.
+// Mark the section in view in the contents.
 const links = new Map([...document.querySelectorAll(".contents a")].map((link) => [link.hash.slice(1), link]));
 const seen = new Set();
 const watcher = new IntersectionObserver((entries) => {

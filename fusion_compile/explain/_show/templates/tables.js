@@ -1,4 +1,4 @@
-// What the columns of each table are, and what its details say.
+// The columns and details of each table.
 
 const rows = JSON.parse(document.getElementById("rows").textContent);
 const tables = {};
@@ -19,7 +19,7 @@ function comma(links) {
   return links.flatMap((link, at) => (at ? [", ", link] : [link]));
 }
 
-// Graphs' nodes stand one after another; a node's number in its graph is its number here less the graph's start.
+// The nodes of all graphs form one list; a node's number in its graph is its place here minus the graph's start.
 function graphStarts() {
   let start = 0;
   return rows.graphs.map((graph) => { const mine = start; start += graph.nodes; return mine; });
@@ -100,8 +100,8 @@ function nodesTable(root) {
   return table;
 }
 
-// Where the program's node of this name is, as a link; names that no node has stay text. Graphs may share a name: the
-// node of one of these source lines is meant, if there is one.
+// A link to the node of this name; a name without a node stays text. Graphs may share a name: prefer the node on one
+// of these source lines.
 function namedNode(name, lines = []) {
   if (!namedNode.places) {
     namedNode.places = new Map();
@@ -156,7 +156,7 @@ function hoistingTable(root) {
     detail: (i) => [element("h4", {}, all.name[i]), facts([
       ["decision", word(i)], ["why", all.reason[i]], ["known", all.binding_time[i]], ["kept", size(all.bytes[i])],
       ["frees", size(all.frees_bytes[i])], ["compute", flops(all.flops[i])],
-    ]), element("p", { class: "label" }, "The chain of inputs that reach it"),
+    ]), element("p", { class: "label" }, "The chain of inputs that leads to it"),
     element("ol", {}, all.chain[i].map((each) => element("li", {}, namedNode(each))))],
     hint: "Choose a value to see the chain of inputs that decides when it is known.",
   });

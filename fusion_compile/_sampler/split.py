@@ -1,0 +1,92 @@
+"""A denoiser's graph for one call, split by when its values become known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from fusion_compile._sampler.graph.call import Call
+from fusion_compile._sampler.graph.export import DenoiserGraph
+from fusion_compile._sampler.graph.roles import BINDING_TIMES, Role, Roles
+from fusion_compile._sampler.rank.fit import RankConditioning
+from fusion_compile.passes import (
+    BindingTime,
+    Exchange,
+    Hoisted,
+    RowBuffer,
+    hoist_time_conditioning,
+    lay_out_residuals,
+)
+
+
+@dataclass(frozen=True)
+class SplitDenoiser:
+    """The input of a program and of a report.
+
+    `graph_module`: the whole graph that was split, in rank conditioning with factored layers. `times`: the binding time
+    of each of its inputs that is no weight. `hoisted`, `buffers`: the split, and the packed rows that its body reads.
+    `n_steps`, `byte_budget`: what the cost model reckoned with. `rank`: the fit of rank conditioning, or None.
+    """
+
+    call: Call
+    roles: Roles
+    traced: DenoiserGraph
+    graph_module: fx.GraphModule
+    times: dict[str, BindingTime]
+    hoisted: Hoisted
+    buffers: tuple[RowBuffer, ...]
+    n_steps: int
+    byte_budget: int | None
+    rank: RankConditioning | None = None
+
+    @property
+    def full_names(self) -> dict[str, str]:
+        """Input of the graph -> full name of the parameter or buffer."""
+        return self.traced.full_names
+
+    def positions(self, role: Role) -> list[int]:
+        """Which of the call's tensors have `role`."""
+        return [i for i, owner in enumerate(self.call.owners) if self.roles.by_argument[owner] == role]
+
+    @property
+    def timestep(self) -> Tensor:
+        """The timestep of the call."""
+        return self.call.tensors[self.positions("step")[0]]
+
+    @property
+    def step_input(self) -> str:
+        """The graph's name for the timestep."""
+        return self.traced.inputs[self.positions("step")[0]]
+
+    def read_by(self, inputs: Iterable[str]) -> frozenset[str]:
+        """Full names of the weights among `inputs` of a stage."""
+        return frozenset(self.full_names[name] for name in inputs if name in self.full_names)
+
+
+def binding_times_of(traced: DenoiserGraph, call: Call, roles: Roles) -> dict[str, BindingTime]:
+    """Input of the graph -> binding time, for the tensors of the call."""
+    return {n: BINDING_TIMES[roles.by_argument[o]] for n, o in zip(traced.inputs, call.owners, strict=True)}
+
+
+def split_denoiser(
+    traced: DenoiserGraph,
+    call: Call,
+    roles: Roles,
+    *,
+    n_steps: int,
+    byte_budget: int | None = None,
+    rank: RankConditioning | None = None,
+    exchange: Exchange | None = None,
+) -> SplitDenoiser:
+    """Split `traced`, which stays as it was.
+
+    `exchange`: the prices of the cost model; None takes those of the device that the graph is on.
+    """
+    graph_module, times = traced.graph_module, binding_times_of(traced, call, roles)
+    if rank is not None:
+        graph_module, times = rank.factor(graph_module, times)
+    hoisted = hoist_time_conditioning(graph_module, times, n_steps=n_steps, byte_budget=byte_budget, exchange=exchange)
+    buffers = lay_out_residuals(hoisted.body.graph_module, hoisted.residuals)
+    return SplitDenoiser(call, roles, traced, graph_module, times, hoisted, buffers, n_steps, byte_budget, rank)

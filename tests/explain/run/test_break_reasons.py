@@ -1,0 +1,24 @@
+"""Torch's reasons for a graph break in plain words."""
+
+from __future__ import annotations
+
+from fusion_compile.explain._run.graph_breaks import break_findings, graph_break, read_break
+
+
+def test_a_reason_that_no_row_knows_is_told_in_torchs_words() -> None:
+    text = (
+        "Graph break in user code at /home/u/model.py:7\n"
+        "Graph Break Reason: Something new in torch\n"
+        "  Explanation: Dynamo cannot do this yet.\n"
+        "  Hint: Please report an issue to PyTorch.\n"
+        "  Hint: Use that instead.\n"
+        "\n  Developer debug context: call_function New()\n"
+        "\n For more details about this graph break, please visit: https://example.org/gb9999.html\n"
+        '\nUser code traceback:\n  File "/home/u/train.py", line 3, in <module>\n    model(x)\n'
+        '  File "/home/u/model.py", line 7, in forward\n    return new(x)\n           ^^^^^^\n\nNoneType: None\n'
+    )
+    found = read_break(text)
+    (finding,) = break_findings([found])
+    assert graph_break(found).stack == ("/home/u/train.py:3: model(x)", "/home/u/model.py:7: return new(x)")
+    assert (finding.kind, finding.where) == ("graph_break", "/home/u/model.py:7")
+    assert finding.why.startswith("Dynamo cannot do this yet.") and finding.remedy == "Use that instead."

@@ -1,0 +1,20 @@
+"""An explanation as text."""
+
+from __future__ import annotations
+
+import pytest
+
+import fusion_compile as fc
+from fusion_compile.passes import Finding
+
+
+def test_text_has_no_colour_and_names_each_finding(
+    explanation: fc.Explanation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    explanation.print()
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    for finding in explanation.findings:
+        assert isinstance(finding, Finding)
+        assert f"({finding.kind})" in out and finding.kind in str(explanation)
+    assert "Costs of graph 0" in out and "peak" in out
