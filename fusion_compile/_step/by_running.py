@@ -23,6 +23,7 @@ class CapturedStep:
 
     Attributes:
         graph: What was captured. Each placeholder's ``meta["label"]`` says what it is.
+        constants: The tensors that user code closes over.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class CapturedStep:
         inputs = {f"state/{key}": tensor for key, tensor in state.items()}
         inputs |= {path: leaf for path, leaf in batches.leaves(batch) if isinstance(leaf, Tensor)}
         self.graph: fx.GraphModule = run_on_fakes(flat, inputs)
-        self._constants = lift_constants(self.graph)
+        self.constants = lift_constants(self.graph)
         self._body: Callable[..., Any] = self.graph
 
     def compile(self, state: Tensors, batch: tuple[Any, ...], *, mode: str, backend: str) -> None:
@@ -55,4 +56,4 @@ class CapturedStep:
         return dict(zip(self._fresh, fresh, strict=True))
 
     def _inputs(self, state: Tensors, batch: tuple[Any, ...]) -> list[Tensor]:
-        return [*(state[key] for key in self._keys), *batches.tensors(batch), *self._constants]
+        return [*(state[key] for key in self._keys), *batches.tensors(batch), *self.constants]

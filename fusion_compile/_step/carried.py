@@ -156,6 +156,10 @@ class Carried:
         found = dict(pair for label, slot in self.replaced.items() for pair in tensors_in(read(slot), label))
         return {**found, **{label: read(slots[0]) for label, (_, slots) in self.written.items()}}
 
+    def slots(self) -> list[Slot]:
+        """Everywhere that the step writes what it carries."""
+        return [*self.replaced.values(), *(slot for _, slots in self.written.values() for slot in slots)]
+
     def check(self) -> None:
         """Raise RuntimeError if a tensor that the program writes in place is no longer where it was."""
         for label, (tensor, slots) in self.written.items():

@@ -66,3 +66,13 @@ def not_captured_message(frames: list[traceback.FrameSummary], detail: str) -> s
         f"{where}\ncannot be captured as one graph ({what}). Keep the loss to tensor operations and plain Python, and "
         f"do the rest outside it; mode='eager' runs it uncaptured."
     )
+
+
+def not_on_fakes_message(error: Exception) -> str:
+    """The sentence for a loss that runs, but not on tensors without data, on which every capture runs it."""
+    where = where_in_user_code(list(traceback.extract_tb(error.__traceback__))) or "the loss"
+    lines = str(error).strip().splitlines()
+    return (
+        f"{where}\ncannot be captured: it runs on real tensors, but not on tensors without data "
+        f"({type(error).__name__}: {lines[0] if lines else 'no message'}). Keep to tensor operations there."
+    )

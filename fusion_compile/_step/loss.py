@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fusion_compile import _compat
 from fusion_compile._capture.rehearsal.contents import Contents
 from fusion_compile._step.carried import Carried
-from fusion_compile._step.host_reads import HostRead, RefuseHostReads, host_read_message
+from fusion_compile._step.host_reads import HostRead, RefuseHostReads, host_read_message, not_on_fakes_message
 from fusion_compile._types import Tensors
 
 LossFn = Callable[..., Any]
@@ -139,8 +139,8 @@ def _examine(
         buffers = cast_buffers(model, {n: fake(b) for n, b in every_buffer.items()}, (), compute_dtype)
         versions = {n: b._version for n, b in buffers.items()}
         fakes = _map_tensors(fake, batch)
+        held = {path: fake(t) for path, t in carried.tensors().items()}
         try:
-            held = {path: fake(t) for path, t in carried.tensors().items()}
             with (
                 RefuseHostReads(),
                 _compat.StatisticsSeen() as seen,
@@ -148,10 +148,11 @@ def _examine(
                 carried.held(held),
             ):
                 loss, metrics, after = module(*fakes)
-                _check_loss(loss, metrics)
                 gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         except _HOST_READS as error:
             raise ValueError(host_read_message(traceback.extract_tb(error.__traceback__), str(error))) from None
+        except Exception as error:  # of any kind: the loss itself has run before, on real tensors
+            raise ValueError(not_on_fakes_message(error)) from error
     unused = tuple(n for n, g in zip(leaves, gradients, strict=True) if g is None)
     if len(unused) == len(leaves):
         raise ValueError(_INDEPENDENT)
@@ -160,13 +161,29 @@ def _examine(
     return LossFacts({k: (tuple(v.shape), v.dtype) for k, v in metrics.items()}, unused, changed)
 
 
+def run_on_fakes(mode: Any, module: LossModule, batch: tuple[Any, ...]) -> None:
+    """Forward and backward of `module` on tensors without data, inside of the fake mode `mode`."""
+    with mode, torch.enable_grad():
+
+        def fake(t: Tensor) -> Tensor:
+            faked: Tensor = mode.from_tensor(t.detach(), static_shapes=True)
+            return faked
+
+        leaves = {n: fake(p).requires_grad_() for n, p in module.model.named_parameters() if p.requires_grad}
+        buffers = {n: fake(b) for n, b in module.model.named_buffers()}
+        with module.holding(leaves, buffers):
+            loss, _, _ = module(*_map_tensors(fake, batch))
+            torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+
+
 _INDEPENDENT = (
     "the loss does not depend on any trainable parameter of the model; call the model that loss_fn receives as its "
     "first argument (not another one), and keep torch.no_grad() and .detach() out of the way."
 )
 
 
-def _check_loss(loss: Any, metrics: Any) -> None:
+def check_loss(loss: Any, metrics: Any) -> None:
+    """Raise TypeError or ValueError unless `loss` is a differentiable scalar and `metrics` are tensors."""
     if not isinstance(loss, Tensor):
         raise TypeError(
             f"loss_fn returned a {type(loss).__name__}; return a 0-dim tensor, or (loss, {{name: tensor}})."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -9,8 +11,10 @@ from torch import Tensor, nn
 
 from fusion_compile._capture.by_running.leaves import leaf_like, parameters_are_leaves
 from fusion_compile._capture.rehearsal.rehearsal import Rehearsal, rehearse
+from fusion_compile._capture.sources.sources import Source, Sources
+from fusion_compile._capture.watch.reads import Reads, reading
 from fusion_compile._step import batches
-from fusion_compile._step.loss import LossFn, LossModule, cast_buffers
+from fusion_compile._step.loss import LossFn, LossModule, cast_buffers, check_loss
 from fusion_compile._step.pure_step import StepPlan, weights_at
 from fusion_compile._types import Tensors
 
@@ -23,12 +27,33 @@ class Outcome(NamedTuple):
     buffers: Tensors
 
 
+@dataclass(frozen=True)
+class RehearsedStep:
+    """What real runs of a step showed.
+
+    Attributes:
+        rehearsal: What they leave behind.
+        wanted: The outcome of the first.
+        sources: What they read from outside of everything that can be reached.
+        reads: What user code read in the second, when caches were filled.
+    """
+
+    rehearsal: Rehearsal
+    wanted: Outcome
+    sources: tuple[Source, ...]
+    reads: Reads
+
+
+class NotRepeatable(ValueError):
+    """The loss ran, but not twice in a row."""
+
+
 def rehearse_step(
     model: nn.Module, loss_fn: LossFn, plan: StepPlan, state: Tensors, batch: tuple[Any, ...]
-) -> Rehearsal:
+) -> RehearsedStep:
     """Run forward and backward of a step for real, two to four times, and put everything back.
 
-    The weights are clones of those at the gradient point. ``results`` are an `Outcome` each.
+    The weights are clones of those at the gradient point. An error of the loss itself passes through.
     """
     options, parameters = plan.options, dict(model.named_parameters())
     with torch.no_grad():
@@ -39,16 +64,24 @@ def rehearse_step(
     buffers = cast_buffers(model, buffers, (), options.compute_dtype)
     given = batches.with_leaves(batch, [t.clone() for t in batches.tensors(batch)])
     leaves = {n: leaf_like(parameters[n], w) for n, w in weights.items()}
+    sources, reads = Sources(), reading()
+    watching: list[contextlib.AbstractContextManager[Any]] = [sources, reads]
+    seen: list[Any] = []
 
     def run() -> Outcome:
+        with watching.pop(0) if watching else contextlib.nullcontext() as seeing:
+            seen.append(seeing)
+            return once()
+
+    def once() -> Outcome:
         total = torch.zeros((), device=plan.update.layout.device)
         gradients: dict[str, Tensor] = {}
         for i in range(options.accumulate):
             whole = given if options.accumulate == 1 else batches.micro_batch(given, i, options.accumulate)
             part = batches.with_leaves(whole, [t.clone() for t in batches.tensors(whole)])
-            own = dict(buffers)
-            with torch.enable_grad(), loss.holding(leaves, own), parameters_are_leaves(leaves, parameters):
-                value, _, _ = loss(*part)
+            with torch.enable_grad(), loss.holding(leaves, dict(buffers)), parameters_are_leaves(leaves, parameters):
+                value, metrics, _ = loss(*part)
+                check_loss(value, metrics)
                 found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
                 buffers.update({n: model.get_buffer(n).detach() for n in buffers})
             total = total + value.detach() / options.accumulate
@@ -56,9 +89,18 @@ def rehearse_step(
                 if gradient is not None:
                     before = gradients.get(name)
                     gradients[name] = gradient if before is None else before + gradient
-        squares = [g.float().square().sum() for g in gradients.values()]
+        squares = [g.detach().float().square().sum() for g in gradients.values()]
         norm = torch.stack(squares).sum().sqrt() / options.accumulate if squares else torch.zeros(())
         return Outcome(total, norm, {n: b.clone() for n, b in buffers.items()})
 
     roots = {"model": model, "loss_fn": loss_fn}
-    return rehearse(roots, run, batches.tensors(given), [*leaves.values(), *buffers.values()])
+    try:
+        rehearsal = rehearse(roots, run, batches.tensors(given), [*leaves.values(), *buffers.values()])
+    except Exception as error:
+        if len(seen) < 2:
+            raise
+        notes = " ".join(getattr(error, "__notes__", ()))
+        raise NotRepeatable(
+            f"the loss runs once, but not twice in a row ({type(error).__name__}: {str(error).splitlines()[0]}). {notes}"
+        ) from error
+    return RehearsedStep(rehearsal, rehearsal.results[0], tuple(sources.found), seen[1])

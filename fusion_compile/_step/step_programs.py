@@ -3,61 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from fusion_compile import _compat
 from fusion_compile._capture.rehearsal.contents import Contents
-from fusion_compile._capture.rehearsal.rehearsal import Rehearsal
-from fusion_compile._program.program import Program, refuse_host_syncs
-from fusion_compile._program.programs import GraphRefused, Programs
+from fusion_compile._capture.rehearsal.slots import Slot
+from fusion_compile._program.program import Program
+from fusion_compile._program.programs import Programs
+from fusion_compile._progress import stage
 from fusion_compile._say_once import SayOnce
 from fusion_compile._state import keys
 from fusion_compile._state.residence import Residence
 from fusion_compile._step import batches
 from fusion_compile._step.by_running import CapturedStep
 from fusion_compile._step.carried import Carried
-from fusion_compile._step.host_reads import not_captured_message
-from fusion_compile._step.loss import LossFacts, LossFn, LossModule, examine
+from fusion_compile._step.counted import CountedNumbers, count_numbers
+from fusion_compile._step.host_reads import not_on_fakes_message
+from fusion_compile._step.loss import LossFacts, LossFn, LossModule, examine, run_on_fakes
 from fusion_compile._step.metrics import step_metrics
 from fusion_compile._step.proof import Proof
 from fusion_compile._step.pure_step import Form, StepPlan, pure_step
-from fusion_compile._step.rehearsed import rehearse_step
-from fusion_compile._step.update import donated
-from fusion_compile._step.way import choose
+from fusion_compile._step.read_step import NotRead, Pure, ReadStep
+from fusion_compile._step.rehearsed import RehearsedStep, rehearse_step
+from fusion_compile._step.run_step import RunStep, UncapturedStep
+from fusion_compile._step.way import Way, choose, refuse_sources
 from fusion_compile._types import Tensors
 
 MAX_PROGRAMS = 8
-"""Different batch shapes that one step compiles before it refuses another."""
-
-
-class NotRead(ValueError):
-    """Dynamo could not read the step; the sentence says where. Nothing was compiled or run."""
-
+"""Different batch shapes that one step compiles before it refuses another, and programs of one shape that differ in what
+a plain number decides."""
 
 Key: TypeAlias = tuple[batches.Signature, bool, Hashable]
 """The batch's signature, whether the transform's period is due, and what the state that user code keeps looks like."""
 
 
+class _Step(Protocol):
+    """One way to take a step for one kind of batch."""
+
+    @property
+    def forms(self) -> dict[str, Any]: ...
+
+    def fits(self) -> bool: ...
+
+    def __call__(self, state: Tensors, batch: tuple[Any, ...]) -> Tensors: ...
+
+
 class StepPrograms:
     """Compile and run the step for each kind of batch. `facts`: what the loss does; None before its first run.
 
-    `state` is the step's flat state; entries for metrics and changed buffers join it when the loss is first seen.
+    `state` is the step's flat state; entries for metrics, changed buffers and what user code keeps join it when the loss
+    is first seen.
     """
 
     def __init__(
         self, model: nn.Module, loss_fn: LossFn, plan: StepPlan, residence: Residence, state: Tensors, *, mode: str
     ) -> None:
         self._model, self._loss_fn, self._plan, self._mode = model, loss_fn, plan, mode
+        self._roots = {"model": model, "loss_fn": loss_fn}
         self._residence, self._state = residence, state
         self._programs = Programs(plan.options.backend)
+        self._steps: dict[Key, list[_Step]] = {}
         self._warn = SayOnce()
         self._carried = Carried()
-        self._forms: dict[Hashable, dict[str, Any]] = {}
-        self.facts: LossFacts | None = None
         self._signatures: dict[batches.Signature, None] = {}
+        self.facts: LossFacts | None = None
+        self.because = ""
+        """Why the step was captured by running, where nobody asked for it."""
 
     @property
     def captured(self) -> list[Program]:
@@ -67,6 +81,7 @@ class StepPrograms:
     def forget(self) -> None:
         """Drop all compiled functions, which hold the state."""
         self._programs.forget()
+        self._steps.clear()
         self._signatures.clear()
 
     def run(self, signature: batches.Signature, batch: tuple[Any, ...], due: bool) -> None:
@@ -74,12 +89,13 @@ class StepPrograms:
         self._take_over()
         key = (signature, due, self._carried.signature())
         with torch.enable_grad():
-            known = self._programs.get(key)
-            if known is None:
+            step = next((step for step in self._steps.get(key, ()) if step.fits()), None)
+            if step is None:
                 self._compile(key, batch)
-                self._signatures[signature] = None
             else:
-                self._give_back(self._forms[key], known(self._state, batch))
+                self._give_back(step.forms, step(self._state, batch))
+
+    # ------------------------------------------------------------------ state that user code keeps
 
     def _take_over(self) -> None:
         """What user code did since the last step to the state that it keeps counts from this step on."""
@@ -105,21 +121,19 @@ class StepPrograms:
             self._state[key] = tensor if keys.split(key)[1] in self._carried.written else tensor.detach().clone()
             _compat.mark_static(self._state[key])
 
+    # ------------------------------------------------------------------ a new program
+
     def _compile(self, key: Key, batch: tuple[Any, ...]) -> None:
+        """Look at the loss, choose a way, compile, and take the first step."""
         signature, due, _ = key
-        batches.check_same_kind(signature, self._signatures)
-        if len({*self._signatures, signature}) > MAX_PROGRAMS:
-            raise ValueError(
-                f"this would be batch shape number {MAX_PROGRAMS + 1}: each shape is a program of its own. Pad or "
-                f"bucket the batches, or drop the last incomplete one (DataLoader(drop_last=True))."
-            )
+        self._refuse_too_many(key)
         options = self._plan.options
         if options.accumulate > 1:
             batches.check_divisible(batch, options.accumulate)
-        rehearsal = rehearse_step(self._model, self._loss_fn, self._plan, self._state, batch)
-        rehearsal.fill()
-        way = choose(rehearsal, options.capture, uncompiled=self._mode == "eager")
-        self._carried.add(way.carried, {"model": self._model, "loss_fn": self._loss_fn})
+        seen = rehearse_step(self._model, self._loss_fn, self._plan, self._state, batch)
+        seen.rehearsal.fill()
+        way = choose(seen.rehearsal, options.capture, uncompiled=self._mode == "eager")
+        self._carried.add(way.carried, self._roots)
         for path, tensor in self._carried.tensors().items():
             self._store(keys.carried(path), tensor)
         weights = self._plan.update.layout.views(self._residence.banks)
@@ -136,98 +150,100 @@ class StepPrograms:
         def pure(form: Form) -> Any:
             return pure_step(self._plan, loss, facts, self._carried, form)
 
-        proof = self._proof(rehearsal)
-        if not way.runs:
-            objection = self._read(key, pure, batch, due, proof)
-            if objection is None:
-                return
-            way = way._replace(runs=True, because=objection)
-            if options.capture == "read":
-                raise ValueError(f"the step cannot be captured by reading: {objection}.")
-        if way.because:
-            self._warn("runs", f"the step is captured by running it, because {way.because}.")
-        self._run(key, pure(Form(due=due, runs=True)), batch, proof)
+        if self._mode == "eager":
+            step: _Step = UncapturedStep(pure(Form(due=due, runs=True)), self._carried)
+            self._give_back(step.forms, step(self._state, batch))
+        else:
+            step = self._captured(key, pure, batch, seen, way)
+        self._steps.setdefault(key, []).append(step)
+        self._signatures[signature] = None
 
-    def _proof(self, rehearsal: Rehearsal) -> Proof | None:
+    def _refuse_too_many(self, key: Key) -> None:
+        signature = key[0]
+        batches.check_same_kind(signature, self._signatures)
+        if len({*self._signatures, signature}) > MAX_PROGRAMS:
+            raise ValueError(
+                f"this would be batch shape number {MAX_PROGRAMS + 1}: each shape is a program of its own. Pad or "
+                f"bucket the batches, or drop the last incomplete one (DataLoader(drop_last=True))."
+            )
+        if len(self._steps.get(key, ())) >= MAX_PROGRAMS:
+            raise ValueError(
+                f"this would be program number {MAX_PROGRAMS + 1} for one batch shape: a plain number that the loss "
+                f"changes decides what is computed, otherwise each time. Keep it in a 0-dim tensor."
+            )
+
+    def _captured(self, key: Key, pure: Pure, batch: tuple[Any, ...], seen: RehearsedStep, way: Way) -> _Step:
+        """Capture the step, compile it, take the first step, and prove that it is the ordinary loop's."""
+        options, because = self._plan.options, way.because
+        proof = self._proof(seen)
+        if not way.runs:
+            try:
+                read = ReadStep(self._programs, key, pure, key[1], (self._state, batch), self._mode)
+                objection = "" if proof is None else proof.objection(self._state)
+                if not objection:
+                    return read
+                assert proof is not None
+                read.forget()
+                proof.undo(self._state)
+                because = f"when it is read, {objection}"
+            except NotRead as error:
+                because = str(error)
+            if options.capture == "read":
+                raise ValueError(f"the step cannot be captured by reading: {because}.")
+        refuse_sources(seen.sources, because)
+        step = self._run(key, pure, batch, proof, [record.slot for record in way.numbers if record.slot is not None])
+        step.watch(self._roots, seen.reads, self._carried)
+        if because:
+            self.because = because
+            self._warn("runs", f"the step is captured by running it, because {because}")
+        return step
+
+    def _proof(self, seen: RehearsedStep) -> Proof | None:
         """What the first step is compared with; None where the compiled step draws other random numbers."""
         options = self._plan.options
-        if self._mode == "eager" or (rehearsal.drew_random and options.backend == "inductor"):
+        if seen.rehearsal.drew_random and options.backend == "inductor":
             return None
         dtypes = {b.dtype for b in self._plan.update.layout.banks} | {options.compute_dtype or torch.float32}
-        return Proof(rehearsal.results[0], self._state, dtypes)
+        return Proof(seen.wanted, self._state, dtypes)
 
-    def _read(self, key: Key, pure: Any, batch: tuple[Any, ...], due: bool, proof: Proof | None) -> str | None:
-        """Capture by reading, compile, and take the first step. None, or why reading will not do; nothing has happened
-        then."""
-        try:
+    def _run(self, key: Key, pure: Pure, batch: tuple[Any, ...], proof: Proof | None, changing: list[Slot]) -> RunStep:
+        numbers = self._numbers(changing, batch)
+        contents = Contents(self._roots)
+        backend = self._plan.options.backend
+        with stage(f"compiling the training step ({self._mode if backend == 'inductor' else backend})"):
             try:
-                self._read_first(key, pure(Form(due=due)), batch)
-            except GraphRefused as refusal:
-                if not _recomputes_between_backwards(refusal.program):
-                    raise
-                self._read_first(key, pure(Form(due=due, one_backward=True)), batch)
-        except NotRead as error:
-            if self._plan.options.capture == "read":
-                raise ValueError(str(error)) from error
-            return str(error)
-        objection = "" if proof is None else proof.objection(self._state)
-        if proof is not None and objection:
-            self._programs.drop(key)
-            proof.undo(self._state)
-            return f"read, {objection}"
-        return None
-
-    def _read_first(self, key: Key, advance: Any, batch: tuple[Any, ...]) -> None:
-        try:
-            with _compat.tracing_gradients():
-                self._programs.compile(
-                    key,
-                    donated(advance),
-                    self._state,
-                    batch,
-                    mode=self._mode,
-                    what="the training step",
-                    check=self._check,
-                )
-        except _compat.UnsupportedByDynamo as error:
-            raise NotRead(not_captured_message(_compat.user_frames(error), str(error))) from error
-        self._forms[key] = {}
-
-    def _run(self, key: Key, advance: Any, batch: tuple[Any, ...], proof: Proof | None) -> None:
-        """Capture by running, compile, and take the first step."""
-        if self._mode == "eager":
-            step: Any = donated(advance)
-        else:
-            contents = Contents({"model": self._model, "loss_fn": self._loss_fn})
-            try:
-                step = CapturedStep(advance, self._state, batch)
+                captured = CapturedStep(pure(Form(due=key[1], runs=True)), self._state, batch)
+            except Exception as error:  # of any kind: the loss itself has run before, on real tensors
+                raise ValueError(not_on_fakes_message(error)) from error
             finally:
                 contents.restore()
-            program = Program(step.graph, captured_by="run")
-            refuse_host_syncs(program.findings(thorough=False))
-            step.compile(self._state, batch, mode=self._mode, backend=self._plan.options.backend)
-        fresh = step(self._state, batch)
+            step = RunStep(captured, self._carried.forms, numbers)
+            captured.compile(self._state, batch, mode=self._mode, backend=backend)
+            fresh = captured(self._state, batch)
         if proof is not None and (objection := proof.objection(self._state)):
             proof.undo(self._state)
             raise ValueError(
                 f"the captured step is not the ordinary loop's: {objection}. Nothing was changed. mode='eager' runs "
                 f"the loss as it is; please report the model."
             )
-        if self._mode != "eager":
-            self._programs.captured[key] = program
-        self._forms[key] = self._carried.forms
-        self._programs.keep(key, step)
-        self._give_back(self._forms[key], fresh)
+        self._programs.captured[key, len(self._steps.get(key, ()))] = step.program
+        if numbers is not None:
+            numbers.count_on()
+        self._give_back(step.forms, fresh)
+        return step
 
-    def _check(self, program: Program) -> None:
-        if _recomputes_between_backwards(program):
-            raise GraphRefused(
-                "the step checkpoints activations and has several backwards, and torch recomputes activations in one "
-                "backward only.",
-                program,
-            )
-        # On a GPU a sync in the backward breaks the capture minutes later, so the whole graph is searched at once.
-        refuse_host_syncs(program.findings(thorough=self._plan.update.layout.device.type == "cuda"))
+    def _numbers(self, slots: list[Slot], batch: tuple[Any, ...]) -> CountedNumbers | None:
+        if not slots:
+            return None
+        contents = Contents(self._roots)
+
+        def run(mode: Any) -> None:
+            run_on_fakes(mode, LossModule(self._model, self._loss_fn, (), self._plan.options.compute_dtype), batch)
+
+        try:
+            return count_numbers(slots, run, lambda: contents.restore(keep=slots))
+        finally:
+            contents.restore()
 
     def _adopt(self, facts: LossFacts) -> None:
         """Add state entries for the metrics and buffers of the loss. Warn once about parameters it never reads."""
@@ -252,7 +268,3 @@ class StepPrograms:
                 f"the loss never reads {', '.join(facts.unused)}: their gradient counts as zero, so weight decay "
                 f"still acts. Freeze them (requires_grad=False) before compile_training_step() to leave them alone.",
             )
-
-
-def _recomputes_between_backwards(program: Program) -> bool:
-    return program.checkpoints > 0 and program.backwards > 1

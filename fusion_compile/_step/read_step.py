@@ -1,0 +1,92 @@
+"""A step captured by reading: Dynamo reads its bytecode, and guards that what it read stays as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from fusion_compile import _compat
+from fusion_compile._program.program import Program, refuse_host_syncs
+from fusion_compile._program.programs import GraphRefused, Programs
+from fusion_compile._step.host_reads import not_captured_message
+from fusion_compile._step.pure_step import Form
+from fusion_compile._step.update import donated
+from fusion_compile._types import Tensors
+
+Pure = Callable[[Form], Callable[[Tensors, tuple[Any, ...]], Tensors]]
+"""The pure step, written down in one of its forms."""
+
+
+class NotRead(ValueError):
+    """Dynamo could not read the step; the sentence says where. Nothing was compiled or run."""
+
+
+class ReadStep:
+    """A program of `programs`, compiled by its first step, which has been taken when the constructor is done.
+
+    Raises NotRead, or ValueError for a graph that was refused; the state is then as before.
+    """
+
+    forms: dict[str, Any] = {}
+    """A step that is read carries no state that user code keeps."""
+
+    def __init__(
+        self,
+        programs: Programs,
+        key: Hashable,
+        pure: Pure,
+        due: bool,
+        given: tuple[Tensors, tuple[Any, ...]],
+        mode: str,
+    ) -> None:
+        self._programs, self._key, self._mode = programs, key, mode
+        self._thorough = next(iter(given[0].values())).is_cuda
+        try:
+            self._compile(pure(Form(due=due)), given)
+        except GraphRefused as refusal:
+            if not _recomputes_between_backwards(refusal.program):
+                raise
+            self._compile(pure(Form(due=due, one_backward=True)), given)
+
+    def fits(self) -> bool:
+        """True: Dynamo's guards say at the call whether it fits."""
+        return True
+
+    def __call__(self, state: Tensors, batch: tuple[Any, ...]) -> Tensors:
+        """Take one step in place."""
+        known = self._programs.get(self._key)
+        assert known is not None
+        known(state, batch)
+        return {}
+
+    def forget(self) -> None:
+        """Drop the program."""
+        self._programs.drop(self._key)
+
+    def _compile(self, advance: Callable[..., Tensors], given: tuple[Tensors, tuple[Any, ...]]) -> None:
+        try:
+            with _compat.tracing_gradients():
+                self._programs.compile(
+                    self._key,
+                    donated(advance),
+                    *given,
+                    mode=self._mode,
+                    what="the training step",
+                    check=self._check,
+                )
+        except _compat.UnsupportedByDynamo as error:
+            raise NotRead(not_captured_message(_compat.user_frames(error), str(error))) from error
+
+    def _check(self, program: Program) -> None:
+        if _recomputes_between_backwards(program):
+            raise GraphRefused(
+                "the step checkpoints activations and has several backwards, and torch recomputes activations in one "
+                "backward only.",
+                program,
+            )
+        # On a GPU a sync in the backward breaks the capture minutes later, so the whole graph is searched at once.
+        refuse_host_syncs(program.findings(thorough=self._thorough))
+
+
+def _recomputes_between_backwards(program: Program) -> bool:
+    return program.checkpoints > 0 and program.backwards > 1

@@ -1,0 +1,88 @@
+"""A step that runs user code: once, to be captured, with the checks that running owes; or at every call, uncaptured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fusion_compile._capture.rehearsal.slots import WHOLE, Slot
+from fusion_compile._capture.watch import holders
+from fusion_compile._capture.watch.reads import Reads
+from fusion_compile._capture.watch.slots import CELL
+from fusion_compile._capture.watch.watch import Watch
+from fusion_compile._program.program import Program, refuse_host_syncs
+from fusion_compile._step.by_running import CapturedStep
+from fusion_compile._step.carried import Carried
+from fusion_compile._step.counted import CountedNumbers
+from fusion_compile._step.update import donated
+from fusion_compile._types import Tensors
+
+
+class UncapturedStep:
+    """The pure step itself, for ``mode="eager"``: Python runs at every call, and does what it does."""
+
+    def __init__(self, advance: Callable[..., Tensors], carried: Carried) -> None:
+        self._step, self._carried = donated(advance), carried
+
+    @property
+    def forms(self) -> dict[str, Any]:
+        """How user code held its state after the last call."""
+        return self._carried.forms
+
+    def fits(self) -> bool:
+        """True: nothing was captured."""
+        return True
+
+    def __call__(self, state: Tensors, batch: tuple[Any, ...]) -> Tensors:
+        """Take one step in place; returns the entries that the state does not have yet."""
+        return self._step(state, batch)
+
+
+class RunStep:
+    """A step captured by running it.
+
+    Nothing guards what Python decided while it ran, so a watch compares it before each call; plain numbers that the loss
+    changes are counted on.
+
+    Attributes:
+        program: What was captured.
+        forms: How user code holds its state after the step.
+    """
+
+    def __init__(self, captured: CapturedStep, forms: dict[str, Any], numbers: CountedNumbers | None) -> None:
+        self._captured, self._numbers = captured, numbers
+        self._watch: Watch | None = None
+        self.forms = forms
+        self.program = Program(captured.graph, captured_by="run")
+        refuse_host_syncs(self.program.findings(thorough=False))
+
+    def watch(self, roots: Mapping[str, Any], reads: Reads, carried: Carried) -> None:
+        """From now on notice what changes, apart from what the step itself carries and counts."""
+        self._watch = Watch(roots, reads, self._captured.constants)
+        own = [*carried.slots(), *(() if self._numbers is None else self._numbers.slots)]
+        self._watch.except_([_as_watched(slot) for slot in own])
+
+    def fits(self) -> bool:
+        """Whether the numbers are such that this is the step."""
+        return self._numbers is None or self._numbers.fit()
+
+    def __call__(self, state: Tensors, batch: tuple[Any, ...]) -> Tensors:
+        """Take one step in place; returns the entries that the state does not have yet.
+
+        Raises RuntimeError if something that decided how the step was captured has changed; nothing has happened then.
+        """
+        if self._watch is not None and (change := self._watch.changed()) is not None:
+            raise RuntimeError(change.sentence("step.recapture()"))
+        fresh = self._captured(state, batch)
+        if self._numbers is not None:
+            self._numbers.count_on()
+        return fresh
+
+
+def _as_watched(slot: Slot) -> tuple[Any, Any]:
+    """A slot of a rehearsal as the watch names it."""
+    if slot.key is WHOLE:
+        return slot.holder, holders.WHOLE
+    if slot.key is None:
+        return slot.holder, CELL
+    return slot.holder, getattr(slot.key, "__name__", slot.key)
