@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fusion_compile._capture.numbers.numbers import NumberRule, NumberUse, study_numbers
+from fusion_compile._capture.numbers.numbers import NumberRule, study_numbers
 from fusion_compile._capture.rehearsal.slots import Slot, read, write
 
 _FOLLOWED = ("nothing", "until")
@@ -42,11 +42,13 @@ def count_numbers(
     """
     numbers = study_numbers(run_on_fakes, [(s.holder, s.key, s.label) for s in slots], restore=restore)
     for use in numbers.uses:
-        if numbers.rule is None or not _is_followed(use):
+        if use.decides == "operand":
+            where = f" ({use.where})" if use.where else ""
+            raise ValueError(
+                f"{use.label} ({use.value!r}) changes at each step and is used in arithmetic on tensors{where}; a "
+                f"program has it as it was. Keep it in a 0-dim tensor (a buffer counts with tensor.add_(1))."
+            )
+        if numbers.rule is None or use.decides not in _FOLLOWED:
             raise ValueError(use.sentence())
     assert numbers.rule is not None
     return CountedNumbers(slots, numbers.rule)
-
-
-def _is_followed(use: NumberUse) -> bool:
-    return use.decides in _FOLLOWED

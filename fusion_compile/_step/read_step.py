@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, ClassVar
 
 from fusion_compile import _compat
 from fusion_compile._program.program import Program, refuse_host_syncs
@@ -27,7 +27,7 @@ class ReadStep:
     Raises NotRead, or ValueError for a graph that was refused; the state is then as before.
     """
 
-    forms: dict[str, Any] = {}
+    forms: ClassVar[dict[str, Any]] = {}
     """A step that is read carries no state that user code keeps."""
 
     def __init__(

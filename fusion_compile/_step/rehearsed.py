@@ -101,6 +101,7 @@ def rehearse_step(
             raise
         notes = " ".join(getattr(error, "__notes__", ()))
         raise NotRepeatable(
-            f"the loss runs once, but not twice in a row ({type(error).__name__}: {str(error).splitlines()[0]}). {notes}"
+            f"the loss runs once, but not twice in a row ({type(error).__name__}: {str(error).splitlines()[0]}). "
+            f"{notes}"
         ) from error
     return RehearsedStep(rehearsal, rehearsal.results[0], tuple(sources.found), seen[1])

@@ -41,8 +41,8 @@ class UncapturedStep:
 class RunStep:
     """A step captured by running it.
 
-    Nothing guards what Python decided while it ran, so a watch compares it before each call; plain numbers that the loss
-    changes are counted on.
+    Nothing guards what Python decided while it ran, so a watch compares it before each call. Plain numbers that the
+    loss changes are counted on.
 
     Attributes:
         program: What was captured.

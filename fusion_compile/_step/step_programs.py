@@ -33,8 +33,8 @@ from fusion_compile._step.way import Way, choose, refuse_sources
 from fusion_compile._types import Tensors
 
 MAX_PROGRAMS = 8
-"""Different batch shapes that one step compiles before it refuses another, and programs of one shape that differ in what
-a plain number decides."""
+"""Different batch shapes that one step compiles before it refuses another, and programs of one shape that differ in
+what a plain number decides."""
 
 Key: TypeAlias = tuple[batches.Signature, bool, Hashable]
 """The batch's signature, whether the transform's period is due, and what the state that user code keeps looks like."""
@@ -54,8 +54,8 @@ class _Step(Protocol):
 class StepPrograms:
     """Compile and run the step for each kind of batch. `facts`: what the loss does; None before its first run.
 
-    `state` is the step's flat state; entries for metrics, changed buffers and what user code keeps join it when the loss
-    is first seen.
+    `state` is the step's flat state; entries for metrics, changed buffers and what user code keeps join it when the
+    loss is first seen.
     """
 
     def __init__(
