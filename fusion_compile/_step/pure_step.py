@@ -140,9 +140,7 @@ def pure_step(
         new[keys.counts("step")] = state[keys.counts("step")] + 1
         new[keys.metrics("update_norm")] = global_norm(updates)
         if options.skip_nonfinite:
-            finite = torch.isfinite(norm)
-            new = {k: torch.where(finite, t, state[k]) for k, t in new.items()}
-            new[keys.counts("skipped")] = state[keys.counts("skipped")] + (~finite)
+            new = skip_nonfinite(new, state, norm)
         new |= {keys.metrics("loss"): value, keys.metrics("grad_norm"): norm}
         new |= {keys.metrics(k): m for k, m in metrics.items()}
         return new | rounded(layout, {b.key: new[keys.params(b.key)] for b in layout.banks}, state)
@@ -155,6 +153,16 @@ def pure_step(
         return cast_buffers(loss.model, unchanged, (), cast_to)
 
     return advance
+
+
+def skip_nonfinite(new: Tensors, state: Tensors, norm: Tensor) -> Tensors:
+    """`new`, or what `state` held where the gradient's norm is not finite, and the count of such steps.
+
+    A select on every write: it fuses into the kernels that write anyway. Scaling by zero would not do: 0 · nan is nan.
+    """
+    finite = torch.isfinite(norm)
+    kept = {key: torch.where(finite, tensor, state[key]) for key, tensor in new.items()}
+    return {**kept, keys.counts("skipped"): state[keys.counts("skipped")] + (~finite)}
 
 
 def _sum(values: list[Tensor]) -> Tensor:
