@@ -166,6 +166,24 @@ class TrainingStep:
         self._released = True
         return self.model
 
+    def recapture(self) -> None:
+        """Capture again at the next call, because something has changed that decides what the loss computes.
+
+        A captured step refuses to run when a flag, a module or a plain number that it read is another one. All state
+        stays; the next call compiles.
+
+        Example:
+            >>> import torch, fusion_compile as fc
+            >>> model, weight = torch.nn.Linear(2, 1), {"penalty": 0.0}
+            >>> loss_fn = lambda model, x: model(x).square().mean() + weight["penalty"] * model.weight.square().sum()
+            >>> step = fc.compile_training_step(model, loss_fn, optimizer="adamw", backend="aot_eager")
+            >>> loss = step(torch.ones(4, 2))
+            >>> weight["penalty"] = 0.1
+            >>> step.recapture()
+            >>> loss = step(torch.ones(4, 2))
+        """
+        self._programs.recapture()
+
     # ------------------------------------------------------------------ checkpoints
 
     def state_dict(self) -> dict[str, Any]:
@@ -173,9 +191,11 @@ class TrainingStep:
 
         Returns:
             ``model``, ``optimizer`` (``<part>.<parameter>``; of a named group ``<group>.<part>.<parameter>``),
-            ``counts``, ``buffers``, ``hyperparameters``, ``steps_called`` and ``rng``.
+            ``counts``, ``buffers``, ``carried`` (tensors that the loss keeps in Python), ``numbers`` (plain ones that
+            it counts), ``hyperparameters``, ``steps_called`` and ``rng``.
         """
-        return checkpoint.state_dict(self.model, self.layout, self._state, self.hyperparameters, self.steps_called)
+        saved = checkpoint.state_dict(self.model, self.layout, self._state, self.hyperparameters, self.steps_called)
+        return {**saved, "numbers": self._programs.numbers()}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Load what `state_dict` gave into the existing memory.
@@ -184,9 +204,12 @@ class TrainingStep:
             ValueError: Names or shapes differ. The sentence lists missing, unexpected and mismatched ones, and nothing
                 is loaded.
         """
+        kept = self._programs.kept_state(saved)
         self.steps_called = checkpoint.load_state_dict(
             saved, self.model, self.layout, self._state, self.hyperparameters
         )
+        with torch.no_grad():
+            kept.put()
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a checkpoint folder: safetensors files, and a JSON index that is renamed into place last."""

@@ -25,7 +25,7 @@ from fusion_compile._types import Tensors
 
 FORMAT = 1
 INDEX = "checkpoint.json"
-_STATE_SECTIONS = ("optimizer", "counts", "buffers", "rng")
+_STATE_SECTIONS = ("optimizer", "counts", "buffers", "carried", "rng")
 _WRITTEN = re.compile(rf"(model|state)-\d+-[0-9a-f]{{8}}\.safetensors|{re.escape(INDEX)}\.\d+-[0-9a-f]{{8}}")
 """Names of the files that `save` makes besides the index. Nothing else in the folder is ever removed."""
 
@@ -44,7 +44,10 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 def state_dict(
     model: nn.Module, layout: Layout, state: Tensors, hyperparameters: Hyperparameters, steps_called: int
 ) -> dict[str, Any]:
-    """Copy everything that a resumed run needs. ``buffers``: those that the loss changes and ``model`` lacks."""
+    """Copy everything that a resumed run needs, apart from plain numbers that user code keeps.
+
+    ``buffers``: those that the loss changes and ``model`` lacks. ``carried``: tensors that user code keeps in Python.
+    """
     rng = {"cpu": torch.get_rng_state()}
     if layout.device.type == "cuda":
         rng["cuda"] = torch.cuda.get_rng_state(layout.device)
@@ -54,6 +57,7 @@ def state_dict(
         "optimizer": named_state(layout, state),
         "counts": keys.section(state, keys.COUNTS),
         "buffers": {n: t for n, t in keys.section(state, keys.BUFFERS).items() if n not in tensors},
+        "carried": keys.section(state, keys.CARRIED),
     }
     return {
         **{section: {n: t.detach().clone() for n, t in named.items()} for section, named in sections.items()},
@@ -122,13 +126,14 @@ def save(path: str | PathLike[str], saved: Mapping[str, Any]) -> None:
     tag = f"{saved['steps_called']}-{secrets.token_hex(4)}"
     files = {"model": f"model-{tag}.safetensors", "state": f"state-{tag}.safetensors"}
     _write_tensors(folder / files["model"], saved["model"])
-    parts = {f"{s}/{n}": t for s in _STATE_SECTIONS for n, t in saved[s].items()}
+    parts = {f"{s}/{n}": t for s in _STATE_SECTIONS for n, t in saved.get(s, {}).items()}
     _write_tensors(folder / files["state"], parts)
     index = {
         "format": FORMAT,
         "files": files,
         "steps_called": saved["steps_called"],
         "hyperparameters": saved["hyperparameters"],
+        "numbers": saved.get("numbers", {}),
         "torch": torch.__version__,
     }
     temporary = folder / f"{INDEX}.{tag}"
@@ -156,6 +161,7 @@ def load(path: str | PathLike[str], device: torch.device) -> dict[str, Any]:
             "model": _read_tensors(folder / index["files"]["model"], device),
             "steps_called": index["steps_called"],
             "hyperparameters": index["hyperparameters"],
+            "numbers": index.get("numbers", {}),
             **{section: {} for section in _STATE_SECTIONS},
         }
         for name, tensor in _read_tensors(folder / index["files"]["state"], device).items():

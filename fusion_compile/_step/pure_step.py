@@ -165,9 +165,7 @@ def pure_step(
         new[keys.counts("step")] = state[keys.counts("step")] + 1
         new[keys.metrics("update_norm")] = global_norm(updates)
         if options.skip_nonfinite:
-            finite = torch.isfinite(norm)
-            new = {k: torch.where(finite, t, state[k]) if _fits(t, state.get(k)) else t for k, t in new.items()}
-            new[keys.counts("skipped")] = state[keys.counts("skipped")] + (~finite)
+            new = skip_nonfinite(new, state, norm)
         new |= {keys.metrics("loss"): value, keys.metrics("grad_norm"): norm}
         new |= {keys.metrics(k): m for k, m in metrics.items()}
         return new | rounded(layout, {b.key: new[keys.params(b.key)] for b in layout.banks}, state)
@@ -196,6 +194,17 @@ def pure_step(
 
 def _fits(new: Tensor, old: Tensor | None) -> bool:
     return old is not None and new.shape == old.shape and new.dtype == old.dtype
+
+
+def skip_nonfinite(new: Tensors, state: Tensors, norm: Tensor) -> Tensors:
+    """`new`, or what `state` held where the gradient's norm is not finite, and the count of such steps.
+
+    A select on every write: it fuses into the kernels that write anyway. Scaling by zero would not do: 0 · nan is nan.
+    State that is there for the first time, or has another shape, has nothing to fall back on and stays new.
+    """
+    finite = torch.isfinite(norm)
+    kept = {k: torch.where(finite, t, state[k]) if _fits(t, state.get(k)) else t for k, t in new.items()}
+    return {**kept, keys.counts("skipped"): state[keys.counts("skipped")] + (~finite)}
 
 
 def _sum(values: list[Tensor]) -> Tensor:

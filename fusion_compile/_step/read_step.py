@@ -29,6 +29,8 @@ class ReadStep:
 
     forms: ClassVar[dict[str, Any]] = {}
     """A step that is read carries no state that user code keeps."""
+    counted: ClassVar[list[Any]] = []
+    """Nor does it count plain numbers."""
 
     def __init__(
         self,

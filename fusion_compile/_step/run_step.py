@@ -19,10 +19,14 @@ from fusion_compile._types import Tensors
 
 
 class UncapturedStep:
-    """The pure step itself, for ``mode="eager"``: Python runs at every call, and does what it does."""
+    """The pure step itself, for ``mode="eager"``: Python runs at every call, and does what it does.
 
-    def __init__(self, advance: Callable[..., Tensors], carried: Carried) -> None:
-        self._step, self._carried = donated(advance), carried
+    Attributes:
+        counted: Where the plain numbers lie that Python changes.
+    """
+
+    def __init__(self, advance: Callable[..., Tensors], carried: Carried, counted: list[Slot]) -> None:
+        self._step, self._carried, self.counted = donated(advance), carried, counted
 
     @property
     def forms(self) -> dict[str, Any]:
@@ -56,10 +60,15 @@ class RunStep:
         self.program = Program(captured.graph, captured_by="run")
         refuse_host_syncs(self.program.findings(thorough=False))
 
+    @property
+    def counted(self) -> list[Slot]:
+        """Where the numbers lie that it counts on."""
+        return [] if self._numbers is None else self._numbers.slots
+
     def watch(self, roots: Mapping[str, Any], reads: Reads, carried: Carried) -> None:
         """From now on notice what changes, apart from what the step itself carries and counts."""
         self._watch = Watch(roots, reads, self._captured.constants)
-        own = [*carried.slots(), *(() if self._numbers is None else self._numbers.slots)]
+        own = [*carried.slots(), *self.counted]
         self._watch.except_([_as_watched(slot) for slot in own])
 
     def fits(self) -> bool:

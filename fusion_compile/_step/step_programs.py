@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from fusion_compile import _compat
 from fusion_compile._capture.rehearsal.contents import Contents
-from fusion_compile._capture.rehearsal.slots import Slot
+from fusion_compile._capture.rehearsal.left_behind import Kind
+from fusion_compile._capture.rehearsal.slots import Slot, read
 from fusion_compile._program.program import Program
 from fusion_compile._program.programs import Programs
 from fusion_compile._progress import stage
@@ -22,6 +23,7 @@ from fusion_compile._step.by_running import CapturedStep
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.counted import CountedNumbers, count_numbers
 from fusion_compile._step.host_reads import not_on_fakes_message
+from fusion_compile._step.kept_state import KeptState
 from fusion_compile._step.loss import LossFacts, LossFn, LossModule, examine, run_on_fakes
 from fusion_compile._step.metrics import step_metrics
 from fusion_compile._step.proof import Proof
@@ -45,6 +47,9 @@ class _Step(Protocol):
 
     @property
     def forms(self) -> dict[str, Any]: ...
+
+    @property
+    def counted(self) -> list[Slot]: ...
 
     def fits(self) -> bool: ...
 
@@ -84,6 +89,23 @@ class StepPrograms:
         self._steps.clear()
         self._signatures.clear()
 
+    def recapture(self) -> None:
+        """Capture again at the next call. What the loss was seen to do is looked at again; all state stays."""
+        self.forget()
+        if self.facts is not None:
+            for name in self.facts.metrics:
+                del self._state[keys.metrics(name)]
+        self.facts = None
+
+    def numbers(self) -> dict[str, Any]:
+        """The plain numbers that captured steps count on, by label, as they are now."""
+        slots = {slot.label: slot for steps in self._steps.values() for step in steps for slot in step.counted}
+        return {label: read(slot) for label, slot in slots.items()}
+
+    def kept_state(self, saved: Mapping[str, Any]) -> KeptState:
+        """What a checkpoint has of the state that user code keeps, checked and not yet written."""
+        return KeptState(self._roots, saved.get("carried", {}), saved.get("numbers", {}))
+
     def run(self, signature: batches.Signature, batch: tuple[Any, ...], due: bool) -> None:
         """Take one step on `batch`, which has this signature. Compile first where no program fits it."""
         self._take_over()
@@ -93,7 +115,8 @@ class StepPrograms:
             if step is None:
                 self._compile(key, batch)
             else:
-                self._give_back(step.forms, step(self._state, batch))
+                fresh = step(self._state, batch)
+                self._give_back(step.forms, fresh)
 
     # ------------------------------------------------------------------ state that user code keeps
 
@@ -151,8 +174,10 @@ class StepPrograms:
             return pure_step(self._plan, loss, facts, self._carried, form)
 
         if self._mode == "eager":
-            step: _Step = UncapturedStep(pure(Form(due=due, runs=True)), self._carried)
-            self._give_back(step.forms, step(self._state, batch))
+            numbers = [record.slot for record in seen.rehearsal.of(Kind.NUMBER) if record.slot is not None]
+            step: _Step = UncapturedStep(pure(Form(due=due, runs=True)), self._carried, numbers)
+            fresh = step(self._state, batch)
+            self._give_back(step.forms, fresh)
         else:
             step = self._captured(key, pure, batch, seen, way)
         self._steps.setdefault(key, []).append(step)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import fusion_compile as fc
-from fusion_compile._sampler.module import Sampler
 from fusion_compile.explain._subjects import registry
 from fusion_compile.explain._subjects.registry import Subject, register, subject_of
+from fusion_compile.sampler import Sampler
 
 
 def test_the_doors_register_steps_and_samplers() -> None:

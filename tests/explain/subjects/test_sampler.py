@@ -34,7 +34,7 @@ def sampler_explanation() -> fc.Explanation:
 
 def test_a_sampler_tells_of_each_weight_whether_it_is_freed_and_why(sampler_explanation: fc.Explanation) -> None:
     freed = sampler_explanation.why("blocks.0.adaLN_modulation.1.weight")
-    assert "weight freed" in freed and "free_hoisted_weights" in freed
+    assert "weight freed" in freed and "release_weights" in freed
     kept = sampler_explanation.why("blocks.0.attn.qkv.weight")
     assert "weight kept" in kept and "at every step, in linear" in kept
     assert sampler_explanation.hoisting is not None

@@ -1,0 +1,111 @@
+"""State that user code keeps in Python goes through a checkpoint: a resumed run is the run that never stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fusion_compile as fc
+
+
+class Centred(nn.Module):
+    """Keeps a running mean in a plain attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = torch.zeros(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return x - self.mean
+
+
+class Remembers(nn.Module):
+    """Keeps what it saw last in a list, which is empty at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + sum(self.memory) if self.memory else x
+        self.memory = [x.detach().mean(0), x.detach().amax(0)]
+        return y
+
+
+class LateNoise(nn.Module):
+    """Rounds from its fourth call on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x if self.calls < 4 else x + ((x * 4).round() / 4 - x).detach()
+
+
+class WithTeacher:
+    """A loss with a teacher whose batch norm goes on counting."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(5)
+        self.teacher = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)).requires_grad_(False)
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(model(x), y) + F.mse_loss(model(x), self.teacher(x))
+
+
+def plain(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return F.mse_loss(model(x), y)
+
+
+MADE: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
+    "an attribute": (Centred, lambda: plain),
+    "a list that is empty at first": (Remembers, lambda: plain),
+    "a number that decides": (LateNoise, lambda: plain),
+    "a closed-over batch norm": (nn.Tanh, WithTeacher),
+}
+
+
+def made(name: str, mode: str) -> tuple[nn.Module, fc.TrainingStep]:
+    torch.manual_seed(0)
+    middle, loss = MADE[name]
+    model = nn.Sequential(nn.Linear(4, 8), middle(), nn.Linear(8, 2))
+    how: dict[str, Any] = {"mode": "eager"} if mode == "eager" else {"backend": mode}
+    return model, fc.compile_training_step(model, loss(), optimizer="adamw", lr=1e-2, **how)
+
+
+@pytest.mark.filterwarnings("ignore:the step is captured by running it")
+@pytest.mark.parametrize("mode", ["eager", "aot_eager"])
+@pytest.mark.parametrize("name", MADE)
+def test_a_resumed_run_is_the_run_that_never_stopped(name: str, mode: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    data = [(torch.randn(6, 4), torch.randn(6, 2)) for _ in range(6)]
+    model, step = made(name, mode)
+    for batch in data[:3]:
+        step(*batch)
+    step.save(tmp_path)
+    wanted = [float(step(*batch)) for batch in data[3:]]
+    other, resumed = made(name, mode)
+    resumed.load(tmp_path)
+    assert [float(resumed(*batch)) for batch in data[3:]] == wanted
+    for (n, p), (_, q) in zip(model.named_parameters(), other.named_parameters(), strict=True):
+        assert torch.equal(p, q), n
+
+
+@pytest.mark.filterwarnings("ignore:the step is captured by running it")
+def test_a_checkpoint_of_another_loss_is_refused_whole() -> None:
+    _, step = made("a closed-over batch norm", "aot_eager")
+    step(torch.randn(6, 4), torch.randn(6, 2))
+    model, other = made("an attribute", "aot_eager")
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with pytest.raises(ValueError, match=r"the checkpoint has loss_fn\.teacher.*nothing was loaded"):
+        other.load_state_dict(step.state_dict())
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
