@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import time
 import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +13,8 @@ from typing import Any, NamedTuple
 import sympy  # type: ignore[import-untyped]
 import torch
 import torch._dynamo
+import torch.distributed
+import torch.utils.hooks
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -115,6 +119,43 @@ def region(name: str) -> contextlib.AbstractContextManager[Any]:
     if name == "backward":
         tags |= {"remat_pass_tag": "is_backward", "phase": "backward"}
     return torch.fx.traceback.annotate(tags)
+
+
+def gradient_hooks(tensor: Tensor) -> list[Callable[[Tensor], Tensor | None]]:
+    """What ``tensor.register_hook`` registered, in order."""
+    return list((getattr(tensor, "_backward_hooks", None) or {}).values())
+
+
+def hooks_after_accumulation(tensor: Tensor) -> int:
+    """How many hooks ``register_post_accumulate_grad_hook`` registered on `tensor`."""
+    return len(getattr(tensor, "_post_accumulate_grad_hooks", None) or {})
+
+
+def hooks_registered() -> int:
+    """How many hooks of any kind were ever registered; where torch does not count them, another number each time."""
+    count = getattr(torch.utils.hooks.RemovableHandle, "next_id", None)
+    return count if isinstance(count, int) else time.perf_counter_ns()
+
+
+def gradient_averaging_modules() -> tuple[type, ...]:
+    """Wrappers whose backward talks to other processes; none where torch was built without torch.distributed."""
+    if not torch.distributed.is_available():
+        return ()
+    found: tuple[type, ...] = (torch.nn.parallel.DistributedDataParallel,)
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported: nothing is sharded
+    return found + ((fsdp.FullyShardedDataParallel,) if fsdp is not None else ())
+
+
+def is_spread_over_devices(tensor: Tensor) -> bool:
+    """Whether `tensor` is a DTensor."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def ranks() -> int:
+    """Processes of the default process group; 1 without one."""
+    available = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if available else 1
 
 
 def mark_static(tensor: Tensor) -> None:

@@ -24,6 +24,7 @@ from fusion_compile._state.warm_start import WarmStart, begin_from
 from fusion_compile._step import batches
 from fusion_compile._step.loss import LossFn
 from fusion_compile._step.metrics import step_metrics
+from fusion_compile._step.models import refuse_model
 from fusion_compile._step.numbers_used import numbers_used
 from fusion_compile._step.options import StepOptions
 from fusion_compile._step.periodic import run_due_work, work_key
@@ -354,6 +355,7 @@ def compile_training_step(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; compile_training_step needs a torch.nn.Module.")
+    refuse_model(model)
     if not callable(loss_fn):
         raise TypeError(f"loss_fn is a {type(loss_fn).__name__}; it must be callable as loss_fn(model, *batch).")
     options = StepOptions(accumulate, skip_nonfinite, compute_dtype, mode, backend, capture)

@@ -142,6 +142,10 @@ class Carried:
                 )
             self.written[record.label] = (tensor, slots)
 
+    def labels(self) -> set[str]:
+        """What is carried, by label."""
+        return {*self.replaced, *self.written}
+
     def signature(self) -> Hashable:
         """What the program depends on: which slots hold what kind of value."""
         return tuple((label, shape_of(read(slot))) for label, slot in self.replaced.items())

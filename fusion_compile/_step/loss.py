@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -90,9 +90,19 @@ class LossFacts:
         """The first difference from `other`, in words."""
         if self.metrics != other.metrics:
             return f"returns the metrics {self.metrics}, before {other.metrics}"
-        if self.unused != other.unused:
-            return f"leaves unread {list(self.unused)}, before {list(other.unused)}"
-        return f"changes the buffers {list(self.changed_buffers)}, before {list(other.changed_buffers)}"
+        return f"leaves unread {list(self.unused)}, before {list(other.unused)}"
+
+    def joined(self, other: LossFacts | None) -> LossFacts:
+        """These facts with the buffers that either changes: one that a loss leaves alone passes through a step.
+
+        Raises ValueError, the first difference in words, if anything else differs.
+        """
+        if other is None:
+            return self
+        if (self.metrics, self.unused) != (other.metrics, other.unused):
+            raise ValueError(self.difference(other))
+        more = tuple(name for name in self.changed_buffers if name not in other.changed_buffers)
+        return replace(other, changed_buffers=other.changed_buffers + more)
 
 
 def examine(

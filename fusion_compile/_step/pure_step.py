@@ -7,7 +7,7 @@ the optimizer's update, buffers and metrics.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from fusion_compile import _compat
-from fusion_compile._capture.by_running.leaves import leaf_like, parameters_are_leaves
+from fusion_compile._capture.by_running.leaves import parameters_are_leaves
 from fusion_compile._state import flat_tree, keys
 from fusion_compile._state.masters import rounded, with_written_weights
 from fusion_compile._step.batches import micro_batch
 from fusion_compile._step.carried import Carried
+from fusion_compile._step.gradient_hooks import hooked_leaf
 from fusion_compile._step.loss import LossFacts, LossModule, cast_buffers
 from fusion_compile._step.options import StepOptions
-from fusion_compile._step.update import UpdatePlan, pure_update
+from fusion_compile._step.update import UpdatePlan, is_alike, pure_update
 from fusion_compile._types import Tensors
 from fusion_compile.optim._transform import State
 from fusion_compile.optim.clip_by_global_norm import clip_factor, global_norm
@@ -108,9 +109,13 @@ def pure_step(
 
     def backward(values: list[Tensor], forwards: list[Tensors]) -> Tensors:
         """Gradient banks of the sum of `values`, summed over the leaves of `forwards` in the state dtype."""
-        used = [(i, n) for i, leaves in enumerate(forwards) for n in leaves if n not in facts.unused]
+        left_out = () if form.runs else facts.unused
+        used = [(i, n) for i, leaves in enumerate(forwards) for n in leaves if n not in left_out]
         with torch.enable_grad(), _compat.region("backward"):
-            found = torch.autograd.grad(_sum(values), [forwards[i][n] for i, n in used])
+            found = torch.autograd.grad(_sum(values), [forwards[i][n] for i, n in used], allow_unused=form.runs)
+        if form.runs:
+            _refuse_other_unread([n for (_, n), g in zip(used, found, strict=True) if g is None], facts.unused)
+            used, found = zip(*((at, g) for at, g in zip(used, found, strict=True) if g is not None), strict=True)
         by_place = dict(zip(used, found, strict=True))
         total: Tensors = {}
         for i, leaves in enumerate(forwards):
@@ -171,7 +176,7 @@ def pure_step(
         return new | rounded(layout, {b.key: new[keys.params(b.key)] for b in layout.banks}, state)
 
     def leaf(name: str, value: Tensor) -> Tensor:
-        return leaf_like(parameters[name], value) if form.runs else value.detach().requires_grad_()
+        return hooked_leaf(parameters[name], value) if form.runs else value.detach().requires_grad_()
 
     @contextlib.contextmanager
     def held(leaves: Tensors, kept: Tensors) -> Iterator[None]:
@@ -192,8 +197,15 @@ def pure_step(
     return advance
 
 
-def _fits(new: Tensor, old: Tensor | None) -> bool:
-    return old is not None and new.shape == old.shape and new.dtype == old.dtype
+def _refuse_other_unread(unread: Sequence[str], at_first: Sequence[str]) -> None:
+    """Raise ValueError if the loss now reads other parameters than at first: their gradient is none, not zero."""
+    if odd := sorted({*unread} ^ {*at_first}):
+        now, then = ("does not read", "read") if odd[0] in unread else ("reads", "did not read")
+        raise ValueError(
+            f"the loss {now} {odd[0]} in this step, but {then} it before. torch.optim skips a parameter without a "
+            f"gradient, and a compiled step cannot. Multiply the part by 0 or 1 (a 0-dim tensor of the batch) instead "
+            f"of leaving it out."
+        )
 
 
 def skip_nonfinite(new: Tensors, state: Tensors, norm: Tensor) -> Tensors:
@@ -203,7 +215,7 @@ def skip_nonfinite(new: Tensors, state: Tensors, norm: Tensor) -> Tensors:
     State that is there for the first time, or has another shape, has nothing to fall back on and stays new.
     """
     finite = torch.isfinite(norm)
-    kept = {k: torch.where(finite, t, state[k]) if _fits(t, state.get(k)) else t for k, t in new.items()}
+    kept = {k: torch.where(finite, t, state[k]) if k in state and is_alike(t, state[k]) else t for k, t in new.items()}
     return {**kept, keys.counts("skipped"): state[keys.counts("skipped")] + (~finite)}
 
 

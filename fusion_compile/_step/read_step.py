@@ -9,6 +9,7 @@ from fusion_compile import _compat
 from fusion_compile._program.program import Program, refuse_host_syncs
 from fusion_compile._program.programs import GraphRefused, Programs
 from fusion_compile._step.host_reads import not_captured_message
+from fusion_compile._step.methods import Methods
 from fusion_compile._step.pure_step import Form
 from fusion_compile._step.update import donated
 from fusion_compile._types import Tensors
@@ -42,6 +43,7 @@ class ReadStep:
         mode: str,
     ) -> None:
         self._programs, self._key, self._mode = programs, key, mode
+        self._methods: Methods | None = None
         self._thorough = next(iter(given[0].values())).is_cuda
         try:
             self._compile(pure(Form(due=due)), given)
@@ -50,12 +52,18 @@ class ReadStep:
                 raise
             self._compile(pure(Form(due=due, one_backward=True)), given)
 
+    def watch(self, methods: Methods) -> None:
+        """From now on refuse a method that was replaced, which no guard notices."""
+        self._methods = methods
+
     def fits(self) -> bool:
         """True: Dynamo's guards say at the call whether it fits."""
         return True
 
     def __call__(self, state: Tensors, batch: tuple[Any, ...]) -> Tensors:
-        """Take one step in place."""
+        """Take one step in place. Raises RuntimeError, before anything happened, if a method was replaced."""
+        if self._methods is not None:
+            self._methods.check()
         known = self._programs.get(self._key)
         assert known is not None
         known(state, batch)

@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fusion_compile._capture.by_running.leaves import leaf_like, parameters_are_leaves
+from fusion_compile._capture.by_running.leaves import parameters_are_leaves
+from fusion_compile._capture.rehearsal.left_behind import Kind
 from fusion_compile._capture.rehearsal.rehearsal import Rehearsal, rehearse
 from fusion_compile._capture.sources.sources import Source, Sources
 from fusion_compile._capture.watch.reads import Reads, reading
 from fusion_compile._step import batches
+from fusion_compile._step.gradient_hooks import hooked_leaf
+from fusion_compile._step.learnable import leaves_of, refuse_learnable
 from fusion_compile._step.loss import LossFn, LossModule, cast_buffers, check_loss
 from fusion_compile._step.pure_step import StepPlan, weights_at
 from fusion_compile._types import Tensors
@@ -44,16 +47,16 @@ class RehearsedStep:
     reads: Reads
 
 
-class NotRepeatable(ValueError):
-    """The loss ran, but not twice in a row."""
-
-
 def rehearse_step(
     model: nn.Module, loss_fn: LossFn, plan: StepPlan, state: Tensors, batch: tuple[Any, ...]
 ) -> RehearsedStep:
     """Run forward and backward of a step for real, two to four times, and put everything back.
 
-    The weights are clones of those at the gradient point. An error of the loss itself passes through.
+    The weights are clones of those at the gradient point.
+
+    Raises:
+        Exception: The loss's own.
+        ValueError: The loss runs once, but not twice in a row, or depends on learnable tensors outside of the model.
     """
     options, parameters = plan.options, dict(model.named_parameters())
     with torch.no_grad():
@@ -63,7 +66,8 @@ def rehearse_step(
     buffers = {n: b.clone() for n, b in model.named_buffers()}
     buffers = cast_buffers(model, buffers, (), options.compute_dtype)
     given = batches.with_leaves(batch, [t.clone() for t in batches.tensors(batch)])
-    leaves = {n: leaf_like(parameters[n], w) for n, w in weights.items()}
+    leaves = {n: hooked_leaf(parameters[n], w) for n, w in weights.items()}
+    own, others = {id(leaf) for leaf in leaves.values()}, dict[int, Tensor]()
     sources, reads = Sources(), reading()
     watching: list[contextlib.AbstractContextManager[Any]] = [sources, reads]
     seen: list[Any] = []
@@ -82,6 +86,7 @@ def rehearse_step(
             with torch.enable_grad(), loss.holding(leaves, dict(buffers)), parameters_are_leaves(leaves, parameters):
                 value, metrics, _ = loss(*part)
                 check_loss(value, metrics)
+                others.update({id(leaf): leaf for leaf in leaves_of(value) if id(leaf) not in own})
                 found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
                 buffers.update({n: model.get_buffer(n).detach() for n in buffers})
             total = total + value.detach() / options.accumulate
@@ -100,8 +105,9 @@ def rehearse_step(
         if len(seen) < 2:
             raise
         notes = " ".join(getattr(error, "__notes__", ()))
-        raise NotRepeatable(
+        raise ValueError(
             f"the loss runs once, but not twice in a row ({type(error).__name__}: {str(error).splitlines()[0]}). "
             f"{notes}"
         ) from error
+    refuse_learnable(others.values(), roots, [record.label for record in rehearsal.of(Kind.WRITTEN)])
     return RehearsedStep(rehearsal, rehearsal.results[0], tuple(sources.found), seen[1])

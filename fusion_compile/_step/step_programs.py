@@ -22,16 +22,19 @@ from fusion_compile._step import batches
 from fusion_compile._step.by_running import CapturedStep
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.counted import CountedNumbers, count_numbers
+from fusion_compile._step.gradient_hooks import GradientHooks
 from fusion_compile._step.host_reads import not_on_fakes_message
 from fusion_compile._step.kept_state import KeptState
+from fusion_compile._step.learnable import note_trained
 from fusion_compile._step.loss import LossFacts, LossFn, LossModule, examine, run_on_fakes
+from fusion_compile._step.methods import Methods
 from fusion_compile._step.metrics import step_metrics
 from fusion_compile._step.proof import Proof
 from fusion_compile._step.pure_step import Form, StepPlan, pure_step
 from fusion_compile._step.read_step import NotRead, Pure, ReadStep
 from fusion_compile._step.rehearsed import RehearsedStep, rehearse_step
 from fusion_compile._step.run_step import RunStep, UncapturedStep
-from fusion_compile._step.way import Way, choose, refuse_sources
+from fusion_compile._step.way import Asked, Way, choose, refuse_sources
 from fusion_compile._types import Tensors
 
 MAX_PROGRAMS = 8
@@ -71,10 +74,13 @@ class StepPrograms:
         self._residence, self._state = residence, state
         self._programs = Programs(plan.options.backend)
         self._steps: dict[Key, list[_Step]] = {}
+        self._hooks = GradientHooks(dict(model.named_parameters()))
+        self._waited: set[tuple[batches.Signature, bool]] = set()
         self._warn = SayOnce()
         self._carried = Carried()
         self._signatures: dict[batches.Signature, None] = {}
         self.facts: LossFacts | None = None
+        note_trained(p for p in model.parameters() if p.requires_grad)
         self.because = ""
         """Why the step was captured by running, where nobody asked for it."""
 
@@ -108,6 +114,7 @@ class StepPrograms:
 
     def run(self, signature: batches.Signature, batch: tuple[Any, ...], due: bool) -> None:
         """Take one step on `batch`, which has this signature. Compile first where no program fits it."""
+        self._hooks.check(read=len(self._programs) > 0)
         self._take_over()
         key = (signature, due, self._carried.signature())
         with torch.enable_grad():
@@ -115,8 +122,11 @@ class StepPrograms:
             if step is None:
                 self._compile(key, batch)
             else:
-                fresh = step(self._state, batch)
-                self._give_back(step.forms, fresh)
+                self._take(step, batch)
+
+    def _take(self, step: _Step, batch: tuple[Any, ...]) -> None:
+        fresh = step(self._state, batch)
+        self._give_back(step.forms, fresh)
 
     # ------------------------------------------------------------------ state that user code keeps
 
@@ -155,33 +165,41 @@ class StepPrograms:
             batches.check_divisible(batch, options.accumulate)
         seen = rehearse_step(self._model, self._loss_fn, self._plan, self._state, batch)
         seen.rehearsal.fill()
-        way = choose(seen.rehearsal, options.capture, uncompiled=self._mode == "eager")
+        asked = Asked(
+            options.capture,
+            uncompiled=self._mode == "eager",
+            may_wait=key[:2] not in self._waited,
+            hooked=self._hooks.names(),
+            carries=self._carried.labels(),
+        )
+        way = choose(seen.rehearsal, asked)
         self._carried.add(way.carried, self._roots)
         for path, tensor in self._carried.tensors().items():
             self._store(keys.carried(path), tensor)
         weights = self._plan.update.layout.views(self._residence.banks)
         example = batches.micro_batch(batch, 0, options.accumulate) if options.accumulate > 1 else batch
-        facts = examine(self._model, self._loss_fn, weights, example, options.compute_dtype, self._carried)
-        if self.facts is None:
-            self._adopt(facts)
-        elif facts != self.facts:
-            raise ValueError(
-                f"with this batch shape the loss {facts.difference(self.facts)}; compile another step for it."
-            )
+        found = examine(self._model, self._loss_fn, weights, example, options.compute_dtype, self._carried)
+        facts = self._adopt(found, known_shape=signature in self._signatures)
         loss = LossModule(self._model, self._loss_fn, facts.changed_buffers, options.compute_dtype)
 
         def pure(form: Form) -> Any:
             return pure_step(self._plan, loss, facts, self._carried, form)
 
-        if self._mode == "eager":
+        if self._mode == "eager" or way.not_yet:
             numbers = [record.slot for record in seen.rehearsal.of(Kind.NUMBER) if record.slot is not None]
             step: _Step = UncapturedStep(pure(Form(due=due, runs=True)), self._carried, numbers)
-            fresh = step(self._state, batch)
-            self._give_back(step.forms, fresh)
+            self._take(step, batch)
         else:
             step = self._captured(key, pure, batch, seen, way)
-        self._steps.setdefault(key, []).append(step)
         self._signatures[signature] = None
+        if way.not_yet:
+            self._waited.add(key[:2])
+            self._warn(
+                f"not yet {way.not_yet}",
+                f"this step ran uncaptured, because {way.not_yet}; the next one is captured without that.",
+            )
+        else:
+            self._steps.setdefault(key, []).append(step)
 
     def _refuse_too_many(self, key: Key) -> None:
         signature = key[0]
@@ -206,6 +224,7 @@ class StepPrograms:
                 read = ReadStep(self._programs, key, pure, key[1], (self._state, batch), self._mode)
                 objection = "" if proof is None else proof.objection(self._state)
                 if not objection:
+                    read.watch(Methods(seen.reads.slots, self._model))
                     return read
                 assert proof is not None
                 read.forget()
@@ -220,7 +239,7 @@ class StepPrograms:
         step.watch(self._roots, seen.reads, self._carried)
         if because:
             self.because = because
-            self._warn("runs", f"the step is captured by running it, because {because}")
+            self._warn("runs", f"the step is captured by running it, because {because.rstrip('.')}.")
         return step
 
     def _proof(self, seen: RehearsedStep) -> Proof | None:
@@ -270,8 +289,28 @@ class StepPrograms:
         finally:
             contents.restore()
 
-    def _adopt(self, facts: LossFacts) -> None:
-        """Add state entries for the metrics and buffers of the loss. Warn once about parameters it never reads."""
+    def _adopt(self, found: LossFacts, *, known_shape: bool) -> LossFacts:
+        """The facts for a program. Buffers that a loss did not change before join the state, and programs that do not
+        know them are dropped."""
+        try:
+            facts = found.joined(self.facts)
+        except ValueError as difference:
+            when = "the loss now" if known_shape else "with this batch shape the loss"
+            raise ValueError(f"{when} {difference}; compile another step for it.") from None
+        if self.facts is None:
+            self._keep_metrics(facts)
+            self._say_unused(facts)
+        known = () if self.facts is None else self.facts.changed_buffers
+        if new := [name for name in facts.changed_buffers if name not in known]:
+            for name, buffer in self._residence.keep_buffers(new).items():
+                self._state[keys.buffers(name)] = buffer
+                _compat.mark_static(buffer)
+            self._programs.forget()
+            self._steps.clear()
+        self.facts = facts
+        return facts
+
+    def _keep_metrics(self, facts: LossFacts) -> None:
         taken = step_metrics(self._plan.update, self._state)
         for name in facts.metrics:
             if name in taken:
@@ -281,12 +320,11 @@ class StepPrograms:
         device = self._plan.update.layout.device
         for name, (shape, dtype) in facts.metrics.items():
             self._state[keys.metrics(name)] = torch.zeros(shape, dtype=dtype, device=device)
-        for name, buffer in self._residence.keep_buffers(facts.changed_buffers).items():
-            self._state[keys.buffers(name)] = buffer
         for key, tensor in self._state.items():
-            if keys.split(key)[0] in (keys.METRICS, keys.BUFFERS):
+            if keys.split(key)[0] == keys.METRICS:
                 _compat.mark_static(tensor)
-        self.facts = facts
+
+    def _say_unused(self, facts: LossFacts) -> None:
         if facts.unused:
             self._warn(
                 "unused",

@@ -95,7 +95,8 @@ def _changed(optimizer: State, state: Tensors) -> Tensors:
 def donated(pure: Callable[..., Tensors]) -> Callable[..., Tensors]:
     """`pure` (of the state and further arguments) with its results written into the state's own tensors.
 
-    Returns the results for which the state has no tensor of their shape and dtype yet; they are not written.
+    Returns the results for which the state has no tensor yet, or, of what user code keeps, none of their shape and
+    dtype; they are not written.
     """
 
     # A captured program's inputs are called by these two names (`Program.input_names`).
@@ -104,10 +105,15 @@ def donated(pure: Callable[..., Tensors]) -> Callable[..., Tensors]:
         with torch.no_grad():
             for key, value in pure(state, *batch).items():
                 old = state.get(key)
-                if old is None or old.shape != value.shape or old.dtype != value.dtype:
+                if old is None or (keys.split(key)[0] == keys.CARRIED and not is_alike(old, value)):
                     fresh[key] = value
                 else:
                     _compat.write(old, value)
         return fresh
 
     return in_place
+
+
+def is_alike(a: Tensor, b: Tensor) -> bool:
+    """Whether one tensor can be written into the other's place without a change of shape or dtype."""
+    return a.shape == b.shape and a.dtype == b.dtype

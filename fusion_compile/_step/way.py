@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple
 
 from fusion_compile._capture.rehearsal.left_behind import Kind, Left
@@ -14,11 +14,15 @@ Capture = Literal["read", "run"]
 CAPTURES = ("read", "run", None)
 
 _CARRIED = (Kind.STATE, Kind.WRITTEN)
+_ONCE = {
+    Kind.INITIALISED_ONCE: "is set by the first forward from its inputs",
+    Kind.DRAWN_ONCE: "is drawn at random by the first forward",
+}
+_ONCE_AGAIN = (
+    "after it was set already, and a program would set it at every step or never; set it before "
+    "compile_training_step(), or keep it in a buffer of the model"
+)
 _WHY_NOT = {
-    Kind.INITIALISED_ONCE: "is set by the first forward from its inputs, and a program would set it at every step or "
-    "never; run the loss once before compile_training_step() (with torch.no_grad(): loss_fn(model, *batch))",
-    Kind.DRAWN_ONCE: "is drawn at random by the first forward, and a program would draw it at every step or never; run "
-    "the loss once before compile_training_step() (with torch.no_grad(): loss_fn(model, *batch))",
     Kind.GROWS: "is longer after every forward, and a program does not make Python lists longer; return what should be "
     "kept as a metric, (loss, {name: tensor})",
     Kind.SHRINKS: "is shorter after every forward, and a program takes nothing out of Python lists; give its items to "
@@ -30,51 +34,96 @@ _WHY_NOT = {
 
 
 class Way(NamedTuple):
-    """`runs`: whether the step is captured by running. `because`: what decided it, for people; empty where nothing had
-    to be decided. `carried`: the records of state that the step carries. `numbers`: those of plain numbers that it
-    counts on."""
+    """How a step is captured.
+
+    Attributes:
+        runs: Whether it is captured by running.
+        because: What decided it, for people; empty where nothing had to be decided.
+        carried: The records of state that the step carries.
+        numbers: Those of plain numbers that it counts on.
+        not_yet: Why this one step runs uncaptured, for people; empty where it is captured.
+    """
 
     runs: bool
     because: str
     carried: tuple[Left, ...]
     numbers: tuple[Left, ...] = ()
+    not_yet: str = ""
 
 
-def choose(rehearsal: Rehearsal, asked: Capture | None, *, uncompiled: bool) -> Way:
-    """How to capture a step whose rehearsal showed this.
+class Asked(NamedTuple):
+    """What a step is asked for.
 
-    Args:
-        rehearsal: What a real run leaves behind.
-        asked: `capture` of ``compile_training_step``.
+    Attributes:
+        capture: `capture` of ``compile_training_step``.
         uncompiled: Whether the step runs as Python at every call (``mode="eager"``), which can do all that Python can.
+        may_wait: Whether this step may run uncaptured, so that the next is captured without its initialisation.
+        hooked: Names of parameters that have gradient hooks, which reading does not see.
+        carries: Labels of the state that the step carries already.
+    """
+
+    capture: Capture | None
+    uncompiled: bool = False
+    may_wait: bool = False
+    hooked: Sequence[str] = ()
+    carries: Collection[str] = ()
+
+
+def choose(rehearsal: Rehearsal, asked: Asked) -> Way:
+    """How to capture a step whose rehearsal showed this.
 
     Raises:
         ValueError: The loss leaves something behind that no program can, or that the way that was asked for cannot.
     """
-    carried = tuple(record for record in rehearsal.left if record.kind in _CARRIED)
-    if uncompiled:
+    if rehearsal.not_put_back:
+        raise ValueError(
+            f"{rehearsal.not_put_back[0]} gives other items at every forward and cannot be set back; give "
+            f"what it yields to the step as part of the batch."
+        )
+    left = [r for r in rehearsal.left if r.kind not in _ONCE or r.label not in asked.carries]
+    carried = tuple(r for r in rehearsal.left if r.kind in _CARRIED)
+    if asked.uncompiled:
         return Way(True, "", carried)
-    if odd := [record for record in rehearsal.left if record.kind in _WHY_NOT]:
-        first = odd[0]
-        others = f" ({len(odd) - 1} more: {', '.join(r.label for r in odd[1:4])})" if len(odd) > 1 else ""
-        raise ValueError(f"{first.label} {_WHY_NOT[first.kind]}.{others}")
-    numbers = tuple(record for record in rehearsal.left if record.kind is Kind.NUMBER)
+    if odd := [record for record in left if record.kind in _WHY_NOT]:
+        raise ValueError(f"{odd[0].label} {_WHY_NOT[odd[0].kind]}.{_others(odd)}")
+    numbers = tuple(record for record in left if record.kind is Kind.NUMBER)
+    once = [(r, _ONCE[r.kind]) for r in left if r.kind in _ONCE]
+    once += [(r, "is made by the first forward") for r in numbers if _is_made(r)]
+    if once:
+        first, why = once[0]
+        if not asked.may_wait:
+            raise ValueError(f"{first.label} {why} {_ONCE_AGAIN}.{_others([r for r, _ in once])}")
+        return Way(True, "", carried, (), f"{first.label} {why}")
     for record in numbers:
-        if record.slot is None or record.slot.key is WHOLE or record.before is MISSING:
+        if record.slot is None or record.slot.key is WHOLE:
             raise ValueError(
                 f"{record.label} changes at every forward, and a program has it as it was; make it a 0-dim tensor (a "
                 f"buffer counts with tensor.add_(1)), or change it between the steps, outside of the loss."
             )
-    kept = (*carried, *numbers)
-    if not kept:
-        return Way(asked == "run", "", ())
-    names = ", ".join(record.label for record in kept[:3]) + (", …" if len(kept) > 3 else "")
-    if asked == "read":
+    reasons = []
+    if kept := (*carried, *numbers):
+        names = ", ".join(record.label for record in kept[:3]) + (", …" if len(kept) > 3 else "")
+        verb = "changes" if len(kept) == 1 else "change"
+        reasons.append(f"{names} {verb} at every forward, outside of the model's buffers")
+    if asked.hooked:
+        reasons.append(f"{asked.hooked[0]} has a gradient hook (register_hook)")
+    if not reasons:
+        return Way(asked.capture == "run", "", ())
+    because = ", and ".join(reasons)
+    if asked.capture == "read":
+        advice = " or make it a buffer of the model (register_buffer)" if kept else " or remove the hook"
         raise ValueError(
-            f"{names} changes at every forward, outside of the model's buffers. A step that is captured by reading "
-            f"does not carry it; leave out capture='read', or make it a buffer of the model (register_buffer)."
+            f"{because}. A step that is captured by reading does not carry that on; leave out capture='read',{advice}."
         )
-    return Way(True, f"{names} changes at every forward, outside of the model's buffers.", carried, numbers)
+    return Way(True, because, carried, numbers)
+
+
+def _is_made(record: Left) -> bool:
+    return record.before is MISSING and record.slot is not None and record.slot.key is not WHOLE
+
+
+def _others(records: Sequence[Left]) -> str:
+    return f" ({len(records) - 1} more: {', '.join(r.label for r in records[1:4])})" if len(records) > 1 else ""
 
 
 def refuse_sources(sources: Sequence[Source], because: str) -> None:

@@ -1,0 +1,41 @@
+"""Models that a step refuses whatever the loss does, because something else runs or owns their gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fusion_compile import _compat
+
+
+def refuse_model(model: nn.Module) -> None:
+    """Raise ValueError for a wrapper that averages gradients, a scripted module, or a run of several processes.
+
+    A step computes gradients by ``torch.autograd.grad``. What other processes or hooks on ``.grad`` add to them never
+    happens there, and the ranks would drift apart without a word.
+    """
+    for name, module in model.named_modules():
+        where = f"the model's {name}" if name else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"{where} is a scripted module (torch.jit), whose parameters cannot be exchanged; give the module that "
+                f"it was scripted from."
+            )
+        if isinstance(module, _compat.gradient_averaging_modules()):
+            raise ValueError(
+                f"{where} is wrapped in {type(module).__name__}, whose hooks average gradients, and a step does not "
+                f"run them; give the module inside ({name + '.' if name else 'model.'}module). A step trains on one "
+                f"process."
+            )
+    for name, parameter in model.named_parameters():
+        if _compat.is_spread_over_devices(parameter):
+            raise ValueError(
+                f"{name} {list(parameter.shape)} is a DTensor, spread over several devices; a step trains on one "
+                f"device. Give the model before fully_shard() or parallelize_module()."
+            )
+    if (ranks := _compat.ranks()) > 1:
+        raise ValueError(
+            f"torch.distributed runs with {ranks} ranks, and a step does not average gradients over them: each rank "
+            f"would train a model of its own. Train on one process, or call torch.distributed.destroy_process_group() "
+            f"before compile_training_step() if the ranks are meant to be independent."
+        )
