@@ -63,12 +63,10 @@ def test_what_needs_weights_that_are_out_is_refused_by_name() -> None:
 
 def test_moved_weights_are_back_inside_the_block_and_out_after_it() -> None:
     model, weights = two_layers()
-    contents = model.get_parameter("0.weight").detach().clone()
-    weights._out["0.weight"], weights._kept["0.weight"] = (
-        model.get_parameter("0.weight"),
-        contents,
-    )  # as a move to a device does
-    model.get_parameter("0.weight").data = torch.empty(0)
+    weight = model.get_parameter("0.weight")
+    contents = weight.detach().clone()
+    weights._out["0.weight"], weights._kept["0.weight"] = weight, contents  # as a move to a device does
+    weight.data = torch.empty(0)
     with weights.resident():
         assert torch.equal(model.get_parameter("0.weight"), contents)
     assert model.get_parameter("0.weight").numel() == 0 and weights.dropped == frozenset()
