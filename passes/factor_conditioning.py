@@ -105,8 +105,7 @@ def factor_conditioning(
         roles: Binding time of each placeholder, one of which is STEP. Placeholders that are left out are weights.
         rank: Dimensions of the subspace.
         covers: First and last timestep that `fit` evaluates. Beyond them the coefficients are NaN, as a guess would
-        look
-            like an answer.
+            look like an answer.
         fit: Gives the function that fits a curve.
 
     Returns:
