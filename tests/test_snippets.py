@@ -23,7 +23,7 @@ from tests.house.source import PACKAGE
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 AFTER_THE_FIRST = {"docs/gotchas.md", "docs/optimizers.md", "docs/porting.md"}
-RUN_ELSEWHERE = {"docs/explain.md": "tests/explain/test_docs_explain.py"}
+RUN_ELSEWHERE = {"docs/explain.md": "tests/explain/test_explain_docs.py"}
 """Pages whose blocks run between shell commands, in a test of their own."""
 
 pytestmark = [
