@@ -118,7 +118,7 @@ def test_a_newcomer_finds_it_in_two_clicks_from_the_readme(question: str, name: 
     assert "CONTRIBUTING.md#where-is-it" in links_of(ROOT / "README.md")
     file, names = where_is_it()[question]
     assert names[0] == name
-    defines = rf"^\s*(?:def )?{name}\b"  # a function, an assignment, or a field
+    defines = rf"^\s*(?:def |if options\.)?{name}\b"  # a function, an assignment, or the branch on an option
     assert re.search(defines, file.read_text(encoding="utf-8"), re.MULTILINE), f"{file} no longer has {name}."
 
 
