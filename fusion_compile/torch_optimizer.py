@@ -146,7 +146,15 @@ class TorchOptimizer(torch.optim.Optimizer):
             model.register_forward_pre_hook(_EvaluatedAtY(self._inside))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in torch.optim; it starts with a step count of its own."""
+        """Add a group, as in torch.optim; it starts with a step count of its own.
+
+        Args:
+            param_group: ``params``, as tensors or as pairs of name and tensor, and the group's own numbers (``lr``, …).
+
+        Raises:
+            TypeError: An entry is no tensor, or a number is none.
+            ValueError: A parameter is in a group already, a number is not known, or names are needed and missing.
+        """
         inside, at = self._inside, len(self.param_groups)
         names, schedules = [], {n: v for n, v in inside.numbers.items() if callable(v)}
         # torch.optim refuses what is no group at all.
@@ -206,11 +214,19 @@ class TorchOptimizer(torch.optim.Optimizer):
         return result
 
     def set_loss(self, loss: Tensor | float) -> None:
-        """Set the loss of the next step, for recipes that need it and loops that give ``step`` no closure."""
+        """Set the loss of the next step, for recipes that need it and loops that give ``step`` no closure.
+
+        Args:
+            loss: Of the batch whose gradients the next ``step`` applies; one number.
+        """
         self._inside.loss = loss.detach() if isinstance(loss, Tensor) else loss
 
     def train(self, mode: bool = True) -> None:
-        """Put the gradient point into the parameters. Does nothing for recipes whose gradient point is the weights."""
+        """Put the gradient point into the parameters. Does nothing for recipes whose gradient point is the weights.
+
+        Args:
+            mode: False is ``eval()``, as in `torch.nn.Module.train`.
+        """
         self._inside.show(self.param_groups, not mode)
 
     def eval(self) -> None:
@@ -235,7 +251,11 @@ class TorchOptimizer(torch.optim.Optimizer):
     # ------------------------------------------------------------------ checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch.optim: ``state`` by parameter index (live tensors, not copies) and ``param_groups``."""
+        """Return the state, as in torch.optim.
+
+        Returns:
+            ``state`` by parameter index (live tensors, not copies) and ``param_groups``.
+        """
         inside = self._inside
         if inside.moves and not inside.evaluating and any(inside.groups()):
             inside.warn(
@@ -249,6 +269,9 @@ class TorchOptimizer(torch.optim.Optimizer):
         """Load what `state_dict` gave. Load the model's weights before.
 
         Parameters that were moved since the first step are taken up where they are.
+
+        Args:
+            state_dict: What `state_dict` gave for an optimizer with the same groups.
 
         Raises:
             ValueError: Groups, names or shapes differ. Everything is checked first, and nothing is loaded.

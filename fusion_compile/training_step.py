@@ -201,6 +201,9 @@ class TrainingStep:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Load what `state_dict` gave into the existing memory.
 
+        Args:
+            saved: What `state_dict` gave for a step of the same model and recipe.
+
         Raises:
             ValueError: Names or shapes differ. The sentence lists missing, unexpected and mismatched ones, and nothing
                 is loaded.
@@ -213,11 +216,18 @@ class TrainingStep:
             kept.put()
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write a checkpoint folder: safetensors files, and a JSON index that is renamed into place last."""
+        """Write a checkpoint folder: safetensors files, and a JSON index that is renamed into place last.
+
+        Args:
+            path: The folder; it is made where it is missing.
+        """
         checkpoint.save(path, self.state_dict())
 
     def load(self, path: str | PathLike[str]) -> None:
         """Load a folder that `save` wrote, with the random state, so that a resumed run is bitwise the same.
+
+        Args:
+            path: The folder.
 
         Raises:
             FileNotFoundError: `path` holds no checkpoint.
@@ -251,13 +261,24 @@ class TrainingStep:
         return begin_from(saved["optimizer"], self.layout, self._state)
 
     def gradient_point(self) -> Tensors:
-        """Copies of the weights at which the next gradient is taken, by parameter name (Schedule-Free's y)."""
+        """Copy the weights at which the next gradient is taken (Schedule-Free's y).
+
+        Returns:
+            The copies by full parameter name.
+        """
         plan = self._plan.update
         point = plan.gradient_point(self._state, plan.context(self._state))
         return {n: v.clone() for n, v in self.layout.views(point).items()}
 
     def explain(self, *, device: str | None = None) -> Explanation:
-        """Explain where every parameter went and what was captured; see `fusion_compile.explain`."""
+        """Explain where every parameter went and what was captured; see `fusion_compile.explain`.
+
+        Args:
+            device: The device whose peak rates the roofline times assume, as in `fusion_compile.explain`.
+
+        Returns:
+            The explanation; printing it gives the report.
+        """
         facts = self._programs.facts
         parts = StepParts(
             model=self.model,

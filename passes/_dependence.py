@@ -25,6 +25,14 @@ class BindingTime(Enum):
     LIVE = 7
 
     def join(self, other: BindingTime) -> BindingTime:
+        """Combine the binding times of two operands.
+
+        Args:
+            other: The other operand's.
+
+        Returns:
+            The earliest time at which both are known.
+        """
         return BindingTime(min(self.value | other.value, BindingTime.LIVE.value))
 
     @property

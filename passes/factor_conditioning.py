@@ -104,9 +104,8 @@ def factor_conditioning(
         graph_module: An ATen graph with ``meta["val"]`` and static sizes.
         roles: Binding time of each placeholder, one of which is STEP. Placeholders that are left out are weights.
         rank: Dimensions of the subspace.
-        covers: First and last timestep that `fit` evaluates. Beyond them the coefficients are NaN, as a guess would
-        look
-            like an answer.
+        covers: First and last timestep that `fit` evaluates. Beyond them the coefficients are NaN, because a guess
+            would look like an answer.
         fit: Gives the function that fits a curve.
 
     Returns:

@@ -74,8 +74,7 @@ def hoist_time_conditioning(
         roles: Name of a placeholder -> binding time. Placeholders that are left out are weights.
         n_steps: Rows of the table.
         byte_budget: Upper limit in bytes for all rows of all residuals. None allows 256 MiB, or one byte for every 16
-        of
-            weights that the body no longer reads.
+            of weights that the body no longer reads.
         exchange: Prices of the cost model; None takes those of the device of the graph's tensors.
 
     Returns:

@@ -59,10 +59,16 @@ class RowBuffer:
     slices: tuple[Slice, ...]
 
     def views(self, row: Tensor) -> dict[str, Tensor]:
-        """Each residual in `row` ``[total]``, by name, in its shape and layout.
+        """Take a row apart.
 
         A residual is the row's memory under a storage of its own, which keeps that memory alive. Writing the row
         changes no version of them.
+
+        Args:
+            row: ``[total]``.
+
+        Returns:
+            Each residual by name, in its shape and layout.
         """
         raw = row.view(torch.uint8)  # DLPack does not know every dtype
         size, found = self.dtype.itemsize, {}

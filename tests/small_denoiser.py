@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -74,8 +77,8 @@ class Counter:
         for time, stage in program_of(sampler).table._stages.items():
             monkeypatch.setattr(stage, "_run", self._counting(time.name, stage._run))
 
-    def _counting(self, name: str, run):  # type: ignore[no-untyped-def]
-        def counted(*args):  # type: ignore[no-untyped-def]
+    def _counting(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any) -> Any:
             self.ran[name] = self.ran.get(name, 0) + 1
             return run(*args)
 

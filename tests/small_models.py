@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fusion_compile as fc
 
-PROGRAMS = {"eager": {"mode": "eager"}, "captured": {"backend": "aot_eager"}}
+PROGRAMS: dict[str, dict[str, Any]] = {"eager": {"mode": "eager"}, "captured": {"backend": "aot_eager"}}
 """The two ways to run a step here: uncompiled, and as one graph of ATen operators without Inductor's minutes."""
 
 
@@ -78,7 +78,8 @@ def differing(one: Mapping[str, bytes], other: Mapping[str, bytes]) -> list[str]
     return sorted(n for n in {*one, *other} if one.get(n) != other.get(n))
 
 
-def _naming(name: str) -> Callable[[str], str]:
+def naming(name: str) -> Callable[[str], str]:
+    """A message for `torch.testing.assert_close` that begins with `name`."""
     return lambda message: f"{name}: {message}"
 
 
@@ -87,4 +88,4 @@ def assert_same_weights(model: nn.Module, reference: nn.Module, rtol: float = 1e
     for (name, ours), (_, theirs) in zip(
         sorted(model.state_dict().items()), sorted(reference.state_dict().items()), strict=True
     ):
-        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol, msg=_naming(name))
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol, msg=naming(name))

@@ -80,7 +80,7 @@ def follow(
     for update in updates:
         each(update)
         for one in (walk, oracle):
-            point = float64_copies(one.point() if one is walk else one.gradient_point())
+            point = float64_copies(walk.point() if one is walk else oracle.gradient_point())
             one.step(gradient(point, update), *([value(point, update)] if loss else []))
     pairs = [
         (float64_copies(walk.params), oracle.weights()),

@@ -1,4 +1,5 @@
-"""The pages keep their word: links lead somewhere, new lines of the porting tables exist, each factory has a section.
+"""The pages and docstrings keep their word: links lead somewhere, new lines of the porting tables exist, each factory
+has a section, and each exported function says what it takes and returns.
 
 That their snippets run is in ``test_snippets.py``, that the site builds and works in ``test_site.py``.
 """
@@ -6,7 +7,10 @@ That their snippets run is in ``test_snippets.py``, that the site builds and wor
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ import torch
 from fusion_compile import optim
 from fusion_compile.optim.matrix.coefficients import POLYNOMIALS
 from fusion_compile.optim.matrix.newton_schulz import safe_gram_restarts
-from tests.test_house import public_names
+from tests.test_house import PUBLIC_PACKAGES, public_names
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -114,7 +118,7 @@ def test_a_newcomer_finds_it_in_two_clicks_from_the_readme(question: str, name: 
     assert "CONTRIBUTING.md#where-is-it" in links_of(ROOT / "README.md")
     file, names = where_is_it()[question]
     assert names[0] == name
-    defines = rf"^\s*(?:def )?{name}\b"  # a function, an assignment, or a field
+    defines = rf"^\s*(?:def |if options\.)?{name}\b"  # a function, an assignment, or the branch on an option
     assert re.search(defines, file.read_text(encoding="utf-8"), re.MULTILINE), f"{file} no longer has {name}."
 
 
@@ -130,3 +134,79 @@ def test_every_page_is_in_the_navigation() -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     named = set(re.findall(r"[\w/-]+\.md", text.partition("\nnav:\n")[2]))
     assert named == {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
+
+
+# -- docstrings of what is exported ------------------------------------------------------------------------------------
+
+
+def entries(doc: str, section: str) -> list[str] | None:
+    """What a section of a docstring names, one entry at each line of its least indent; None without the section."""
+    found = re.search(rf"^{section}:\n((?:(?: .*)?\n)*(?: .*)?)", doc, re.MULTILINE)
+    lines = [line for line in found[1].splitlines() if line] if found else []
+    indent = min((len(line) - len(line.lstrip()) for line in lines), default=0)
+    tops = [line[indent:] for line in lines if not line[indent:].startswith(" ")]
+    return [re.split(r"(?: \(.*?\))?:(?: |$)", top)[0] for top in tops] if found else None
+
+
+def lacking(function: Callable[..., Any], example: bool) -> list[str]:
+    """What the docstring of `function` does not say of its parameters and result, in sentences."""
+    doc, signature = inspect.getdoc(function) or "", inspect.signature(function)
+    takes = [
+        str(p).partition(":")[0].partition("=")[0].strip()
+        for n, p in signature.parameters.items()
+        if n not in ("self", "cls")
+    ]
+    named = [name.strip(" `") for entry in entries(doc, "Args") or [] for name in entry.split(",")]
+    said = [f"Args names {named} and the function takes {takes}"] if sorted(named) != sorted(takes) else []
+    if signature.return_annotation not in ("None", None) and not entries(doc, "Returns"):
+        said.append("Returns is missing")
+    if example and not any(">>> " in line for line in (entries(doc, "Example") or [])):
+        said.append("Example is missing")
+    return said
+
+
+def public_functions() -> dict[str, tuple[Callable[..., Any], bool]]:
+    """By full name: each exported function, which has an example, and each public method of an exported class."""
+    found: dict[str, tuple[Callable[..., Any], bool]] = {}
+    for package in PUBLIC_PACKAGES:
+        for name in public_names(package):
+            value = getattr(importlib.import_module(package), name)
+            if inspect.isfunction(value):
+                found[f"{package}.{name}"] = (value, True)
+            for key, member in vars(value).items() if isinstance(value, type) else ():
+                if inspect.isfunction(function := getattr(member, "__func__", member)) and not key.startswith("_"):
+                    found[f"{package}.{name}.{key}"] = (function, False)
+    return found
+
+
+PUBLIC = public_functions()
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_docstring_says_what_a_function_takes_and_returns(name: str) -> None:
+    assert lacking(*PUBLIC[name]) == []
+
+
+def test_there_are_exported_functions_and_methods() -> None:
+    assert {"fusion_compile.compile_training_step", "fusion_compile.TrainingStep.save"} <= PUBLIC.keys()
+    assert len(PUBLIC) > 80
+
+
+def test_a_docstring_that_says_too_little_or_too_much_is_seen() -> None:
+    def silent(x: int, *rest: int) -> int:
+        return x
+
+    def wrapped_badly(x: int) -> None:
+        """Wrapped badly.
+
+        Args:
+            x: A number that is longer
+            than its line.
+
+        Example:
+            >>> wrapped_badly(1)
+        """
+
+    names = "Args names [] and the function takes ['x', '*rest']"
+    assert lacking(silent, True) == [names, "Returns is missing", "Example is missing"]
+    assert lacking(wrapped_badly, True) == ["Args names ['x', 'than its line.'] and the function takes ['x']"]

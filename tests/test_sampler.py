@@ -106,7 +106,12 @@ def test_serial_guidance_alternates_between_two_requests_without_computing_them_
     table = next(iter(sampler._programs.values())).table
     taken: list[object] = []
     take = table.take_slot
-    monkeypatch.setattr(table, "take_slot", lambda asked: (taken.append(asked), take(asked))[1])
+
+    def counted(asked: Any) -> Any:
+        taken.append(asked)
+        return take(asked)
+
+    monkeypatch.setattr(table, "take_slot", counted)
     for t in sampler.timesteps:
         x = torch.randn(2, 1, 8, 8)
         assert difference(sampler, x, t.expand(2), y) == 0
@@ -330,6 +335,8 @@ def test_a_model_that_cannot_be_exported_is_refused_by_name() -> None:
             return x if t.sum() > 0 else F.relu(x)
 
     class Counts(nn.Module):
+        calls: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("calls", torch.zeros(()))

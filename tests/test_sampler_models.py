@@ -37,7 +37,7 @@ BATCHED_BOUND = 1e-5
 @pytest.fixture(autouse=True)
 def one_export_for_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export takes most of the time of these tests, and gives the same graph for the same model and call."""
-    trace = by_shape.trace_denoiser
+    trace = trace_denoiser
 
     def cached(model: Any, signature: Any, call: Any) -> DenoiserGraph:
         key = (id(model), call.key.sizes, call.key.constants)
@@ -68,7 +68,8 @@ def calls(c: Case) -> Iterator[dict[str, Any]]:
 
 
 def sampler_of(c: Case, **options: Any) -> Sampler:
-    return optimize_sampler(c.model, N_STEPS, **{"timesteps": c.schedule, "mode": "eager"} | options)
+    made: dict[str, Any] = {"timesteps": c.schedule, "mode": "eager", **options}
+    return optimize_sampler(c.model, N_STEPS, **made)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -49,21 +49,21 @@ def dit_parts() -> tuple[nn.Module, nn.Module]:
     transformer = model_of_class(
         TINY["DiT"].class_name, TINY["DiT"].config | {"num_embeds_ada_norm": 1000, "out_channels": 8}
     )
-    autoencoder = AutoencoderKL(block_out_channels=(4,), latent_channels=4, norm_num_groups=2, sample_size=8)
+    autoencoder: Any = AutoencoderKL(block_out_channels=(4,), latent_channels=4, norm_num_groups=2, sample_size=8)
     with torch.no_grad():
         for parameter in transformer.parameters():
             parameter.normal_(std=0.2)
     return transformer, autoencoder.eval()
 
 
-def dit_pipeline(scheduler: Any) -> DiTPipeline:
+def dit_pipeline(scheduler: Any) -> Any:
     transformer, autoencoder = dit_parts()
-    pipe = DiTPipeline(transformer=copy.deepcopy(transformer), vae=autoencoder, scheduler=scheduler)
+    pipe: Any = DiTPipeline(transformer=copy.deepcopy(transformer), vae=autoencoder, scheduler=scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def images(pipe: DiTPipeline, guidance_scale: float, steps: int = STEPS) -> Any:
+def images(pipe: Any, guidance_scale: float, steps: int = STEPS) -> Any:
     return pipe(
         class_labels=[1, 7],
         guidance_scale=guidance_scale,

@@ -132,8 +132,8 @@ def _layers_by_twin(model: DiT, rank: int, y: Tensor | None) -> DiT:
             return torch.from_numpy(twin.layer(g.detach().numpy(), self.weight, self.bias, mean, basis))
 
     for owner in (*model.blocks, model.final_layer):
-        layer = owner.adaLN_modulation[1]  # type: ignore[index]
-        owner.adaLN_modulation[1] = Known(layer.weight, layer.bias)  # type: ignore[index, operator]
+        layer = owner.adaLN_modulation[1]
+        owner.adaLN_modulation[1] = Known(layer.weight, layer.bias)
     return model
 
 
@@ -212,7 +212,7 @@ def test_freed_weights_are_those_that_were_factored_and_any_timestep_is_served_o
     assert rank is not None
     labels = 0 if num_classes is None else model.y_embedder.embedding_table.weight.nbytes  # type: ignore[union-attr]
     assert sampler.release_weights(to="drop") == rank.weight_bytes + labels
-    assert model.blocks[0].adaLN_modulation[1].weight.numel() == 0  # type: ignore[index, union-attr, operator]
+    assert model.blocks[0].adaLN_modulation[1].weight.numel() == 0  # type: ignore[index, union-attr]
     for t in torch.rand(5):
         assert difference(sampler, X, t.expand(2), *given, model=untouched) < 1e-4
     if num_classes is not None:

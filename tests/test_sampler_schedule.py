@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fusion_compile._sampler.table.step_index import StepIndex
+from fusion_compile._sampler.table.step_index import Look, StepIndex
 from fusion_compile.sampler import Batched, optimize_sampler
 from tests.small_denoiser import (
     NULL,
@@ -263,7 +263,7 @@ def count_looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     looks: list[float] = []
     look = StepIndex.look
 
-    def counted(index: StepIndex, t: Tensor):  # type: ignore[no-untyped-def]
+    def counted(index: StepIndex, t: Tensor) -> Look:
         seen = look(index, t)
         looks.append(seen.values[0])
         return seen

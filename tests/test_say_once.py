@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from typing import Any
 
 import pytest
 
@@ -33,8 +34,8 @@ def test_two_objects_know_nothing_of_each_other() -> None:
 def test_a_frame_of_the_package_is_passed_over() -> None:
     """As where a method of ours says it: code that claims to lie in the package calls it."""
     path = str(fusion_compile.__file__)
-    names = {"say": SayOnce()}
+    names: dict[str, Any] = {"say": SayOnce()}
     exec(compile("def ours():\n    say('x', 'sentence')\n", path, "exec"), names)
     with pytest.warns(UserWarning, match="sentence") as caught:
-        names["ours"]()  # type: ignore[operator]
+        names["ours"]()
     assert caught[0].filename == __file__

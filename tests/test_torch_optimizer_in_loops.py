@@ -94,7 +94,9 @@ def test_grad_scaler(overflow_at: int | None) -> None:
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss_of(model, batch)).backward()
             if i == overflow_at:
-                next(model.parameters()).grad.fill_(torch.inf)
+                first = next(model.parameters()).grad
+                assert first is not None
+                first.fill_(torch.inf)
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             scaler.step(optimizer)
@@ -148,7 +150,7 @@ def test_a_lightning_like_wrapper() -> None:
     """It copies ``__dict__``, so that what changes must not lie there."""
     model = Bowl()
     optimizer = made(model, "sf_adamw")
-    wrapper = object.__new__(type("LightningLike", (TorchOptimizer,), {}))
+    wrapper: TorchOptimizer = object.__new__(type("LightningLike", (TorchOptimizer,), {}))
     wrapper.__dict__ = {k: v for k, v in optimizer.__dict__.items() if k != "step"}
     for i in range(3):
         loss_fn(model, *noise(i)).backward()

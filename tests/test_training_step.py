@@ -135,6 +135,8 @@ def test_a_schedule_is_followed_step_by_step(schedule: fc.optim.Schedule) -> Non
 class WithBuffers(nn.Module):
     """Batch norm, dropout and a buffer that no state dict holds: all that a skipped step must not touch."""
 
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.inside = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 2))
@@ -289,19 +291,23 @@ def test_float64_trains_in_float64(program: str) -> None:
 def test_parameters_of_three_dtypes_train_together() -> None:
     """Each as it would alone, to the precision of its dtype; the state is as precise as the finest."""
 
+    dtypes = [torch.float32, torch.float64, torch.bfloat16]
+
     class Mixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.parts = nn.ModuleList([mlp(), mlp(torch.float64), mlp(torch.bfloat16)])
+            self.parts = nn.ModuleList(mlp(dtype) for dtype in dtypes)
 
     def loss(model: Mixed, x: Tensor, y: Tensor) -> Tensor:
-        return sum(squared_error(m, x.to(m[0].weight.dtype), y.to(m[0].weight.dtype)).double() for m in model.parts)
+        each = zip(model.parts, dtypes, strict=True)
+        first, *rest = (squared_error(m, x.to(dtype), y.to(dtype)).double() for m, dtype in each)
+        return sum(rest, first)
 
     model = Mixed()
     step = compiled(model, loss)
     for batch in batches(6):
         step(*batch)
-    assert [m[0].weight.dtype for m in model.parts] == [torch.float32, torch.float64, torch.bfloat16]
+    assert [part.get_parameter("0.weight").dtype for part in model.parts] == dtypes
     reference = mlp(torch.float64)
     torch_loop(reference, batches(6, dtype=torch.float64))
     # Half a rounding of a weight near 1 in each dtype, and what rounding does to Adam's first steps of lr = 1e-3.

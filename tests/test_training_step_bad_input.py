@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -151,9 +152,13 @@ def test_a_loss_that_raises_leaves_the_step_as_it_was(run: int, program: dict[st
     assert step.programs == [] and works(step)
 
 
+def _with_metric(name: str, out: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    return out.sum(), {name: out.detach().sum()}
+
+
 def test_a_metric_must_not_take_a_name_of_the_step() -> None:
     for name in ("loss", "skipped", "lr", "clip_grad_norm"):
-        loss = Faulty(lambda out, x, y, name=name: (out.sum(), {name: out.detach().sum()}))
+        loss = Faulty(partial(_with_metric, name))
         step = compiled(mlp(), loss, mode="eager")
         with refused(step, ValueError, f"the metric name {name!r} is taken"):
             step(*batches(1)[0])
@@ -316,9 +321,9 @@ def test_a_wrong_option_is_refused_and_the_model_untouched(kind: str) -> None:
 
 def test_what_is_no_model_or_no_loss_is_refused() -> None:
     with pytest.raises(TypeError, match=r"model is a function; compile_training_step needs a torch.nn.Module"):
-        compiled(squared_error)
+        compiled(squared_error)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"loss_fn is a Tensor; it must be callable as loss_fn\(model, \*batch\)"):
-        fc.compile_training_step(mlp(), torch.zeros(()))
+        fc.compile_training_step(mlp(), torch.zeros(()))  # type: ignore[arg-type]
 
 
 WRONG_NUMBERS: dict[str, tuple[str, Any, type[Exception], str]] = {

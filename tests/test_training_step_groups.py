@@ -31,14 +31,11 @@ BIASES: dict[str, Any] = {"params": [r"bias$"], "weight_decay": 0.0, "lr": 3e-3,
 def torch_loop(model: nn.Module, steps: int) -> None:
     """``torch.optim.AdamW`` with the groups of `BIASES`."""
     named = list(model.named_parameters())
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for n, p in named if not n.endswith("bias")]},
-            {"params": [p for n, p in named if n.endswith("bias")], "weight_decay": 0.0, "lr": 3e-3},
-        ],
-        lr=1e-2,
-        weight_decay=0.1,
-    )
+    groups: list[dict[str, Any]] = [
+        {"params": [p for n, p in named if not n.endswith("bias")]},
+        {"params": [p for n, p in named if n.endswith("bias")], "weight_decay": 0.0, "lr": 3e-3},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.1)
     for batch in batches(steps):
         optimizer.zero_grad()
         squared_error(model, *batch).backward()
@@ -69,10 +66,11 @@ def test_two_groups_are_those_of_torchs_adamw(options: dict[str, Any]) -> None:
     [*((name, "eager") for name in optim.RECIPES), ("adamw", "captured"), ("sf_normuon", "captured")],
 )
 def test_every_recipe_takes_the_steps_of_the_torch_optimizer_with_these_groups(name: str, program: str) -> None:
-    options: dict[str, Any] = PROGRAMS[program]
+    options = PROGRAMS[program]
     transform = optim.RECIPES[name]()
     model = Bowl()
-    own, rest = {}, []
+    own: dict[str, nn.Parameter] = {}
+    rest: list[tuple[str, nn.Parameter]] = []
     for n, p in model.named_parameters():
         own |= {n: p} if n in ("square", "gain") else {}
         rest += [] if n in ("square", "gain") else [(n, p)]

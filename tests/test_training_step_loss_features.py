@@ -18,7 +18,7 @@ from torch.autograd import Function
 from torch.utils.checkpoint import checkpoint
 
 import fusion_compile as fc
-from tests.small_models import assert_same_weights, batches, compiled, squared_error, torch_loop
+from tests.small_models import assert_same_weights, batches, compiled, naming, squared_error, torch_loop
 
 STEPS = 6
 
@@ -89,6 +89,10 @@ class Checkpointed(nn.Module):
 
 class CountedByAssignment(nn.Module):
     """A buffer that is replaced in each forward, one that is written in place, and one that no state dict holds."""
+
+    calls: Tensor
+    mean: Tensor
+    unsaved: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +187,7 @@ def test_it_is_captured_in_one_graph_and_trains_as_the_ordinary_loop(feature: st
     assert_same_weights(model, reference, **loose)
     torch.testing.assert_close(torch.stack(losses), torch.stack(expected), rtol=loose.get("rtol", 1e-5), atol=1e-6)
     for (name, ours), (_, theirs) in zip(model.named_buffers(), reference.named_buffers(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=naming(name))
 
 
 def _operators(model: nn.Module, name: str) -> Counter[str]:
@@ -285,7 +289,7 @@ def test_an_activation_hook_sees_every_step_and_keeps_no_graph() -> None:
     """Values that leave the model through a hook, detached: what a metric does better, but it must not break."""
     model = around(nn.Tanh())
     seen: dict[str, Tensor] = {}
-    model[1].register_forward_hook(lambda module, args, out: seen.__setitem__("out", out.detach()))
+    model.get_submodule("1").register_forward_hook(lambda module, args, out: seen.__setitem__("out", out.detach()))
     step = compiled(model)
     values = []
     for batch in batches(3):

@@ -15,6 +15,7 @@ from fusion_compile.optim._transform import Extras, Periodic
 from fusion_compile.optim._tree import number_like
 from fusion_compile.torch_optimizer import TorchOptimizer
 from tests.data.bowl import Bowl, loss_fn, noise
+from tests.small_models import naming
 
 SCHEDULE_FREE = tuple(n for n, recipe in optim.RECIPES.items() if recipe().gradient_point is not None)
 
@@ -48,7 +49,7 @@ def bowl_steps(model: nn.Module, optimizer: TorchOptimizer, steps: range) -> Non
         optimizer.step()
 
 
-def trained_bowl(name: str, steps: int = 4, **options: Any) -> tuple[nn.Module, TorchOptimizer]:
+def trained_bowl(name: str, steps: int = 4, **options: Any) -> tuple[Bowl, TorchOptimizer]:
     model = Bowl()
     optimizer = made(model, name, **options)
     bowl_steps(model, optimizer, range(steps))
@@ -66,7 +67,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def close_to_torch(model: nn.Module, reference: nn.Module) -> None:
     for (name, p), (_, q) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
         # a few roundings of fp32 (6e-8) on weights below 1, through a division by √v
-        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6, msg=naming(name))
 
 
 def two_groups(model: nn.Module, named: bool = True) -> list[dict[str, Any]]:

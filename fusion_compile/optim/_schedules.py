@@ -66,7 +66,7 @@ class constant:
 
 @dataclass(frozen=True)
 class _Decay:
-    """Linear warm-up to `peak`, then down to `final` at `total_steps` and beyond, along `shape`."""
+    """Linear warm-up to `peak`, then down to `final` at `total_steps` and beyond, along `_shape`."""
 
     peak: float
     total_steps: int
@@ -80,9 +80,9 @@ class _Decay:
         if step < self.warmup_steps:
             return self.peak * _warmup(step, self.warmup_steps)
         done = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
-        return self.final + (self.peak - self.final) * self.shape(done)
+        return self.final + (self.peak - self.final) * self._shape(done)
 
-    def shape(self, done: float) -> float:
+    def _shape(self, done: float) -> float:
         """Share of the way from `final` to `peak` that is left; `done` in [0, 1]."""
         raise NotImplementedError
 
@@ -106,7 +106,7 @@ class cosine(_Decay):
         [0.25, 1.0, 0.5, 0.0]
     """
 
-    def shape(self, done: float) -> float:
+    def _shape(self, done: float) -> float:
         return 0.5 * (1.0 + math.cos(math.pi * done))
 
 
@@ -129,7 +129,7 @@ class linear(_Decay):
         [1.0, 0.75, 0.0]
     """
 
-    def shape(self, done: float) -> float:
+    def _shape(self, done: float) -> float:
         return 1.0 - done
 
 

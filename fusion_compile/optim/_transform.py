@@ -102,7 +102,14 @@ class Periodic(NamedTuple):
     first: Callable[[State, Tensors, Context], State] | None = None
 
     def is_due(self, steps: int) -> bool:
-        """Whether it runs after `steps` steps."""
+        """Say whether the work runs after a step.
+
+        Args:
+            steps: Steps taken, that one included.
+
+        Returns:
+            Whether it runs.
+        """
         return (steps - 1) % self.every == 0
 
 
@@ -200,7 +207,14 @@ class Transform(NamedTuple):
         return self.extras.descends
 
     def with_extras(self, **changes: Any) -> Transform:
-        """The same transform with some of its `extras` replaced: ``transform.with_extras(name="mine")``."""
+        """Copy the transform with some of its `extras` replaced: ``transform.with_extras(name="mine")``.
+
+        Args:
+            **changes: Fields of `Extras` and their new values.
+
+        Returns:
+            The new transform; this one stays as it is.
+        """
         return self._replace(extras=self.extras._replace(**changes))
 
 

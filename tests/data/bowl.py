@@ -28,6 +28,13 @@ UPDATES = (1, 2, 5, 20, 120)  # the updates after which a trajectory is stored
 class Bowl(nn.Module):
     """Parameters `tall` to `gain` (fp32), with buffers `t_<name>` (the minimum) and `h_<name>` (the curvature)."""
 
+    tall: nn.Parameter
+    wide: nn.Parameter
+    square: nn.Parameter
+    table: nn.Parameter
+    bias: nn.Parameter
+    gain: nn.Parameter
+
     def __init__(self, seed: int = 0, scale: float = 1.0) -> None:
         super().__init__()
         draw = np.random.default_rng(seed)

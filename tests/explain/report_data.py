@@ -116,7 +116,7 @@ def graph(name: str, nodes: list[Data], edges: list[list[Any]]) -> Data:
 
 
 def finding(kind: str, op: str, where: str, why: str, remedy: str, severity: str = "error") -> Data:
-    known = {"kind": kind, "op": op, "where": where, "why": why, "remedy": remedy, "severity": severity}
+    known: dict[str, Any] = {"kind": kind, "op": op, "where": where, "why": why, "remedy": remedy, "severity": severity}
     return {"id": identity(Finding(**known)), **known}
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +22,7 @@ def doubled(x: Tensor) -> Tensor:
 
 def test_compiled_callables_are_known_and_lead_back_to_what_was_compiled() -> None:
     module = Doubles()
+    pairs: list[tuple[Callable[..., Any], object]]
     pairs = [(doubled, doubled), (module.forward, module.forward), (module, module.forward)]
     for given, found in pairs:
         compiled = torch.compile(given, backend="eager")

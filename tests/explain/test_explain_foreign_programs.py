@@ -38,7 +38,7 @@ def vision_transformer() -> Foreign:
 def gpt2() -> Foreign:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    shape = {"vocab_size": 64, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    shape: dict[str, Any] = {"vocab_size": 64, "n_positions": 16, "n_embd": 32, "n_layer": 2, "n_head": 2}
     config = GPT2Config(**shape, use_cache=False, bos_token_id=0, eos_token_id=0)
     return Foreign(GPT2LMHeadModel(config).eval(), (torch.arange(32).view(2, 16),), "transformer.h", "modeling_gpt2.py")
 

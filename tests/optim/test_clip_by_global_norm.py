@@ -21,5 +21,6 @@ def test_clip_is_torch_clip_grad_norm(bound: float) -> None:
     transform = optim.clip_by_global_norm(bound)
     clipped, _ = transform.update(grads, transform.init(grads), grads, context(transform))
     for leaf, found in zip(leaves, clipped.values(), strict=True):
+        assert leaf.grad is not None
         same(found, leaf.grad)
     assert torch.equal(clipped["a"], G1) == (bound >= 100)

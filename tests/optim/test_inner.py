@@ -51,8 +51,8 @@ def test_a_part_without_state_reports_nothing_and_does_nothing() -> None:
 
 
 def test_merging_unites_numbers_and_roles_and_the_later_diagnostic_wins() -> None:
-    first = Extras("a", {"lr": 0.1}, ("spectral",), diagnostics=lambda s: {"x": 1, "y": 1}, period=4)  # type: ignore[dict-item, misc]
-    second = Extras("b", {"eps": 1.0}, ("scalar", "spectral"), diagnostics=lambda s: {"x": 2}, descends=True)  # type: ignore[dict-item, misc]
+    first = Extras("a", {"lr": 0.1}, ("spectral",), diagnostics=lambda s: {"x": 1, "y": 1}, period=4)  # type: ignore[dict-item]
+    second = Extras("b", {"eps": 1.0}, ("scalar", "spectral"), diagnostics=lambda s: {"x": 2}, descends=True)  # type: ignore[dict-item]
     whole = merge("whole", [first, second])
     assert (whole.name, whole.hyperparameters) == ("whole", {"lr": 0.1, "eps": 1.0})
     assert (whole.roles, whole.period, whole.descends) == (("spectral", "scalar"), 4, True)

@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fusion_compile import compile_training_step, optim
 from fusion_compile._state.banks import build_layout
-from fusion_compile._state.blocks import cut_blocks
+from fusion_compile._state.blocks import BlockSpec, cut_blocks
 from fusion_compile._state.flat_tree import flatten, form, unflatten
 from fusion_compile._state.named_state import named_state
 from fusion_compile._state.routing import route
@@ -73,7 +73,7 @@ def cut(tensors: Tensors, blocks: Blocks) -> Tensors:
     return {
         f"{key}#{i}": part.clone()
         for key, t in tensors.items()
-        for i, part in enumerate(torch.split(t, blocks.sizes, blocks.axis))
+        for i, part in enumerate(torch.split(t, list(blocks.sizes), blocks.axis))
     }
 
 
@@ -196,7 +196,7 @@ class Attention(nn.Module):
         self.last = nn.Linear(2, 2)
 
 
-SPLIT = {r"layers": 3, r"out": ("columns", 2)}
+SPLIT: dict[str, BlockSpec] = {r"layers": 3, r"out": ("columns", 2)}
 
 
 def test_states_of_cut_banks_go_by_their_parameters_names() -> None:

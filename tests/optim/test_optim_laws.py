@@ -317,6 +317,7 @@ def test_weights_stay_finite_in_every_matmul_dtype(name: str, matmul_dtype: torc
         gradients = [like(params)] * warm + [{k: GRADIENTS[kind](p) for k, p in params.items()} for _ in range(10)]
         after = run(transform, params, iter(gradients))
         lr = transform.hyperparameters["lr"]
+        assert isinstance(lr, float)
         for key, p in after.items():
             assert bool(torch.isfinite(p).all()), key
             if key.startswith("spectral/"):

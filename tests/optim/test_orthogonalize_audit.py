@@ -67,7 +67,7 @@ def test_the_numbers_are_what_they_are_said_to_be(
     relative, absolute = [], []
     for key, mu in walk.state.mu.items():
         for m in mu:
-            parts = torch.split(m, (8, 16)) if cut and key == "spectral/24x64" else (m,)
+            parts = torch.split(m, [8, 16]) if cut and key == "spectral/24x64" else (m,)
             wanted = torch.cat([orthogonalize(p, matmul_dtype=dtype) for p in parts])
             error = torch.cat([orthogonalize(p, gram_restarts=restarts) for p in parts]) - wanted
             relative.append(float(error.norm() / wanted.norm()))

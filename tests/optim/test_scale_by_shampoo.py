@@ -102,9 +102,12 @@ def test_a_base_keeps_its_own_periodic_work_and_learns_its_banks() -> None:
         Extras("counting", periodic=(Periodic("count", 2, lambda state, params, context: {"n": state["n"] + 1}),)),
     )
     seen: list[Any] = []
-    transform = scale_by_shampoo(
-        shampoo_beta=0.7, base=counting.with_extras(bind=lambda infos: seen.append(infos) or counting), every=5
-    )
+
+    def bind(infos: Any) -> Transform:
+        seen.append(infos)
+        return counting
+
+    transform = scale_by_shampoo(shampoo_beta=0.7, base=counting.with_extras(bind=bind), every=5)
     assert transform.bind is not None
     known = transform.bind({"w": BankInfo(())})
     assert len(seen) == 1 and known.bind is None and dict(known.hyperparameters) == {"shampoo_beta": 0.7}

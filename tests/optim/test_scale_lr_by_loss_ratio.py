@@ -32,7 +32,7 @@ from tests.step_size_walk import (
 
 LR = 2e-4
 # On the Bowl the ratio falls from 2,400 to some 100: bounds within which it is at `maximum`, at neither, at `minimum`
-BOUNDS: dict[str, dict[str, float]] = {
+BOUNDS: dict[str, dict[str, Any]] = {
     "pinned above": {},
     "free": {"minimum": 0.0, "maximum": math.inf, "beta": 0.9},
     "in and out": {"minimum": 1500.0, "maximum": 2300.0, "beta": 0.5},
@@ -47,7 +47,7 @@ BASES: dict[str, tuple[Callable[[float], Transform], Callable[[Tensors, float], 
 }
 
 
-def run(base: str, bounds: dict[str, float], dtype: torch.dtype, twin_bounds: dict[str, float] | None = None) -> float:
+def run(base: str, bounds: dict[str, Any], dtype: torch.dtype, twin_bounds: dict[str, float] | None = None) -> float:
     ours, theirs = BASES[base]
     # So that a rate is about LR whatever the bounds
     lr = (

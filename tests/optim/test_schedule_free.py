@@ -32,7 +32,7 @@ def test_a_warm_up_weighs_the_average_by_the_square_of_the_largest_lr_so_far() -
         z = z - lr * g
         zs.append(z)
         weights.append(largest**2)
-        same(walk.p, sum(w * z for w, z in zip(weights, zs, strict=True)) / sum(weights))
+        same(walk.p, sum((w * z for w, z in zip(weights, zs, strict=True)), torch.zeros(())) / sum(weights))
 
 
 def test_a_start_at_lr_zero_moves_nothing_and_is_forgotten() -> None:

@@ -73,7 +73,8 @@ def test_every_option_makes_a_difference_that_the_bounds_see(which: str) -> None
 def against_official(name: str, transform: Transform, updates: tuple[int, ...] = UPDATES) -> dict[Any, float]:
     """Error over bound: of x and y by tensor; of lr_t, the inner product and ‖g‖₁ in units of 2e-5."""
     case, model = StepSizeCase(name), Bowl()
-    start, found = start_of(model), {}
+    start = start_of(model)
+    found: dict[Any, float] = {}
     step = compile_training_step(model, loss_fn, optimizer=transform, mode="eager")
     for update in range(1, max(updates) + 1):
         loss = float(step(*noise(update - 1)))

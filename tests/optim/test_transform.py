@@ -18,7 +18,7 @@ def test_two_functions_are_a_transform_and_everything_else_has_a_default() -> No
     transform = bare()
     assert transform.extras == Extras() and transform.name == "transform" and dict(transform.hyperparameters) == {}
     assert transform.roles == () and transform.periodic == () and transform.period == 0 and not transform.descends
-    assert transform.gradient_point is transform.diagnostics is transform.bind is None
+    assert transform.gradient_point is None and transform.diagnostics is None and transform.bind is None
 
 
 def test_replacing_extras_leaves_the_transform_and_the_other_extras_alone() -> None:
@@ -71,4 +71,4 @@ def test_betas_are_a_pair() -> None:
     for make in (optim.scale_by_adam, optim.scale_by_lion, optim.scale_by_soap, optim.scale_by_kl_soap):
         for betas in (0.9, Named("beta", 0.9), (0.9,)):
             with pytest.raises(TypeError, match=r"is not a pair; give two numbers, \(0\.9, 0\.999\)"):
-                make(betas)  # type: ignore[arg-type, operator]
+                make(betas)  # type: ignore[arg-type]

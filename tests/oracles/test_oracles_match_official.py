@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import schedulefree  # type: ignore[import-untyped]
+import schedulefree
 import torch
 from torch import Tensor
 

@@ -32,8 +32,8 @@ def test_weights_written_in_place_reach_every_call_of_a_block() -> None:
     sampler = sampler_of(3, backend="aot_eager", mode="default")
     with torch.no_grad():
         sampler(X, T, Y)
-        for block in sampler.model.blocks:
-            block.attn.qkv.weight.mul_(1.5)
+        for block in sampler.model.get_submodule("blocks").children():
+            block.get_parameter("attn.qkv.weight").mul_(1.5)
         torch.testing.assert_close(sampler(X, T, Y), sampler.model(X, T, Y))
 
 

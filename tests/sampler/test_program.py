@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
@@ -49,7 +51,7 @@ def test_a_timestep_without_a_row_is_learned() -> None:
     assert program.locate(other, slot) == Seen(1)
 
 
-def torch_signature():  # type: ignore[no-untyped-def]
+def torch_signature() -> inspect.Signature:
     return make()._signature
 
 

@@ -17,6 +17,8 @@ from fusion_compile._sampler.static_report import static_report, weights_by_time
 class Tied(nn.Module):
     """A weight that the timestep and the latent read, one that nothing reads, and a buffer of the label's part."""
 
+    offset: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.time, self.out, self.unread = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(3, 3)

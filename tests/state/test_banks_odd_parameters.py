@@ -38,14 +38,16 @@ def test_tied_weights_are_one_parameter() -> None:
 def test_frozen_parameters_are_not_touched() -> None:
     model, reference = mlp(), mlp()
     for m in (model, reference):
-        m[0].weight.requires_grad_(False)
-    frozen = (model[0].weight.data_ptr(), tensor_bits(model[0].weight))
+        m.get_parameter("0.weight").requires_grad_(False)
+    first = model.get_parameter("0.weight")
+    frozen = (first.data_ptr(), tensor_bits(first))
     step = compiled(model, optimizer="sf_adamw", lr=0.1, mode="eager")
     step.hyperparameters["weight_decay"] = 0.5
     before = [p.detach().clone() for p in model.parameters()]
     for batch in batches(3):
         step(*batch)
-    assert (model[0].weight.data_ptr(), tensor_bits(model[0].weight)) == frozen
+    first = model.get_parameter("0.weight")
+    assert (first.data_ptr(), tensor_bits(first)) == frozen
     assert [torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)] == [True, False, False, False]
 
 

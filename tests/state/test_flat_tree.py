@@ -11,7 +11,7 @@ from fusion_compile._state.flat_tree import flatten, form, unflatten
 
 class Moments(NamedTuple):
     mu: dict[str, Any]
-    count: torch.Tensor
+    count: torch.Tensor  # type: ignore[assignment]  # a tuple has a method of this name
 
 
 def tree() -> Any:

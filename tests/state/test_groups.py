@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from fusion_compile._state.groups import NamedGroup, assign, numbers_of, read_groups, refuse_unread
@@ -11,7 +13,7 @@ KNOWN = {"lr": 1.0, "weight_decay": 0.1}
 
 
 def test_a_group_without_a_name_is_called_by_its_index() -> None:
-    given = [{"params": ["a"], "name": "first", "lr": 0.5}, {"params": ("b", "c")}]
+    given: list[dict[str, Any]] = [{"params": ["a"], "name": "first", "lr": 0.5}, {"params": ("b", "c")}]
     first, second = read_groups(given, KNOWN, "adamw")
     assert first == NamedGroup("first", ("a",), {"lr": 0.5})
     assert second == NamedGroup("group1", ("b", "c"), {})

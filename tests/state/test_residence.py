@@ -6,6 +6,7 @@ import copy
 import io
 import multiprocessing
 import pickle
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fusion_compile as fc
-from tests.small_models import assert_same_weights, batches, compiled, mlp, squared_error, torch_loop
+from tests.small_models import assert_same_weights, batches, compiled, mlp, naming, squared_error, torch_loop
 
 PICKLE_PER_TENSOR = 4096
 """Bytes that torch.save spends on one tensor besides its entries: name, alignment, zip entry."""
@@ -36,7 +37,7 @@ def trained(model: nn.Module, steps: int = 2, **options: Any) -> fc.TrainingStep
     return step
 
 
-def size_of(tensors: dict[str, Tensor]) -> int:
+def size_of(tensors: Mapping[str, Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
@@ -62,12 +63,12 @@ def test_a_saved_state_dict_is_no_larger_than_the_weights(step: fc.TrainingStep,
 
 def test_a_saved_layer_is_no_larger_than_the_layer(step: fc.TrainingStep) -> None:
     """Not the whole bank that it lies in."""
-    for part in (step.model[2].state_dict(), {"weight": step.model[2].weight}):
+    for part in (step.model.get_submodule("2").state_dict(), {"weight": step.model.get_parameter("2.weight")}):
         file = io.BytesIO()
         torch.save(part, file)
         assert file.tell() <= size_of(part) + PICKLE_PER_TENSOR * len(part) < size_of(step.model.state_dict())
         file.seek(0)
-        assert torch.equal(torch.load(file, weights_only=True)["weight"], step.model[2].weight)
+        assert torch.equal(torch.load(file, weights_only=True)["weight"], step.model.get_parameter("2.weight"))
 
 
 def test_safetensors_saves_the_model_and_its_state_dict(step: fc.TrainingStep, tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_a_pickled_model_is_as_large_as_the_model_and_trains(step: fc.TrainingSt
     assert_same_weights(model, step.model, rtol=0, atol=0)
     torch_loop(model, batches(1))
     step(*batches(1)[0])
-    assert not torch.equal(model[0].weight, step.model[0].weight)
+    assert not torch.equal(model[0].weight, step.model.get_parameter("0.weight"))
 
 
 def test_a_whole_model_can_be_saved_by_torch(step: fc.TrainingStep, tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_an_averaged_model_follows_the_training() -> None:
         optimizer.step()
         theirs.update_parameters(reference)
     assert_same_weights(ours, theirs)
-    assert not torch.equal(ours.module[0].weight, model[0].weight)
+    assert not torch.equal(ours.module.get_parameter("0.weight"), model.get_parameter("0.weight"))
 
 
 def test_an_average_by_hand_reads_data_and_can_be_swapped_in() -> None:
@@ -235,9 +236,7 @@ def test_weights_written_into_the_module_are_those_that_train_on(how: str, dtype
     for name, p in model.named_parameters():
         weight = masters[f"master.{name}"] if dtype == torch.bfloat16 else p.detach()
         # One step moves an entry by about lr = 1e-4; the write had moved it by 1.
-        torch.testing.assert_close(
-            weight, new[name].float(), rtol=0, atol=1e-3, msg=lambda m, name=name: f"{name}: {m}"
-        )
+        torch.testing.assert_close(weight, new[name].float(), rtol=0, atol=1e-3, msg=naming(name))
         assert not torch.equal(weight, new[name].float())
 
 
@@ -249,7 +248,7 @@ def test_parts_written_into_a_bf16_module_leave_the_masters_of_the_rest() -> Non
         other(*batch)
     before = step.state_dict()["optimizer"]
     with torch.no_grad():
-        model[0].bias[3] = 2.0
+        model.get_parameter("0.bias")[3] = 2.0
     step.hyperparameters["lr"] = 0.0
     step(*batches(1, dtype=torch.bfloat16)[0])
     after = step.state_dict()["optimizer"]

@@ -29,7 +29,7 @@ def _replace(model: nn.Sequential) -> None:
 
 
 def _retie(model: nn.Sequential) -> None:
-    model[0].weight = model[0].twin.weight
+    model[0].weight = model.get_parameter("0.twin.weight")
 
 
 REBINDINGS: dict[str, tuple[Callable[[Any], object], str, str]] = {
@@ -54,8 +54,9 @@ def test_a_parameter_rebound_after_compile_is_refused_by_its_full_name(kind: str
     model.square = nn.Parameter(torch.randn(3, 3))
     model[0].twin = nn.Linear(4, 8)
 
-    def loss(model: nn.Sequential, x: Tensor, y: Tensor) -> Tensor:
-        return F.mse_loss(model(x), y) + model.square.square().sum() + model[0].twin(x).square().mean()
+    def loss(model: Any, x: Tensor, y: Tensor) -> Tensor:
+        total: Tensor = F.mse_loss(model(x), y) + model.square.square().sum() + model[0].twin(x).square().mean()
+        return total
 
     step = compiled(model, loss, mode="eager")
     step(X, Y)
@@ -128,4 +129,4 @@ def test_a_buffer_of_another_shape_is_refused_and_one_of_the_same_taken_over(pro
 
 def before_step(step: fc.TrainingStep) -> tuple[Tensor, Tensor]:
     """Weight and bias now: one step of 1e-3 from those the forward used, well within the tolerance."""
-    return step.model[0].weight.detach(), step.model[0].bias.detach()
+    return step.model.get_parameter("0.weight").detach(), step.model.get_parameter("0.bias").detach()

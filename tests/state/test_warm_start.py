@@ -29,7 +29,7 @@ def test_from_sf_normuon_to_the_same_recipe_everything_is_carried_and_training_g
     assert report.fresh == () and report.unused == ()
     assert second.steps_called == 0
     bowl = Bowl()  # the second problem's own target lies in buffers, which the checkpoint brought along
-    assert torch.equal(second.model.t_tall, bowl.t_tall)
+    assert torch.equal(second.model.get_buffer("t_tall"), bowl.get_buffer("t_tall"))
     for i in range(5, 8):
         first(*noise(i))
         second(*noise(i))

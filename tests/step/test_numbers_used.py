@@ -16,7 +16,7 @@ def test_a_partition_uses_the_numbers_of_the_banks_that_it_is_given() -> None:
     muon = optim.muon()
     scalar = numbers_used(muon, {"scalar/float32": torch.zeros(4)})
     spectral = numbers_used(muon, {"spectral/8x8/float32": torch.zeros(2, 8, 8)})
-    assert scalar == {"scalar_lr", "scalar_beta1", "scalar_beta2", "scalar_eps", "scalar_weight_decay"}
+    assert scalar == frozenset({"scalar_lr", "scalar_beta1", "scalar_beta2", "scalar_eps", "scalar_weight_decay"})
     assert spectral is not None and {"lr", "weight_decay"} <= spectral and not scalar & spectral
 
 
@@ -29,7 +29,7 @@ def test_numbers_of_the_gradient_point_count_and_handing_one_on_does_not() -> No
         return {k: u * numbers["a"] for k, u in updates.items()}, state
 
     handing_on = Transform(lambda params: EmptyState(), update, Extras(hyperparameters={"a": 1.0, "b": 2.0}))
-    assert numbers_used(handing_on, {"scalar/float32": torch.zeros(4)}) == {"a"}
+    assert numbers_used(handing_on, {"scalar/float32": torch.zeros(4)}) == frozenset({"a"})
 
 
 def test_a_transform_that_needs_values_is_not_judged() -> None:

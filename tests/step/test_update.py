@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -39,7 +41,7 @@ def test_a_state_tensor_that_comes_back_untouched_is_not_written() -> None:
     def init(params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         return torch.zeros(()), torch.zeros(())
 
-    def update(updates, state, params, context):  # type: ignore[no-untyped-def]
+    def update(updates: Any, state: Any, params: Any, context: Any) -> Any:
         return updates, (state[0], state[1] + 1)
 
     plan, state = plan_and_state(Transform(init, update, optim.Extras(hyperparameters={"lr": 1.0})))

@@ -53,7 +53,7 @@ def twice() -> list[Any]:
     return [("a", p), ("b", p)]
 
 
-BARE = Transform(dict, dict, Extras("bare", descends=True))
+BARE = Transform(dict, lambda updates, state, params, context: (updates, state), Extras("bare", descends=True))
 
 
 def one() -> list[Any]:

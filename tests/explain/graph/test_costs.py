@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +30,10 @@ def image_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(model(x), y)
 
 
+def backward(loss: Callable[..., Tensor], model: nn.Module, batch: tuple[Tensor, ...]) -> None:
+    loss(model, *batch).backward()
+
+
 def sd3_block() -> tuple[nn.Module, tuple[Tensor, ...]]:
     from diffusers.models.attention import JointTransformerBlock
 
@@ -41,8 +47,8 @@ def attention() -> tuple[nn.Module, tuple[Tensor, ...]]:
 def vision_transformer() -> tuple[nn.Module, tuple[Tensor, ...]]:
     from transformers import ViTConfig, ViTModel
 
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    return ViTModel(ViTConfig(image_size=16, patch_size=8, **sizes)).eval(), (torch.randn(2, 3, 16, 16),)
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16}
+    return ViTModel(ViTConfig(intermediate_size=64, patch_size=8, **sizes)).eval(), (torch.randn(2, 3, 16, 16),)
 
 
 def gpt2() -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -80,7 +86,7 @@ def test_flops_of_forward_and_backward_agree_with_torch() -> None:
     for explained, loss, given in ((step, image_loss, data), (small_step(), loss_fn, batch(1))):
         (graph,) = explained.explain().graphs
         with sdpa_kernel(SDPBackend.MATH):
-            expected = counted(lambda e=explained, f=loss, g=given: f(e.model, *g).backward())
+            expected = counted(partial(backward, loss, explained.model, given))
         explained.model.zero_grad()
         assert flops(graph, "forward", "backward") == pytest.approx(expected, rel=0.01)
         assert flops(graph, "state") == 0

@@ -54,6 +54,8 @@ def test_all_unmarked_inputs_that_one_line_writes_are_one_finding() -> None:
 
 def test_a_parameter_that_is_written_is_marked_already() -> None:
     class Counts(nn.Module):
+        calls: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("calls", torch.zeros(()))

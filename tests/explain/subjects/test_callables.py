@@ -15,6 +15,8 @@ def flops(graph: GraphFacts, *regions: str) -> int:
 
 def test_what_cannot_be_one_graph_is_explained_in_pieces_and_left_as_it_was() -> None:
     class Counts(nn.Module):
+        calls: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(4, 4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -29,9 +31,11 @@ def test_a_subclass_is_treated_as_its_nearest_registered_base(monkeypatch: pytes
 
     explanation = fc.explain(torch.export.export(nn.ReLU(), (torch.ones(2),), strict=False))
     monkeypatch.setattr(registry, "_SUBJECTS", {})
-    register(Base, base := Subject(lambda obj, device: explanation))
+    base: Subject[Any] = Subject(lambda obj, device: explanation)
+    below: Subject[Any] = Subject(lambda obj, device: explanation)
+    register(Base, base)
     assert subject_of(Lowest()) is base and subject_of(object()) is None
-    register(Below, below := Subject(lambda obj, device: explanation))
+    register(Below, below)
     assert subject_of(Lowest()) is below and subject_of(Base()) is base
     assert fc.explain(Lowest()) is explanation
 

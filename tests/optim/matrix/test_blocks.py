@@ -36,7 +36,7 @@ def test_every_size_is_one_call_and_results_lie_where_their_blocks_did(kind: str
         return unit(t)
 
     whole, norms = in_blocks(fn, blocks, x)
-    parts = torch.split(x, blocks.sizes, blocks.axis)
+    parts = torch.split(x, list(blocks.sizes), blocks.axis)
     torch.testing.assert_close(whole, torch.cat([unit(p)[0] for p in parts], blocks.axis), rtol=1e-14, atol=0)
     torch.testing.assert_close(norms, torch.cat([unit(p)[1] for p in parts], blocks.axis), rtol=1e-14, atol=0)
     assert len(calls) == len(set(blocks.sizes))

@@ -46,6 +46,8 @@ def test_symbolic_sizes_are_symbols_until_the_graph_is_made_for_numbers() -> Non
 
 def test_a_model_that_writes_a_buffer_or_gives_no_tensor_is_refused() -> None:
     class Counts(nn.Module):
+        calls: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("calls", torch.zeros(()))

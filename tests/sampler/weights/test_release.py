@@ -22,28 +22,28 @@ def test_dropped_weights_are_empty_counted_and_restored_from_a_state_dict() -> N
     released = weights.release(ALL, frozenset({"1.weight", "1.bias"}), None)
     assert (released.bytes, released.declined) == (4 * (6 + 3), {})
     assert weights.names == weights.dropped == {"0.weight", "0.bias"}
-    assert model[0].weight.numel() == 0 and model[1].weight.numel() == 6
+    assert model.get_parameter("0.weight").numel() == 0 and model.get_parameter("1.weight").numel() == 6
     with pytest.raises(ValueError, match="2 weights were dropped and nothing was given for them"):
         weights.restore(None)
-    assert model[0].weight.numel() == 0
+    assert model.get_parameter("0.weight").numel() == 0
     weights.restore(state)
-    assert weights.names == frozenset() and torch.equal(model[0].weight, state["0.weight"])
+    assert weights.names == frozenset() and torch.equal(model.get_parameter("0.weight"), state["0.weight"])
 
 
 def test_weights_on_the_device_already_do_not_move() -> None:
     model, weights = two_layers()
     assert weights.release(ALL, frozenset(), torch.device("cpu")).bytes == 0
-    assert weights.names == frozenset() and model[0].weight.numel() == 6
+    assert weights.names == frozenset() and model.get_parameter("0.weight").numel() == 6
 
 
 def test_a_storage_that_something_holds_or_that_is_shared_is_declined_with_the_reason() -> None:
     model, weights = two_layers()
-    held = model[0].weight.data
+    held = model.get_parameter("0.weight").data
     model[1].bias = nn.Parameter(torch.zeros(4)[:2])
     declined = weights.release(ALL, frozenset({"1.weight"}), None).declined
     assert declined["0.weight"].startswith("something holds its memory")
     assert declined["1.bias"].startswith("it is part of a larger storage")
-    assert set(declined) == {"0.weight", "1.bias"} and model[0].weight.is_set_to(held)
+    assert set(declined) == {"0.weight", "1.bias"} and model.get_parameter("0.weight").is_set_to(held)
 
 
 def test_what_needs_weights_that_are_out_is_refused_by_name() -> None:
@@ -63,14 +63,15 @@ def test_what_needs_weights_that_are_out_is_refused_by_name() -> None:
 
 def test_moved_weights_are_back_inside_the_block_and_out_after_it() -> None:
     model, weights = two_layers()
-    contents = model[0].weight.detach().clone()
-    weights._out["0.weight"], weights._kept["0.weight"] = model[0].weight, contents  # as a move to a device does
-    model[0].weight.data = torch.empty(0)
+    weight = model.get_parameter("0.weight")
+    contents = weight.detach().clone()
+    weights._out["0.weight"], weights._kept["0.weight"] = weight, contents  # as a move to a device does
+    weight.data = torch.empty(0)
     with weights.resident():
-        assert torch.equal(model[0].weight, contents)
-    assert model[0].weight.numel() == 0 and weights.dropped == frozenset()
+        assert torch.equal(model.get_parameter("0.weight"), contents)
+    assert model.get_parameter("0.weight").numel() == 0 and weights.dropped == frozenset()
     weights.restore(None)
-    assert torch.equal(model[0].weight, contents)
+    assert torch.equal(model.get_parameter("0.weight"), contents)
 
 
 def test_a_destination_is_drop_or_a_device_with_memory() -> None:
