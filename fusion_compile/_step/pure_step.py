@@ -18,7 +18,7 @@ from fusion_compile import _compat
 from fusion_compile._capture.by_running.leaves import parameters_are_leaves
 from fusion_compile._state import flat_tree, keys
 from fusion_compile._state.masters import rounded, with_written_weights
-from fusion_compile._step.batches import micro_batch
+from fusion_compile._step.batches import part
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.gradient_hooks import hooked_leaf
 from fusion_compile._step.loss import LossFacts, LossModule, cast_buffers
@@ -110,7 +110,7 @@ def pure_step(
     def backward(values: list[Tensor], forwards: list[Tensors]) -> Tensors:
         """Gradient banks of the sum of `values`, summed over the leaves of `forwards` in the state dtype."""
         left_out = () if form.runs else facts.unused
-        used = [(i, n) for i, leaves in enumerate(forwards) for n in leaves if n not in left_out]
+        used = tuple((i, n) for i, leaves in enumerate(forwards) for n in leaves if n not in left_out)
         with torch.enable_grad(), _compat.region("backward"):
             found = torch.autograd.grad(_sum(values), [forwards[i][n] for i, n in used], allow_unused=form.runs)
         if form.runs:
@@ -137,12 +137,12 @@ def pure_step(
         grads: Tensors = {}
         metrics: Tensors = {}
         for i in range(accumulate):
-            part = batch if accumulate == 1 else micro_batch(batch, i, accumulate)
+            micro = part(batch, i, accumulate)
             # A clone: the loss may write into its buffers, and a skipped step needs the old values.
             own = cast_buffers(loss.model, {n: b.clone() for n, b in buffers.items()}, facts.changed_buffers, cast_to)
             leaves = {n: leaf(n, w) for n, w in weights_at(plan, point).items()}
             with loss.holding(leaves, {**frozen_buffers(), **own}), (held if form.runs else nothing_held)(leaves, kept):
-                value, found, buffers = forward(leaves, part)
+                value, found, buffers = forward(leaves, micro)
                 if form.one_backward:
                     forwards.append(leaves)
                 else:

@@ -81,7 +81,7 @@ def rehearse_step(
         total = torch.zeros((), device=plan.update.layout.device)
         gradients: dict[str, Tensor] = {}
         for i in range(options.accumulate):
-            whole = given if options.accumulate == 1 else batches.micro_batch(given, i, options.accumulate)
+            whole = batches.part(given, i, options.accumulate)
             part = batches.with_leaves(whole, [t.clone() for t in batches.tensors(whole)])
             with torch.enable_grad(), loss.holding(leaves, dict(buffers)), parameters_are_leaves(leaves, parameters):
                 value, metrics, _ = loss(*part)

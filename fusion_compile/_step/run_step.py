@@ -49,7 +49,7 @@ class RunStep:
         forms: How user code holds its state after the step.
     """
 
-    def __init__(self, captured: CapturedStep, forms: dict[str, Any], numbers: CountedNumbers | None) -> None:
+    def __init__(self, captured: CapturedStep, forms: dict[str, Any], numbers: CountedNumbers) -> None:
         self._captured, self._numbers = captured, numbers
         self._watch: Watch | None = None
         self.forms = forms
@@ -59,12 +59,12 @@ class RunStep:
     def watch(self, roots: Mapping[str, Any], reads: Reads, carried: Carried) -> None:
         """From now on notice what changes, apart from what the step itself carries and counts."""
         self._watch = Watch(roots, reads, self._captured.constants)
-        own = [*carried.slots(), *(() if self._numbers is None else self._numbers.slots)]
+        own = [*carried.slots(), *self._numbers.slots]
         self._watch.except_([_as_watched(slot) for slot in own])
 
     def fits(self) -> bool:
         """Whether the numbers are such that this is the step."""
-        return self._numbers is None or self._numbers.fit()
+        return self._numbers.fit()
 
     def __call__(self, state: Tensors, batch: tuple[Any, ...]) -> Tensors:
         """Take one step in place; returns the entries that the state does not have yet.
@@ -73,9 +73,8 @@ class RunStep:
         """
         if self._watch is not None and (change := self._watch.changed()) is not None:
             raise RuntimeError(change.sentence("step.recapture()"))
-        fresh = self._captured(state, batch)
-        if self._numbers is not None:
-            self._numbers.count_on()
+        fresh = self._captured(state, self._numbers.given(batch))
+        self._numbers.count_on()
         return fresh
 
 
