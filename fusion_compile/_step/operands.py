@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from fusion_compile._capture.numbers.expressions import Expression, apply, number
 from fusion_compile._capture.rehearsal.slots import Slot, read, write
@@ -54,8 +53,8 @@ class _Followed:
     """A number that remembers its expression. It is no int or float, whose operators would take it for a plain one and
     forget; `isinstance` is answered as for its value. Whatever is asked of it, its value answers."""
 
-    def __init__(self, value: int | float, expression: Expression) -> None:
-        self.value, self.expression = value, expression
+    def __init__(self, value: int | float, expression: Expression, tensors: _Tensors) -> None:
+        self.value, self.expression, self.tensors = value, expression, tensors
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
@@ -66,16 +65,17 @@ class _Followed:
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Here so that torch takes the number where it takes a tensor; the mode that is active has the first word."""
-        return NotImplemented
+        """Torch asks here wherever it takes a tensor: it gets one."""
+        given = (*args, *(kwargs or {}).values())
+        return next(value for value in given if _is_followed(value)).tensors.call(func, args, kwargs or {})
 
 
 def _is_followed(value: Any) -> bool:
     return type(value) is _Followed
 
 
-def _followed(value: Any, expression: Expression) -> Any:
-    return _Followed(value, expression) if type(value) in (int, float) else value
+def _followed(value: Any, expression: Expression, tensors: _Tensors) -> Any:
+    return _Followed(value, expression, tensors) if type(value) in (int, float) else value
 
 
 def _plain(value: Any) -> Any:
@@ -90,7 +90,8 @@ def _computed(name: str, *, reflected: bool = False) -> Callable[..., Any]:
             return NotImplemented
         ordered = operands[::-1] if reflected else operands
         value = function(*map(_plain, ordered))
-        return _followed(value, apply(name, *(o.expression if _is_followed(o) else o for o in ordered)))
+        expression = apply(name, *(o.expression if _is_followed(o) else o for o in ordered))
+        return _followed(value, expression, next(o.tensors for o in ordered if _is_followed(o)))
 
     return method
 
@@ -107,6 +108,22 @@ for _name in _UNARY:
     setattr(_Followed, f"__{_name}__", _computed(_name))
 for _name in _ASKED:
     setattr(_Followed, f"__{_name}__", _answered(_name))
+
+
+def _full(size: Sequence[int], value: Tensor, **options: Any) -> Tensor:
+    dtype = options.pop("dtype", None) or value.dtype
+    return torch.empty(size, dtype=dtype, **options).copy_(value)
+
+
+def _full_like(like: Tensor, value: Tensor, **options: Any) -> Tensor:
+    return torch.empty_like(like, **options).copy_(value)
+
+
+_FILLED: dict[Any, Callable[..., Tensor]] = {
+    torch.full: _full,
+    torch.full_like: _full_like,
+    Tensor.new_full: lambda like, size, value, **options: like.new_empty(size, **options).copy_(value),
+}
 
 
 class Operands:
@@ -143,12 +160,11 @@ class Operands:
         Raises NotAnOperand at the end, if torch did not get each of them.
         """
         values = [read(slot) for slot in self._slots]
-        mode = _Tensors(dict(zip(self._expressions, inputs, strict=True)))
+        tensors = _Tensors(dict(zip(self._expressions, inputs, strict=True)))
         for i, (slot, value) in enumerate(zip(self._slots, values, strict=True)):
-            write(slot, _followed(value, number(i, slot.label)))
+            write(slot, _followed(value, number(i, slot.label), tensors))
         try:
-            with mode:
-                yield
+            yield
         except TypeError as error:  # torch's parser, of a number that it wants plain
             if _Followed.__name__ in str(error):
                 raise NotAnOperand("an operator takes no tensor there") from error
@@ -156,33 +172,31 @@ class Operands:
         finally:
             for slot, value in zip(self._slots, values, strict=True):
                 write(slot, value)
-        if missing := [e for key, e in self._expressions.items() if key not in mode.used]:
+        if missing := [e for key, e in self._expressions.items() if key not in tensors.used]:
             raise NotAnOperand(f"{missing[0]} is used where no tensor can stand for it")
 
 
-class _Tensors(TorchFunctionMode):
-    """Gives torch a tensor wherever it would get a followed number."""
+class _Tensors:
+    """What stands for followed numbers, by their expressions. `used`: the expressions that torch was given."""
 
     def __init__(self, tensor_of: dict[Any, Tensor]) -> None:
-        super().__init__()
         self._tensor_of = tensor_of
         self.used: set[Any] = set()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        given = [*args, *kwargs.values()]
-        if not any(map(_is_followed, given)):
-            return func(*args, **kwargs)
-        tensors = [a for a in given if not _is_followed(a) and isinstance(a, Tensor)]
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``func(*args, **kwargs)`` with a tensor for each followed number."""
+        others = [a for a in (*args, *kwargs.values()) if not _is_followed(a) and isinstance(a, Tensor)]
 
         def swapped(value: Any) -> Any:
-            return self._tensor(value, tensors) if _is_followed(value) else value
+            return self._tensor(value, others) if _is_followed(value) else value
 
         try:
+            if func in _FILLED:  # torch would read the tensor on the host
+                return _FILLED[func](*map(swapped, args), **{k: swapped(v) for k, v in kwargs.items()})
             return func(*map(swapped, args), **{k: swapped(v) for k, v in kwargs.items()})
+        except NotAnOperand:
+            raise
         except Exception as error:  # of any kind: what wants a plain number fails in its own way
-            if isinstance(error, NotAnOperand):
-                raise
             name = getattr(func, "__name__", func)
             raise NotAnOperand(f"{name} takes no tensor there ({str(error).splitlines()[0]})") from error
 

@@ -100,6 +100,8 @@ def pure_step(
     layout, options, cast_to = plan.update.layout, plan.options, plan.options.compute_dtype
     accumulate = options.accumulate
     parameters = dict(loss.model.named_parameters())
+    # A gradient hook sees what it sees in the ordinary loop, which divides the loss before its backward.
+    hooked = form.runs and any(map(_compat.gradient_hooks, parameters.values()))
 
     def forward(leaves: Tensors, batch: tuple[Any, ...]) -> tuple[Tensor, Tensors, Tensors]:
         """Loss, metrics and the buffers afterwards."""
@@ -112,7 +114,8 @@ def pure_step(
         left_out = () if form.runs else facts.unused
         used = tuple((i, n) for i, leaves in enumerate(forwards) for n in leaves if n not in left_out)
         with torch.enable_grad(), _compat.region("backward"):
-            found = torch.autograd.grad(_sum(values), [forwards[i][n] for i, n in used], allow_unused=form.runs)
+            summed = _sum(values) / accumulate if hooked else _sum(values)
+            found = torch.autograd.grad(summed, [forwards[i][n] for i, n in used], allow_unused=form.runs)
         if form.runs:
             _refuse_other_unread([n for (_, n), g in zip(used, found, strict=True) if g is None], facts.unused)
             used, found = zip(*((at, g) for at, g in zip(used, found, strict=True) if g is not None), strict=True)
@@ -157,7 +160,7 @@ def pure_step(
         value = _sum([v.detach() for v in values])
         if accumulate > 1:
             value = value / accumulate
-            grads = {k: g / accumulate for k, g in grads.items()}
+            grads = grads if hooked else {k: g / accumulate for k, g in grads.items()}
             metrics = {k: m / accumulate for k, m in metrics.items()}
 
         with _compat.region("optimizer"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fusion_compile._capture.by_running.trace import no_checkpoint_is_reentrant
 from fusion_compile._capture.rehearsal.slots import WHOLE, Slot
 from fusion_compile._capture.watch import holders
 from fusion_compile._capture.watch.reads import Reads
@@ -35,7 +36,8 @@ class UncapturedStep:
 
     def __call__(self, state: Tensors, batch: tuple[Any, ...]) -> Tensors:
         """Take one step in place; returns the entries that the state does not have yet."""
-        return self._step(state, batch)
+        with no_checkpoint_is_reentrant():
+            return self._step(state, batch)
 
 
 class RunStep:
