@@ -215,6 +215,12 @@ def refusal_inside(error: Exception) -> ValueError | None:
     return inner if isinstance(inner, ValueError) else None
 
 
+def recomputation_refused(error: BaseException) -> str:
+    """What torch says where it cannot recompute checkpointed activations in a captured step; empty for other errors."""
+    inner = getattr(error, "inner_exception", error)
+    return str(inner) if "Activation checkpoint rematerialization" in str(inner) else ""
+
+
 def input_source(node: torch.fx.Node) -> str:
     """The expression by which a captured program finds an input, ``L['state']['counts/step']``; "" if unknown."""
     # A method in torch 2.11, a property later.

@@ -100,6 +100,14 @@ def check_divisible(batch: tuple[Any, ...], accumulate: int) -> None:
             )
 
 
+def part(batch: tuple[Any, ...], index: int, accumulate: int) -> tuple[Any, ...]:
+    """Micro-batch `index` of `accumulate`; with one, the batch itself."""
+    if accumulate == 1:
+        return batch
+    split: tuple[Any, ...] = micro_batch(batch, index, accumulate)
+    return split
+
+
 def micro_batch(tree: Any, index: int, accumulate: int) -> Any:
     """Part `index` of `accumulate` equal parts along the leading dimension. 0-dim tensors and non-tensors stay
     whole."""

@@ -121,12 +121,13 @@ class Carried:
                             f"plain values in lists, tuples and dictionaries. Keep a tensor there."
                         ) from None
                 self.replaced.setdefault(record.label, record.slot)
+                self.written.pop(record.label, None)
         if not any(record.kind is Kind.WRITTEN for record in records):
             return
         reach = Reach(roots)
         by_label = {found.label: found.value for found in reach.tensors.values()}
         for record in records:
-            if record.kind is not Kind.WRITTEN or record.label in self.written:
+            if record.kind is not Kind.WRITTEN or record.label in self.labels():
                 continue
             tensor = by_label.get(record.label)
             if tensor is None:

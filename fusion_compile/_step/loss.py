@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile import _compat
+from fusion_compile._capture.by_running.trace import no_checkpoint_is_reentrant
 from fusion_compile._capture.rehearsal.contents import Contents
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.host_reads import HostRead, RefuseHostReads, host_read_message, not_on_fakes_message
@@ -153,6 +154,7 @@ def _examine(
         try:
             with (
                 RefuseHostReads(),
+                no_checkpoint_is_reentrant(),
                 _compat.StatisticsSeen() as seen,
                 module.holding(used, buffers),
                 carried.held(held),
@@ -181,7 +183,7 @@ def run_on_fakes(mode: Any, module: LossModule, batch: tuple[Any, ...]) -> None:
 
         leaves = {n: fake(p).requires_grad_() for n, p in module.model.named_parameters() if p.requires_grad}
         buffers = {n: fake(b) for n, b in module.model.named_buffers()}
-        with module.holding(leaves, buffers):
+        with module.holding(leaves, buffers), no_checkpoint_is_reentrant():
             loss, _, _ = module(*_map_tensors(fake, batch))
             torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
 

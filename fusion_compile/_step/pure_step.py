@@ -18,7 +18,7 @@ from fusion_compile import _compat
 from fusion_compile._capture.by_running.leaves import parameters_are_leaves
 from fusion_compile._state import flat_tree, keys
 from fusion_compile._state.masters import rounded, with_written_weights
-from fusion_compile._step.batches import micro_batch
+from fusion_compile._step.batches import part
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.gradient_hooks import hooked_leaf
 from fusion_compile._step.loss import LossFacts, LossModule, cast_buffers
@@ -100,6 +100,8 @@ def pure_step(
     layout, options, cast_to = plan.update.layout, plan.options, plan.options.compute_dtype
     accumulate = options.accumulate
     parameters = dict(loss.model.named_parameters())
+    # A gradient hook sees what it sees in the ordinary loop, which divides the loss before its backward.
+    hooked = form.runs and any(map(_compat.gradient_hooks, parameters.values()))
 
     def forward(leaves: Tensors, batch: tuple[Any, ...]) -> tuple[Tensor, Tensors, Tensors]:
         """Loss, metrics and the buffers afterwards."""
@@ -110,9 +112,10 @@ def pure_step(
     def backward(values: list[Tensor], forwards: list[Tensors]) -> Tensors:
         """Gradient banks of the sum of `values`, summed over the leaves of `forwards` in the state dtype."""
         left_out = () if form.runs else facts.unused
-        used = [(i, n) for i, leaves in enumerate(forwards) for n in leaves if n not in left_out]
+        used = tuple((i, n) for i, leaves in enumerate(forwards) for n in leaves if n not in left_out)
         with torch.enable_grad(), _compat.region("backward"):
-            found = torch.autograd.grad(_sum(values), [forwards[i][n] for i, n in used], allow_unused=form.runs)
+            summed = _sum(values) / accumulate if hooked else _sum(values)
+            found = torch.autograd.grad(summed, [forwards[i][n] for i, n in used], allow_unused=form.runs)
         if form.runs:
             _refuse_other_unread([n for (_, n), g in zip(used, found, strict=True) if g is None], facts.unused)
             used, found = zip(*((at, g) for at, g in zip(used, found, strict=True) if g is not None), strict=True)
@@ -137,12 +140,12 @@ def pure_step(
         grads: Tensors = {}
         metrics: Tensors = {}
         for i in range(accumulate):
-            part = batch if accumulate == 1 else micro_batch(batch, i, accumulate)
+            micro = part(batch, i, accumulate)
             # A clone: the loss may write into its buffers, and a skipped step needs the old values.
             own = cast_buffers(loss.model, {n: b.clone() for n, b in buffers.items()}, facts.changed_buffers, cast_to)
             leaves = {n: leaf(n, w) for n, w in weights_at(plan, point).items()}
             with loss.holding(leaves, {**frozen_buffers(), **own}), (held if form.runs else nothing_held)(leaves, kept):
-                value, found, buffers = forward(leaves, part)
+                value, found, buffers = forward(leaves, micro)
                 if form.one_backward:
                     forwards.append(leaves)
                 else:
@@ -157,7 +160,7 @@ def pure_step(
         value = _sum([v.detach() for v in values])
         if accumulate > 1:
             value = value / accumulate
-            grads = {k: g / accumulate for k, g in grads.items()}
+            grads = grads if hooked else {k: g / accumulate for k, g in grads.items()}
             metrics = {k: m / accumulate for k, m in metrics.items()}
 
         with _compat.region("optimizer"):

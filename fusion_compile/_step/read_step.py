@@ -86,6 +86,10 @@ class ReadStep:
                 )
         except _compat.UnsupportedByDynamo as error:
             raise NotRead(not_captured_message(_compat.user_frames(error), str(error))) from error
+        except Exception as error:
+            if reason := _compat.recomputation_refused(error):
+                raise NotRead(not_captured_message([], reason)) from error
+            raise
 
     def _check(self, program: Program) -> None:
         if _recomputes_between_backwards(program):

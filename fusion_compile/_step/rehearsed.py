@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile._capture.by_running.leaves import parameters_are_leaves
+from fusion_compile._capture.by_running.trace import no_checkpoint_is_reentrant
 from fusion_compile._capture.rehearsal.left_behind import Kind
 from fusion_compile._capture.rehearsal.rehearsal import Rehearsal, rehearse
 from fusion_compile._capture.sources.sources import Source, Sources
@@ -81,13 +82,18 @@ def rehearse_step(
         total = torch.zeros((), device=plan.update.layout.device)
         gradients: dict[str, Tensor] = {}
         for i in range(options.accumulate):
-            whole = given if options.accumulate == 1 else batches.micro_batch(given, i, options.accumulate)
+            whole = batches.part(given, i, options.accumulate)
             part = batches.with_leaves(whole, [t.clone() for t in batches.tensors(whole)])
-            with torch.enable_grad(), loss.holding(leaves, dict(buffers)), parameters_are_leaves(leaves, parameters):
+            with (
+                torch.enable_grad(),
+                no_checkpoint_is_reentrant(),
+                loss.holding(leaves, dict(buffers)),
+                parameters_are_leaves(leaves, parameters),
+            ):
                 value, metrics, _ = loss(*part)
                 check_loss(value, metrics)
                 others.update({id(leaf): leaf for leaf in leaves_of(value) if id(leaf) not in own})
-                found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+                found = torch.autograd.grad(value / options.accumulate, list(leaves.values()), allow_unused=True)
                 buffers.update({n: model.get_buffer(n).detach() for n in buffers})
             total = total + value.detach() / options.accumulate
             for name, gradient in zip(leaves, found, strict=True):
@@ -95,7 +101,7 @@ def rehearse_step(
                     before = gradients.get(name)
                     gradients[name] = gradient if before is None else before + gradient
         squares = [g.detach().float().square().sum() for g in gradients.values()]
-        norm = torch.stack(squares).sum().sqrt() / options.accumulate if squares else torch.zeros(())
+        norm = torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
         return Outcome(total, norm, {n: b.clone() for n, b in buffers.items()})
 
     roots = {"model": model, "loss_fn": loss_fn}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fusion_compile._capture.by_running.trace import no_checkpoint_is_reentrant
 from fusion_compile._capture.rehearsal.slots import WHOLE, Slot
 from fusion_compile._capture.watch import holders
 from fusion_compile._capture.watch.reads import Reads
@@ -39,7 +40,8 @@ class UncapturedStep:
 
     def __call__(self, state: Tensors, batch: tuple[Any, ...]) -> Tensors:
         """Take one step in place; returns the entries that the state does not have yet."""
-        return self._step(state, batch)
+        with no_checkpoint_is_reentrant():
+            return self._step(state, batch)
 
 
 class RunStep:
@@ -53,7 +55,7 @@ class RunStep:
         forms: How user code holds its state after the step.
     """
 
-    def __init__(self, captured: CapturedStep, forms: dict[str, Any], numbers: CountedNumbers | None) -> None:
+    def __init__(self, captured: CapturedStep, forms: dict[str, Any], numbers: CountedNumbers) -> None:
         self._captured, self._numbers = captured, numbers
         self._watch: Watch | None = None
         self.forms = forms
@@ -63,7 +65,7 @@ class RunStep:
     @property
     def counted(self) -> list[Slot]:
         """Where the numbers lie that it counts on."""
-        return [] if self._numbers is None else self._numbers.slots
+        return self._numbers.slots
 
     def watch(self, roots: Mapping[str, Any], reads: Reads, carried: Carried) -> None:
         """From now on notice what changes, apart from what the step itself carries and counts."""
@@ -73,7 +75,7 @@ class RunStep:
 
     def fits(self) -> bool:
         """Whether the numbers are such that this is the step."""
-        return self._numbers is None or self._numbers.fit()
+        return self._numbers.fit()
 
     def __call__(self, state: Tensors, batch: tuple[Any, ...]) -> Tensors:
         """Take one step in place; returns the entries that the state does not have yet.
@@ -82,9 +84,8 @@ class RunStep:
         """
         if self._watch is not None and (change := self._watch.changed()) is not None:
             raise RuntimeError(change.sentence("step.recapture()"))
-        fresh = self._captured(state, batch)
-        if self._numbers is not None:
-            self._numbers.count_on()
+        fresh = self._captured(state, self._numbers.given(batch))
+        self._numbers.count_on()
         return fresh
 
 

@@ -21,7 +21,7 @@ from fusion_compile._state.residence import Residence
 from fusion_compile._step import batches
 from fusion_compile._step.by_running import CapturedStep
 from fusion_compile._step.carried import Carried
-from fusion_compile._step.counted import CountedNumbers, count_numbers
+from fusion_compile._step.counted import CountedNumbers, count_numbers, operand_sentence
 from fusion_compile._step.gradient_hooks import GradientHooks
 from fusion_compile._step.host_reads import not_on_fakes_message
 from fusion_compile._step.kept_state import KeptState
@@ -29,6 +29,7 @@ from fusion_compile._step.learnable import note_trained
 from fusion_compile._step.loss import LossFacts, LossFn, LossModule, examine, run_on_fakes
 from fusion_compile._step.methods import Methods
 from fusion_compile._step.metrics import step_metrics
+from fusion_compile._step.operands import NotAnOperand
 from fusion_compile._step.proof import Proof
 from fusion_compile._step.pure_step import Form, StepPlan, pure_step
 from fusion_compile._step.read_step import NotRead, Pure, ReadStep
@@ -177,7 +178,7 @@ class StepPrograms:
         for path, tensor in self._carried.tensors().items():
             self._store(keys.carried(path), tensor)
         weights = self._plan.update.layout.views(self._residence.banks)
-        example = batches.micro_batch(batch, 0, options.accumulate) if options.accumulate > 1 else batch
+        example = batches.part(batch, 0, options.accumulate)
         found = examine(self._model, self._loss_fn, weights, example, options.compute_dtype, self._carried)
         facts = self._adopt(found, known_shape=signature in self._signatures)
         loss = LossModule(self._model, self._loss_fn, facts.changed_buffers, options.compute_dtype)
@@ -252,18 +253,21 @@ class StepPrograms:
 
     def _run(self, key: Key, pure: Pure, batch: tuple[Any, ...], proof: Proof | None, changing: list[Slot]) -> RunStep:
         numbers = self._numbers(changing, batch)
+        given = numbers.given(batch)
         contents = Contents(self._roots)
         backend = self._plan.options.backend
         with stage(f"compiling the training step ({self._mode if backend == 'inductor' else backend})"):
             try:
-                captured = CapturedStep(pure(Form(due=key[1], runs=True)), self._state, batch)
+                captured = CapturedStep(numbers.followed(pure(Form(due=key[1], runs=True))), self._state, given)
+            except NotAnOperand as error:
+                raise ValueError(operand_sentence(numbers, str(error))) from error
             except Exception as error:  # of any kind: the loss itself has run before, on real tensors
                 raise ValueError(not_on_fakes_message(error)) from error
             finally:
                 contents.restore()
             step = RunStep(captured, self._carried.forms, numbers)
-            captured.compile(self._state, batch, mode=self._mode, backend=backend)
-            fresh = captured(self._state, batch)
+            captured.compile(self._state, given, mode=self._mode, backend=backend)
+            fresh = captured(self._state, given)
         if proof is not None and (objection := proof.objection(self._state)):
             proof.undo(self._state)
             raise ValueError(
@@ -271,21 +275,23 @@ class StepPrograms:
                 f"the loss as it is; please report the model."
             )
         self._programs.captured[key, len(self._steps.get(key, ()))] = step.program
-        if numbers is not None:
-            numbers.count_on()
+        numbers.count_on()
         self._give_back(step.forms, fresh)
         return step
 
-    def _numbers(self, slots: list[Slot], batch: tuple[Any, ...]) -> CountedNumbers | None:
-        if not slots:
-            return None
+    def _numbers(self, slots: list[Slot], batch: tuple[Any, ...]) -> CountedNumbers:
         contents = Contents(self._roots)
 
-        def run(mode: Any) -> None:
-            run_on_fakes(mode, LossModule(self._model, self._loss_fn, (), self._plan.options.compute_dtype), batch)
+        options = self._plan.options
+        loss = LossModule(self._model, self._loss_fn, (), options.compute_dtype)
 
+        def run(mode: Any) -> None:
+            for i in range(options.accumulate):
+                run_on_fakes(mode, loss, batches.part(batch, i, options.accumulate))
+
+        device = self._plan.update.layout.device
         try:
-            return count_numbers(slots, run, lambda: contents.restore(keep=slots))
+            return count_numbers(slots, run, lambda: contents.restore(keep=slots), device)
         finally:
             contents.restore()
 

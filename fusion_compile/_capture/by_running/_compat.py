@@ -176,13 +176,19 @@ def checkpoints_keep_their_masks() -> Iterator[None]:
             preserve_rng_state = False
         return generator(fn, preserve_rng_state, context_fn, *args, **kwargs)
 
-    def not_reentrant(function: Any, preserve_rng_state: bool, *args: Any) -> Any:
-        return module.checkpoint(function, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state)
+    with patched(module, "_checkpoint_without_reentrant_generator", keeping), no_checkpoint_is_reentrant():
+        yield
 
-    with (
-        patched(module, "_checkpoint_without_reentrant_generator", keeping),
-        patched(CheckpointFunction, "apply", staticmethod(not_reentrant)),
-    ):
+
+@contextlib.contextmanager
+def no_checkpoint_is_reentrant() -> Iterator[None]:
+    """Inside, reentrant checkpointing, which ``torch.autograd.grad`` refuses, runs as the other kind."""
+
+    def not_reentrant(function: Any, preserve_rng_state: bool, *args: Any) -> Any:
+        checkpoint = torch.utils.checkpoint.checkpoint
+        return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state)
+
+    with patched(CheckpointFunction, "apply", staticmethod(not_reentrant)):
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,11 @@ def run_on_fakes(fn: Callable[..., Any], inputs: Mapping[str, Tensor], *, stack_
         node.meta["label"] = label
     refuse_fake_constants(graph)
     return graph
+
+
+def no_checkpoint_is_reentrant() -> contextlib.AbstractContextManager[None]:
+    """Inside, reentrant checkpointing, which ``torch.autograd.grad`` refuses, runs as the other kind."""
+    return _compat.no_checkpoint_is_reentrant()
 
 
 def constants(graph: fx.GraphModule) -> dict[str, Tensor]:
