@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fusion_compile._capture.numbers.numbers import NumberRule, study_numbers
-from fusion_compile._capture.rehearsal.slots import Slot, read, write
+from fusion_compile._capture.python_state.slots import Slot, read, write
 
 _FOLLOWED = ("nothing", "until")
 
@@ -40,7 +40,7 @@ def count_numbers(
     `run_on_fakes`: runs forward and backward of the loss inside the fake mode that it is given; `restore` puts back
     what it leaves behind, the numbers apart. Raises ValueError for a number that a captured step cannot follow.
     """
-    numbers = study_numbers(run_on_fakes, [(s.holder, s.key, s.label) for s in slots], restore=restore)
+    numbers = study_numbers(run_on_fakes, slots, restore=restore)
     for use in numbers.uses:
         if use.decides == "operand":
             where = f" ({use.where})" if use.where else ""

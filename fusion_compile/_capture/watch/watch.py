@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fusion_compile._capture.python_state.alike import is_alike
+from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot, key_identity, read
 from fusion_compile._capture.watch._compat import hooks_registered
 from fusion_compile._capture.watch.change import Change, Kind
-from fusion_compile._capture.watch.holders import WHOLE, Holder, is_alike
 from fusion_compile._capture.watch.portions import Portion, TensorKinds, kinds_of, portions_of
 from fusion_compile._capture.watch.reads import Reads
-from fusion_compile._capture.watch.slots import ABSENT, Slot
 from fusion_compile._capture.watch.torch_settings import SlowSettings, TorchSettings
 from fusion_compile._capture.watch.walk import Walk
+from fusion_compile._capture.watch.watched_holder import WatchedHolder
 
 _OF_MODULES_AT_ONCE = 1500
 _SELDOM_AT_ONCE = 600
@@ -54,18 +55,16 @@ class Watch:
         if reads is not None:
             reads.drop_temporaries()
         self._frozen = None if frozen is None else {id(tensor): tensor for tensor in frozen}
-        self._excepted: dict[tuple[int, Any], Any] = {}
-        self._loose: dict[tuple[int, Any], Holder] = {}
-        self._reordered: dict[int, Holder] = {}
+        self._excepted: dict[tuple[int, Any], Slot] = {}
+        self._loose: dict[tuple[int, Any], WatchedHolder] = {}
+        self._reordered: dict[int, WatchedHolder] = {}
         self._settings = TorchSettings()
         self.remember()
 
-    def except_(self, slots: Iterable[Slot | tuple[Any, Any]]) -> None:
-        """Stop watching `slots`: `Slot`s, or pairs of a holder and a key. What the caller writes itself belongs here:
-        state, numbers that it counts on. The key WHOLE stands for everything in the holder."""
-        for slot in slots:
-            holder, key = (slot.holder, slot.key) if isinstance(slot, Slot) else slot
-            self._excepted[id(holder), key] = holder  # kept alive: another object must not get its id
+    def except_(self, slots: Iterable[Slot]) -> None:
+        """Stop watching `slots`. What the caller writes itself belongs here: state, numbers that it counts on. The key
+        `WHOLE` stands for everything in the holder."""
+        self._excepted |= {slot.identity: slot for slot in slots}  # holders stay alive: no other object gets their ids
         self.remember()
 
     def remember(self) -> None:
@@ -76,7 +75,7 @@ class Watch:
         walk.finish()
         self._loose_values: list[tuple[Slot, Any]] = []
         self._replaceable: list[tuple[Slot, tuple[Any, ...]]] = []
-        self._partial: list[Holder] = []
+        self._partial: list[WatchedHolder] = []
         often = [kept for holder in walk.often if (kept := self._kept(holder)) is not None]
         modules = [kept for holder in walk.modules if (kept := self._kept(holder)) is not None]
         seldom = [kept for holder in walk.seldom if (kept := self._kept(holder)) is not None]
@@ -86,19 +85,15 @@ class Watch:
         fixed = [(t, n) for t, n in walk.tensors.values() if self._frozen is None or id(t) in self._frozen]
         self._gradients = kinds_of(fixed, ("requires_grad",), _GRADIENTS_AT_ONCE)
         self._kinds = kinds_of(fixed, ("dtype", "device", "shape"), _KINDS_AT_ONCE)
-        may_grow = {
-            id(holder)
-            for (_, key), holder in self._excepted.items()
-            if key is WHOLE or Slot(holder, key, "").value() is ABSENT
-        }
-        sized = [*walk.sized, *((holder.container, holder.label) for holder in self._partial)]
+        may_grow = {id(slot.holder) for slot in self._excepted.values() if slot.key is WHOLE or read(slot) is MISSING}
+        sized = [*walk.sized, *((holder.value, holder.label) for holder in self._partial)]
         self._sized = [(container, label) for container, label in sized if id(container) not in may_grow]
         self._sizes = [len(container) for container, _ in self._sized]
         lots = range(0, len(self._sized), _SIZES_AT_ONCE)
         self._counted = [[container for container, _ in self._sized[i : i + _SIZES_AT_ONCE]] for i in lots]
         self._counts = [sum(self._sizes[i : i + _SIZES_AT_ONCE]) for i in lots]
         self._arrays = [(array, array.tobytes(), name) for array, name in walk.arrays if not self._is_excepted(array)]
-        self._called = [(slot, slot.value()) for slot in walk.called if slot.identity not in self._excepted]
+        self._called = [(slot, read(slot)) for slot in walk.called if slot.identity not in self._excepted]
         self._missing = [slot for slot in walk.missing if slot.identity not in self._excepted]
         self._missing_from = [slot.holder for slot in self._missing]
         self._missing_keys = [slot.key for slot in self._missing]
@@ -117,7 +112,7 @@ class Watch:
         changes = self._changes()
         first = next(changes, None)
         if first is None:  # other objects of equal values, or another order
-            self._reordered |= {id(h.container): h for h in self._holders() if list(h.contents()) != list(h.held)}
+            self._reordered |= {id(h.value): h for h in self._holders() if list(h.contents()) != list(h.held)}
             self.remember()
         return first
 
@@ -178,46 +173,45 @@ class Watch:
         return (
             not any(map(contains, self._missing_from, self._missing_keys))
             and all(array.tobytes() == before for array, before, _ in self._arrays)
-            and all(is_alike(slot.value(), before) for slot, before in self._called)
-            and all(is_alike(slot.value(), before) for slot, before in self._loose_values)
-            and all(_kind(slot.value()) == before for slot, before in self._replaceable)
+            and all(is_alike(read(slot), before) for slot, before in self._called)
+            and all(is_alike(read(slot), before) for slot, before in self._loose_values)
+            and all(_kind(read(slot)) == before for slot, before in self._replaceable)
         )
 
-    def _kept(self, holder: Holder) -> Holder | None:
+    def _kept(self, holder: WatchedHolder) -> WatchedHolder | None:
         """`holder` without the slots that are excepted, compared by content, or may hold other tensors."""
-        if self._is_excepted(holder.container):
+        if self._is_excepted(holder.value):
             return None
         found = holder.contents()
         left: list[Any] = []
         for key, value in found.items():
-            at = (id(holder.container), key)
-            if at in self._excepted:
+            slot = Slot(holder.value, key, holder.label_of(key))
+            if slot.identity in self._excepted:
                 continue
-            slot = Slot(holder.container, key, holder.named(key))
-            if at in self._loose:
+            if slot.identity in self._loose:
                 self._loose_values.append((slot, value))
             elif self._frozen is not None and isinstance(value, Tensor) and id(value) not in self._frozen:
                 self._replaceable.append((slot, _kind(value)))
             else:
                 left.append(key)
-        if len(left) == len(found) and id(holder.container) not in self._reordered:
+        if len(left) == len(found) and id(holder.value) not in self._reordered:
             return holder
-        if not isinstance(holder.container, (dict, list, collections.deque, type)):
+        if not isinstance(holder.value, (dict, list, collections.deque, type)):
             return None
-        if holder.keys is WHOLE and not isinstance(holder.container, type):
+        if holder.keys is None and not isinstance(holder.value, type):
             holder.remember()
             self._partial.append(holder)
-        return Holder(holder.container, holder.label, holder.style, tuple(left))
+        return WatchedHolder(holder.value, holder.label, holder.style, tuple(left))
 
     def _is_excepted(self, container: Any) -> bool:
-        return (id(container), WHOLE) in self._excepted and self._excepted[id(container), WHOLE] is container
+        return (id(container), key_identity(WHOLE)) in self._excepted
 
     def _changes(self) -> Iterator[Change]:
         """Every difference. Slow: only when something differs."""
         replaced = [*self._replaced()]
         tensors = _swapped(replaced, self._holders())
         for holder, key, before, after, late in replaced:
-            yield self._change(holder.named(key), before, after, key=key, late=late, tensors=tensors)
+            yield self._change(holder.label_of(key), before, after, key=key, late=late, tensors=tensors)
         for turns in (self._gradients, self._turns):
             for i, lot in enumerate(turns):
                 if not isinstance(lot, Portion):
@@ -226,7 +220,7 @@ class Watch:
                         yield self._change(label, old, new, kind=kind, late=self._late_of(turns, i))
         yield from self._other_changes()
 
-    def _replaced(self) -> Iterator[tuple[Holder, Any, Any, Any, int]]:
+    def _replaced(self) -> Iterator[tuple[WatchedHolder, Any, Any, Any, int]]:
         registered = hooks_registered() != self._hooks
         counted = {id(container) for container, _ in self._sized}
         for lots in ([self._often], self._modules, self._seldom):
@@ -234,39 +228,41 @@ class Watch:
             for i, portion in enumerate(lots):
                 for holder in portion.holders:
                     for key, before, after in holder.differences():
-                        if (id(holder.container), key) in self._excepted:
+                        slot = Slot(holder.value, key, holder.label_of(key))
+                        if slot.identity in self._excepted:
                             continue
                         if is_alike(after, before):
-                            if Slot(holder.container, key, "").value() is after:
-                                self._loose[id(holder.container), key] = holder
+                            if read(slot) is after:
+                                self._loose[slot.identity] = holder
                         else:
                             late = self._late_of(turns, i)
                             if holder.style == "" and registered:
                                 late = 0  # a hook: all are compared when one is registered
-                            elif (before is ABSENT or after is ABSENT) and id(holder.container) in counted:
+                            elif (before is MISSING or after is MISSING) and id(holder.value) in counted:
                                 late = min(late, len(self._counts) - 1)  # entries are counted more often
                             yield holder, key, before, after, late
 
     def _other_changes(self) -> Iterator[Change]:
         for holder in self._partial:  # their other keys are compared; these came or went
             for key, before, after in holder.differences():
-                if (before is ABSENT or after is ABSENT) and (id(holder.container), key) not in self._excepted:
-                    yield self._change(holder.named(key), before, after, key=key)
+                slot = Slot(holder.value, key, holder.label_of(key))
+                if (before is MISSING or after is MISSING) and slot.identity not in self._excepted:
+                    yield self._change(slot.label, before, after, key=key)
         for i, ((container, label), size) in enumerate(zip(self._sized, self._sizes, strict=True)):
             if len(container) != size:
                 late = self._late_of(self._counts, i // _SIZES_AT_ONCE)
                 yield self._change(f"len({label or 'model'})", size, len(container), kind="length", late=late)
         for slot in self._missing:
-            if (now := slot.value()) is not ABSENT:
-                yield self._change(slot.label, ABSENT, now, key=slot.key)
+            if (now := read(slot)) is not MISSING:
+                yield self._change(slot.label, MISSING, now, key=slot.key)
         for array, before, label in self._arrays:
             if array.tobytes() != before:
                 yield self._change(label, np.frombuffer(before, array.dtype).tolist(), array.ravel().tolist())
         for slot, old in (*self._called, *self._loose_values):
-            if not is_alike(now := slot.value(), old):
+            if not is_alike(now := read(slot), old):
                 yield self._change(slot.label, old, now)
         for slot, kind in self._replaceable:
-            if _kind(now := slot.value()) != kind:
+            if _kind(now := read(slot)) != kind:
                 yield self._change(slot.label, kind, _kind(now), kind="tensor")
         for name, old, new in zip(self._settings.fast, self._fast, self._settings.read_fast(), strict=True):
             if old != new:
@@ -286,15 +282,15 @@ class Watch:
         read = self._reads is None or not isinstance(key, str) or key in self._reads.names
         return Change(label, before, after, kind, late, read, tensors)
 
-    def _holders(self) -> Iterator[Holder]:
+    def _holders(self) -> Iterator[WatchedHolder]:
         for portion in (self._often, *self._modules, *self._seldom):
             yield from portion.holders
 
 
-_Replaced = tuple[Holder, Any, Any, Any, int]
+_Replaced = tuple[WatchedHolder, Any, Any, Any, int]
 
 
-def _swapped(replaced: list[_Replaced], holders: Iterable[Holder]) -> dict[str, Tensor] | None:
+def _swapped(replaced: list[_Replaced], holders: Iterable[WatchedHolder]) -> dict[str, Tensor] | None:
     """The new tensors by name if `replaced` is an exchange of parameters and buffers alone; else None."""
     for holder, _, before, after, _ in replaced:
         if holder.style != ".k" or not (isinstance(before, Tensor) and isinstance(after, Tensor)):
@@ -303,16 +299,16 @@ def _swapped(replaced: list[_Replaced], holders: Iterable[Holder]) -> dict[str, 
             return None
         if after.shape != before.shape or (after.numel() and after.stride() != before.stride()):
             return None
-    new = {(id(holder.container), key): after for holder, key, _, after, _ in replaced}
+    new = {(id(holder.value), key): after for holder, key, _, after, _ in replaced}
     old_ties, new_ties = [], []
     for holder in holders:
         for key, value in holder.held.items():
             if isinstance(value, Tensor):
                 old_ties.append(value)
-                new_ties.append(new.get((id(holder.container), key), value))
+                new_ties.append(new.get((id(holder.value), key), value))
     if not replaced or _ties(old_ties) != _ties(new_ties):
         return None
-    return {holder.named(key): after for holder, key, _, after, _ in replaced}
+    return {holder.label_of(key): after for holder, key, _, after, _ in replaced}
 
 
 def _kind(value: Any) -> tuple[Any, ...]:

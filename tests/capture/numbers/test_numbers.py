@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fusion_compile._capture.numbers.numbers import LARGEST, Decides, Numbers, study_numbers
+from fusion_compile._capture.python_state.slots import Slot
 from fusion_compile._compat import DATA_DEPENDENT
 from tests.capture.counting_program import Body, Counting, X, counted
 
@@ -309,7 +310,7 @@ def test_a_list_that_becomes_shorter_has_no_rule() -> None:
         rates[:] = [0.5, 1.0]
 
     model = Counting(take)
-    found = study_numbers(model.run_on_fakes, [(rates, 0, "rates[0]"), (rates, 1, "rates[1]")], restore=restore)
+    found = study_numbers(model.run_on_fakes, [Slot(rates, i, f"rates[{i}]") for i in range(2)], restore=restore)
     assert found.rule is None and rates == [0.5, 1.0]
 
 

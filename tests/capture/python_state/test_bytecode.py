@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fusion_compile._capture.watch.bytecode import ALL, Chain, Link, chains
+from fusion_compile._capture.python_state.bytecode import ALL, Chain, Link, chains
 
 SETTINGS: Any = None
 os: Any = None
