@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import itertools
 import math
 import types
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -155,6 +156,16 @@ class Contents:
 
     def _all_iterators(self) -> list[Found]:
         return [found for found in self.reach.iterators.values() if _position(found.value) is not None]
+
+
+@contextlib.contextmanager
+def as_it_was(roots: Mapping[str, Any]) -> Iterator[None]:
+    """At the end, put back what can be reached from `roots`, also after an error: no tensor of a trace stays there."""
+    contents = Contents(roots)
+    try:
+        yield
+    finally:
+        contents.restore()
 
 
 def holds_fake(roots: Mapping[str, Any]) -> list[str]:
