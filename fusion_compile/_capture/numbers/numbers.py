@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fusion_compile._capture.numbers import _compat
 from fusion_compile._capture.numbers.expressions import Expression, number
 from fusion_compile._capture.numbers.number_runs import Log, Run, run_plain, run_symbolic, same_log
 from fusion_compile._capture.numbers.symbols import Condition, is_plain, same_number
@@ -149,6 +150,9 @@ def study_numbers(
     labels = [slot.label for slot in slots]
     values = [read(slot) for slot in slots]
     study = _Study(labels, values)
+    if why := _compat.why_numbers_cannot_be_followed():
+        study.pin(study.symbolic, "unsupported", why, "")
+        return Numbers(tuple(study.use(i, None) for i in range(len(values))), None)
     if any(not is_plain(value) for value in values):
         return Numbers(tuple(study.use(i, None) for i in range(len(values))), None)
     truth = run_plain(run_on_fakes, slots, values, restore)

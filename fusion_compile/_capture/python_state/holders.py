@@ -35,7 +35,17 @@ _SEQUENCES = (list, collections.deque, set)
 _OF_FUNCTIONS = ("__code__", "__defaults__", "__kwdefaults__", "__dict__")
 _OF_PARTIALS = ("func", "args", "keywords")
 _WRITTEN_BY_PYTHON = frozenset(
-    ("__annotations__", "__annotations_cache__", "__annotate_func__", "__doc__", "__abstractmethods__", "_abc_impl")
+    (
+        *(
+            "__annotations__",
+            "__annotations_cache__",
+            "__annotate_func__",
+            "__doc__",
+            "__abstractmethods__",
+            "_abc_impl",
+        ),
+        "__slotnames__",  # by copying or pickling an instance
+    )
 )
 """Entries of a class that Python fills in when somebody asks for them."""
 

@@ -141,7 +141,7 @@ def refill(container: Any, values: Iterable[Any]) -> None:
         list.__setitem__(container, slice(None), list(values))
     elif own is collections.deque or own is set:
         own.clear(container)
-        (own.update if own is set else own.extend)(container, values)
+        getattr(own, "update" if own is set else "extend")(container, values)
     else:
         raise AssertionError(f"A {own.__name__} has keys, or never changes: it is not filled with values alone.")
 

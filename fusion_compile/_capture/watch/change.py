@@ -41,9 +41,10 @@ class Change:
 
     def sentence(self, recapture: str = "step.recapture()") -> str:
         """What changed, from what to what, and what to do. `recapture`: the call that captures again."""
-        return " ".join(filter(None, (self._fact(), self._lateness(), self._remedy(recapture))))
+        return " ".join(filter(None, (self.fact(), self._lateness(), self._remedy(recapture))))
 
-    def _fact(self) -> str:
+    def fact(self) -> str:
+        """What changed, from what to what."""
         if self.before is MISSING:
             return f"{self.label} is {shown(self.after)} now and did not exist when the program was captured."
         if self.after is MISSING:

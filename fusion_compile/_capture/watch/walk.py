@@ -26,6 +26,7 @@ from fusion_compile._capture.python_state.holders import Style, name_of
 from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot, read
 from fusion_compile._capture.python_state.whose_code import is_foreign
 from fusion_compile._capture.watch._compat import global_module_hooks
+from fusion_compile._capture.watch.scope import STEP, Scope
 from fusion_compile._capture.watch.watched_holder import WatchedHolder
 
 DEPTH = 6
@@ -37,12 +38,8 @@ _ARRAY_BYTES = 8192
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace, threading.local)
 """Classes of the standard library that people keep their own values in."""
 
-_HOOKS = {
-    "_forward_hooks": "forward hook",
-    "_forward_pre_hooks": "forward pre-hook",
-    "_backward_hooks": "backward hook",
-    "_backward_pre_hooks": "backward pre-hook",
-}
+_FORWARD_HOOKS = {"_forward_hooks": "forward hook", "_forward_pre_hooks": "forward pre-hook"}
+_BACKWARD_HOOKS = {"_backward_hooks": "backward hook", "_backward_pre_hooks": "backward pre-hook"}
 _CHILDREN = ("_parameters", "_buffers", "_modules")
 STANDARD = frozenset(vars(nn.Module()))
 """The attributes of every module."""
@@ -60,9 +57,10 @@ class Walk:
         called: Slots whose value a function gives: context variables, the environment.
         missing: Attributes that were looked for and not there.
         tensors: By id, every tensor that was found, with its label.
+        weights: Ids of the dictionaries of modules' parameters and buffers.
     """
 
-    def __init__(self, names: Collection[str] | None) -> None:
+    def __init__(self, names: Collection[str] | None, scope: Scope = STEP) -> None:
         self.often: list[WatchedHolder] = []
         self.modules: list[WatchedHolder] = []
         self.seldom: list[WatchedHolder] = []
@@ -71,7 +69,9 @@ class Walk:
         self.called: list[Slot] = []
         self.missing: list[Slot] = []
         self.tensors: dict[int, tuple[Tensor, str]] = {}
+        self.weights: set[int] = set()
         self._names = names
+        self._scope = scope
         self._seen: set[int] = set()
         self._classes_seen: set[type] = set()
         self._picks: dict[int, tuple[Any, str, dict[Any, None]]] = {}
@@ -88,7 +88,8 @@ class Walk:
         for label, value in sorted(roots.items(), key=lambda item: not isinstance(item[1], nn.Module)):
             self._look_into(value, label, 0)
         for label, hooks in global_module_hooks().items():
-            self._hooks(hooks, label)
+            if self._scope.training or not label.startswith("backward"):
+                self._hooks(hooks, label)
 
     def slots(self, slots: Iterable[Slot]) -> None:
         """What was read, and what lies in it."""
@@ -193,6 +194,8 @@ class Walk:
     def _tensor(self, tensor: Tensor, label: str) -> None:
         if id(tensor) not in self.tensors:
             self.tensors[id(tensor)] = (tensor, label)
+            if not self._scope.training:
+                return
             self._whole(tensor, f"{label}'s gradient hook", "", seldom=True)
             own = instance_dict(tensor)
             if own:
@@ -263,21 +266,28 @@ class Walk:
 
     def _one_module(self, name: str, module: nn.Module) -> None:
         state = vars(module)
+        turns = self._scope.turns
         for part in _CHILDREN:
-            self._whole(state[part], name, ".k", seldom=not state[part], of_module=True)
+            self._whole(state[part], name, ".k", seldom=turns and not state[part], of_module=True)
         for part in ("_parameters", "_buffers"):
+            self.weights.add(id(state[part]))
             for key, tensor in state[part].items():
                 if tensor is not None:
                     self._tensor(tensor, ".".join(filter(None, (name, key))))
-        for part, what in _HOOKS.items():
+        for part, what in (_FORWARD_HOOKS | (_BACKWARD_HOOKS if self._scope.training else {})).items():
             if part in state:
                 self._hooks(state[part], f"{name}'s {what}" if name else f"the model's {what}")
-        self.sized.append((state, name))
-        self.seldom.append(WatchedHolder(state, name, ".k"))
+        if self._scope.new_attributes:
+            self.sized.append((state, name))
+            self.seldom.append(WatchedHolder(state, name, ".k"))
+        else:
+            self.seldom.append(WatchedHolder(state, name, ".k", (*_CHILDREN, *_FORWARD_HOOKS)))
+            if "forward" not in state:
+                self.missing.append(Slot(state, "forward", ".".join(filter(None, (name, "forward")))))
         self._classes(type(module))
 
     def _hooks(self, hooks: dict[Any, Any], label: str) -> None:
-        if self._whole(hooks, label, "", seldom=not hooks):
+        if self._whole(hooks, label, "", seldom=self._scope.turns and not hooks, of_module=not self._scope.turns):
             for hook in list(hooks.values()):
                 self._look_into(hook, label, 1)
 

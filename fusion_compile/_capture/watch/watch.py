@@ -16,6 +16,7 @@ from fusion_compile._capture.watch._compat import hooks_registered
 from fusion_compile._capture.watch.change import Change, Kind
 from fusion_compile._capture.watch.portions import Portion, TensorKinds, kinds_of, portions_of
 from fusion_compile._capture.watch.reads import Reads
+from fusion_compile._capture.watch.scope import STEP, Scope
 from fusion_compile._capture.watch.torch_settings import SlowSettings, TorchSettings
 from fusion_compile._capture.watch.walk import Walk
 from fusion_compile._capture.watch.watched_holder import WatchedHolder
@@ -37,7 +38,8 @@ class Watch:
     children, hooks, attributes that were read and the number of attributes. Beyond 1,500 values of modules, about 600
     parameters, these take turns of two calls or a few. Compared in long turns: attributes that no code read, class
     attributes that no code read, tensors' requires_grad, dtype, device and shape, and torch's precision flags. A change
-    says how many calls late it may be. A hook that was registered through torch is noticed at once.
+    says how many calls late it may be. A hook that was registered through torch is noticed at once. All this is for a
+    training step; `SAMPLER` compares less, and modules without turns.
 
     Args:
         roots: Label -> model, loss function, or anything else that the capture ran. The label "" gives a model's
@@ -45,12 +47,18 @@ class Watch:
         reads: What the roots read in a real run; None watches every attribute of every object instead.
         frozen: The tensors that the capture holds by identity; None holds all. Any other tensor may be replaced by one
             of its kind.
+        scope: What is compared, and whether in turns.
     """
 
     def __init__(
-        self, roots: Mapping[str, Any], reads: Reads | None = None, frozen: Collection[Tensor] | None = None
+        self,
+        roots: Mapping[str, Any],
+        reads: Reads | None = None,
+        frozen: Collection[Tensor] | None = None,
+        scope: Scope = STEP,
     ) -> None:
         self._roots = dict(roots)
+        self._scope = scope
         self._reads = reads
         if reads is not None:
             reads.drop_temporaries()
@@ -58,7 +66,7 @@ class Watch:
         self._excepted: dict[tuple[int, Any], Slot] = {}
         self._loose: dict[tuple[int, Any], WatchedHolder] = {}
         self._reordered: dict[int, WatchedHolder] = {}
-        self._settings = TorchSettings()
+        self._settings = TorchSettings(compared=scope.training)
         self.remember()
 
     def except_(self, slots: Iterable[Slot]) -> None:
@@ -69,7 +77,7 @@ class Watch:
 
     def remember(self) -> None:
         """Take everything as it is now for what was captured."""
-        walk = Walk(None if self._reads is None else self._reads.names)
+        walk = Walk(None if self._reads is None else self._reads.names, self._scope)
         walk.roots(self._roots)
         walk.slots(() if self._reads is None else self._reads.slots)
         walk.finish()
@@ -79,12 +87,15 @@ class Watch:
         often = [kept for holder in walk.often if (kept := self._kept(holder)) is not None]
         modules = [kept for holder in walk.modules if (kept := self._kept(holder)) is not None]
         seldom = [kept for holder in walk.seldom if (kept := self._kept(holder)) is not None]
+        self._weights = walk.weights
         self._often = Portion(often)
-        self._modules = portions_of(modules, _OF_MODULES_AT_ONCE)
+        self._modules = portions_of(modules, _OF_MODULES_AT_ONCE) if self._scope.turns else [Portion(modules)]
         self._seldom = portions_of(seldom, _SELDOM_AT_ONCE)
         fixed = [(t, n) for t, n in walk.tensors.values() if self._frozen is None or id(t) in self._frozen]
-        self._gradients = kinds_of(fixed, ("requires_grad",), _GRADIENTS_AT_ONCE)
-        self._kinds = kinds_of(fixed, ("dtype", "device", "shape"), _KINDS_AT_ONCE)
+        kinds = ("dtype", "device", "shape") if self._scope.training else ("dtype", "device")
+        gradients = kinds_of(fixed, ("requires_grad",), _GRADIENTS_AT_ONCE) if self._scope.training else []
+        self._properties = gradients if self._scope.turns else [*gradients, *kinds_of(fixed, kinds, len(fixed) or 1)]
+        self._kinds = kinds_of(fixed, kinds, _KINDS_AT_ONCE) if self._scope.turns else []
         may_grow = {id(slot.holder) for slot in self._excepted.values() if slot.key is WHOLE or read(slot) is MISSING}
         sized = [*walk.sized, *((holder.value, holder.label) for holder in self._partial)]
         self._sized = [(container, label) for container, label in sized if id(container) not in may_grow]
@@ -109,17 +120,24 @@ class Watch:
         self._call += 1
         if self._is_as_it_was():
             return None
-        changes = self._changes()
-        first = next(changes, None)
+        changes = list(self._changes())
+        first = next((change for change in changes if change.tensors is None), changes[0] if changes else None)
         if first is None:  # other objects of equal values, or another order
             self._reordered |= {id(h.value): h for h in self._holders() if list(h.contents()) != list(h.held)}
             self.remember()
         return first
 
+    def accept(self) -> None:
+        """Take everything as it is now for what was captured, like `remember`; quick where nothing changed."""
+        lots = (self._often, *self._modules, *self._properties, *self._turns)
+        counted = list(map(len, (container for container, _ in self._sized))) == self._sizes
+        if not (counted and self._small_things_are() and all(lot.is_as_it_was() for lot in lots)):
+            self.remember()
+
     @property
     def turns(self) -> int:
         """Calls after which everything was compared; a change is noticed at most `turns` - 1 calls late."""
-        return max(len(self._turns), len(self._gradients), len(self._modules))
+        return max(len(self._turns), len(self._properties), len(self._modules))
 
     @property
     def values(self) -> int:
@@ -135,7 +153,7 @@ class Watch:
             "lengths": lambda: self._entries_are(0),
             "others": self._small_things_are,
             "turn": lambda: self._turns[0].is_as_it_was(),
-            "gradients": lambda: self._gradients[0].is_as_it_was(),
+            "properties": lambda: self._properties[0].is_as_it_was(),
         }
 
     def _is_as_it_was(self) -> bool:
@@ -152,9 +170,9 @@ class Watch:
             self._hooks = hooks  # somewhere else
         if not self._small_things_are():
             return False
-        if not self._turns[call % len(self._turns)].is_as_it_was():
+        if self._turns and not self._turns[call % len(self._turns)].is_as_it_was():
             return False
-        return not self._gradients or self._gradients[call % len(self._gradients)].is_as_it_was()
+        return not self._properties or self._properties[call % len(self._properties)].is_as_it_was()
 
     def _late_of(self, lots: Sequence[Any], i: int) -> int:
         """Calls before this one since lot `i` of `lots` was compared, or since `remember`."""
@@ -209,10 +227,10 @@ class Watch:
     def _changes(self) -> Iterator[Change]:
         """Every difference. Slow: only when something differs."""
         replaced = [*self._replaced()]
-        tensors = _swapped(replaced, self._holders())
+        tensors = _swapped(replaced, self._holders(), self._weights)
         for holder, key, before, after, late in replaced:
             yield self._change(holder.label_of(key), before, after, key=key, late=late, tensors=tensors)
-        for turns in (self._gradients, self._turns):
+        for turns in (self._properties, self._turns):
             for i, lot in enumerate(turns):
                 if not isinstance(lot, Portion):
                     kind: Kind = "tensor" if isinstance(lot, TensorKinds) else "setting"
@@ -290,10 +308,12 @@ class Watch:
 _Replaced = tuple[WatchedHolder, Any, Any, Any, int]
 
 
-def _swapped(replaced: list[_Replaced], holders: Iterable[WatchedHolder]) -> dict[str, Tensor] | None:
+def _swapped(
+    replaced: list[_Replaced], holders: Iterable[WatchedHolder], weights: Collection[int]
+) -> dict[str, Tensor] | None:
     """The new tensors by name if `replaced` is an exchange of parameters and buffers alone; else None."""
     for holder, _, before, after, _ in replaced:
-        if holder.style != ".k" or not (isinstance(before, Tensor) and isinstance(after, Tensor)):
+        if id(holder.value) not in weights or not (isinstance(before, Tensor) and isinstance(after, Tensor)):
             return None
         if type(after) is not type(before) or _kind(before)[1:] != _kind(after)[1:]:
             return None

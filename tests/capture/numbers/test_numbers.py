@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fusion_compile._capture.numbers import _compat
 from fusion_compile._capture.numbers.numbers import LARGEST, Decides, Numbers, study_numbers
 from fusion_compile._capture.python_state.slots import Slot
 from fusion_compile._compat import DATA_DEPENDENT
@@ -354,3 +355,11 @@ def test_what_else_a_run_leaves_is_restored_after_each_run() -> None:
 def test_sentences(name: str, sentence: str) -> None:
     (use,) = study(Counting(CASES[name][0], **CASES[name][1])).uses
     assert use.sentence().replace(use.where or "nowhere", "HERE") == sentence
+
+
+def test_numbers_are_unsupported_where_torch_cannot_follow_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Counting(counted(lambda m, h: h), n=0)
+    monkeypatch.setattr(_compat, "why_numbers_cannot_be_followed", lambda: "this torch is another one")
+    found = study_numbers(model.run_on_fakes, model.slots())
+    assert found.rule is None and [use.decides for use in found.uses] == ["unsupported"]
+    assert found.uses[0].sentence().startswith("model.n (0) changes at each step, and this torch is another one;")

@@ -112,7 +112,7 @@ def test_items_of_sequences_and_of_module_containers() -> None:
 
 
 def test_a_class_that_computes_items_has_no_slots_for_them() -> None:
-    class Computes(dict):  # type: ignore[type-arg]
+    class Computes(dict):
         def __getitem__(self, key: Any) -> Any:
             raise AssertionError("__getitem__ was called")
 

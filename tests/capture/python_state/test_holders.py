@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import functools
 import types
 from typing import Any
@@ -14,13 +15,13 @@ from fusion_compile._capture.python_state.holders import Holder
 from fusion_compile._capture.python_state.slots import WHOLE, Slot, read
 
 
-class Hostile(dict):  # type: ignore[type-arg]
+class Hostile(dict):
     """Every method that a careless reader would call raises."""
 
     def _raise(self, *args: Any) -> Any:
         raise AssertionError("user code was called")
 
-    __len__ = __iter__ = __getitem__ = __setitem__ = __delitem__ = __contains__ = __eq__ = _raise  # type: ignore[assignment]
+    __len__ = __iter__ = __getitem__ = __setitem__ = __delitem__ = __contains__ = __eq__ = _raise
     items = keys = values = get = pop = clear = update = _raise  # type: ignore[assignment]
 
 
@@ -99,10 +100,12 @@ def test_labels() -> None:
 
 class WithSlots:
     __slots__ = ("a",)
+    a: int
 
 
 class WithMoreSlots(WithSlots):
     __slots__ = ("b",)
+    b: int
 
 
 def made() -> WithMoreSlots:
@@ -136,6 +139,7 @@ def test_what_python_writes_into_a_class_by_itself_is_not_in_it() -> None:
     held = Holder(Bare, "Bare")
     before = held.items()
     Bare.__annotations__  # noqa: B018
+    copy.deepcopy(Bare())
     assert held.items() == before and ("y", 3) in before
 
 

@@ -77,7 +77,8 @@ def test_the_gradient_of_a_tensor_inside_a_graph_is_not_asked_for() -> None:
 
 
 def test_hooks_of_a_tensor_are_taken_away() -> None:
-    leaf, calls = torch.ones(2, requires_grad=True), []
+    leaf = torch.ones(2, requires_grad=True)
+    calls: list[Any] = []
     leaf.register_hook(calls.append)
     write(Slot(leaf, "_backward_hooks", ""), None)
     leaf.sum().backward()

@@ -40,8 +40,8 @@ def test_whose_reads_count() -> None:
 
 
 def test_whose_globals_are_followed() -> None:
-    assert follows_globals(test_files) and isinstance(functional.relu, types.FunctionType)
-    assert not follows_globals(functional.relu)
+    assert isinstance(test_files, types.FunctionType) and isinstance(functional.relu, types.FunctionType)
+    assert follows_globals(test_files) and not follows_globals(functional.relu)
 
 
 class OfTheUser:
