@@ -100,7 +100,7 @@ CHANGES: list[Callable[[DiT], object]] = [
     [*((10, change) for change in CHANGES), (None, _in_place)],
     ids=["load_state_dict", "in place", "optimizer", "replaced", "data assigned", "time alone"],
 )
-@pytest.mark.filterwarnings("ignore:.*was replaced by another tensor")
+@pytest.mark.filterwarnings("ignore:.*the sampler is built again")
 def test_tables_follow_every_change_of_the_weights(change: Callable[[DiT], object], num_classes: int | None) -> None:
     model = random_dit(num_classes)
     sampler = make(model)

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fusion_compile._capture.structure_watch import StructureWatch
+from fusion_compile._capture.watch.scope import SAMPLER
+from fusion_compile._capture.watch.watch import Watch
 from fusion_compile._progress import stage
 from fusion_compile._sampler.conditioning import Rank
 from fusion_compile._sampler.graph.by_shape import GraphsByShape
@@ -49,7 +50,7 @@ class SamplerPrograms:
         self._roles: Roles | None = None
         self._programs: OrderedDict[CallKey, SamplerProgram] = OrderedDict()
         self._graphs = GraphsByShape(model, signature, say_once)
-        self._structure: StructureWatch | None = None
+        self._structure: Watch | None = None
         open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
         if not open_ended and (unknown := sorted(set(options.roles or ()) - set(signature.parameters))):
             raise ValueError(
@@ -82,7 +83,7 @@ class SamplerPrograms:
         if program is None:
             program = self._build(call)
             self._programs[call.key] = program
-            self._structure = StructureWatch(self._model)  # with what tracing wrote to the model
+            self._structure = Watch({"": self._model}, scope=SAMPLER)
             if len(self._programs) > MAX_PROGRAMS:
                 self._say_once(
                     "programs",
@@ -126,7 +127,7 @@ class SamplerPrograms:
     def accept_structure(self) -> None:
         """The model itself was called: whatever it changed in itself is no change of the model."""
         if self._structure is not None:
-            self._structure.accept_current()
+            self._structure.accept()
 
     def invalidate_uncounted(self) -> None:
         """A state dict was loaded: invalidate what weights that count no versions feed."""
@@ -141,10 +142,11 @@ class SamplerPrograms:
         tensors = change.tensors
         if tensors is not None and all(program.rebind(tensors) for program in self.values()):
             self._weights.were_replaced(tensors)
-            self._structure.accept_current()
+            self._structure.remember()
             return
-        self._weights.refuse_if_out(f"{change.what}; building the sampler again")
-        self._say_once("structure", f"{change.what}; the sampler is built again.")
+        fact = change.fact().removesuffix(".")
+        self._weights.refuse_if_out(f"{fact}; building the sampler again")
+        self._say_once("structure", f"{fact}; the sampler is built again.")
         self._programs.clear()
         self._graphs.drop_all()
         self._structure = None

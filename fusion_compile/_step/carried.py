@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fusion_compile._capture.python_state.slots import MISSING, Slot, read, write
 from fusion_compile._capture.rehearsal.left_behind import Kind, Left
 from fusion_compile._capture.rehearsal.reach import Reach
-from fusion_compile._capture.rehearsal.slots import MISSING, Slot, read, write
 from fusion_compile._types import Tensors
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)

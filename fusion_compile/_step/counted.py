@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fusion_compile._capture.numbers.numbers import NumberRule, study_numbers
-from fusion_compile._capture.rehearsal.slots import Slot, read, write
+from fusion_compile._capture.python_state.slots import Slot, read, write
 from fusion_compile._step.operands import Operands
 
 _FOLLOWED = ("nothing", "until", "operand")
@@ -66,7 +66,7 @@ def count_numbers(
     """
     if not slots:
         return CountedNumbers((), NumberRule((), (), ()))
-    numbers = study_numbers(run_on_fakes, [(s.holder, s.key, s.label) for s in slots], restore=restore)
+    numbers = study_numbers(run_on_fakes, slots, restore=restore)
     for use in numbers.uses:
         if numbers.rule is None or use.decides not in _FOLLOWED:
             raise ValueError(use.sentence())

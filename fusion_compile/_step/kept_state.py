@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fusion_compile._capture.python_state.slots import MISSING, Slot, read, write
 from fusion_compile._capture.rehearsal.reach import Reach
-from fusion_compile._capture.rehearsal.slots import MISSING, Slot, read, write
 from fusion_compile._types import Tensors
 
 _ITEM = re.compile(r"^(?P<label>.*)\[(?P<index>\d+)\]$")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fusion_compile._capture.numbers.expressions import Expression, apply, number
-from fusion_compile._capture.rehearsal.slots import Slot, read, write
+from fusion_compile._capture.python_state.slots import Slot, read, write
 
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
 _UNARY = ("neg", "pos", "abs")

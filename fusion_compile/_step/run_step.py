@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fusion_compile._capture.by_running.trace import no_checkpoint_is_reentrant
-from fusion_compile._capture.rehearsal.slots import WHOLE, Slot
-from fusion_compile._capture.watch import holders
+from fusion_compile._capture.python_state.slots import Slot
 from fusion_compile._capture.watch.reads import Reads
-from fusion_compile._capture.watch.slots import CELL
 from fusion_compile._capture.watch.watch import Watch
 from fusion_compile._program.program import Program, refuse_host_syncs
 from fusion_compile._step.by_running import CapturedStep
@@ -70,8 +68,7 @@ class RunStep:
     def watch(self, roots: Mapping[str, Any], reads: Reads, carried: Carried) -> None:
         """From now on notice what changes, apart from what the step itself carries and counts."""
         self._watch = Watch(roots, reads, self._captured.constants)
-        own = [*carried.slots(), *self.counted]
-        self._watch.except_([_as_watched(slot) for slot in own])
+        self._watch.except_([*carried.slots(), *self.counted])
 
     def fits(self) -> bool:
         """Whether the numbers are such that this is the step."""
@@ -87,12 +84,3 @@ class RunStep:
         fresh = self._captured(state, self._numbers.given(batch))
         self._numbers.count_on()
         return fresh
-
-
-def _as_watched(slot: Slot) -> tuple[Any, Any]:
-    """A slot of a rehearsal as the watch names it."""
-    if slot.key is WHOLE:
-        return slot.holder, holders.WHOLE
-    if slot.key is None:
-        return slot.holder, CELL
-    return slot.holder, getattr(slot.key, "__name__", slot.key)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile import _compat
+from fusion_compile._capture.python_state.slots import Slot, read
 from fusion_compile._capture.rehearsal.contents import Contents
 from fusion_compile._capture.rehearsal.left_behind import Kind
-from fusion_compile._capture.rehearsal.slots import Slot, read
 from fusion_compile._program.program import Program
 from fusion_compile._program.programs import Programs
 from fusion_compile._progress import stage

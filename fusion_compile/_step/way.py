@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple
 
+from fusion_compile._capture.python_state.slots import MISSING, WHOLE
 from fusion_compile._capture.rehearsal.left_behind import Kind, Left
 from fusion_compile._capture.rehearsal.rehearsal import Rehearsal
-from fusion_compile._capture.rehearsal.slots import MISSING, WHOLE
 from fusion_compile._capture.sources.sources import Source
 
 Capture = Literal["read", "run"]

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusion_compile._capture.python_state.slots import Slot
+
 X = torch.ones(2, 3)
 Body = Callable[[Any, Tensor], Tensor]
 
@@ -25,8 +27,8 @@ class Counting(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.body(self, self.linear(x))
 
-    def slots(self) -> list[tuple[dict[str, Any], str, str]]:
-        return [(vars(self), name, f"model.{name}") for name in self.names]
+    def slots(self) -> list[Slot]:
+        return [Slot(vars(self), name, f"model.{name}") for name in self.names]
 
     def values(self) -> tuple[Any, ...]:
         return tuple(vars(self)[name] for name in self.names)

@@ -15,6 +15,7 @@ import torch._dynamo
 import torch.utils._pytree as pytree
 import torch.utils.checkpoint
 from torch import Tensor, fx
+from torch._ops import OpOverload as OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import PythonKeyTracer, make_fx
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -30,7 +30,7 @@ class SeenFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
         super().__init__(allow_non_fake_inputs=True, shape_env=env)
         self._see = see
         self._depth = 0
-        self._caches = bool(self.cache_enabled)
+        self._caches = bool(self.cache_enabled)  # a torch without this switch is no torch for numbers, see the probe
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._depth += 1
@@ -84,6 +84,26 @@ def guards_seen(env: Any, see: Callable[[Any, Any], None], is_aside: Callable[[]
     finally:
         env.evaluate_sym_node = plain
         others += [guard.expr for i, guard in enumerate(env.guards) if i not in asked]
+
+
+@functools.cache
+def why_numbers_cannot_be_followed() -> str:
+    """What this torch does otherwise than a symbol in the place of a plain number needs, or ``""``.
+
+    A symbol is made, and a question about it must be seen; fake results must be computed anew, as a cached one asks
+    nothing.
+    """
+    asked: list[Any] = []
+    try:
+        mode = SeenFakeMode(lambda *_: None)
+        number = new_symbol(mode.shape_env, 3, "number")
+        with guards_seen(mode.shape_env, lambda _, outcome: asked.append(bool(outcome)), lambda: False) as others:
+            answers = bool(number < 5), bool(number > 7)
+    except Exception as error:
+        return f"this torch ({torch.__version__}) has other symbolic numbers ({type(error).__name__}: {error})"
+    if answers != (True, False) or asked != [True, False] or others:
+        return f"this torch ({torch.__version__}) answers for symbolic numbers out of sight"
+    return ""
 
 
 def node_of(number: Any) -> Any:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fusion_compile._capture.numbers import _compat
 from fusion_compile._capture.numbers.expressions import Expression, constant
-from fusion_compile._capture.numbers.number_slots import is_plain, read_slot, slots_kept, write_slot
-from fusion_compile._capture.numbers.symbols import Condition, Riddle, Symbols, same_number, with_symbols
-from fusion_compile._capture.sources.who_asks import innermost_user, is_user_code, line_of
+from fusion_compile._capture.numbers.symbols import Condition, Riddle, Symbols, is_plain, same_number, with_symbols
+from fusion_compile._capture.python_state.slots import Slot, read, slots_kept, write
+from fusion_compile._capture.python_state.whose_code import is_user_code
+from fusion_compile._capture.sources.who_asks import innermost_user, line_of
 
 RunOnFakes = Callable[[Any], object]
 Log = list[tuple[Any, ...]]
@@ -42,7 +43,7 @@ class Run:
 
 
 def run_plain(
-    run_on_fakes: RunOnFakes, slots: Sequence[tuple[Any, Any]], values: Sequence[Any], restore: Callable[[], None]
+    run_on_fakes: RunOnFakes, slots: Sequence[Slot], values: Sequence[Any], restore: Callable[[], None]
 ) -> Run:
     """Run with plain `values` in the slots.
 
@@ -52,7 +53,7 @@ def run_plain(
     run = Run()
     with slots_kept(slots) as own:
         for slot, value in zip(slots, values, strict=True):
-            write_slot(*slot, value)
+            write(slot, value)
         try:
             run_on_fakes(_compat.SeenFakeMode(lambda *call: run.log.append(_entry(None, *call[:3]))))
             run.after = [_left_in(slot, None) for slot in slots]
@@ -67,15 +68,14 @@ def run_plain(
 
 def run_symbolic(
     run_on_fakes: RunOnFakes,
-    slots: Sequence[tuple[Any, Any]],
-    names: Sequence[str],
+    slots: Sequence[Slot],
     which: Sequence[int],
     restore: Callable[[], None],
 ) -> Run:
     """Run with symbols in the slots with the indices `which`. An error of the program is kept in `error`."""
     run = Run()
     mode = _compat.SeenFakeMode(lambda *call: _see(run, symbols, *call))
-    with with_symbols(slots, mode.shape_env, names, which) as symbols:
+    with with_symbols(slots, mode.shape_env, which) as symbols:
         try:
             run_on_fakes(mode)
             run.after = [_left_in(slot, symbols) for slot in slots]
@@ -90,12 +90,9 @@ def run_symbolic(
     return run
 
 
-def _left_in(slot: tuple[Any, Any], symbols: Symbols | None) -> Expression | None:
+def _left_in(slot: Slot, symbols: Symbols | None) -> Expression | None:
     """What a run left in a slot; None for a tensor, an object, or nothing at all."""
-    try:
-        value = read_slot(*slot)
-    except (KeyError, IndexError, AttributeError, ValueError):
-        return None
+    value = read(slot)
     if symbols is not None and isinstance(value, _compat.SYMBOLIC):
         return symbols.expression(value)
     return constant(value) if is_plain(value) else None

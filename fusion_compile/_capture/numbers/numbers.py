@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fusion_compile._capture.numbers import _compat
 from fusion_compile._capture.numbers.expressions import Expression, number
 from fusion_compile._capture.numbers.number_runs import Log, Run, run_plain, run_symbolic, same_log
-from fusion_compile._capture.numbers.number_slots import is_plain, read_slot
-from fusion_compile._capture.numbers.symbols import Condition, same_number
+from fusion_compile._capture.numbers.symbols import Condition, is_plain, same_number
+from fusion_compile._capture.python_state.slots import Slot, read
 
 Decides = Literal["nothing", "until", "operand", "size", "unsupported"]
 
@@ -118,7 +119,7 @@ class Numbers:
 
 def study_numbers(
     run_on_fakes: Callable[[Any], object],
-    slots: Sequence[tuple[Any, ...]],
+    slots: Sequence[Slot],
     *,
     restore: Callable[[], None] = lambda: None,
     steps: Sequence[int] = CHECKED_STEPS,
@@ -138,29 +139,31 @@ def study_numbers(
 
     Args:
         run_on_fakes: runs forward and backward inside the fake mode that it is given. What it returns is not used.
-        slots: ``(holder, key)`` or ``(holder, key, label)`` of every plain value that changes at a run. The slots hold
-            what they held when this returns or raises.
+        slots: Where every plain value lies that changes at a run. The slots hold what they held when this returns or
+            raises.
         restore: called after each run, when the slots were read; puts back what else the run changed.
         steps: after how many steps the rule is compared with a run on plain numbers.
 
     Raises:
         Exception: the program itself fails on fake tensors with its own numbers.
     """
-    pairs = [(slot[0], slot[1]) for slot in slots]
-    labels = [str(slot[2]) if len(slot) > 2 else str(slot[1]) for slot in slots]
-    values = [read_slot(*pair) for pair in pairs]
+    labels = [slot.label for slot in slots]
+    values = [read(slot) for slot in slots]
     study = _Study(labels, values)
+    if why := _compat.why_numbers_cannot_be_followed():
+        study.pin(study.symbolic, "unsupported", why, "")
+        return Numbers(tuple(study.use(i, None) for i in range(len(values))), None)
     if any(not is_plain(value) for value in values):
         return Numbers(tuple(study.use(i, None) for i in range(len(values))), None)
-    truth = run_plain(run_on_fakes, pairs, values, restore)
+    truth = run_plain(run_on_fakes, slots, values, restore)
     while True:
-        run = run_symbolic(run_on_fakes, pairs, labels, study.symbolic, restore)
+        run = run_symbolic(run_on_fakes, slots, study.symbolic, restore)
         if study.learn(run, truth):
             continue
         if any(expression is None for expression in run.after):
             return Numbers(tuple(study.use(i, run) for i in range(len(values))), None)
         rule = study.rule(run)
-        wrong = _disproved(rule, run.log, lambda v: run_plain(run_on_fakes, pairs, v, restore), values, steps)
+        wrong = _disproved(rule, run.log, lambda v: run_plain(run_on_fakes, slots, v, restore), values, steps)
         if wrong and study.symbolic:
             study.pin(study.symbolic, "unsupported", wrong, "")
             continue

@@ -8,6 +8,7 @@ algebra behind torch's own symbols rounds otherwise (``1.0 // 0.1`` is 9.0, the 
 from __future__ import annotations
 
 import contextlib
+import enum
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +19,9 @@ import torch
 
 from fusion_compile._capture.numbers import _compat
 from fusion_compile._capture.numbers.expressions import Expression, apply, can_apply, constant, number
-from fusion_compile._capture.numbers.number_slots import slots_kept, write_slot
-from fusion_compile._capture.sources.who_asks import asker, asks_aside, innermost_user, is_user_code, line_of
+from fusion_compile._capture.python_state.slots import Slot, slots_kept, write
+from fusion_compile._capture.python_state.whose_code import is_user_code
+from fusion_compile._capture.sources.who_asks import asker, asks_aside, innermost_user, line_of
 
 _RENAMED = {"int_truediv": "truediv", "float_truediv": "truediv", "int_floordiv": "floordiv", "float_pow": "pow"}
 _RENAMED |= {"pow_by_natural": "pow", "sym_float": "float", "sym_int": "int"}
@@ -97,6 +99,11 @@ def as_user_sees_it(symbolic: Any) -> Any:
 def same_number(a: Any, b: Any) -> bool:
     """Whether two plain numbers are one to every program: -0.0 and 0.0 are not, nor are 1 and 1.0."""
     return type(a) is type(b) and (a is b or (bool(a == b) and repr(a) == repr(b)))
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a number, a text, None or a member of an enum: it has no parts and never changes."""
+    return type(value) in (int, float, bool, str, bytes, type(None)) or isinstance(value, enum.Enum)
 
 
 class Riddle(NamedTuple):
@@ -195,9 +202,8 @@ class Symbols:
 
 @contextlib.contextmanager
 def with_symbols(
-    slots: Sequence[tuple[Any, Any]],
+    slots: Sequence[Slot],
     env: Any,
-    names: Sequence[str] | None = None,
     which: Sequence[int] | None = None,
 ) -> Iterator[Symbols]:
     """Put symbolic numbers into `slots`, which hold plain ints and floats, while user code runs on fake tensors.
@@ -207,19 +213,17 @@ def with_symbols(
     libraries the numbers are instances of int and float. At the end the slots hold what they held.
 
     Args:
-        slots: ``(holder, key)`` of each number.
+        slots: Where each number lies. Texts call it by the slot's label.
         env: the `ShapeEnv` of the fake mode in which the run takes place.
-        names: how the numbers are written in texts; ``number0``, … where None.
         which: indices of the slots that get a symbol; the others keep their values. All where None.
     """
     chosen = range(len(slots)) if which is None else which
-    written = [f"number{i}" for i in range(len(slots))] if names is None else names
     with slots_kept(slots) as values, contextlib.ExitStack() as stack:
-        symbols = Symbols(env, values, written, chosen)
+        symbols = Symbols(env, values, [slot.label for slot in slots], chosen)
         others = stack.enter_context(_compat.guards_seen(env, symbols.asked, _is_asked_aside))
         stack.enter_context(_operations_seen(symbols))
         for i, symbol in zip(chosen, symbols.numbers, strict=True):
-            write_slot(*slots[i], symbol)
+            write(slots[i], symbol)
         yield symbols
     for guard in others:
         symbols.sized |= symbols.inputs_of_algebra(guard)

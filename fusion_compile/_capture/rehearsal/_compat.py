@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,14 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 
 DispatchMode: Any = TorchDispatchMode
 """The base class of what sees every operator below autograd, the backward's included."""
-
-TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
-"""Attributes of a tensor that are None, or a dictionary of the hooks that were registered on it."""
-
-
-def without_torch_function() -> contextlib.AbstractContextManager[Any]:
-    """Inside, attributes of tensor subclasses are read without their ``__torch_function__``."""
-    return torch._C.DisableTorchFunctionSubclass()
 
 
 def dense_tensors(tensor: Tensor) -> Iterator[Tensor]:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import itertools
 import math
 import types
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusion_compile._capture.rehearsal._compat import storage_key, without_torch_function
+from fusion_compile._capture.python_state._compat import without_torch_function
+from fusion_compile._capture.python_state.attributes import instance_dict, set_instance_dict
+from fusion_compile._capture.python_state.holders import Holder, Items
+from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot, key_identity
+from fusion_compile._capture.rehearsal._compat import storage_key
 from fusion_compile._capture.rehearsal.random_states import RandomStates
-from fusion_compile._capture.rehearsal.reach import Found, Reach, instance_dictionary, set_instance_dictionary
-from fusion_compile._capture.rehearsal.slots import MISSING, WHOLE, Holder, HolderKind, Items, Slot, key_identity
+from fusion_compile._capture.rehearsal.reach import Found, Reach
 from fusion_compile._compat import is_of_a_trace
 
 ARRAY_BYTES = 1 << 20
@@ -128,8 +132,8 @@ class Contents:
         kept = {slot.identity for slot in keep}
         with without_torch_function():
             for value, attributes in self.reach.instances:
-                if instance_dictionary(value) is not attributes:  # somebody wrote self.__dict__ = …
-                    set_instance_dictionary(value, attributes)
+                if instance_dict(value) is not attributes:  # somebody wrote self.__dict__ = …
+                    set_instance_dict(value, attributes)
             for holder, before in self._before:
                 holder.put(before, kept)
             for tensor in self._tensors:
@@ -152,6 +156,16 @@ class Contents:
 
     def _all_iterators(self) -> list[Found]:
         return [found for found in self.reach.iterators.values() if _position(found.value) is not None]
+
+
+@contextlib.contextmanager
+def as_it_was(roots: Mapping[str, Any]) -> Iterator[None]:
+    """At the end, put back what can be reached from `roots`, also after an error: no tensor of a trace stays there."""
+    contents = Contents(roots)
+    try:
+        yield
+    finally:
+        contents.restore()
 
 
 def holds_fake(roots: Mapping[str, Any]) -> list[str]:
@@ -181,7 +195,7 @@ def is_same_value(a: Any, b: Any) -> bool:
 def _compared(reach: Reach, holder: Holder, before: Items, now: Items) -> list[Change]:
     if len(before) == len(now) and all(v is w and k is j for (k, v), (j, w) in zip(before, now, strict=True)):
         return []
-    if holder.is_sequence and (len(before) != len(now) or holder.kind is HolderKind.SET):
+    if holder.is_sequence and (len(before) != len(now) or issubclass(type(holder.value), set)):
         old, new = [value for _, value in before], [value for _, value in now]
         if len(old) == len(new) and {key_identity(v) for v in old} == {key_identity(v) for v in new}:
             return []

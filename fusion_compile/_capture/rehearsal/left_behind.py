@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot, read
 from fusion_compile._capture.rehearsal._compat import dense_tensors
 from fusion_compile._capture.rehearsal.contents import Change, ChangeKind, Contents, is_same_value
 from fusion_compile._capture.rehearsal.provenance import Depends, Provenance, keys_of
 from fusion_compile._capture.rehearsal.reach import Reach
-from fusion_compile._capture.rehearsal.slots import MISSING, WHOLE, HolderKind, Slot, read
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 NO_SLOT = "a tensor that no slot leads to"
@@ -213,7 +213,7 @@ def _is_of_the_clones(runs: Runs, row: _Row) -> bool:
 def _wholes(runs: Runs, rows: list[_Row]) -> list[_Row]:
     """Merge the changes of one holder where only the whole says what happened: a list of another length, a dictionary
     that gets new keys in each run."""
-    kinds = {id(h.value): h for h, _ in runs.start.items() if not h.attributes}
+    kinds = {id(h.value): h for h, _ in runs.start.items() if h.style == "[k]"}
     by_holder: dict[int, list[_Row]] = defaultdict(list)
     for row in rows:
         if row.slot is not None and id(row.slot.holder) in kinds:
@@ -222,7 +222,7 @@ def _wholes(runs: Runs, rows: list[_Row]) -> list[_Row]:
     for identity, group in by_holder.items():
         appeared = {row.changed_in[0] for row in group if row.change is ChangeKind.APPEARED}
         vanished = {row.changed_in[0] for row in group if row.change is ChangeKind.VANISHED}
-        is_dict = kinds[identity].kind is HolderKind.DICT
+        is_dict = kinds[identity].is_dict
         whole = any(row.slot is not None and row.slot.key is WHOLE for row in group)
         if whole or (is_dict and (len(appeared) == 2 or len(vanished) == 2)):
             merged[identity] = _whole(runs, group)

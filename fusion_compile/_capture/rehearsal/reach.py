@@ -4,7 +4,7 @@ The walk is breadth first and calls no user code: it reads instance dictionaries
 methods of the built-in types, never properties, ``__getattr__``, ``__len__`` or ``__iter__``.
 
 What is not seen: of a container, items beyond the first `WIDE` are remembered but not looked into; the walk ends after
-`MOST` objects (`Reach.cut` says where). Objects of the standard library and of packages in `NOT_FOLLOWED` are opaque,
+`MOST` objects (`Reach.cut` says where). Objects of the standard library and of `FOREIGN_PACKAGES` are opaque,
 apart from containers, namespaces, partials and caches. Globals are followed from functions of the user's and of model
 libraries, by the names in their bytecode: ``globals()["x"]`` and ``getattr(module, name)`` are not. What lies in C++
 (scripted modules, the autograd graph) and in files is not.
@@ -29,9 +29,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusion_compile._capture.rehearsal._compat import TENSOR_HOOKS, without_torch_function
-from fusion_compile._capture.rehearsal.named_globals import NOT_FOLLOWED, follows_globals, is_followed_module, names_of
-from fusion_compile._capture.rehearsal.slots import MISSING, Holder, HolderKind, Slot
+from fusion_compile._capture.python_state._compat import TENSOR_HOOKS, without_torch_function
+from fusion_compile._capture.python_state.attributes import instance_dict, slot_descriptors
+from fusion_compile._capture.python_state.bytecode import names_of
+from fusion_compile._capture.python_state.holders import Holder
+from fusion_compile._capture.python_state.slots import MISSING, Slot
+from fusion_compile._capture.python_state.whose_code import follows_globals, is_foreign, is_foreign_package
 
 WIDE = 2048
 """Items of one container that are looked into."""
@@ -48,9 +51,7 @@ _OPENED = {"collections", "argparse", "weakref"}
 """Modules of the standard library whose objects are a program's own."""
 _OPENED_TYPES = (types.SimpleNamespace, threading.local, functools.partialmethod)
 _OPENED_TORCH = ("torch.nn", "torch.optim", "torch.utils.data", "torch.amp", "torch.distributions", "torch.ao")
-_CONTAINERS = (HolderKind.DICT, HolderKind.LIST, HolderKind.DEQUE, HolderKind.SET)
 _PARTS = ("_modules", "_parameters", "_buffers")
-_DICTIONARY_DESCRIPTORS = (types.GetSetDescriptorType, types.MemberDescriptorType)
 RANDOM_GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
 
@@ -95,7 +96,7 @@ class Reach:
 
     def slot_label(self, holder: Holder, key: Any) -> str:
         """The label of a slot; a tensor that is a dictionary's key (an optimizer's state) goes by its own label."""
-        if holder.kind is HolderKind.DICT and id(key) in self.tensors:
+        if holder.is_dict and id(key) in self.tensors:
             return f"{holder.label}[{self.tensors[id(key)].label}]"
         return holder.label_of(key)
 
@@ -143,9 +144,9 @@ class Reach:
         elif kind is np.ndarray:
             self.arrays[id(value)] = found
         elif kind is types.CellType:
-            self._hold(Holder(value, HolderKind.CELL, label))
+            self._hold(Holder(value, label))
         elif kind is contextvars.ContextVar:
-            self._hold(Holder(value, HolderKind.CONTEXT, f"{label}.get()"))
+            self._hold(Holder(value, f"{label}.get()"))
         elif weakref.ReferenceType in bases:
             self._push([(label, value())])
         elif kind is types.GeneratorType:
@@ -161,14 +162,10 @@ class Reach:
 
     def _visit_container(self, value: Any, bases: tuple[type, ...], label: str) -> None:
         if dict in bases:
-            self._hold(Holder(value, HolderKind.DICT, label))
+            self._hold(Holder(value, label))
             self._push((f"a key of {label}", key) for key in list(dict.keys(value))[:WIDE])
-        elif list in bases:
-            self._hold(Holder(value, HolderKind.LIST, label))
-        elif collections.deque in bases:
-            self._hold(Holder(value, HolderKind.DEQUE, label))
-        elif set in bases:
-            self._hold(Holder(value, HolderKind.SET, label))
+        elif list in bases or collections.deque in bases or set in bases:
+            self._hold(Holder(value, label))
         elif tuple in bases or frozenset in bases:
             own: Any = tuple if tuple in bases else frozenset
             fields = vars(type(value)).get("_fields", ())
@@ -187,7 +184,7 @@ class Reach:
             self.modules[id(value)] = Found(label, value)
         elif not _is_opened(kind):
             return
-        attributes = instance_dictionary(value)
+        attributes = instance_dict(value)
         if attributes is not None:
             self.instances.append((value, attributes))
             self._seen[id(attributes)] = attributes
@@ -195,48 +192,48 @@ class Reach:
                 inner = attributes.get(part)
                 if inner is not None and dict in type(inner).__mro__ and id(inner) not in self._seen:
                     self._seen[id(inner)] = inner
-                    self._hold(Holder(inner, HolderKind.DICT, label, attributes=True))
-            self._hold(Holder(attributes, HolderKind.DICT, label, attributes=True))
-        descriptors = tuple(_slot_descriptors(kind))
+                    self._hold(Holder(inner, label, ".k"))
+            self._hold(Holder(attributes, label, ".k"))
+        descriptors = tuple(slot_descriptors(kind))
         if descriptors:
-            self._hold(Holder(value, HolderKind.DESCRIPTORS, label, descriptors))
+            self._hold(Holder(value, label, ".k", descriptors))
         for base in kind.__mro__:
             self._todo.append((base.__name__, base))
 
     def _visit_tensor(self, tensor: Tensor, label: str) -> None:
         self.tensors[id(tensor)] = Found(label, tensor)
         keys = TENSOR_HOOKS if tensor.is_leaf else TENSOR_HOOKS[:1]
-        self._hold(Holder(tensor, HolderKind.TENSOR, label, ("grad", *keys) if tensor.is_leaf else keys, True))
-        attributes = instance_dictionary(tensor)
+        self._hold(Holder(tensor, label, ".k", ("grad", *keys) if tensor.is_leaf else keys))
+        attributes = instance_dict(tensor)
         if attributes is not None:  # tags on parameters: p.no_decay = True
             self._seen[id(attributes)] = attributes
-            self._hold(Holder(attributes, HolderKind.DICT, label, attributes=True))
+            self._hold(Holder(attributes, label, ".k"))
 
     def _visit_class(self, kind: type) -> None:
         if not self._with_globals or not _is_from_python(kind) or issubclass(kind, Enum) or not _is_opened(kind):
             return
-        if kind.__module__.partition(".")[0] in NOT_FOLLOWED:
+        if is_foreign_package(kind.__module__):
             return
         names = tuple(name for name in vars(kind) if not (name.startswith("__") and name.endswith("__")))
         names += tuple(name for name in ("__call__", "__getattr__", "__init__", "__iter__") if name in vars(kind))
-        self._hold(Holder(kind, HolderKind.CLASS, kind.__name__, names, attributes=True))
+        self._hold(Holder(kind, kind.__name__, ".k", names))
 
     def _visit_function(self, function: types.FunctionType, label: str) -> None:
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
             self._todo.append((f"{label}<{name}>", cell))
-        self._hold(Holder(function, HolderKind.FUNCTION, label, ("__defaults__", "__kwdefaults__"), attributes=True))
+        self._hold(Holder(function, label, ".k", ("__defaults__", "__kwdefaults__")))
         attributes = vars(function)
         self._seen[id(attributes)] = attributes
         if str(function.__globals__.get("__name__")).partition(".")[0] == "torch":  # torch tags its own functions
             self._push((f"{label}.{name}", value) for name, value in attributes.items())
         else:
-            self._hold(Holder(attributes, HolderKind.DICT, label, attributes=True))
+            self._hold(Holder(attributes, label, ".k"))
         if self._with_globals and follows_globals(function):
             names = names_of(function.__code__)
             self._hold_names(function.__globals__, "", names.of_globals)
             for name in names.of_globals:
                 module = function.__globals__.get(name)
-                if isinstance(module, types.ModuleType) and is_followed_module(module):
+                if isinstance(module, types.ModuleType) and not is_foreign(module):
                     self._hold_names(vars(module), name, names.others & vars(module).keys())
 
     def _hold_names(self, scope: dict[str, Any], label: str, names: Iterable[str]) -> None:
@@ -245,13 +242,13 @@ class Reach:
         new = tuple(sorted(name for name in own if (id(scope), name) not in self._named))
         self._named.update((id(scope), name) for name in new)
         if new:
-            self._hold(Holder(scope, HolderKind.NAMES, label, new, attributes=True))
+            self._hold(Holder(scope, label, ".k", new))
 
     def _hold(self, holder: Holder) -> None:
         """Note `holder` and go on to its values."""
         self.holders.append(holder)
         for i, (key, value) in enumerate(holder.items()):
-            if i == WIDE and holder.kind in _CONTAINERS and not holder.attributes:
+            if i == WIDE and holder.keys is None and holder.style == "[k]":
                 self.cut.append(holder.label)
                 break
             if type(value) not in _LEAVES and value is not MISSING and id(value) not in self._seen:
@@ -306,33 +303,6 @@ _CALLABLES: dict[type, Any] = {
 }
 
 
-def instance_dictionary(value: Any) -> dict[str, Any] | None:
-    """The dictionary of `value`'s attributes, by the descriptor of the interpreter; None where it has none."""
-    if threading.local in type(value).__mro__:  # this thread's, which no descriptor gives
-        return threading.local.__getattribute__(value, "__dict__")  # type: ignore[no-any-return]
-    for base in type(value).__mro__:
-        descriptor = vars(base).get("__dict__")
-        if isinstance(descriptor, _DICTIONARY_DESCRIPTORS):
-            found = descriptor.__get__(value)
-            return found if isinstance(found, dict) else None
-    return None
-
-
-def set_instance_dictionary(value: Any, attributes: dict[str, Any]) -> None:
-    """Give `value` the dictionary that it had before somebody wrote ``self.__dict__ = …``."""
-    for base in type(value).__mro__:
-        descriptor = vars(base).get("__dict__")
-        if isinstance(descriptor, _DICTIONARY_DESCRIPTORS):
-            descriptor.__set__(value, attributes)
-            return
-
-
-def _slot_descriptors(kind: type) -> Iterator[types.MemberDescriptorType]:
-    for base in kind.__mro__:
-        if "__slots__" in vars(base):
-            yield from (entry for entry in vars(base).values() if isinstance(entry, types.MemberDescriptorType))
-
-
 def _is_from_python(kind: type) -> bool:
     """Whether `kind` was made by a class statement: such types live on the heap and can be written."""
     return bool(kind.__flags__ & (1 << 9)) and "__module__" in vars(kind)
@@ -341,7 +311,6 @@ def _is_from_python(kind: type) -> bool:
 def _is_opened(kind: type) -> bool:
     """Whether the attributes of an object of type `kind` may be a training program's state."""
     module = kind.__module__
-    top = module.partition(".")[0] if isinstance(module, str) else ""
-    if top == "torch":
+    if isinstance(module, str) and module.partition(".")[0] == "torch":
         return module.startswith(_OPENED_TORCH)
-    return top not in NOT_FOLLOWED or module in _OPENED or issubclass(kind, _OPENED_TYPES)
+    return not is_foreign_package(module) or module in _OPENED or issubclass(kind, _OPENED_TYPES)

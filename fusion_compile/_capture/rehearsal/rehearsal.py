@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from fusion_compile._capture.python_state.slots import write
 from fusion_compile._capture.rehearsal._compat import as_bytes
 from fusion_compile._capture.rehearsal.contents import Change, Contents
 from fusion_compile._capture.rehearsal.left_behind import (
@@ -33,7 +34,6 @@ from fusion_compile._capture.rehearsal.left_behind import (
 )
 from fusion_compile._capture.rehearsal.provenance import Provenance, Write
 from fusion_compile._capture.rehearsal.reach import Reach
-from fusion_compile._capture.rehearsal.slots import write
 
 
 @dataclass(frozen=True)

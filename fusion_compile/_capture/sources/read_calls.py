@@ -18,7 +18,8 @@ from typing import Any, cast
 
 import torch
 
-from fusion_compile._capture.sources.who_asks import is_torch, is_user_code
+from fusion_compile._capture.python_state.whose_code import is_user_code
+from fusion_compile._capture.sources.who_asks import is_torch
 
 Reading = str
 """``"clock"``, ``"environment"``, ``"file"``, ``"network"``, ``"random"``, ``"torch random"``, ``"context"``,

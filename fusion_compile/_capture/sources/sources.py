@@ -13,6 +13,7 @@ import threading
 import types
 from typing import Any, NamedTuple
 
+from fusion_compile._capture.python_state.whose_code import is_user_code
 from fusion_compile._capture.sources.outside_iterators import OutsideIterators, is_librarys_own
 from fusion_compile._capture.sources.read_calls import (
     Reading,
@@ -22,7 +23,7 @@ from fusion_compile._capture.sources.read_calls import (
     python_reading,
 )
 from fusion_compile._capture.sources.torch_generators import GeneratorsSeen
-from fusion_compile._capture.sources.who_asks import asker, asks_aside, innermost_user, is_torch, is_user_code, line_of
+from fusion_compile._capture.sources.who_asks import asker, asks_aside, innermost_user, is_torch, line_of
 
 _HELD_RIGHT = ("utils/checkpoint.py", "_dynamo/", "_functorch/", "_inductor/", "fx/")
 """Torch's own code that puts random states back after it moved them."""

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import functools
 import os
-import sysconfig
 from types import FrameType
 
-from fusion_compile.passes._user_frame import TORCH, is_ours, is_outside_torch, is_the_users
+from fusion_compile._capture.python_state.whose_code import is_standard_library, is_user_code
+from fusion_compile.passes._user_frame import TORCH, is_ours
 
-_STANDARD_LIBRARY = tuple({os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib")})
-_SITE_PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 _FOR_PEOPLE = ("/logging/", "/warnings.py", "/linecache.py", "/traceback.py")
 """Files of the standard library that write for people."""
 _LIBRARIES_FOR_PEOPLE = (
@@ -39,21 +37,6 @@ def is_aside(path: str) -> bool:
         return "/importlib/" in unix or any(mark in unix for mark in _FOR_PEOPLE)
     installed = any(mark in unix for mark in ("/site-packages/", "/dist-packages/"))
     return installed and any(mark in unix for mark in (*_LIBRARIES_FOR_PEOPLE, *_LIBRARIES_IMPORTS))
-
-
-@functools.lru_cache(maxsize=4096)
-def is_standard_library(path: str) -> bool:
-    """Whether a file belongs to Python itself, or is generated code that acts for whoever called it."""
-    if path.startswith("<"):
-        return not is_outside_torch(path)
-    full = os.path.abspath(path)
-    return full.startswith(_STANDARD_LIBRARY) and not any(mark in full for mark in _SITE_PACKAGES)
-
-
-@functools.lru_cache(maxsize=4096)
-def is_user_code(path: str) -> bool:
-    """Whether a file is the user's or a library's: neither torch's, nor this package's, nor Python's."""
-    return is_the_users(path) and not is_standard_library(path)
 
 
 def asker(frame: FrameType | None) -> FrameType | None:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from fusion_compile._capture.watch.holders import PLAIN
-from fusion_compile._capture.watch.slots import ABSENT
+from fusion_compile._capture.python_state.alike import PLAIN
+from fusion_compile._capture.python_state.slots import MISSING
 
 Kind = Literal["value", "length", "tensor", "setting"]
 
@@ -21,8 +21,8 @@ class Change:
 
     Attributes:
         label: The full name: ``model.blocks.0.drop.p``, ``CFG.kl``, ``torch.get_default_dtype()``.
-        before: The value at capture; ABSENT if there was none.
-        after: The value now; ABSENT if there is none.
+        before: The value at capture; MISSING if there was none.
+        after: The value now; MISSING if there is none.
         kind: "value"; "length" of a long container; "tensor": requires_grad, shape, dtype or device; "setting" of
             torch.
         late: Calls at which this could have been noticed earlier, at most; 0 for what is compared at each call.
@@ -41,12 +41,13 @@ class Change:
 
     def sentence(self, recapture: str = "step.recapture()") -> str:
         """What changed, from what to what, and what to do. `recapture`: the call that captures again."""
-        return " ".join(filter(None, (self._fact(), self._lateness(), self._remedy(recapture))))
+        return " ".join(filter(None, (self.fact(), self._lateness(), self._remedy(recapture))))
 
-    def _fact(self) -> str:
-        if self.before is ABSENT:
+    def fact(self) -> str:
+        """What changed, from what to what."""
+        if self.before is MISSING:
             return f"{self.label} is {shown(self.after)} now and did not exist when the program was captured."
-        if self.after is ABSENT:
+        if self.after is MISSING:
             return f"{self.label} was {shown(self.before)} when the program was captured and is gone now."
         before, after = shown(self.before), shown(self.after)
         if before == after:
@@ -78,7 +79,7 @@ def _is_number(value: Any) -> bool:
 
 def shown(value: Any) -> str:
     """A short description that never runs a user's ``__repr__``."""
-    if value is ABSENT or isinstance(value, PLAIN):
+    if value is MISSING or isinstance(value, PLAIN):
         text = repr(value)
     elif isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)} of {value.dtype} on {value.device}"

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fusion_compile._capture.watch.holders import WHOLE, Holder
+from fusion_compile._capture.python_state.slots import MISSING
 from fusion_compile._capture.watch.identity import SameObjects
-from fusion_compile._capture.watch.slots import ABSENT
+from fusion_compile._capture.watch.watched_holder import WatchedHolder
 
 _FEW_KEYS = 2
 """Up to so many keys of one dictionary are looked up one by one, which is as fast as together."""
@@ -26,21 +26,21 @@ class Portion:
     a call for each; single keys cost 15 ns.
     """
 
-    def __init__(self, holders: Sequence[Holder]) -> None:
+    def __init__(self, holders: Sequence[WatchedHolder]) -> None:
         self.holders = holders
         for holder in holders:
             holder.remember()
-        self._wholes = tuple(holder.traversed() for holder in holders if holder.keys is WHOLE)
+        self._wholes = tuple(holder.traversed() for holder in holders if holder.keys is None)
         groups: dict[tuple[Any, ...], list[Any]] = defaultdict(list)
         self._containers: list[Any] = []
         self._keys: list[Any] = []
         self._of_subclasses: list[tuple[dict[Any, Any], tuple[Any, ...]]] = []
         for holder in holders:
-            if holder.keys is not WHOLE:
-                if isinstance(holder.container, dict) and type(holder.container) is not dict:
-                    self._of_subclasses.append((holder.container, holder.keys))
-                elif len(holder.keys) > _FEW_KEYS and type(holder.container) is dict:
-                    groups[holder.keys].append(holder.container)
+            if holder.keys is not None:
+                if isinstance(holder.value, dict) and type(holder.value) is not dict:
+                    self._of_subclasses.append((holder.value, holder.keys))
+                elif len(holder.keys) > _FEW_KEYS and type(holder.value) is dict:
+                    groups[holder.keys].append(holder.value)
                 else:
                     self._containers += [holder.traversed()] * len(holder.keys)
                     self._keys += holder.keys
@@ -65,7 +65,7 @@ class Portion:
             found.extend(chain.from_iterable(map(getter, containers)))
         found.extend(map(getitem, self._containers, self._keys))
         for container, keys in self._of_subclasses:  # whose [] may be anything
-            found.extend(dict.get(container, key, ABSENT) for key in keys)
+            found.extend(dict.get(container, key, MISSING) for key in keys)
         return found
 
 
@@ -93,12 +93,12 @@ class TensorKinds:
                     yield f"{label}.{name}", old, new
 
 
-def portions_of(holders: Sequence[Holder], at_once: int) -> list[Portion]:
+def portions_of(holders: Sequence[WatchedHolder], at_once: int) -> list[Portion]:
     """`holders` in portions of about `at_once` values, each of which costs 4 to 13 ns."""
     found: list[Portion] = []
     at, count = 0, 0
     for i, holder in enumerate(holders):
-        count += 2 + (len(gc.get_referents(holder.traversed())) if holder.keys is WHOLE else 4 * len(holder.keys))
+        count += 2 + (len(gc.get_referents(holder.traversed())) if holder.keys is None else 4 * len(holder.keys))
         if count >= at_once:
             found.append(Portion(holders[at : i + 1]))
             at, count = i + 1, 0

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import functools
 import inspect
 import os
 import sys
-import sysconfig
 import types
 from collections import Counter
 from collections.abc import Iterator
@@ -21,15 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusion_compile._capture.watch.bytecode import Chain, chains
-from fusion_compile._capture.watch.slots import ABSENT, Slot, attribute_slots, instance_dict, item_slot
-from fusion_compile.passes._user_frame import TORCH, is_the_users
-
-_STANDARD_LIBRARY = tuple(os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib"))
-_INSTALLED = tuple(os.path.join(sysconfig.get_path(name), "") for name in ("purelib", "platlib"))
-_TORCH_MODULES = tuple(os.path.join(TORCH, "nn", folder, "") for folder in ("modules", "utils"))
-_MACHINERY = os.path.join(TORCH, "nn", "modules", "module.py")
-"""`nn.Module` itself reads the hooks of every module at every call; a watch knows these without reading."""
+from fusion_compile._capture.python_state.attributes import attribute_slots, instance_dict, item_slot
+from fusion_compile._capture.python_state.bytecode import Chain, chains
+from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot, read
+from fusion_compile._capture.python_state.whose_code import is_foreign, reads_count
 
 _STANDARD = frozenset(vars(nn.Module())) - {"training"}
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Tensor)
@@ -39,23 +32,12 @@ _UNCOUNTED = sys.getrefcount(_SAMPLE.holder) - 1
 """References that `sys.getrefcount` counts besides a slot's own."""
 
 
-@functools.cache
-def reads_count(path: str) -> bool:
-    """Whether what a file's functions read decides what a capture holds: the user's files, libraries, and the modules
-    of ``torch.nn``; not the rest of torch, this package, or the standard library."""
-    if path.startswith(_TORCH_MODULES):
-        return path != _MACHINERY
-    if not is_the_users(path):
-        return False
-    return path.startswith(_INSTALLED) or not path.startswith(_STANDARD_LIBRARY)
-
-
 class Reads:
     """What was read.
 
     Attributes:
-        slots: Each once, in the order of reading. The key None stands for all attributes of an object, in its
-            dictionary.
+        slots: Each once, in the order of reading. The key `WHOLE` stands for all attributes of an object, in
+            its dictionary.
         names: Every attribute's name and every string in the code that ran. Any other name was computed, or not read.
     """
 
@@ -75,8 +57,8 @@ class Reads:
             self._codes.add(code)
             self.names.update(code.co_names)
             self.names.update(c for c in code.co_consts if isinstance(c, str))
-        read = chains(code)
-        if not read:
+        found = chains(code)
+        if not found:
             return
         values = frame.f_locals
         # Containers are left out: those that are passed around are mostly new at each call.
@@ -85,7 +67,7 @@ class Reads:
             return
         self._seen.add(key)
         arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-        for chain in read:
+        for chain in found:
             if chain.scope == "global":
                 if event == "call":
                     self._follow_global(chain, frame.f_globals)
@@ -121,7 +103,7 @@ class Reads:
             if link.kind == "all":
                 own = instance_dict(value)
                 if own is not None and not isinstance(value, (type, types.ModuleType)):
-                    self._note(Slot(own, None, label))
+                    self._note(Slot(own, WHOLE, label))
                 return
             if link.kind == "item":
                 slot = item_slot(value, link.key, label)
@@ -132,8 +114,8 @@ class Reads:
                 return
             for slot in slots:
                 self._note(slot)
-            value, label = slots[-1].value(), slots[-1].label if link.kind == "item" else f"{label}.{link.key}"
-            if value is ABSENT or inspect.isdatadescriptor(value) or isinstance(value, (staticmethod, classmethod)):
+            value, label = read(slots[-1]), slots[-1].label if link.kind == "item" else f"{label}.{link.key}"
+            if value is MISSING or inspect.isdatadescriptor(value) or isinstance(value, (staticmethod, classmethod)):
                 return
 
     def _note(self, slot: Slot) -> None:
@@ -141,24 +123,9 @@ class Reads:
             return
         if isinstance(slot.holder, type) and is_foreign(slot.holder) and slot.key != "forward":
             return
-        try:
-            if slot.identity in self._known:
-                return
+        if slot.identity not in self._known:
             self._known.add(slot.identity)
-        except TypeError:  # an unhashable constant, a slice
-            return
-        self.slots.append(slot)
-
-
-def is_foreign(value: Any) -> bool:
-    """Modules, classes and functions of torch, numpy and the standard library: nobody changes these between steps."""
-    if isinstance(value, types.ModuleType):
-        path = getattr(value, "__file__", None)
-        return path is None or not reads_count(path) or value.__name__.partition(".")[0] == "numpy"
-    if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
-        top = str(getattr(value, "__module__", None)).partition(".")[0]
-        return top in ("torch", "numpy", "builtins", "None") or top in sys.stdlib_module_names - {"__main__"}
-    return False
+            self.slots.append(slot)
 
 
 @contextlib.contextmanager

@@ -71,13 +71,13 @@ def _or_unreadable(reader: Reader) -> Any:
 
 class TorchSettings:
     """`fast`: gradients, default dtype and autocast, which people change around single calls. `slow`: algorithms and
-    precisions, which people set once. Each: name -> a function that reads it."""
+    precisions, which people set once. Each: name -> a function that reads it. Both are empty unless `compared`."""
 
-    def __init__(self) -> None:
-        self.fast = _readers_of(_devices())
+    def __init__(self, *, compared: bool = True) -> None:
+        self.fast = _readers_of(_devices()) if compared else {}
         slow: dict[str, Reader] = {f"{path}()": partial(lambda p: _attribute(p)(), path) for path in _CALLS}
         slow |= {path: partial(_attribute, path) for path in _FLAGS}
-        self.slow = {name: reader for name, reader in slow.items() if _or_unreadable(reader) != "unreadable"}
+        self.slow = {n: reader for n, reader in slow.items() if compared and _or_unreadable(reader) != "unreadable"}
         self._fast = list(self.fast.values())
 
     def read_fast(self) -> list[Any]:

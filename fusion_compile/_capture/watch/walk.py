@@ -20,10 +20,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from fusion_compile._capture.python_state.alike import PLAIN
+from fusion_compile._capture.python_state.attributes import declaring, instance_dict, slot_descriptors
+from fusion_compile._capture.python_state.holders import Style, name_of
+from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot, read
+from fusion_compile._capture.python_state.whose_code import is_foreign
 from fusion_compile._capture.watch._compat import global_module_hooks
-from fusion_compile._capture.watch.holders import PLAIN, Holder, contents, slot_names
-from fusion_compile._capture.watch.reads import is_foreign
-from fusion_compile._capture.watch.slots import ABSENT, Slot, declaring, instance_dict
+from fusion_compile._capture.watch.scope import STEP, Scope
+from fusion_compile._capture.watch.watched_holder import WatchedHolder
 
 DEPTH = 6
 """Containers and objects in one another that are looked into."""
@@ -34,12 +38,8 @@ _ARRAY_BYTES = 8192
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace, threading.local)
 """Classes of the standard library that people keep their own values in."""
 
-_HOOKS = {
-    "_forward_hooks": "forward hook",
-    "_forward_pre_hooks": "forward pre-hook",
-    "_backward_hooks": "backward hook",
-    "_backward_pre_hooks": "backward pre-hook",
-}
+_FORWARD_HOOKS = {"_forward_hooks": "forward hook", "_forward_pre_hooks": "forward pre-hook"}
+_BACKWARD_HOOKS = {"_backward_hooks": "backward hook", "_backward_pre_hooks": "backward pre-hook"}
 _CHILDREN = ("_parameters", "_buffers", "_modules")
 STANDARD = frozenset(vars(nn.Module()))
 """The attributes of every module."""
@@ -57,18 +57,21 @@ class Walk:
         called: Slots whose value a function gives: context variables, the environment.
         missing: Attributes that were looked for and not there.
         tensors: By id, every tensor that was found, with its label.
+        weights: Ids of the dictionaries of modules' parameters and buffers.
     """
 
-    def __init__(self, names: Collection[str] | None) -> None:
-        self.often: list[Holder] = []
-        self.modules: list[Holder] = []
-        self.seldom: list[Holder] = []
+    def __init__(self, names: Collection[str] | None, scope: Scope = STEP) -> None:
+        self.often: list[WatchedHolder] = []
+        self.modules: list[WatchedHolder] = []
+        self.seldom: list[WatchedHolder] = []
         self.sized: list[tuple[Any, str]] = []
         self.arrays: list[tuple[Any, str]] = []
         self.called: list[Slot] = []
         self.missing: list[Slot] = []
         self.tensors: dict[int, tuple[Tensor, str]] = {}
+        self.weights: set[int] = set()
         self._names = names
+        self._scope = scope
         self._seen: set[int] = set()
         self._classes_seen: set[type] = set()
         self._picks: dict[int, tuple[Any, str, dict[Any, None]]] = {}
@@ -85,22 +88,23 @@ class Walk:
         for label, value in sorted(roots.items(), key=lambda item: not isinstance(item[1], nn.Module)):
             self._look_into(value, label, 0)
         for label, hooks in global_module_hooks().items():
-            self._hooks(hooks, label)
+            if self._scope.training or not label.startswith("backward"):
+                self._hooks(hooks, label)
 
     def slots(self, slots: Iterable[Slot]) -> None:
         """What was read, and what lies in it."""
         for slot in slots:
-            if slot.key is None and isinstance(slot.holder, dict):
+            if slot.key is WHOLE:
                 self._all(slot)
                 continue
-            value = slot.value()
+            value = read(slot)
             known = self._labels.get(id(slot.holder))
             label = slot.label if known is None else ".".join(filter(None, (known, str(slot.key))))
             if id(slot.holder) in self._modules:
                 self._read.add((type(self._modules[id(slot.holder)]), slot.key))
             if isinstance(slot.holder, (contextvars.ContextVar, type(os.environ))):
                 self.called.append(slot)
-            elif value is ABSENT:
+            elif value is MISSING:
                 if (
                     isinstance(slot.holder, dict) and id(slot.holder) not in self._modules
                 ):  # a module's attributes are counted
@@ -128,19 +132,19 @@ class Walk:
             if key not in STANDARD or key == "training"
         ]
         for self._rarely in (False, True):
-            for module, key, value, read in attributes:
+            for module, key, value, was_read in attributes:
                 label = ".".join(filter(None, (self._labels[id(vars(module))], key)))
-                if read and not self._rarely:
+                if was_read and not self._rarely:
                     self._pick(vars(module), key, label.removesuffix(key).removesuffix("."))
-                if read is not self._rarely:
+                if was_read is not self._rarely:
                     self._look_into(value, label, 1)
         for rarely, picks in ((False, self._picks), (True, self._rare_picks)):
             picked = [
-                Holder(container, label.removesuffix("[]"), "[k]" if label.endswith("[]") else ".k", tuple(keys))
+                WatchedHolder(container, label.removesuffix("[]"), "[k]" if label.endswith("[]") else ".k", tuple(keys))
                 for container, label, keys in picks.values()
             ]
             for holder in reversed(picked):
-                of_module = id(holder.container) in self._modules
+                of_module = id(holder.value) in self._modules
                 (self.seldom if rarely else self.modules if of_module else self.often).insert(0, holder)
 
     def _pick(self, container: Any, key: Any, label: str) -> None:
@@ -151,14 +155,14 @@ class Walk:
             picks.setdefault(id(container), (container, label, {}))[2][key] = None
 
     def _whole(
-        self, container: Any, label: str, style: str = "[k]", *, seldom: bool = False, of_module: bool = False
+        self, container: Any, label: str, style: Style = "[k]", *, seldom: bool = False, of_module: bool = False
     ) -> bool:
         """Watch everything in `container`; False if it is watched already."""
         if id(container) in self._seen:
             return False
         self._seen.add(id(container))
         where = self.seldom if seldom or self._rarely else self.modules if of_module else self.often
-        where.append(Holder(container, label, style))
+        where.append(WatchedHolder(container, label, style))
         return True
 
     def _look_into(self, value: Any, label: str, depth: int) -> None:
@@ -177,7 +181,7 @@ class Walk:
             self._look_into(value.__self__, f"{label}.__self__" if depth else label, depth)
         elif isinstance(value, functools.partial):
             if self._whole(value, label, ".k"):
-                for name, part in contents(value).items():
+                for name, part in WatchedHolder(value, label).items():
                     self._look_into(part, f"{label}.{name}", depth)
         elif isinstance(value, np.ndarray):
             if id(value) not in self._seen and not value.dtype.hasobject:
@@ -190,14 +194,16 @@ class Walk:
     def _tensor(self, tensor: Tensor, label: str) -> None:
         if id(tensor) not in self.tensors:
             self.tensors[id(tensor)] = (tensor, label)
-            self._whole(tensor, label, "", seldom=True)
+            if not self._scope.training:
+                return
+            self._whole(tensor, f"{label}'s gradient hook", "", seldom=True)
             own = instance_dict(tensor)
             if own:
                 self._container(own, label, 1, style=".k")
             elif own is not None:
                 self._whole(own, label, ".k", seldom=True)
 
-    def _container(self, value: Any, label: str, depth: int, style: str = "[k]") -> None:
+    def _container(self, value: Any, label: str, depth: int, style: Style = "[k]") -> None:
         if len(value) > LONGEST:
             self.sized.append((value, label))
             return
@@ -207,18 +213,18 @@ class Walk:
             self._seen.add(id(value))
         elif not self._whole(value, label, style):
             return
-        entries = enumerate(value) if isinstance(value, (set, frozenset)) else contents(value).items()
-        named = Holder(value, label, style)
-        for key, inner in list(entries):
+        holder = WatchedHolder(value, label, style)
+        is_set = isinstance(value, (set, frozenset))
+        for i, (key, inner) in enumerate(holder.items()):
             if not isinstance(inner, PLAIN):
-                self._look_into(inner, named.named(key), depth + 1)
+                self._look_into(inner, holder.label_of(i if is_set else key), depth + 1)
 
     def _function(self, value: types.FunctionType, label: str, depth: int) -> None:
         if is_foreign(value) or not self._whole(value, label, ".k"):
             return
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
             self._whole(cell, name, "")
-            self._look_into(Slot(cell, "cell_contents", name).value(), name, depth + 1)
+            self._look_into(read(Slot(cell, None, name)), name, depth + 1)
         arguments = value.__code__.co_varnames[: value.__code__.co_argcount]
         defaults = value.__defaults__ or ()
         for name, default in zip(arguments[len(arguments) - len(defaults) :], defaults, strict=True):
@@ -239,8 +245,8 @@ class Walk:
         found = {} if own is None else {k: v for k, v in own.items() if self._names is None or k in self._names}
         for key in found:
             self._pick(own, key, label)
-        found |= {k: v for k, v in contents(value).items() if k in slot_names(value)}
-        for key, inner in found.items():
+        declared = WatchedHolder(value, label, ".k", tuple(slot_descriptors(type(value))))
+        for key, inner in (*found.items(), *((name_of(key), inner) for key, inner in declared.items())):
             self._look_into(inner, f"{label}.{key}", depth + 1)
         if isinstance(value, (dict, list)):
             self._container(value, label, depth)
@@ -260,21 +266,28 @@ class Walk:
 
     def _one_module(self, name: str, module: nn.Module) -> None:
         state = vars(module)
+        turns = self._scope.turns
         for part in _CHILDREN:
-            self._whole(state[part], name, ".k", seldom=not state[part], of_module=True)
+            self._whole(state[part], name, ".k", seldom=turns and not state[part], of_module=True)
         for part in ("_parameters", "_buffers"):
+            self.weights.add(id(state[part]))
             for key, tensor in state[part].items():
                 if tensor is not None:
                     self._tensor(tensor, ".".join(filter(None, (name, key))))
-        for part, what in _HOOKS.items():
+        for part, what in (_FORWARD_HOOKS | (_BACKWARD_HOOKS if self._scope.training else {})).items():
             if part in state:
                 self._hooks(state[part], f"{name}'s {what}" if name else f"the model's {what}")
-        self.sized.append((state, name))
-        self.seldom.append(Holder(state, name, ".k"))
+        if self._scope.new_attributes:
+            self.sized.append((state, name))
+            self.seldom.append(WatchedHolder(state, name, ".k"))
+        else:
+            self.seldom.append(WatchedHolder(state, name, ".k", (*_CHILDREN, *_FORWARD_HOOKS)))
+            if "forward" not in state:
+                self.missing.append(Slot(state, "forward", ".".join(filter(None, (name, "forward")))))
         self._classes(type(module))
 
     def _hooks(self, hooks: dict[Any, Any], label: str) -> None:
-        if self._whole(hooks, label, "", seldom=not hooks):
+        if self._whole(hooks, label, "", seldom=self._scope.turns and not hooks, of_module=not self._scope.turns):
             for hook in list(hooks.values()):
                 self._look_into(hook, label, 1)
 
@@ -285,7 +298,7 @@ class Walk:
         for each in kind.__mro__:
             if each is not object and each not in self._classes_seen:
                 self._classes_seen.add(each)
-                self.seldom.append(Holder(each, each.__qualname__, ".k"))
+                self.seldom.append(WatchedHolder(each, each.__qualname__, ".k"))
 
 
 def _holders_label(slot: Slot) -> str:

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fusion_compile._capture.python_state.alike import is_alike
+from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot, key_identity, read
 from fusion_compile._capture.watch._compat import hooks_registered
 from fusion_compile._capture.watch.change import Change, Kind
-from fusion_compile._capture.watch.holders import WHOLE, Holder, is_alike
 from fusion_compile._capture.watch.portions import Portion, TensorKinds, kinds_of, portions_of
 from fusion_compile._capture.watch.reads import Reads
-from fusion_compile._capture.watch.slots import ABSENT, Slot
+from fusion_compile._capture.watch.scope import STEP, Scope
 from fusion_compile._capture.watch.torch_settings import SlowSettings, TorchSettings
 from fusion_compile._capture.watch.walk import Walk
+from fusion_compile._capture.watch.watched_holder import WatchedHolder
 
 _OF_MODULES_AT_ONCE = 1500
 _SELDOM_AT_ONCE = 600
@@ -36,7 +38,8 @@ class Watch:
     children, hooks, attributes that were read and the number of attributes. Beyond 1,500 values of modules, about 600
     parameters, these take turns of two calls or a few. Compared in long turns: attributes that no code read, class
     attributes that no code read, tensors' requires_grad, dtype, device and shape, and torch's precision flags. A change
-    says how many calls late it may be. A hook that was registered through torch is noticed at once.
+    says how many calls late it may be. A hook that was registered through torch is noticed at once. All this is for a
+    training step; `SAMPLER` compares less, and modules without turns.
 
     Args:
         roots: Label -> model, loss function, or anything else that the capture ran. The label "" gives a model's
@@ -44,61 +47,64 @@ class Watch:
         reads: What the roots read in a real run; None watches every attribute of every object instead.
         frozen: The tensors that the capture holds by identity; None holds all. Any other tensor may be replaced by one
             of its kind.
+        scope: What is compared, and whether in turns.
     """
 
     def __init__(
-        self, roots: Mapping[str, Any], reads: Reads | None = None, frozen: Collection[Tensor] | None = None
+        self,
+        roots: Mapping[str, Any],
+        reads: Reads | None = None,
+        frozen: Collection[Tensor] | None = None,
+        scope: Scope = STEP,
     ) -> None:
         self._roots = dict(roots)
+        self._scope = scope
         self._reads = reads
         if reads is not None:
             reads.drop_temporaries()
         self._frozen = None if frozen is None else {id(tensor): tensor for tensor in frozen}
-        self._excepted: dict[tuple[int, Any], Any] = {}
-        self._loose: dict[tuple[int, Any], Holder] = {}
-        self._reordered: dict[int, Holder] = {}
-        self._settings = TorchSettings()
+        self._excepted: dict[tuple[int, Any], Slot] = {}
+        self._loose: dict[tuple[int, Any], WatchedHolder] = {}
+        self._reordered: dict[int, WatchedHolder] = {}
+        self._settings = TorchSettings(compared=scope.training)
         self.remember()
 
-    def except_(self, slots: Iterable[Slot | tuple[Any, Any]]) -> None:
-        """Stop watching `slots`: `Slot`s, or pairs of a holder and a key. What the caller writes itself belongs here:
-        state, numbers that it counts on. The key WHOLE stands for everything in the holder."""
-        for slot in slots:
-            holder, key = (slot.holder, slot.key) if isinstance(slot, Slot) else slot
-            self._excepted[id(holder), key] = holder  # kept alive: another object must not get its id
+    def except_(self, slots: Iterable[Slot]) -> None:
+        """Stop watching `slots`. What the caller writes itself belongs here: state, numbers that it counts on. The key
+        `WHOLE` stands for everything in the holder."""
+        self._excepted |= {slot.identity: slot for slot in slots}  # holders stay alive: no other object gets their ids
         self.remember()
 
     def remember(self) -> None:
         """Take everything as it is now for what was captured."""
-        walk = Walk(None if self._reads is None else self._reads.names)
+        walk = Walk(None if self._reads is None else self._reads.names, self._scope)
         walk.roots(self._roots)
         walk.slots(() if self._reads is None else self._reads.slots)
         walk.finish()
         self._loose_values: list[tuple[Slot, Any]] = []
         self._replaceable: list[tuple[Slot, tuple[Any, ...]]] = []
-        self._partial: list[Holder] = []
+        self._partial: list[WatchedHolder] = []
         often = [kept for holder in walk.often if (kept := self._kept(holder)) is not None]
         modules = [kept for holder in walk.modules if (kept := self._kept(holder)) is not None]
         seldom = [kept for holder in walk.seldom if (kept := self._kept(holder)) is not None]
+        self._weights = walk.weights
         self._often = Portion(often)
-        self._modules = portions_of(modules, _OF_MODULES_AT_ONCE)
+        self._modules = portions_of(modules, _OF_MODULES_AT_ONCE) if self._scope.turns else [Portion(modules)]
         self._seldom = portions_of(seldom, _SELDOM_AT_ONCE)
         fixed = [(t, n) for t, n in walk.tensors.values() if self._frozen is None or id(t) in self._frozen]
-        self._gradients = kinds_of(fixed, ("requires_grad",), _GRADIENTS_AT_ONCE)
-        self._kinds = kinds_of(fixed, ("dtype", "device", "shape"), _KINDS_AT_ONCE)
-        may_grow = {
-            id(holder)
-            for (_, key), holder in self._excepted.items()
-            if key is WHOLE or Slot(holder, key, "").value() is ABSENT
-        }
-        sized = [*walk.sized, *((holder.container, holder.label) for holder in self._partial)]
+        kinds = ("dtype", "device", "shape") if self._scope.training else ("dtype", "device")
+        gradients = kinds_of(fixed, ("requires_grad",), _GRADIENTS_AT_ONCE) if self._scope.training else []
+        self._properties = gradients if self._scope.turns else [*gradients, *kinds_of(fixed, kinds, len(fixed) or 1)]
+        self._kinds = kinds_of(fixed, kinds, _KINDS_AT_ONCE) if self._scope.turns else []
+        may_grow = {id(slot.holder) for slot in self._excepted.values() if slot.key is WHOLE or read(slot) is MISSING}
+        sized = [*walk.sized, *((holder.value, holder.label) for holder in self._partial)]
         self._sized = [(container, label) for container, label in sized if id(container) not in may_grow]
         self._sizes = [len(container) for container, _ in self._sized]
         lots = range(0, len(self._sized), _SIZES_AT_ONCE)
         self._counted = [[container for container, _ in self._sized[i : i + _SIZES_AT_ONCE]] for i in lots]
         self._counts = [sum(self._sizes[i : i + _SIZES_AT_ONCE]) for i in lots]
         self._arrays = [(array, array.tobytes(), name) for array, name in walk.arrays if not self._is_excepted(array)]
-        self._called = [(slot, slot.value()) for slot in walk.called if slot.identity not in self._excepted]
+        self._called = [(slot, read(slot)) for slot in walk.called if slot.identity not in self._excepted]
         self._missing = [slot for slot in walk.missing if slot.identity not in self._excepted]
         self._missing_from = [slot.holder for slot in self._missing]
         self._missing_keys = [slot.key for slot in self._missing]
@@ -114,17 +120,24 @@ class Watch:
         self._call += 1
         if self._is_as_it_was():
             return None
-        changes = self._changes()
-        first = next(changes, None)
+        changes = list(self._changes())
+        first = next((change for change in changes if change.tensors is None), changes[0] if changes else None)
         if first is None:  # other objects of equal values, or another order
-            self._reordered |= {id(h.container): h for h in self._holders() if list(h.contents()) != list(h.held)}
+            self._reordered |= {id(h.value): h for h in self._holders() if list(h.contents()) != list(h.held)}
             self.remember()
         return first
+
+    def accept(self) -> None:
+        """Take everything as it is now for what was captured, like `remember`; quick where nothing changed."""
+        lots = (self._often, *self._modules, *self._properties, *self._turns)
+        counted = list(map(len, (container for container, _ in self._sized))) == self._sizes
+        if not (counted and self._small_things_are() and all(lot.is_as_it_was() for lot in lots)):
+            self.remember()
 
     @property
     def turns(self) -> int:
         """Calls after which everything was compared; a change is noticed at most `turns` - 1 calls late."""
-        return max(len(self._turns), len(self._gradients), len(self._modules))
+        return max(len(self._turns), len(self._properties), len(self._modules))
 
     @property
     def values(self) -> int:
@@ -140,7 +153,7 @@ class Watch:
             "lengths": lambda: self._entries_are(0),
             "others": self._small_things_are,
             "turn": lambda: self._turns[0].is_as_it_was(),
-            "gradients": lambda: self._gradients[0].is_as_it_was(),
+            "properties": lambda: self._properties[0].is_as_it_was(),
         }
 
     def _is_as_it_was(self) -> bool:
@@ -157,9 +170,9 @@ class Watch:
             self._hooks = hooks  # somewhere else
         if not self._small_things_are():
             return False
-        if not self._turns[call % len(self._turns)].is_as_it_was():
+        if self._turns and not self._turns[call % len(self._turns)].is_as_it_was():
             return False
-        return not self._gradients or self._gradients[call % len(self._gradients)].is_as_it_was()
+        return not self._properties or self._properties[call % len(self._properties)].is_as_it_was()
 
     def _late_of(self, lots: Sequence[Any], i: int) -> int:
         """Calls before this one since lot `i` of `lots` was compared, or since `remember`."""
@@ -178,47 +191,46 @@ class Watch:
         return (
             not any(map(contains, self._missing_from, self._missing_keys))
             and all(array.tobytes() == before for array, before, _ in self._arrays)
-            and all(is_alike(slot.value(), before) for slot, before in self._called)
-            and all(is_alike(slot.value(), before) for slot, before in self._loose_values)
-            and all(_kind(slot.value()) == before for slot, before in self._replaceable)
+            and all(is_alike(read(slot), before) for slot, before in self._called)
+            and all(is_alike(read(slot), before) for slot, before in self._loose_values)
+            and all(_kind(read(slot)) == before for slot, before in self._replaceable)
         )
 
-    def _kept(self, holder: Holder) -> Holder | None:
+    def _kept(self, holder: WatchedHolder) -> WatchedHolder | None:
         """`holder` without the slots that are excepted, compared by content, or may hold other tensors."""
-        if self._is_excepted(holder.container):
+        if self._is_excepted(holder.value):
             return None
         found = holder.contents()
         left: list[Any] = []
         for key, value in found.items():
-            at = (id(holder.container), key)
-            if at in self._excepted:
+            slot = Slot(holder.value, key, holder.label_of(key))
+            if slot.identity in self._excepted:
                 continue
-            slot = Slot(holder.container, key, holder.named(key))
-            if at in self._loose:
+            if slot.identity in self._loose:
                 self._loose_values.append((slot, value))
             elif self._frozen is not None and isinstance(value, Tensor) and id(value) not in self._frozen:
                 self._replaceable.append((slot, _kind(value)))
             else:
                 left.append(key)
-        if len(left) == len(found) and id(holder.container) not in self._reordered:
+        if len(left) == len(found) and id(holder.value) not in self._reordered:
             return holder
-        if not isinstance(holder.container, (dict, list, collections.deque, type)):
+        if not isinstance(holder.value, (dict, list, collections.deque, type)):
             return None
-        if holder.keys is WHOLE and not isinstance(holder.container, type):
+        if holder.keys is None and not isinstance(holder.value, type):
             holder.remember()
             self._partial.append(holder)
-        return Holder(holder.container, holder.label, holder.style, tuple(left))
+        return WatchedHolder(holder.value, holder.label, holder.style, tuple(left))
 
     def _is_excepted(self, container: Any) -> bool:
-        return (id(container), WHOLE) in self._excepted and self._excepted[id(container), WHOLE] is container
+        return (id(container), key_identity(WHOLE)) in self._excepted
 
     def _changes(self) -> Iterator[Change]:
         """Every difference. Slow: only when something differs."""
         replaced = [*self._replaced()]
-        tensors = _swapped(replaced, self._holders())
+        tensors = _swapped(replaced, self._holders(), self._weights)
         for holder, key, before, after, late in replaced:
-            yield self._change(holder.named(key), before, after, key=key, late=late, tensors=tensors)
-        for turns in (self._gradients, self._turns):
+            yield self._change(holder.label_of(key), before, after, key=key, late=late, tensors=tensors)
+        for turns in (self._properties, self._turns):
             for i, lot in enumerate(turns):
                 if not isinstance(lot, Portion):
                     kind: Kind = "tensor" if isinstance(lot, TensorKinds) else "setting"
@@ -226,7 +238,7 @@ class Watch:
                         yield self._change(label, old, new, kind=kind, late=self._late_of(turns, i))
         yield from self._other_changes()
 
-    def _replaced(self) -> Iterator[tuple[Holder, Any, Any, Any, int]]:
+    def _replaced(self) -> Iterator[tuple[WatchedHolder, Any, Any, Any, int]]:
         registered = hooks_registered() != self._hooks
         counted = {id(container) for container, _ in self._sized}
         for lots in ([self._often], self._modules, self._seldom):
@@ -234,39 +246,41 @@ class Watch:
             for i, portion in enumerate(lots):
                 for holder in portion.holders:
                     for key, before, after in holder.differences():
-                        if (id(holder.container), key) in self._excepted:
+                        slot = Slot(holder.value, key, holder.label_of(key))
+                        if slot.identity in self._excepted:
                             continue
                         if is_alike(after, before):
-                            if Slot(holder.container, key, "").value() is after:
-                                self._loose[id(holder.container), key] = holder
+                            if read(slot) is after:
+                                self._loose[slot.identity] = holder
                         else:
                             late = self._late_of(turns, i)
                             if holder.style == "" and registered:
                                 late = 0  # a hook: all are compared when one is registered
-                            elif (before is ABSENT or after is ABSENT) and id(holder.container) in counted:
+                            elif (before is MISSING or after is MISSING) and id(holder.value) in counted:
                                 late = min(late, len(self._counts) - 1)  # entries are counted more often
                             yield holder, key, before, after, late
 
     def _other_changes(self) -> Iterator[Change]:
         for holder in self._partial:  # their other keys are compared; these came or went
             for key, before, after in holder.differences():
-                if (before is ABSENT or after is ABSENT) and (id(holder.container), key) not in self._excepted:
-                    yield self._change(holder.named(key), before, after, key=key)
+                slot = Slot(holder.value, key, holder.label_of(key))
+                if (before is MISSING or after is MISSING) and slot.identity not in self._excepted:
+                    yield self._change(slot.label, before, after, key=key)
         for i, ((container, label), size) in enumerate(zip(self._sized, self._sizes, strict=True)):
             if len(container) != size:
                 late = self._late_of(self._counts, i // _SIZES_AT_ONCE)
                 yield self._change(f"len({label or 'model'})", size, len(container), kind="length", late=late)
         for slot in self._missing:
-            if (now := slot.value()) is not ABSENT:
-                yield self._change(slot.label, ABSENT, now, key=slot.key)
+            if (now := read(slot)) is not MISSING:
+                yield self._change(slot.label, MISSING, now, key=slot.key)
         for array, before, label in self._arrays:
             if array.tobytes() != before:
                 yield self._change(label, np.frombuffer(before, array.dtype).tolist(), array.ravel().tolist())
         for slot, old in (*self._called, *self._loose_values):
-            if not is_alike(now := slot.value(), old):
+            if not is_alike(now := read(slot), old):
                 yield self._change(slot.label, old, now)
         for slot, kind in self._replaceable:
-            if _kind(now := slot.value()) != kind:
+            if _kind(now := read(slot)) != kind:
                 yield self._change(slot.label, kind, _kind(now), kind="tensor")
         for name, old, new in zip(self._settings.fast, self._fast, self._settings.read_fast(), strict=True):
             if old != new:
@@ -286,33 +300,35 @@ class Watch:
         read = self._reads is None or not isinstance(key, str) or key in self._reads.names
         return Change(label, before, after, kind, late, read, tensors)
 
-    def _holders(self) -> Iterator[Holder]:
+    def _holders(self) -> Iterator[WatchedHolder]:
         for portion in (self._often, *self._modules, *self._seldom):
             yield from portion.holders
 
 
-_Replaced = tuple[Holder, Any, Any, Any, int]
+_Replaced = tuple[WatchedHolder, Any, Any, Any, int]
 
 
-def _swapped(replaced: list[_Replaced], holders: Iterable[Holder]) -> dict[str, Tensor] | None:
+def _swapped(
+    replaced: list[_Replaced], holders: Iterable[WatchedHolder], weights: Collection[int]
+) -> dict[str, Tensor] | None:
     """The new tensors by name if `replaced` is an exchange of parameters and buffers alone; else None."""
     for holder, _, before, after, _ in replaced:
-        if holder.style != ".k" or not (isinstance(before, Tensor) and isinstance(after, Tensor)):
+        if id(holder.value) not in weights or not (isinstance(before, Tensor) and isinstance(after, Tensor)):
             return None
         if type(after) is not type(before) or _kind(before)[1:] != _kind(after)[1:]:
             return None
         if after.shape != before.shape or (after.numel() and after.stride() != before.stride()):
             return None
-    new = {(id(holder.container), key): after for holder, key, _, after, _ in replaced}
+    new = {(id(holder.value), key): after for holder, key, _, after, _ in replaced}
     old_ties, new_ties = [], []
     for holder in holders:
         for key, value in holder.held.items():
             if isinstance(value, Tensor):
                 old_ties.append(value)
-                new_ties.append(new.get((id(holder.container), key), value))
+                new_ties.append(new.get((id(holder.value), key), value))
     if not replaced or _ties(old_ties) != _ties(new_ties):
         return None
-    return {holder.named(key): after for holder, key, _, after, _ in replaced}
+    return {holder.label_of(key): after for holder, key, _, after, _ in replaced}
 
 
 def _kind(value: Any) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
-from fusion_compile._capture.untraced import untraced
+from fusion_compile._capture.rehearsal.contents import as_it_was
 from fusion_compile._compat import fake_mode
 from fusion_compile._sampler.graph.call import Call, Dim, invoke
 from fusion_compile._sampler.graph.refusal import refusal
@@ -76,7 +76,7 @@ def export_denoiser(
     inputs = tuple(t.detach() for t in call.tensors)  # export marks what it is given as dynamic, for torch.compile too
     dims = [{axis: torch.export.Dim.AUTO for t, axis in symbolic if t == i} for i in range(len(call.tensors))]
     try:
-        with untraced(model), warnings.catch_warnings(), torch.no_grad():
+        with as_it_was({"model": model}), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch.export warns about itself (LeafSpec, 2.13)
             exported = torch.export.export(
                 _FlatCall(model, run), inputs, dynamic_shapes=(tuple(dims),) if symbolic else None, strict=False
@@ -136,5 +136,5 @@ def _rename_inputs(graph: fx.Graph, inputs: list[str], owners: tuple[str, ...]) 
 
 
 def _call_on_fakes(model: nn.Module, signature: inspect.Signature, call: Call) -> object:
-    with untraced(model), fake_mode() as mode, torch.no_grad():
+    with as_it_was({"model": model}), fake_mode() as mode, torch.no_grad():
         return invoke(model, signature, call.rebuild([mode.from_tensor(t) for t in call.tensors]))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from fusion_compile._capture.numbers import _compat
 
@@ -27,7 +30,7 @@ def test_equal_numbers_get_different_symbols_and_one_is_not_special() -> None:
 
 
 def test_guards_are_seen_and_given_away_aside() -> None:
-    env = _compat.SeenFakeMode(lambda *_: None).shape_env
+    env: Any = _compat.SeenFakeMode(lambda *_: None).shape_env
     n = _compat.new_symbol(env, 3, "n")
     asked: list[Any] = []
     with _compat.guards_seen(env, lambda node, outcome: asked.append(bool(outcome)), lambda: False) as others:
@@ -41,6 +44,32 @@ def test_arguments_have_the_names_and_types_of_the_schema() -> None:
     given = _compat.given(torch.ops.aten.add.Tensor, (1, 2), {"alpha": 3})
     assert given == [("self", "Tensor", 1), ("other", "Tensor", 2), ("alpha", "number", 3)]
     assert _compat.leaves([1, {"a": (2, 3)}]) == [1, 2, 3]
+
+
+@pytest.fixture
+def probed_anew() -> Iterator[None]:
+    _compat.why_numbers_cannot_be_followed.cache_clear()
+    yield
+    _compat.why_numbers_cannot_be_followed.cache_clear()
+
+
+def test_this_torch_can_follow_numbers() -> None:
+    assert _compat.why_numbers_cannot_be_followed() == ""
+
+
+@pytest.mark.usefixtures("probed_anew")
+@pytest.mark.parametrize("name", ["create_symbol", "evaluate_sym_node", "create_symintnode"])
+def test_a_torch_without_what_symbols_need_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ShapeEnv, name)
+    assert _compat.why_numbers_cannot_be_followed().startswith(f"this torch ({torch.__version__}) has other symbolic")
+
+
+@pytest.mark.usefixtures("probed_anew")
+def test_a_torch_that_answers_out_of_sight_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ShapeEnv, "evaluate_sym_node", lambda self, node, *_, **__: node.hint)
+    monkeypatch.setattr(torch.SymInt, "__lt__", lambda self, other: True)
+    monkeypatch.setattr(torch.SymInt, "__gt__", lambda self, other: False)
+    assert _compat.why_numbers_cannot_be_followed().endswith("answers for symbolic numbers out of sight")
 
 
 def test_data() -> None:

@@ -15,41 +15,37 @@ def restore() -> None:
 
 def test_a_symbolic_run_is_the_plain_run_with_expressions() -> None:
     model = Counting(counted(lambda m, h: h * (m.n / 4)), n=0)
-    pairs = [slot[:2] for slot in model.slots()]
-    plain = run_plain(model.run_on_fakes, pairs, [0], restore)
-    other = run_plain(model.run_on_fakes, pairs, [5], restore)
-    symbolic = run_symbolic(model.run_on_fakes, pairs, ["n"], [0], restore)
+    plain = run_plain(model.run_on_fakes, model.slots(), [0], restore)
+    other = run_plain(model.run_on_fakes, model.slots(), [5], restore)
+    symbolic = run_symbolic(model.run_on_fakes, model.slots(), [0], restore)
     assert same_log(symbolic.log, plain.log, [0]) and same_log(symbolic.log, other.log, [5])
     assert not same_log(symbolic.log, plain.log, [5]) and not same_log(plain.log, other.log, [0])
     assert [e(()) for e in plain.after if e is not None] == [1]
-    assert [str(e) for e in symbolic.after] == ["n + 1"]
-    assert {str(e) for e, _ in symbolic.operands} == {"(n + 1) / 4"}
+    assert [str(e) for e in symbolic.after] == ["model.n + 1"]
+    assert {str(e) for e, _ in symbolic.operands} == {"(model.n + 1) / 4"}
     assert model.n == 0
 
 
 def test_constant_tensors_are_compared_by_content() -> None:
     model = Counting(lambda m, h: h * torch.tensor([1.0, 2.0, float(m.n)]), n=0)
-    pairs = [slot[:2] for slot in model.slots()]
-    one, two = (run_plain(model.run_on_fakes, pairs, [n], restore) for n in (1, 2))
+    one, two = (run_plain(model.run_on_fakes, model.slots(), [n], restore) for n in (1, 2))
     assert not same_log(one.log, two.log, [1])
 
 
 def test_errors() -> None:
     model = Counting(lambda m, h: h * [1.0, 2.0][m.n], n=0)
-    pairs = [slot[:2] for slot in model.slots()]
-    later = run_plain(model.run_on_fakes, pairs, [2], restore)
+    later = run_plain(model.run_on_fakes, model.slots(), [2], restore)
     assert later.error == "IndexError: list index out of range"
     model.n = 2
     with pytest.raises(IndexError):
-        run_plain(model.run_on_fakes, pairs, [2], restore)
-    symbolic = run_symbolic(model.run_on_fakes, pairs, ["n"], [0], restore)
+        run_plain(model.run_on_fakes, model.slots(), [2], restore)
+    symbolic = run_symbolic(model.run_on_fakes, model.slots(), [0], restore)
     assert symbolic.error == "IndexError: list index out of range"
     assert symbolic.error_at.startswith(__file__)
 
 
 def test_sizes_are_told_from_operands() -> None:
     model = Counting(lambda m, h: h.sum() + torch.zeros(m.n).sum() + m.k, n=3, k=2)
-    pairs = [slot[:2] for slot in model.slots()]
-    run = run_symbolic(model.run_on_fakes, pairs, ["n", "k"], [0, 1], restore)
+    run = run_symbolic(model.run_on_fakes, model.slots(), [0, 1], restore)
     assert list(run.sized) == [0]
-    assert {str(e) for e, _ in run.operands} == {"k"}
+    assert {str(e) for e, _ in run.operands} == {"model.k"}

@@ -14,7 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fusion_compile._capture.numbers import _compat
 from fusion_compile._capture.numbers.numbers import LARGEST, Decides, Numbers, study_numbers
+from fusion_compile._capture.python_state.slots import Slot
 from fusion_compile._compat import DATA_DEPENDENT
 from tests.capture.counting_program import Body, Counting, X, counted
 
@@ -309,7 +311,7 @@ def test_a_list_that_becomes_shorter_has_no_rule() -> None:
         rates[:] = [0.5, 1.0]
 
     model = Counting(take)
-    found = study_numbers(model.run_on_fakes, [(rates, 0, "rates[0]"), (rates, 1, "rates[1]")], restore=restore)
+    found = study_numbers(model.run_on_fakes, [Slot(rates, i, f"rates[{i}]") for i in range(2)], restore=restore)
     assert found.rule is None and rates == [0.5, 1.0]
 
 
@@ -353,3 +355,11 @@ def test_what_else_a_run_leaves_is_restored_after_each_run() -> None:
 def test_sentences(name: str, sentence: str) -> None:
     (use,) = study(Counting(CASES[name][0], **CASES[name][1])).uses
     assert use.sentence().replace(use.where or "nowhere", "HERE") == sentence
+
+
+def test_numbers_are_unsupported_where_torch_cannot_follow_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Counting(counted(lambda m, h: h), n=0)
+    monkeypatch.setattr(_compat, "why_numbers_cannot_be_followed", lambda: "this torch is another one")
+    found = study_numbers(model.run_on_fakes, model.slots())
+    assert found.rule is None and [use.decides for use in found.uses] == ["unsupported"]
+    assert found.uses[0].sentence().startswith("model.n (0) changes at each step, and this torch is another one;")

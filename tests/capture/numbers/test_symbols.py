@@ -10,7 +10,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fusion_compile._capture.numbers import _compat
 from fusion_compile._capture.numbers.expressions import number
-from fusion_compile._capture.numbers.symbols import Condition, as_user_sees_it, same_number, with_symbols
+from fusion_compile._capture.numbers.symbols import Condition, as_user_sees_it, is_plain, same_number, with_symbols
+from fusion_compile._capture.python_state.slots import MISSING, Slot
 from tests.capture.counting_program import Counting, X, counted
 
 
@@ -21,7 +22,7 @@ def mode() -> Any:
 def test_a_graph_traced_under_symbols_takes_the_number_as_an_input() -> None:
     model = Counting(counted(lambda m, h: h * min(1.0, m.n / 4)), n=0)
     fakes = mode()
-    with with_symbols([(vars(model), "n")], fakes.shape_env, ["n"]) as symbols:
+    with with_symbols([Slot(vars(model), "n", "n")], fakes.shape_env) as symbols:
 
         def step(x: Any, n: Any) -> Any:
             vars(model)["n"] = n
@@ -38,7 +39,7 @@ def test_a_graph_traced_under_symbols_takes_the_number_as_an_input() -> None:
 
 def test_user_code_takes_symbols_for_plain_numbers() -> None:
     held = {"n": 3, "t": 0.5}
-    with with_symbols([(held, "n"), (held, "t")], mode().shape_env) as symbols:
+    with with_symbols([Slot(held, "n", "n"), Slot(held, "t", "t")], mode().shape_env) as symbols:
         n, t = symbols.numbers
         assert isinstance(n, int) and isinstance(n + 1, int) and isinstance(t * n, float) and isinstance(n > 2, bool)
         assert not isinstance(n, float) and not isinstance(t, int)
@@ -49,7 +50,7 @@ def test_user_code_takes_symbols_for_plain_numbers() -> None:
 
 def test_texts_and_hashes_are_riddles() -> None:
     held = {"n": 3}
-    with with_symbols([(held, "n")], mode().shape_env) as symbols:
+    with with_symbols([Slot(held, "n", "n")], mode().shape_env) as symbols:
         assert f"{held['n'] + 1}" == "4"
         with pytest.raises(TypeError, match="a key of a dictionary"):
             {held["n"]: 1}
@@ -63,7 +64,7 @@ def test_texts_and_hashes_are_riddles() -> None:
 def test_torchs_classes_are_as_they_were() -> None:
     before = [dict(vars(kind)) for kind in _compat.SYMBOLIC]
     held = {"n": 3}
-    with pytest.raises(ZeroDivisionError), with_symbols([(held, "n")], mode().shape_env):
+    with pytest.raises(ZeroDivisionError), with_symbols([Slot(held, "n", "n")], mode().shape_env):
         raise ZeroDivisionError
     assert [dict(vars(kind)) for kind in _compat.SYMBOLIC] == before
     assert held == {"n": 3}
@@ -71,7 +72,7 @@ def test_torchs_classes_are_as_they_were() -> None:
 
 def test_only_the_chosen_slots_get_symbols() -> None:
     held = {"n": 3, "k": 4}
-    with with_symbols([(held, "n"), (held, "k")], mode().shape_env, ["n", "k"], [1]) as symbols:
+    with with_symbols([Slot(held, "n", "n"), Slot(held, "k", "k")], mode().shape_env, [1]) as symbols:
         assert type(held["n"]) is int
         assert bool(held["k"] > held["n"])
     assert [str(c) for c in symbols.conditions] == ["k > 3"]
@@ -80,7 +81,7 @@ def test_only_the_chosen_slots_get_symbols() -> None:
 
 def test_reflected_operators_keep_their_order() -> None:
     held = {"n": 3}
-    with with_symbols([(held, "n")], mode().shape_env, ["n"]) as symbols:
+    with with_symbols([Slot(held, "n", "n")], mode().shape_env) as symbols:
         found = [symbols.expression(v) for v in (10 - held["n"], 10 / held["n"], 10 % held["n"], 2 ** held["n"])]
     assert [str(e) for e in found] == ["10 - n", "10 / n", "10 % n", "2 ** n"]
     assert [e((4,)) for e in found if e is not None] == [6, 2.5, 2, 16]
@@ -95,3 +96,8 @@ def test_conditions_compare_type_and_value() -> None:
 
 def test_a_plain_number_is_left_alone() -> None:
     assert as_user_sees_it(3) == 3
+
+
+def test_plain_values() -> None:
+    assert all(map(is_plain, (1, 0.5, True, "a", None)))
+    assert not any(map(is_plain, ([], object(), MISSING)))

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot
 from fusion_compile._capture.rehearsal.contents import Contents, holds_fake
-from fusion_compile._capture.rehearsal.slots import MISSING, WHOLE, Slot
 from fusion_compile._compat import fake_mode
 from tests.capture.small_programs import Part
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot
 from fusion_compile._capture.rehearsal.left_behind import (
     Inputs,
     Kind,
@@ -19,7 +20,6 @@ from fusion_compile._capture.rehearsal.left_behind import (
     tensors_of,
 )
 from fusion_compile._capture.rehearsal.provenance import Depends
-from fusion_compile._capture.rehearsal.slots import MISSING, WHOLE, Slot
 
 NAN = float("nan")
 

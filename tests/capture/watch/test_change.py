@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from fusion_compile._capture.python_state.slots import MISSING
 from fusion_compile._capture.watch.change import Change, shown
-from fusion_compile._capture.watch.slots import ABSENT
 
 
 def test_a_number() -> None:
@@ -36,8 +36,8 @@ def test_a_setting_noticed_late() -> None:
 
 
 def test_what_appears_and_what_goes() -> None:
-    assert Change("x", ABSENT, 1).sentence().startswith("x is 1 now and did not exist when the program was captured.")
-    assert Change("x", 1, ABSENT).sentence().startswith("x was 1 when the program was captured and is gone now.")
+    assert Change("x", MISSING, 1).sentence().startswith("x is 1 now and did not exist when the program was captured.")
+    assert Change("x", 1, MISSING).sentence().startswith("x was 1 when the program was captured and is gone now.")
 
 
 class Loud:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fusion_compile._capture.watch.holders import Holder
-from fusion_compile._capture.watch.slots import Slot
+from fusion_compile._capture.python_state.slots import Slot
 from fusion_compile._capture.watch.walk import LONGEST, Walk
+from fusion_compile._capture.watch.watched_holder import WatchedHolder
 
 
 def walked(root: Any, names: set[str] | None = None, slots: list[Slot] | None = None) -> Walk:
@@ -21,12 +21,12 @@ def walked(root: Any, names: set[str] | None = None, slots: list[Slot] | None = 
     return walk
 
 
-def names_of(holders: list[Holder]) -> set[str]:
+def names_of(holders: list[WatchedHolder]) -> set[str]:
     """Every watched key by its full name."""
     found = set()
     for holder in holders:
         holder.remember()
-        found |= {holder.named(key) for key in holder.held}
+        found |= {holder.label_of(key) for key in holder.held}
     return found
 
 

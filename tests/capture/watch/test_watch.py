@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion_compile._capture.watch.holders import WHOLE
+from fusion_compile._capture.python_state.attributes import attribute_slots
+from fusion_compile._capture.python_state.slots import WHOLE, Slot
 from fusion_compile._capture.watch.reads import Reads, reading
-from fusion_compile._capture.watch.slots import attribute_slots
 from fusion_compile._capture.watch.watch import Watch
 
 
@@ -90,7 +90,7 @@ def test_slots_that_the_caller_writes_are_excepted() -> None:
     change = watch.changed()
     assert change is not None and change.label == "model.history[0]" and change.before == 1 and change.after == 2
     state = vars(model)
-    watch.except_([(state, "calls"), *attribute_slots(model, "mean", "model"), (model.history, 0)])
+    watch.except_([Slot(state, "calls", ""), *attribute_slots(model, "mean", "model"), Slot(model.history, 0, "")])
     run(model)
     assert noticed(watch) == []
     model.history[1] = 5
@@ -98,7 +98,7 @@ def test_slots_that_the_caller_writes_are_excepted() -> None:
     watch.remember()
     model.history.append(3)
     assert noticed(watch)[0] == "model.history[2]"
-    watch.except_([(model.history, WHOLE)])
+    watch.except_([Slot(model.history, WHOLE, "")])
     model.history.append(4)
     assert noticed(watch) == []
     model.other = 1  # type: ignore[assignment]
@@ -108,7 +108,7 @@ def test_slots_that_the_caller_writes_are_excepted() -> None:
 def test_a_slot_that_is_excepted_may_appear() -> None:
     model = Counts()
     watch = watch_of(model)
-    watch.except_([(vars(model), "later")])
+    watch.except_([Slot(vars(model), "later", "")])
     model.later = 1  # type: ignore[assignment]
     assert noticed(watch) == []
     model.calls = 7
@@ -118,7 +118,7 @@ def test_a_slot_that_is_excepted_may_appear() -> None:
 def test_tensors_that_the_capture_does_not_hold_may_be_replaced_by_their_kind() -> None:
     model = Counts()
     watch = watch_of(model, frozen=[model.linear.weight])
-    watch.except_([(vars(model), "calls"), (model.history, 0)])
+    watch.except_([Slot(vars(model), "calls", ""), Slot(model.history, 0, "")])
     model.mean = torch.ones(2)
     model.linear.bias = nn.Parameter(torch.ones(2))
     assert noticed(watch) == []

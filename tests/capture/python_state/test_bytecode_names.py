@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import types
 from typing import Any
 
-import torch
-from torch.nn import functional
-
-from fusion_compile._capture.rehearsal.named_globals import follows_globals, is_followed_module, names_of
+from fusion_compile._capture.python_state.bytecode import names_of
 
 FIRST = SECOND = THIRD = FOURTH = 0
 
@@ -32,16 +27,3 @@ def test_more_than_256_names_are_read() -> None:
     scope: dict[str, Any] = {}
     exec(source, scope)
     assert names_of(scope["many"].__code__).of_globals == {f"name_{i}" for i in range(300)}
-
-
-def test_whose_globals_are_followed() -> None:
-    assert follows_globals(reads_and_writes)
-    assert not follows_globals(functional.linear if isinstance(functional.linear, types.FunctionType) else _of_torch())
-    assert is_followed_module(types.ModuleType("my_settings"))
-    assert not is_followed_module(math) and not is_followed_module(torch)
-
-
-def _of_torch() -> types.FunctionType:
-    function = functional.relu
-    assert isinstance(function, types.FunctionType)
-    return function

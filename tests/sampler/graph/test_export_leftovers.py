@@ -75,7 +75,7 @@ def test_the_model_is_right_after_it_was_traced(called_before: bool) -> None:
         if called_before:
             torch.testing.assert_close(sampler(X, T, Y), want)
         else:
-            with pytest.warns(UserWarning, match="was replaced by another"):  # by the model's own call
+            with pytest.warns(UserWarning, match="the sampler is built again"):  # by the model's own call
                 torch.testing.assert_close(sampler(X, T, Y), want)
 
 

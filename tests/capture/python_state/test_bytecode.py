@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fusion_compile._capture.watch.bytecode import ALL, Chain, Link, chains
+from fusion_compile._capture.python_state.bytecode import ALL, Chain, Link, chains
 
 SETTINGS: Any = None
 os: Any = None
@@ -55,7 +55,7 @@ CASES: dict[str, tuple[Callable[..., Any], set[Chain]]] = {
         },
     ),
     "getattr with a constant name": (
-        lambda self: getattr(self, "scale", 1.0).item,
+        lambda self: getattr(self, "scale", 1.0).item,  # type: ignore[union-attr]
         {Chain("global", "getattr"), Chain("local", "self", (attribute("scale"), attribute("item")))},
     ),
     "getattr with a computed name": (

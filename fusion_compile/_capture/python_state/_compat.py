@@ -1,0 +1,23 @@
+"""Private torch API that reading Python's state needs. torch 2.11 to 2.15; never a version compare."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+"""Attributes of a tensor that are None, or a dictionary of the hooks that were registered on it."""
+
+
+def without_torch_function() -> contextlib.AbstractContextManager[Any]:
+    """Inside, attributes of tensor subclasses are read without their ``__torch_function__``."""
+    return torch._C.DisableTorchFunctionSubclass()
+
+
+def hooks_of(tensor: Tensor) -> tuple[Any, ...]:
+    """The functions that torch calls when `tensor`'s gradient arrives."""
+    both = (getattr(tensor, name, None) for name in TENSOR_HOOKS)
+    return tuple(hook for hooks in both for hook in (hooks or {}).values())
