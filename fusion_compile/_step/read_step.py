@@ -76,6 +76,8 @@ class ReadStep:
                 )
         except _compat.UnsupportedByDynamo as error:
             raise NotRead(not_captured_message(_compat.user_frames(error), str(error))) from error
+        except _compat.RefusedByCompiler as error:
+            raise NotRead(f"the compiler refuses the graph: {_compat.compilers_reason(error)}") from error
 
     def _check(self, program: Program) -> None:
         if _recomputes_between_backwards(program):
