@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fusion_compile.passes._user_frame import innermost
 
 UnsupportedByDynamo: type[Exception] = torch._dynamo.exc.Unsupported
+RefusedByCompiler: type[Exception] = torch._dynamo.exc.BackendCompilerFailed
 DATA_DEPENDENT: tuple[type[Exception], ...] = (DataDependentOutputException, DynamicOutputShapeException)
 """Errors of fake tensors at a read of a value on the CPU."""
 
@@ -219,6 +220,38 @@ def recomputation_refused(error: BaseException) -> str:
     """What torch says where it cannot recompute checkpointed activations in a captured step; empty for other errors."""
     inner = getattr(error, "inner_exception", error)
     return str(inner) if "Activation checkpoint rematerialization" in str(inner) else ""
+
+
+def compilers_reason(error: BaseException) -> str:
+    """The first line of what a compiler said when it refused a graph, without its end mark."""
+    inner = getattr(error, "inner_exception", None) or error
+    return str(inner).strip().partition("\n")[0].rstrip(".")
+
+
+@contextlib.contextmanager
+def shapes_as_the_kernels_have_them() -> Iterator[None]:
+    """Inside, fake tensors are let through where torch's shape functions refuse what its kernels compute.
+
+    ``_grouped_mm`` takes fp32 and fp16 beside bf16 (mixtures of experts call it in the dtype of their weights), and its
+    shape function bf16 alone. What else the kernel asks for is checked by a run on real tensors.
+    """
+    metas = torch._meta_registrations
+    strict = getattr(metas, "_meta_grouped_mm_common", None)
+    shape_of = getattr(metas, "_create_grouped_mm_output_tensor", None)
+    if strict is None or shape_of is None:
+        yield
+        return
+
+    def lenient(mat_a: Tensor, mat_b: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if mat_a.dtype == mat_b.dtype and mat_a.dtype in (torch.float32, torch.float16):
+            return shape_of(mat_a, mat_b, kwargs.get("offs"), kwargs.get("out_dtype"))  # type: ignore[no-any-return]
+        return strict(mat_a, mat_b, *args, **kwargs)  # type: ignore[no-any-return]
+
+    metas._meta_grouped_mm_common = lenient
+    try:
+        yield
+    finally:
+        metas._meta_grouped_mm_common = strict
 
 
 def input_source(node: torch.fx.Node) -> str:

@@ -35,6 +35,11 @@ _SHAPE: _Row = (
     "the shape of its result depends on the data, so the host waits for the count.",
     "Use torch.where or a product with the mask, which keep the shape.",
 )
+_RANGE: _Row = (
+    "host_sync",
+    "without bounds it reads the smallest and the largest value on the host.",
+    "Give min= and max=, which differ.",
+)
 _COMPARE: _Row = (
     "host_sync",
     "it gives a Python bool, so the host waits for the comparison.",
@@ -69,7 +74,7 @@ _RANDOM_COUNT: _Row = (
 _ROWS: tuple[tuple[_Row, tuple[str, ...]], ...] = (
     (_READ, ("_local_scalar_dense", "item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__")),
     (_SHAPE, ("nonzero", "nonzero_numpy", "argwhere", "masked_select", "_unique", "_unique2", "unique", "unique_dim")),
-    (_SHAPE, ("unique_consecutive", "unique_dim_consecutive", "bincount", "histc", "combinations")),
+    (_SHAPE, ("unique_consecutive", "unique_dim_consecutive", "bincount", "combinations")),
     (_COMPARE, ("is_nonzero", "equal", "allclose")),
     (_CPU, ("cpu",)),
     (
@@ -135,6 +140,8 @@ def _row_of(node: fx.Node) -> _Row | None:
         return _CPU if _leaves_device(node) else None
     if name == "repeat_interleave" and _is_sized(node):
         return None
+    if name == "histc":
+        return None if _has_bounds(node) else _RANGE
     return _TABLE.get(name)
 
 
@@ -169,6 +176,13 @@ def _is_sized(node: fx.Node) -> bool:
     """Whether repeat_interleave repeats by a number, or knows the size of its result."""
     repeats = node.args[1] if len(node.args) > 1 else node.kwargs.get("repeats")
     return isinstance(repeats, int) or node.kwargs.get("output_size") is not None
+
+
+def _has_bounds(node: fx.Node) -> bool:
+    """Whether histc is given the range that it counts in."""
+    low = node.args[2] if len(node.args) > 2 else node.kwargs.get("min", 0)
+    high = node.args[3] if len(node.args) > 3 else node.kwargs.get("max", 0)
+    return isinstance(low, int | float) and isinstance(high, int | float) and low != high
 
 
 def _written(node: fx.Node) -> str:

@@ -60,7 +60,7 @@ def lower_graph(
     """
     if mode == "eager":
         return graph
-    with torch.no_grad():
+    with torch.no_grad(), _compat.shapes_as_the_kernels_have_them():
         compiled: Callable[..., Any] = _compat.backend_for(backend, mode)(graph, list(inputs))
     return compiled
 

@@ -95,7 +95,10 @@ class Programs:
 
         run = lower(_compat.own_code(function), mode=mode, backend=self.backend, on_graph=observe)
         try:
-            with stage(f"compiling {what} ({mode if self.backend == 'inductor' else self.backend})"):
+            with (
+                stage(f"compiling {what} ({mode if self.backend == 'inductor' else self.backend})"),
+                _compat.shapes_as_the_kernels_have_them(),
+            ):
                 run(*given)
         except Exception as error:
             self.captured.pop(key, None)

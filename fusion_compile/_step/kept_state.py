@@ -77,6 +77,6 @@ def _absent(reach: Reach, label: str) -> Slot | None:
     """The slot of an attribute that does not exist yet, of an object that does."""
     owner, _, name = label.rpartition(".")
     for holder in reach.holders:
-        if holder.attributes and holder.label == owner and read(Slot(holder.value, name, label)) is MISSING:
+        if holder.style == ".k" and holder.label == owner and read(Slot(holder.value, name, label)) is MISSING:
             return Slot(holder.value, name, label)
     return None

@@ -139,7 +139,7 @@ def _examine(
 ) -> LossFacts:
     every_buffer = dict(model.named_buffers())
     module = LossModule(model, loss_fn, tuple(every_buffer), compute_dtype)
-    with _compat.fake_mode() as mode, torch.enable_grad():
+    with _compat.shapes_as_the_kernels_have_them(), _compat.fake_mode() as mode, torch.enable_grad():
 
         def fake(t: Tensor) -> Tensor:
             faked: Tensor = mode.from_tensor(t.detach())
@@ -175,7 +175,7 @@ def _examine(
 
 def run_on_fakes(mode: Any, module: LossModule, batch: tuple[Any, ...]) -> None:
     """Forward and backward of `module` on tensors without data, inside of the fake mode `mode`."""
-    with mode, torch.enable_grad():
+    with _compat.shapes_as_the_kernels_have_them(), mode, torch.enable_grad():
 
         def fake(t: Tensor) -> Tensor:
             faked: Tensor = mode.from_tensor(t.detach(), static_shapes=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from fusion_compile._capture.watch.slots import Slot
+from fusion_compile._capture.python_state.slots import Slot
 
 _METHODS = (types.FunctionType, staticmethod, classmethod, property)
 

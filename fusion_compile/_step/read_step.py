@@ -86,6 +86,8 @@ class ReadStep:
                 )
         except _compat.UnsupportedByDynamo as error:
             raise NotRead(not_captured_message(_compat.user_frames(error), str(error))) from error
+        except _compat.RefusedByCompiler as error:
+            raise NotRead(f"the compiler refuses the graph: {_compat.compilers_reason(error)}") from error
         except Exception as error:
             if reason := _compat.recomputation_refused(error):
                 raise NotRead(not_captured_message([], reason)) from error

@@ -15,6 +15,7 @@ import torch._dynamo
 import torch.utils._pytree as pytree
 import torch.utils.checkpoint
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload as OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import PythonKeyTracer, make_fx
@@ -25,6 +26,12 @@ from fusion_compile.passes._user_frame import is_outside_torch
 
 _FRAMES = 12
 """Innermost frames outside torch that a node's stack keeps."""
+_DROPOUT = torch.ops.aten.native_dropout.default
+_RECURRENT = [
+    getattr(getattr(torch.ops.aten, name), overload)
+    for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")
+    for overload in ("input", "data")
+]
 _MAKE_FX = inspect.signature(make_fx).parameters
 
 
@@ -42,9 +49,26 @@ def trace_on_fakes(fn: Callable[..., Any], inputs: Sequence[Tensor], *, stack_tr
     options: dict[str, Any] = (
         {"record_stack_traces": True} if stack_traces and "record_stack_traces" in _MAKE_FX else {}
     )
-    with fx.traceback.preserve_node_meta(), _all_frames_of_the_users():
+    with fx.traceback.preserve_node_meta(), _all_frames_of_the_users(), _composites_as_in_torch_compile():
         trace = make_fx(fn, tracing_mode="fake", _allow_non_fake_inputs=True, **options)
         return trace(*inputs)
+
+
+@contextlib.contextmanager
+def _composites_as_in_torch_compile() -> Iterator[None]:
+    """Inside, composite operators are split up as torch.compile splits them, so that both ways of capture agree.
+
+    Dropout is then one operator. As ``bernoulli_`` it would draw its mask in another order of memory than eager, once a
+    compiler makes it functional. LSTM, GRU and RNN stay as in eager for the same reason: torch.compile's versions draw
+    the masks between their layers in another order.
+    """
+    with contextlib.ExitStack() as stack:
+        for op in _RECURRENT:
+            stack.callback(op._dispatch_cache.clear)
+            stack.enter_context(patched(op, "py_kernels", {}))
+            op._dispatch_cache.clear()
+        stack.enter_context(enable_python_dispatcher())
+        yield
 
 
 @contextlib.contextmanager
@@ -115,6 +139,11 @@ def _written(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
     return [given[a.name] for a in op._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
 
 
+def _dropout_with(mask: Tensor, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+    """``native_dropout`` with a mask that was drawn before. Multiplies in the operator's order, so the bits agree."""
+    return x * mask * (0.0 if p == 1 else 1 / (1 - p)), mask
+
+
 class _KeepDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside, what random operators draw is kept, operator by operator: what each returned, and what it wrote."""
 
@@ -127,7 +156,8 @@ class _KeepDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if _draws(func, args, kwargs or {}):
             # Copies of what was written: the CPU's dropout draws in place and then scales in place.
             written = [t.clone() for t in _written(func, args, kwargs or {})]
-            self.drawn[func].append((pytree.tree_map_only(Tensor, torch.detach, out), written))
+            kept = (None, out[1]) if func is _DROPOUT else pytree.tree_map_only(Tensor, torch.detach, out)
+            self.drawn[func].append((kept, written))
         return out
 
 
@@ -146,6 +176,8 @@ class _ReuseDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return func(*args, **(kwargs or {}))
             out, written = self._first.drawn[func][self._next[func]]
             self._next[func] += 1
+            if func is _DROPOUT:
+                return _dropout_with(out[1], *args)
             targets = _written(func, args, kwargs or {})
             for target, value in zip(targets, written, strict=True):
                 target.copy_(value)
