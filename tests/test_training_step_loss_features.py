@@ -292,6 +292,8 @@ def test_an_activation_hook_sees_every_step_and_keeps_no_graph() -> None:
     model.get_submodule("1").register_forward_hook(lambda module, args, out: seen.__setitem__("out", out.detach()))
     step = compiled(model)
     values = []
+    with pytest.warns(UserWarning, match=r"captured by running it, because .*<seen>\['out'\] changes at every forward"):
+        step(*batches(1)[0])
     for batch in batches(3):
         step(*batch)
         values.append(seen["out"].clone())
