@@ -249,9 +249,10 @@ class TrainingStep:
 
     def __repr__(self) -> str:
         matrices = sum(r.role == "spectral" for r in self.routes)
+        programs = f"{len(self.programs)} program" + "s" * (len(self.programs) != 1)
         return (
             f"TrainingStep({self.transform.name}, {len(self.routes)} parameters in {len(self.layout.banks)} banks "
-            f"({matrices} spectral), mode={self.mode!r}, {len(self.programs)} programs)"
+            f"({matrices} spectral), mode={self.mode!r}, {programs})"
         )
 
 
