@@ -155,7 +155,7 @@ class TrainingStep:
         """End training: give the parameters memory of their own again and drop the state.
 
         Returns:
-            The model, which is then like any other: its weights can be freed one by one. The step refuses to run.
+            The model, which is then like any other. Its weights can be freed one by one. The step refuses to run.
         """
         self._residence.move_out()
         self._state.clear()
