@@ -73,7 +73,9 @@ class TrainingStep:
         hyperparameters: Mapping[str, float | Schedule],
         options: StepOptions,
     ) -> None:
-        self.model, self.transform, self.routes, self.layout = model, transform, routes, layout
+        self.model, self.transform = model, transform
+        self.routes = routes
+        self.layout = layout
         self.mode, self.backend = resolve_mode(options.mode, layout.device), options.backend
         self._training = model.training
         self.hyperparameters = Hyperparameters(hyperparameters, layout.device, layout.state_dtype)
