@@ -61,7 +61,7 @@ class Sampler(SamplerModule):
                 device of the model.
 
         Returns:
-            An `Explanation`: print it, or call `why(name)` for one value or weight.
+            An `Explanation`. Print it, or call `why(name)` for one value or weight.
 
         Raises:
             ValueError: If `device` has no published peaks here.

@@ -75,7 +75,9 @@ class TrainingStep:
         hyperparameters: Mapping[str, float | Schedule],
         options: StepOptions,
     ) -> None:
-        self.model, self.transform, self.routes, self.layout = model, transform, routes, layout
+        self.model, self.transform = model, transform
+        self.routes = routes
+        self.layout = layout
         self.mode, self.backend = resolve_mode(options.mode, layout.device), options.backend
         self._training = model.training
         self.hyperparameters = Hyperparameters(hyperparameters, layout.device, layout.state_dtype)
@@ -157,7 +159,7 @@ class TrainingStep:
         """End training: give the parameters memory of their own again and drop the state.
 
         Returns:
-            The model, which is then like any other: its weights can be freed one by one. The step refuses to run.
+            The model, which is then like any other. Its weights can be freed one by one. The step refuses to run.
         """
         self._residence.move_out()
         self._state.clear()
@@ -295,9 +297,10 @@ class TrainingStep:
 
     def __repr__(self) -> str:
         matrices = sum(r.role == "spectral" for r in self.routes)
+        programs = f"{len(self.programs)} program" + "s" * (len(self.programs) != 1)
         return (
             f"TrainingStep({self.transform.name}, {len(self.routes)} parameters in {len(self.layout.banks)} banks "
-            f"({matrices} spectral), mode={self.mode!r}, {len(self.programs)} programs)"
+            f"({matrices} spectral), mode={self.mode!r}, {programs})"
         )
 
 

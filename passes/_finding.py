@@ -37,7 +37,8 @@ class Finding:
         kind: One of `KINDS`.
         op: The operator or object.
         where: ``"file:line"`` of the user's source, or ``""`` when the trace kept none.
-        why, remedy: Sentences.
+        why: The reason, as a sentence.
+        remedy: What to do, as a sentence.
         severity: "error" for what breaks a promise (one graph, one replay, no wait), "warning" for what costs time or
             memory, "note" for what is good to know.
     """

@@ -25,7 +25,8 @@ class PassReport:
         name: Of the pass.
         exact: Whether results are bitwise unchanged.
         changed: How many places were rewritten.
-        nodes_before, nodes_after: Calls in the graph, without inputs and outputs.
+        nodes_before: Calls in the graph before, without inputs and outputs.
+        nodes_after: The same, after.
         bytes_added: Memory that the rewritten program holds and the original did not.
         declined: Places that were left as they were, with reasons.
     """

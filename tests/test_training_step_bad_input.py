@@ -174,7 +174,7 @@ WRONG_BATCHES: dict[str, tuple[tuple[Any, ...], type[Exception], tuple[str, ...]
     "on another device": (
         (X.to("meta"), Y),
         ValueError,
-        ("batch[0] [8, 4] lies on meta, the model on cpu", ".to('cpu'"),
+        ("batch[0] [8, 4] is on meta, but the model is on cpu", ".to('cpu'"),
     ),
     "with a number": ((X, 0.5), TypeError, ("batch[1] is a float (0.5)", "torch.tensor(0.5")),
     "with a number deep inside": ((X, {"y": [3]}), TypeError, ("batch[1]['y'][0] is a int (3)",)),

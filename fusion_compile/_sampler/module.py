@@ -233,8 +233,8 @@ class SamplerModule(StandIn):
                 Qwen-Image. Leave it off for a model with other methods that read them.
 
         Returns:
-            The bytes given back on the model's device: on CUDA by the allocator's count, elsewhere the size of storages
-            that nothing holds any more.
+            The bytes given back on the model's device. On CUDA they are the allocator's count, elsewhere the size of
+            the storages that nothing holds any more.
 
         Raises:
             ValueError: If `to` is neither "drop" nor a device with memory, if nothing was hoisted yet, or, for

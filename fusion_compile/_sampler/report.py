@@ -51,8 +51,8 @@ class ProgramReport:
         nodes: Calls of the whole graph by the earliest time their value is known.
         body_nodes: Calls that are left in the loop.
         launches: Calls that start a kernel when run eagerly, before and after.
-        parameters, weight_bytes: Of the weights, by the place that reads them last: "table", "prologue", "body", or
-            "unread".
+        parameters: Number of parameters by the place that reads them last: "table", "prologue", "body", or "unread".
+        weight_bytes: Their bytes, by the same places.
         residuals: Values that the body reads from packed rows.
         table_bytes: Of one schedule and one request.
         byte_budget: "automatic", or the limit that was given.

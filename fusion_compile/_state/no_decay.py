@@ -27,8 +27,8 @@ def no_decay(model: nn.Module, number: str = "weight_decay") -> dict[str, Any]:
             ``"scalar_weight_decay"``.
 
     Returns:
-        A group for `compile_training_step`: ``{"name": "no_decay", "params": [regular expressions], number: 0.0}``.
-        Each expression matches one full parameter name.
+        A group for `compile_training_step`, ``{"name": "no_decay", "params": [regular expressions], number: 0.0}``
+        with expressions that match one full parameter name each.
 
     Example:
         >>> import torch.nn as nn

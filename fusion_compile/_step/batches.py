@@ -49,8 +49,8 @@ def signature(batch: tuple[Any, ...], device: torch.device) -> Signature:
         if isinstance(leaf, Tensor):
             if leaf.device != device:
                 raise ValueError(
-                    f"{path} {list(leaf.shape)} lies on {leaf.device}, the model on {device}; "
-                    f"move it there before the step (tensor.to({str(device)!r}, non_blocking=True))."
+                    f"{path} {list(leaf.shape)} is on {leaf.device}, but the model is on {device}. "
+                    f"Move it before the step: tensor.to({str(device)!r})."
                 )
             if leaf.requires_grad:
                 raise ValueError(

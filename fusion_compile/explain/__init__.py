@@ -49,8 +49,8 @@ def explain(
             no kernels.
 
     Returns:
-        An explanation: findings, tables, graphs with the costs of every node (FLOP, bytes, µs), and the events of the
-        run.
+        An explanation with findings, tables, graphs with the costs of every node (FLOP, bytes, µs), and the events of
+        the run.
 
     Raises:
         TypeError: `obj` cannot be explained, or inputs are not in the form above, as in ``explain(model, x)``.

@@ -186,15 +186,19 @@ class Difference(DifferenceFacts):
     """What differs between two explanations, as `Explanation.diff` returns it. It is false if nothing differs.
 
     Attributes:
-        before, after: Titles of the two.
+        before: Title of the first.
+        after: Title of the second.
         operators: Operators of a region whose number of calls or roofline time changed. `regions` holds those whose
             number changed.
         calls: Calls that one side has more often. A call is the same in both if operator, region, type and source line
             are, whatever its name. `nodes_gone` and `nodes_new` hold each with the difference of the counts.
-        findings_gone, findings_new, findings_same: Findings are the same if kind, operator and line are, or else kind,
-            operator and file. A second ``.item()`` in a file is new.
+        findings_gone: Findings of the first only. Findings are the same if kind, operator and line are, or else kind,
+            operator and file.
+        findings_new: Findings of the second only. A second ``.item()`` in a file is new.
+        findings_same: Findings of both.
         costs: Sums over all graphs and counts of the run that changed: FLOP, bytes, µs, graph breaks, ….
-        kernels_gone, kernels_new: Names of kernels.
+        kernels_gone: Names of kernels that are gone.
+        kernels_new: Names of kernels that are new.
         runtime: Counts and durations in seconds of both runs; None for a side that was not run.
     """
 

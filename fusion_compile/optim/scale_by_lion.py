@@ -25,8 +25,8 @@ def scale_by_lion(betas: tuple[Number, Number] = (0.9, 0.99)) -> Transform:
         betas: β₁ of the step and β₂ of the momentum. Live as ``beta1`` and ``beta2``.
 
     Returns:
-        A transform without a step. A following lr is the step of every entry: 3 to 10 times smaller than AdamW's, with
-        a decay as many times larger.
+        A transform without a step. A following lr is the step of every entry. It is 3 to 10 times smaller than AdamW's,
+        with a decay as many times larger.
 
     Raises:
         TypeError: `betas` is not a pair.

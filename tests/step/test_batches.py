@@ -32,7 +32,11 @@ def test_a_signature_has_shape_dtype_stride_and_plain_values_but_no_data() -> No
 @pytest.mark.parametrize(
     ("batch", "error", "words"),
     [
-        ((torch.zeros(2, device="meta"),), ValueError, r"batch\[0\] \[2\] lies on meta, the model on cpu; move it"),
+        (
+            (torch.zeros(2, device="meta"),),
+            ValueError,
+            r"batch\[0\] \[2\] is on meta, but the model is on cpu\. Move it",
+        ),
         ((torch.zeros(2, requires_grad=True),), ValueError, r"requires a gradient, .* pass tensor\.detach"),
         (({"t": 0.5},), TypeError, r"batch\[0\]\['t'\] is a float \(0\.5\); every new value would need another"),
     ],

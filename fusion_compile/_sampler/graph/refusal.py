@@ -36,7 +36,7 @@ def refusal(
             "that are arguments, parameters or buffers."
         )
     lines = str(error).strip().splitlines()
-    said = lines[0].rstrip(". ") if lines else "no message"
+    said = lines[0].rstrip(".! ") if lines else "no message"
     return ValueError(
         f"{model_name} could not be exported for {[tuple(shape) for shape in shapes]}: "
         f"{type(error).__name__}{_at(at_fault)}: {said}. {reason}"

@@ -32,7 +32,7 @@ class Pictures(TestCase):
         self.assertExpectedInline(
             picture,
             """\
-TrainingStep(sf_normuon, 6 parameters in 3 banks (2 spectral), mode='default', 1 programs)
+TrainingStep(sf_normuon, 6 parameters in 3 banks (2 spectral), mode='default', 1 program)
 
 Banks
 bank                      shape      parameters  entries  MiB with state
