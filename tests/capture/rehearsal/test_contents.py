@@ -258,7 +258,7 @@ def test_a_cell_that_was_empty_is_empty_again() -> None:
 
 
 def test_tensors_of_a_trace_are_found_wherever_they_lie() -> None:
-    part = Part(lambda part, x: x, table=None, slots=Plain(a={}), real=torch.zeros(1))
+    part: Any = Part(lambda part, x: x, table=None, slots=Plain(a={}), real=torch.zeros(1))
 
     @functools.lru_cache
     def cached(n: int) -> tuple[Tensor, int]:
@@ -267,7 +267,7 @@ def test_tensors_of_a_trace_are_found_wherever_they_lie() -> None:
     holder = types.SimpleNamespace(cached=cached)
     assert holds_fake({"model": part, "holder": holder}) == []
     with fake_mode():
-        part.table, part.slots.slot, part.slots.a[3] = [torch.zeros(1)], torch.zeros(1), torch.zeros(1)  # type: ignore[union-attr,index,operator]
+        part.table, part.slots.slot, part.slots.a[3] = [torch.zeros(1)], torch.zeros(1), torch.zeros(1)
         cached(2)
     assert set(holds_fake({"model": part, "holder": holder})) == {
         *("model.table[0]", "model.slots.slot", "model.slots.a[3]", "holder.cached(…)[0]")
