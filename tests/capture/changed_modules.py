@@ -334,9 +334,8 @@ def value_in_a_hooks_closure() -> Program:
 @program
 def hook_on_a_parameter() -> Program:
     model = around(nn.Tanh())
-    return Program(
-        plain_loss, lambda: model[0].weight.register_hook(lambda g: g * 2), "model.0.weight's gradient hook", model
-    )
+    weight = model.get_parameter("0.weight")
+    return Program(plain_loss, lambda: weight.register_hook(lambda g: g * 2), "model.0.weight's gradient hook", model)
 
 
 @program

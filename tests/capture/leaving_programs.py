@@ -439,7 +439,7 @@ def codes_replaced_by_data() -> Program:
     return around(nn.Tanh()), loss
 
 
-def _discriminator(optimizer: type[torch.optim.Optimizer], **options: Any) -> Program:
+def _discriminator(optimizer: Callable[..., torch.optim.Optimizer], **options: Any) -> Program:
     judge = nn.Linear(2, 1)
     its = optimizer(judge.parameters(), lr=0.1, **options)
 

@@ -65,7 +65,7 @@ def rehearsed(model: nn.Module, loss: Loss = mse, data: tuple[Any, ...] | None =
     inputs = [value for value in data if isinstance(value, Tensor)]
 
     def run() -> Tensor:
-        return functional_call(program, {**weights, **buffers}, data)  # type: ignore[no-any-return]
+        return functional_call(program, {**weights, **buffers}, data)
 
     return rehearse({"model": model, "loss_fn": loss}, run, inputs, [*weights.values(), *buffers.values()])
 

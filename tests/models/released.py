@@ -35,7 +35,7 @@ def _normal(*shapes: tuple[int, ...]) -> list[Batch]:
 
 
 def _next_token(model: nn.Module, x: Tensor) -> Tensor:
-    return model(input_ids=x, labels=x).loss  # type: ignore[no-any-return]
+    return model(input_ids=x, labels=x).loss
 
 
 def gpt2(dropout: float) -> Released:
@@ -86,7 +86,7 @@ def t5(dropout: float) -> Released:
         num_layers=2,
         num_heads=2,
         dropout_rate=dropout,
-        decoder_start_token_id=0,
+        decoder_start_token_id=0,  # type: ignore[call-arg]  # the base class takes it from **kwargs
     )
     return Released(T5ForConditionalGeneration(config).train(), _next_token, _tokens(2, 8))
 
@@ -117,7 +117,7 @@ def vit(dropout: float) -> Released:
         intermediate_size=32,
         image_size=8,
         patch_size=4,
-        num_labels=2,
+        num_labels=2,  # type: ignore[call-arg]  # the base class takes it from **kwargs
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
     )
@@ -157,7 +157,7 @@ def mixtral(dropout: float) -> Released:
 def unet(dropout: float) -> Released:
     from diffusers import DDPMScheduler, UNet2DModel
 
-    model = UNet2DModel(
+    model: Any = UNet2DModel(
         sample_size=8,
         in_channels=1,
         out_channels=1,
@@ -168,14 +168,14 @@ def unet(dropout: float) -> Released:
         norm_num_groups=4,
         attention_head_dim=8,
         dropout=dropout,
-    ).train()
-    scheduler = DDPMScheduler(num_train_timesteps=10)
+    )
+    scheduler: Any = DDPMScheduler(num_train_timesteps=10)
 
     def loss_fn(model: nn.Module, x: Tensor) -> Tensor:
         noise, t = torch.randn_like(x), torch.randint(10, (len(x),))
         return F.mse_loss(model(scheduler.add_noise(x, noise, t), t).sample, noise)
 
-    return Released(model, loss_fn, _normal((2, 1, 8, 8)))
+    return Released(model.train(), loss_fn, _normal((2, 1, 8, 8)))
 
 
 def conditioned_unet(dropout: float) -> Released:
@@ -183,7 +183,7 @@ def conditioned_unet(dropout: float) -> Released:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    model = UNet2DConditionModel(
+    model: Any = UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
         out_channels=4,
@@ -195,9 +195,9 @@ def conditioned_unet(dropout: float) -> Released:
         attention_head_dim=4,
         cross_attention_dim=16,
         dropout=dropout,
-    ).train()
-    model.enable_gradient_checkpointing()
-    vae = AutoencoderKL(
+    )
+    model.train().enable_gradient_checkpointing()
+    vae: Any = AutoencoderKL(
         in_channels=3,
         out_channels=3,
         latent_channels=4,
@@ -205,7 +205,7 @@ def conditioned_unet(dropout: float) -> Released:
         down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
         up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
         norm_num_groups=4,
-    ).eval()
+    )
     text = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=40,
@@ -218,9 +218,9 @@ def conditioned_unet(dropout: float) -> Released:
             projection_dim=16,
         )
     ).eval()
-    vae.requires_grad_(False)
+    vae.eval().requires_grad_(False)
     text.requires_grad_(False)
-    scheduler = DDPMScheduler(num_train_timesteps=10)
+    scheduler: Any = DDPMScheduler(num_train_timesteps=10)
 
     def loss_fn(model: nn.Module, images: Tensor, tokens: Tensor) -> Tensor:
         with torch.no_grad():
@@ -236,7 +236,7 @@ def conditioned_unet(dropout: float) -> Released:
 def _flux(adapter: Any) -> Released:
     from diffusers import FluxTransformer2DModel
 
-    model = FluxTransformer2DModel(
+    model: Any = FluxTransformer2DModel(
         in_channels=4,
         num_layers=1,
         num_single_layers=1,
@@ -246,8 +246,8 @@ def _flux(adapter: Any) -> Released:
         pooled_projection_dim=10,
         guidance_embeds=True,
         axes_dims_rope=(4, 4, 8),
-    ).train()
-    model.requires_grad_(False)
+    )
+    model.train().requires_grad_(False)
     model.add_adapter(adapter)
     places, texts = torch.zeros(16, 3), torch.zeros(6, 3)
     places[:, 1], places[:, 2] = torch.arange(16) // 4, torch.arange(16) % 4
@@ -278,6 +278,9 @@ def flux_dora(dropout: float) -> Released:
 
 class FourBitLinear(nn.Module):
     """Frozen weights as pairs of 4-bit codes in bytes, with a scale for each row, and a trained low-rank addition."""
+
+    scale: Tensor
+    packed: Tensor
 
     def __init__(self, inputs: int, outputs: int, rank: int = 2) -> None:
         super().__init__()
@@ -310,7 +313,7 @@ class _Recurrent(nn.Module):
         self.head = nn.Linear(8, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x)[0][:, -1])  # type: ignore[no-any-return]
+        return self.head(self.body(x)[0][:, -1])
 
 
 def lstm(dropout: float) -> Released:
@@ -343,10 +346,10 @@ def whisper(dropout: float) -> Released:
     )
 
     def loss_fn(model: nn.Module, sound: Tensor, tokens: Tensor) -> Tensor:
-        return model(input_features=sound, labels=tokens).loss  # type: ignore[no-any-return]
+        return model(input_features=sound, labels=tokens).loss
 
     sounds = _normal((2, 8, 32))
-    batches = [(x, t) for (x,), (t,) in zip(sounds, _tokens(2, 6), strict=True)]
+    batches: list[Batch] = [(x, t) for (x,), (t,) in zip(sounds, _tokens(2, 6), strict=True)]
     return Released(WhisperForConditionalGeneration(config).train(), loss_fn, batches)
 
 
@@ -361,14 +364,14 @@ def wav2vec2(dropout: float) -> Released:
         conv_dim=(8, 8),
         conv_stride=(5, 4),
         conv_kernel=(10, 4),
-        num_feat_extract_layers=2,
+        num_feat_extract_layers=2,  # type: ignore[call-arg]  # the base class takes it from **kwargs
         num_conv_pos_embeddings=4,
         num_conv_pos_embedding_groups=2,
         mask_time_prob=0.0,
     )
 
     def loss_fn(model: nn.Module, sound: Tensor) -> Tensor:
-        return model(sound).last_hidden_state.square().mean()  # type: ignore[no-any-return]
+        return model(sound).last_hidden_state.square().mean()
 
     return Released(Wav2Vec2Model(config).train(), loss_fn, _normal((2, 400)))
 

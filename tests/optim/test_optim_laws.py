@@ -16,8 +16,9 @@ from fusion_compile import TrainingStep, compile_training_step, optim
 from fusion_compile._state.banks import build_layout
 from fusion_compile._state.flat_tree import flatten, form, unflatten
 from fusion_compile._state.routing import route
+from fusion_compile._step.carried import Carried
 from fusion_compile._step.loss import LossModule, examine
-from fusion_compile._step.pure_step import pure_step
+from fusion_compile._step.pure_step import Form, pure_step
 from fusion_compile._step.update import pure_periodic
 from fusion_compile._types import Tensors
 from fusion_compile.optim import Context, Transform
@@ -169,8 +170,8 @@ def test_the_donated_run_is_the_pure_run_bitwise(name: str, compiled: bool) -> N
     batches[2] = (torch.full_like(batches[2][0], torch.inf), *batches[2][1:])
     pure = {key: t.clone() for key, t in step._state.items()}
     weights = step.layout.views({b.key: pure[f"params/{b.key}"] for b in step.layout.banks})
-    facts = examine(step.model, loss_fn, weights, batches[0], None)
-    advance = pure_step(plan, LossModule(step.model, loss_fn), facts)
+    facts = examine(step.model, loss_fn, weights, batches[0], None, Carried())
+    advance = pure_step(plan, LossModule(step.model, loss_fn), facts, Carried(), Form())
     for i, batch in enumerate(batches):
         given = {key: t.clone() for key, t in pure.items()}
         new = advance(pure, batch)

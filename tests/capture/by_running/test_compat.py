@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-from fusion_compile._capture.by_running.trace import run_on_fakes
+from fusion_compile._capture.by_running._compat import mark_as_parameter, patched
+from fusion_compile._capture.by_running.trace import no_checkpoint_is_reentrant, run_on_fakes
 
 
 class Attention(nn.Module):
@@ -96,3 +97,35 @@ def test_a_region_with_a_policy_of_its_own_keeps_it() -> None:
     graph = run_on_fakes(f, {"x": x})
     assert next(asked) > 0 and sum(n.target is torch.ops.aten.tanh.default for n in graph.graph.nodes) == 1
     assert torch.allclose(graph(x)[0], f(x)[0])
+
+
+def test_an_own_and_an_inherited_attribute_come_back_after_an_error() -> None:
+    class Base:
+        limit = 1
+
+    class Derived(Base):
+        own = 2
+
+    with pytest.raises(ZeroDivisionError), patched(Derived, "own", 5), patched(Derived, "limit", 6):
+        assert (Derived.own, Derived.limit, Base.limit) == (5, 6, 1)
+        raise ZeroDivisionError
+    assert Derived.own == 2 and "limit" not in vars(Derived)
+
+
+def test_reentrant_checkpointing_gives_gradients_to_autograd_grad_only_inside() -> None:
+    x = torch.ones(2, requires_grad=True)
+
+    def gradient() -> Tensor:
+        return torch.autograd.grad(checkpoint.checkpoint(torch.exp, x, use_reentrant=True).sum(), x)[0]
+
+    with no_checkpoint_is_reentrant():
+        assert torch.equal(gradient(), x.detach().exp())
+    with pytest.raises(RuntimeError, match="reentrant"):
+        gradient()
+
+
+def test_a_tensor_that_is_marked_passes_for_a_parameter() -> None:
+    tensor = torch.ones(2)
+    assert not isinstance(tensor, nn.Parameter)
+    mark_as_parameter(tensor)
+    assert isinstance(tensor, nn.Parameter) and type(tensor) is Tensor

@@ -36,7 +36,7 @@ def test_errors() -> None:
     model = Counting(lambda m, h: h * [1.0, 2.0][m.n], n=0)
     later = run_plain(model.run_on_fakes, model.slots(), [2], restore)
     assert later.error == "IndexError: list index out of range"
-    model.n = 2
+    vars(model)["n"] = 2
     with pytest.raises(IndexError):
         run_plain(model.run_on_fakes, model.slots(), [2], restore)
     symbolic = run_symbolic(model.run_on_fakes, model.slots(), [0], restore)

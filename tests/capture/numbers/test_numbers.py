@@ -42,6 +42,11 @@ def matched(m: Any, h: Tensor) -> Tensor:
     return -h
 
 
+def logged(m: Any, h: Tensor) -> Tensor:
+    logging.getLogger("numbers").error("step %d %s", m.n, m.n)
+    return h
+
+
 Case = tuple[Body, dict[str, Any], Decides, list[str], list[str]]
 CASES: dict[str, Case] = {
     "unused": (counted(lambda m, h: h), {"n": 0}, "nothing", [], ["model.n + 1"]),
@@ -158,7 +163,7 @@ CASES: dict[str, Case] = {
     "gate": (counted(lambda m, h: h * (m.n > 5)), {"n": 3}, "operand", [], ["model.n + 1"]),
     "full": (counted(lambda m, h: h + torch.full((3,), m.n)), {"n": 3}, "operand", [], ["model.n + 1"]),
     "logged": (
-        counted(lambda m, h: [logging.getLogger("numbers").error("step %d %s", m.n, m.n), h][1]),
+        counted(logged),
         {"n": 2},
         "nothing",
         [],
@@ -332,7 +337,12 @@ def test_the_programs_own_error_passes_and_the_numbers_are_as_they_were() -> Non
 
 def test_what_else_a_run_leaves_is_restored_after_each_run() -> None:
     kept: list[Any] = []
-    model = Counting(counted(lambda m, h: [kept.append(m.n), h][1]), n=0)
+
+    def keeping(m: Any, h: Tensor) -> Tensor:
+        kept.append(m.n)
+        return h
+
+    model = Counting(counted(keeping), n=0)
     assert study_numbers(model.run_on_fakes, model.slots(), restore=kept.clear).uses[0].decides == "nothing"
     assert kept == []
 

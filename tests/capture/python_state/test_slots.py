@@ -12,7 +12,18 @@ from typing import Any
 import pytest
 import torch
 
-from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot, read, slots_kept, write
+from fusion_compile._capture.python_state.slots import (
+    MISSING,
+    WHOLE,
+    Slot,
+    key_identity,
+    named_key,
+    read,
+    refill,
+    slots_kept,
+    values_in,
+    write,
+)
 
 
 def cell_of(value: Any) -> types.CellType:
@@ -130,3 +141,30 @@ def test_two_slots_that_are_one_have_one_identity() -> None:
     holder = {"a": 1}
     assert Slot(holder, "a", "x").identity == Slot(holder, "a", "y").identity != Slot({"a": 1}, "a", "x").identity
     assert Slot([], 1, "").identity[1] != Slot([], True, "").identity[1]
+
+
+@pytest.mark.parametrize("container", [[3, 1], collections.deque([3, 1], maxlen=2), {3, 1}])
+def test_a_container_is_filled_in_place(container: Any) -> None:
+    refill(container, iter([5, 4]))
+    assert container == type(container)([5, 4]) and set(values_in(container)) == {4, 5}
+
+
+def test_a_container_with_keys_is_not_filled_with_values() -> None:
+    held = {"a": 1}
+    with pytest.raises(AssertionError, match="A dict has keys"):
+        refill(held, [2])
+    assert held == {"a": 1} and values_in(held) == [1]
+
+
+def test_a_keys_identity_asks_no_user_code() -> None:
+    class Hostile:
+        def __hash__(self) -> int:
+            raise AssertionError("user code was called")
+
+    key = Hostile()
+    assert key_identity(key) == key_identity(key) != key_identity(Hostile())
+    assert key_identity(1) != key_identity(1.0) and key_identity("a" * 50) == key_identity("a" * 50)
+
+
+def test_keys_are_named_as_code_writes_them() -> None:
+    assert [named_key(key) for key in ("a", 2, (1, "b"), Kept())] == ["'a'", "2", "(1, 'b')", "<Kept>"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot
-from fusion_compile._capture.rehearsal.contents import Contents, holds_fake
+from fusion_compile._capture.rehearsal.contents import Contents, as_it_was, holds_fake, is_same_value
 from fusion_compile._compat import fake_mode
 from tests.capture.small_programs import Part
 
@@ -258,7 +258,7 @@ def test_a_cell_that_was_empty_is_empty_again() -> None:
 
 
 def test_tensors_of_a_trace_are_found_wherever_they_lie() -> None:
-    part = Part(lambda part, x: x, table=None, slots=Plain(a={}), real=torch.zeros(1))
+    part: Any = Part(lambda part, x: x, table=None, slots=Plain(a={}), real=torch.zeros(1))
 
     @functools.lru_cache
     def cached(n: int) -> tuple[Tensor, int]:
@@ -267,8 +267,41 @@ def test_tensors_of_a_trace_are_found_wherever_they_lie() -> None:
     holder = types.SimpleNamespace(cached=cached)
     assert holds_fake({"model": part, "holder": holder}) == []
     with fake_mode():
-        part.table, part.slots.slot, part.slots.a[3] = [torch.zeros(1)], torch.zeros(1), torch.zeros(1)  # type: ignore[union-attr,index,operator]
+        part.table, part.slots.slot, part.slots.a[3] = [torch.zeros(1)], torch.zeros(1), torch.zeros(1)
         cached(2)
     assert set(holds_fake({"model": part, "holder": holder})) == {
         *("model.table[0]", "model.slots.slot", "model.slots.a[3]", "holder.cached(…)[0]")
     }
+
+
+def test_everything_is_put_back_after_an_error() -> None:
+    held: dict[str, Any] = {"a": [1]}
+    inner = held["a"]
+    with pytest.raises(ZeroDivisionError), as_it_was({"held": held}):
+        held["a"].append(2)
+        held.update(a=None, b=1 // 0)
+    assert held == {"a": [1]} and held["a"] is inner
+
+
+OBJECT, TANH = Plain(a=1), nn.Tanh()
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        (float("0.3"), float("0.3"), True),
+        (float("nan"), float("nan"), True),
+        ((1, ("a", OBJECT)), (1, ("a", OBJECT)), True),
+        ([1, "a"], [1, "a"], True),
+        (TANH.forward, TANH.forward, True),
+        (1, 1.0, False),
+        (1, True, False),
+        ((1,), (1, 2), False),
+        (Plain(a=1), Plain(a=1), False),
+        ([[1]], [[1]], False),
+        (torch.ones(1), torch.ones(1), False),
+        (nn.Tanh().forward, TANH.forward, False),
+    ],
+)
+def test_plain_values_are_compared_by_value_and_objects_by_identity(a: Any, b: Any, same: bool) -> None:
+    assert is_same_value(a, b) is same

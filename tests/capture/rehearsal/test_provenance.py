@@ -37,6 +37,16 @@ def _written_into(x: Tensor) -> Tensor:
     return memory[1]
 
 
+def _attention(x: Tensor) -> Tensor:
+    x = x.view(1, 1, 1, 3)
+    return F.scaled_dot_product_attention(x, x, x)
+
+
+def _noise_by_row(x: Tensor) -> Tensor:
+    noise: Tensor = torch.func.vmap(lambda row: torch.rand_like(row), randomness="different")(torch.ones(3))
+    return noise
+
+
 def _without_grad(x: Tensor) -> Tensor:
     with torch.no_grad():
         return x + 1
@@ -78,12 +88,12 @@ MADE: list[tuple[str, Callable[[Tensor], Tensor], Depends]] = [
     ("permutation", lambda x: torch.randperm(3), RANDOM),
     ("dropout", lambda x: F.dropout(x, 0.5), INPUTS | RANDOM),
     ("dropout that is off", lambda x: F.dropout(x, 0.5, training=False), INPUTS),
-    ("attention", lambda x: F.scaled_dot_product_attention(*[x.view(1, 1, 1, 3)] * 3), INPUTS),
+    ("attention", _attention, INPUTS),
     ("own function", Doubled.apply, INPUTS),
     ("gradient", _gradient, INPUTS),
     ("checkpoint", lambda x: checkpoint(torch.cos, x, use_reentrant=False), INPUTS),
     ("vmap", torch.func.vmap(lambda row: row * 2), INPUTS),
-    ("vmap of noise", lambda x: torch.func.vmap(torch.rand_like, randomness="different")(torch.ones(3)), RANDOM),
+    ("vmap of noise", _noise_by_row, RANDOM),
     ("grad", torch.func.grad(lambda x: (x**3).sum()), INPUTS),
     ("jvp", lambda x: torch.func.jvp(torch.sin, (torch.ones(3),), (x.detach(),))[1], INPUTS),
     ("no_grad", _without_grad, INPUTS),

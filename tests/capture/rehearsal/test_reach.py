@@ -59,7 +59,7 @@ class Counter:
 
     @functools.cached_property
     def later(self) -> Any:
-        return own_settings.scale  # type: ignore[attr-defined]
+        return own_settings.scale
 
 
 class Hostile:
@@ -71,14 +71,14 @@ class Hostile:
     def _raise(self, *args: Any) -> Any:
         raise AssertionError("user code was called")
 
-    __getattr__ = __setattr__ = __len__ = __iter__ = __eq__ = __repr__ = __bool__ = _raise  # type: ignore[assignment]
+    __getattr__ = __setattr__ = __len__ = __iter__ = __eq__ = __repr__ = __bool__ = _raise
     __hash__ = None  # type: ignore[assignment]
     size = property(_raise)
-    __class__ = property(_raise)  # type: ignore[assignment]
+    __class__ = property(_raise)
 
 
-class HostileList(list):  # type: ignore[type-arg]
-    __iter__ = __len__ = __getitem__ = Hostile._raise  # type: ignore[assignment]
+class HostileList(list):
+    __iter__ = __len__ = __getitem__ = Hostile._raise
 
 
 def labels_of(found: Any) -> set[str]:
@@ -91,7 +91,7 @@ def tensors(**roots: Any) -> set[str]:
 
 def _uses_globals(model: Any) -> Any:
     def inner() -> Any:
-        return [CONFIG.tables for _ in own_settings.scale]  # type: ignore[attr-defined]
+        return [CONFIG.tables for _ in own_settings.scale]
 
     return inner
 

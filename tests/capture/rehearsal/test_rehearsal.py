@@ -80,15 +80,20 @@ def test_a_filled_lru_cache_stays_filled_where_it_depends_on_nothing() -> None:
 
 
 def test_every_generator_is_put_back_and_named() -> None:
-    own = [torch.Generator().manual_seed(1), random.Random(1), np.random.default_rng(1), np.random.RandomState(1)]
+    own: list[Any] = [
+        torch.Generator().manual_seed(1),
+        random.Random(1),
+        np.random.default_rng(1),
+        np.random.RandomState(1),
+    ]
 
     def draw() -> list[float]:
         tensor, python, generator, state = own
         return [
-            torch.rand((), generator=tensor).item(),  # type: ignore[call-overload]
-            python.random(),  # type: ignore[union-attr]
-            float(generator.random()),  # type: ignore[union-attr]
-            float(state.rand()),  # type: ignore[union-attr]
+            torch.rand((), generator=tensor).item(),
+            python.random(),
+            float(generator.random()),
+            float(state.rand()),
             *(torch.rand(()).item(), random.random(), float(np.random.rand())),
         ]
 
@@ -110,7 +115,7 @@ def test_every_generator_is_put_back_and_named() -> None:
 
 
 def test_an_exception_passes_on_and_everything_is_put_back() -> None:
-    part = Part(lambda part, x: x, table=None, log=[])
+    part: Any = Part(lambda part, x: x, table=None, log=[])
 
     def loss(model: Any, x: Tensor, y: Tensor) -> Tensor:
         part.table = torch.randn(8)
@@ -164,6 +169,6 @@ def test_a_list_that_a_run_fills_and_puts_out_of_reach_is_emptied() -> None:
         return x
 
     log: list[Tensor] = []
-    part = Part(forward, log=log)
+    part: Any = Part(forward, log=log)
     rehearsed(around(part))
     assert part.log is log and log == []

@@ -28,7 +28,12 @@ def _language_loss(model: Any, tokens: Tensor) -> Tensor:
 def llama_with_checkpointing() -> Case:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
     model = LlamaForCausalLM(LlamaConfig(vocab_size=40, num_hidden_layers=2, use_cache=False, **sizes)).train()
     model.gradient_checkpointing_enable()
     return model, _language_loss, _tokens()
@@ -39,9 +44,10 @@ def flux_with_lora() -> Case:
     from peft import LoraConfig
 
     sizes = {"attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 16, "pooled_projection_dim": 16}
-    model = FluxTransformer2DModel(
+    model: Any = FluxTransformer2DModel(
         patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, axes_dims_rope=(4, 4, 8), **sizes
-    ).requires_grad_(False)
+    )
+    model.requires_grad_(False)
     model.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], lora_dropout=0.1))
 
     def loss(model: Any, x: Tensor, prompt: Tensor, pooled: Tensor, t: Tensor) -> Tensor:
@@ -56,16 +62,17 @@ def flux_with_lora() -> Case:
 def unet_with_frozen_vae() -> Case:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
-    model = UNet2DConditionModel(
+    model: Any = UNet2DConditionModel(
         **{"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4},
         cross_attention_dim=8,
         attention_head_dim=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    ).train()
-    model.enable_gradient_checkpointing()
-    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).requires_grad_(False)
-    scheduler = DDPMScheduler()
+    )
+    model.train().enable_gradient_checkpointing()
+    vae: Any = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
+    vae.requires_grad_(False)
+    scheduler: Any = DDPMScheduler()
 
     def loss(model: Any, image: Tensor, prompt: Tensor, t: Tensor) -> Tensor:
         latent = vae.encode(image).latent_dist.sample()

@@ -50,6 +50,16 @@ def deep(layers: int) -> nn.Sequential:
     return nn.Sequential(*[nn.Linear(4, 4) for _ in range(layers)], nn.Linear(4, 2))
 
 
+def dropout(part: nn.Module) -> nn.Dropout:
+    assert isinstance(part, nn.Dropout)
+    return part
+
+
+def linear(part: nn.Module) -> nn.Linear:
+    assert isinstance(part, nn.Linear)
+    return part
+
+
 def noticed(watch: Watch) -> list[str]:
     found = [watch.changed() for _ in range(watch.turns)]
     return [change.label for change in found if change is not None]
@@ -58,7 +68,7 @@ def noticed(watch: Watch) -> list[str]:
 def test_a_change_is_told_until_it_is_remembered() -> None:
     model = nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.1))
     watch = watch_of(model)
-    model[1].p = 0.2
+    dropout(model[1]).p = 0.2
     first, second = watch.changed(), watch.changed()
     assert first == second and first is not None
     assert (first.label, first.before, first.after, first.late, first.read) == ("model.1.p", 0.1, 0.2, 0, True)
@@ -69,10 +79,10 @@ def test_a_change_is_told_until_it_is_remembered() -> None:
 def test_what_is_put_back_is_no_change() -> None:
     model = nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.1))
     watch = watch_of(model)
-    before = model[1].p
-    model[1].p = 0.2
+    before = dropout(model[1]).p
+    dropout(model[1]).p = 0.2
     assert watch.changed() is not None
-    model[1].p = before
+    dropout(model[1]).p = before
     assert noticed(watch) == []
 
 
@@ -147,7 +157,7 @@ def test_any_other_change_beside_it_names_none(also: str) -> None:
     watch = watch_of(model)
     model[0].weight = nn.Parameter(torch.ones(4, 4))
     if also == "attribute":
-        model[3].p = 0.5
+        dropout(model[3]).p = 0.5
     elif also == "other shape":
         model[2].bias = nn.Parameter(torch.ones(3))
     else:
@@ -163,7 +173,7 @@ def test_how_late_is_at_least_the_truth_and_less_than_a_round() -> None:
     assert watch.turns > 8
     lates = []
     for i in range(0, 60, 7):
-        model[i].in_features = 5
+        linear(model[i]).in_features = 5
         change, calls = watch.changed(), 0
         while change is None:
             change, calls = watch.changed(), calls + 1
@@ -196,11 +206,11 @@ def test_a_hook_is_noticed_at_once_in_a_large_model_and_one_elsewhere_is_no_chan
 
 def test_sets_and_hooks_stay_as_they_are_when_something_else_is_compared_by_value() -> None:
     model = nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.5))
-    model[0].weight.register_hook(lambda gradient: None)
+    model.get_parameter("0.weight").register_hook(lambda gradient: None)
     model[0].active = {1}  # type: ignore[assignment]
     watch = watch_of(model)
     for _ in range(3):
-        model[1].p = float("0.5")
+        dropout(model[1]).p = float("0.5")
         assert noticed(watch) == []
 
 
@@ -243,7 +253,12 @@ def test_an_order_that_changes_at_each_call_is_no_change_and_costs_one_round_onl
     watch = Watch({"model": model, "loss": reads_recent}, reads)
     rounds = []
     remember = watch.remember
-    monkeypatch.setattr(watch, "remember", lambda: (rounds.append(1), remember()))
+
+    def counting() -> None:
+        rounds.append(1)
+        remember()
+
+    monkeypatch.setattr(watch, "remember", counting)
     for _ in range(5):
         recent["a"] = recent.pop("a")
         assert watch.changed() is None
@@ -263,7 +278,7 @@ def test_without_reads_every_attribute_counts() -> None:
     model = nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.1))
     watch = Watch({"model": model, "loss": weighted})
     assert noticed(watch) == []
-    model[1].p = 0.2
+    dropout(model[1]).p = 0.2
     assert noticed(watch)[0] == "model.1.p"
     watch.remember()
     settings.weight = 2.0
