@@ -315,9 +315,10 @@ def _swapped(
     for holder, _, before, after, _ in replaced:
         if id(holder.value) not in weights or not (isinstance(before, Tensor) and isinstance(after, Tensor)):
             return None
-        if type(after) is not type(before) or _kind(before)[1:] != _kind(after)[1:]:
+        if type(after) is not type(before) or _kind(before)[1:3] != _kind(after)[1:3]:
             return None
-        if after.shape != before.shape or (after.numel() and after.stride() != before.stride()):
+        is_empty = not before.numel()  # its memory was given away
+        if not is_empty and (after.shape != before.shape or after.stride() != before.stride()):
             return None
     new = {(id(holder.value), key): after for holder, key, _, after, _ in replaced}
     old_ties, new_ties = [], []
