@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from fusion_compile._capture.python_state.alike import is_alike
+from fusion_compile._capture.python_state.holders import name_of
 from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot, key_identity, read
 from fusion_compile._capture.watch._compat import hooks_registered
 from fusion_compile._capture.watch.change import Change, Kind
@@ -297,8 +298,9 @@ class Watch:
         late: int = 0,
         tensors: dict[str, Tensor] | None = None,
     ) -> Change:
-        read = self._reads is None or not isinstance(key, str) or key in self._reads.names
-        return Change(label, before, after, kind, late, read, tensors)
+        name = name_of(key)
+        was_read = self._reads is None or not isinstance(name, str) or name in self._reads.names
+        return Change(label, before, after, kind, late, was_read, tensors)
 
     def _holders(self) -> Iterator[WatchedHolder]:
         for portion in (self._often, *self._modules, *self._seldom):

@@ -45,7 +45,8 @@ def test_closures() -> None:
     queue = [4]
     function: Any = around(queue)
     (name, cell) = free_variables(function)[0]
-    assert name == "queue" and cell.cell_contents is queue and free_variables(plain) == []
+    function_without: Any = plain
+    assert name == "queue" and cell.cell_contents is queue and free_variables(function_without) == []
 
 
 def test_defaults_by_argument() -> None:
