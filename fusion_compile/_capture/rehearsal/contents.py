@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import itertools
-import math
 import types
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile._capture.python_state._compat import without_torch_function
+from fusion_compile._capture.python_state.alike import is_alike
 from fusion_compile._capture.python_state.attributes import instance_dict, set_instance_dict
 from fusion_compile._capture.python_state.holders import Holder, Items
 from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot, key_identity
@@ -174,24 +174,6 @@ def holds_fake(roots: Mapping[str, Any]) -> list[str]:
     return [label for label, tensor in tensors if is_of_a_trace(tensor)]
 
 
-def is_same_value(a: Any, b: Any) -> bool:
-    """Whether two values are one object, equal plain values, or tuples or methods of such."""
-    if a is b:
-        return True
-    kind = type(a)
-    if kind is not type(b):
-        return False
-    if kind in _PLAIN:
-        return bool(a == b) or (kind is float and math.isnan(a) and math.isnan(b))
-    if kind is tuple:
-        return len(a) == len(b) and all(map(is_same_value, a, b))
-    if kind is types.MethodType:
-        return a.__self__ is b.__self__ and a.__func__ is b.__func__
-    if kind is list:
-        return len(a) == len(b) and all(type(v) in _PLAIN and is_same_value(v, w) for v, w in zip(a, b, strict=True))
-    return False
-
-
 def _compared(reach: Reach, holder: Holder, before: Items, now: Items) -> list[Change]:
     if len(before) == len(now) and all(v is w and k is j for (k, v), (j, w) in zip(before, now, strict=True)):
         return []
@@ -206,7 +188,7 @@ def _compared(reach: Reach, holder: Holder, before: Items, now: Items) -> list[C
     found = []
     for identity, (key, old_value) in was.items():
         _, new_value = has.pop(identity, (key, MISSING))
-        if not is_same_value(old_value, new_value):
+        if not is_alike(old_value, new_value):
             gone = ChangeKind.VANISHED if new_value is MISSING else ChangeKind.REPLACED
             kind = ChangeKind.APPEARED if old_value is MISSING else gone
             found.append(_change(reach, holder, (key, old_value, new_value), kind))

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusion_compile._capture.python_state.alike import is_alike
 from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot, read
 from fusion_compile._capture.rehearsal._compat import dense_tensors
-from fusion_compile._capture.rehearsal.contents import Change, ChangeKind, Contents, is_same_value
+from fusion_compile._capture.rehearsal.contents import Change, ChangeKind, Contents
 from fusion_compile._capture.rehearsal.provenance import Depends, Provenance, keys_of
 from fusion_compile._capture.rehearsal.reach import Reach
 
@@ -161,7 +162,7 @@ def is_equal(a: Any, b: Any, *, opaque_are_equal: bool = False) -> bool:
         return same and all(is_equal(v, w, opaque_are_equal=opaque_are_equal) for v, w in zip(a, b, strict=True))
     if opaque_are_equal and not _is_plain(a):
         return type(a) is type(b)
-    return is_same_value(a, b)
+    return is_alike(a, b)
 
 
 def _has_equal_bytes(a: Tensor, b: Tensor) -> bool:

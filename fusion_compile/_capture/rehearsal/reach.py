@@ -1,5 +1,6 @@
 """Everything that user code can reach from a model and a loss: holders of values, tensors, modules, generators.
 
+This is the walk of what must be put back, which is all there is. What a watch compares is less: `watch/walk.py`.
 The walk is breadth first and calls no user code: it reads instance dictionaries, slots, closures and containers by the
 methods of the built-in types, never properties, ``__getattr__``, ``__len__`` or ``__iter__``.
 
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 from fusion_compile._capture.python_state._compat import TENSOR_HOOKS, without_torch_function
 from fusion_compile._capture.python_state.attributes import instance_dict, slot_descriptors
 from fusion_compile._capture.python_state.bytecode import names_of
+from fusion_compile._capture.python_state.callables import LRU_CACHE, free_variables, parts_of
 from fusion_compile._capture.python_state.holders import Holder
 from fusion_compile._capture.python_state.slots import MISSING, Slot
 from fusion_compile._capture.python_state.whose_code import follows_globals, is_foreign, is_foreign_package
@@ -46,7 +48,10 @@ _LEAVES = {
     *(torch.dtype, torch.device, torch.Size, torch.layout, types.CodeType, types.FrameType, types.TracebackType),
     *(types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType, types.MethodDescriptorType),
 }
-_LRU_CACHE: Any = type(functools.lru_cache(lambda: None))
+_WRAPPERS = {
+    *(types.MethodType, types.BuiltinMethodType, functools.partial, LRU_CACHE, staticmethod, classmethod, property),
+    functools.cached_property,
+}
 _OPENED = {"collections", "argparse", "weakref"}
 """Modules of the standard library whose objects are a program's own."""
 _OPENED_TYPES = (types.SimpleNamespace, threading.local, functools.partialmethod)
@@ -137,8 +142,12 @@ class Reach:
             self._visit_tensor(value, label)
         elif type in bases:
             self._visit_class(value)
-        elif kind in _CALLABLES:
-            _CALLABLES[kind](self, value, label)
+        elif kind is types.FunctionType:
+            self._visit_function(value, label)
+        elif kind in _WRAPPERS:
+            self._push(parts_of(value, label))
+            if kind is LRU_CACHE:
+                self._visit_cache(value, label)
         elif any(base in bases for base in RANDOM_GENERATORS):
             self.generators[id(value)] = found
         elif kind is np.ndarray:
@@ -218,9 +227,14 @@ class Reach:
         names += tuple(name for name in ("__call__", "__getattr__", "__init__", "__iter__") if name in vars(kind))
         self._hold(Holder(kind, kind.__name__, ".k", names))
 
+    def _visit_cache(self, cache: Any, label: str) -> None:
+        self.caches[id(cache)] = Found(label, cache)
+        held = gc.get_referents(cache)
+        self._push((f"{label}(…)", inner) for inner in held if type(inner) is not dict)
+        self._push((f"{label}(…)", inner) for results in held if type(results) is dict for inner in results.values())
+
     def _visit_function(self, function: types.FunctionType, label: str) -> None:
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
-            self._todo.append((f"{label}<{name}>", cell))
+        self._push((f"{label}<{name}>", cell) for name, cell in free_variables(function))
         self._hold(Holder(function, label, ".k", ("__defaults__", "__kwdefaults__")))
         attributes = vars(function)
         self._seen[id(attributes)] = attributes
@@ -256,51 +270,6 @@ class Reach:
 
     def _push(self, labelled: Iterable[tuple[str, Any]]) -> None:
         self._todo.extend(labelled)
-
-
-def _visit_method(reach: Reach, method: Any, label: str) -> None:
-    reach._push([(f"{label}.__self__", method.__self__), (label, method.__func__)])
-
-
-def _visit_builtin(reach: Reach, method: Any, label: str) -> None:
-    reach._push([(f"{label}.__self__", method.__self__)])  # the `append` of a list, given as a hook
-
-
-def _visit_partial(reach: Reach, partial: Any, label: str) -> None:
-    reach._push([(label, partial.func), (f"{label}.args", partial.args), (f"{label}.keywords", partial.keywords)])
-    reach._push([(label, vars(partial))])
-
-
-def _visit_cache(reach: Reach, cache: Any, label: str) -> None:
-    reach.caches[id(cache)] = Found(label, cache)
-    reach._push([(label, cache.__wrapped__)])
-    reach._push((f"{label}(…)", inner) for inner in gc.get_referents(cache) if type(inner) is not dict)
-    reach._push((f"{label}(…)", inner) for d in gc.get_referents(cache) if type(d) is dict for inner in d.values())
-
-
-def _visit_wrapped(reach: Reach, wrapper: Any, label: str) -> None:
-    reach._push([(label, wrapper.__func__)])
-
-
-def _visit_property(reach: Reach, prop: Any, label: str) -> None:
-    reach._push((label, part) for part in (prop.fget, prop.fset, prop.fdel) if part is not None)
-
-
-def _visit_cached_property(reach: Reach, prop: Any, label: str) -> None:
-    reach._push([(label, prop.func)])
-
-
-_CALLABLES: dict[type, Any] = {
-    types.FunctionType: Reach._visit_function,
-    types.MethodType: _visit_method,
-    types.BuiltinMethodType: _visit_builtin,
-    functools.partial: _visit_partial,
-    _LRU_CACHE: _visit_cache,
-    staticmethod: _visit_wrapped,
-    classmethod: _visit_wrapped,
-    property: _visit_property,
-    functools.cached_property: _visit_cached_property,
-}
 
 
 def _is_from_python(kind: type) -> bool:

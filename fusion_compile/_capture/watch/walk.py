@@ -1,7 +1,9 @@
 """What a watch watches: the holders that can be reached from a capture's roots and from what it read.
 
-Of modules, everything. Of containers, everything within a depth and a size. Of other objects, the attributes that code
-which ran names; a trainer's history, its logger and its optimizer's state are not what a loss was captured from.
+This is the walk of what may have decided a capture, in the order in which it is worth a look; what must be put back
+after a run is more (`rehearsal/reach.py`). Of modules, everything. Of containers, everything within a depth and a size.
+Of other objects, the attributes that code which ran names; a trainer's history, its logger and its optimizer's state
+are not what a loss was captured from.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 from fusion_compile._capture.python_state.alike import PLAIN
 from fusion_compile._capture.python_state.attributes import declaring, instance_dict, slot_descriptors
+from fusion_compile._capture.python_state.callables import defaults_of, free_variables, parts_of
 from fusion_compile._capture.python_state.holders import Style, name_of
 from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot, read
 from fusion_compile._capture.python_state.whose_code import is_foreign
@@ -176,13 +179,11 @@ class Walk:
             self._container(value, label, depth)
         elif isinstance(value, types.FunctionType):
             self._function(value, label, depth)
-        elif isinstance(value, types.MethodType):
-            self._look_into(value.__func__, label, depth)
-            self._look_into(value.__self__, f"{label}.__self__" if depth else label, depth)
-        elif isinstance(value, functools.partial):
-            if self._whole(value, label, ".k"):
-                for name, part in WatchedHolder(value, label).items():
-                    self._look_into(part, f"{label}.{name}", depth)
+        elif isinstance(value, (types.MethodType, functools.partial)):
+            if isinstance(value, functools.partial) and not self._whole(value, label, ".k"):
+                return
+            for name, part in parts_of(value, label):
+                self._look_into(part, name if depth else name.removesuffix(".__self__"), depth)
         elif isinstance(value, np.ndarray):
             if id(value) not in self._seen and not value.dtype.hasobject:
                 self._seen.add(id(value))
@@ -222,14 +223,10 @@ class Walk:
     def _function(self, value: types.FunctionType, label: str, depth: int) -> None:
         if is_foreign(value) or not self._whole(value, label, ".k"):
             return
-        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+        for name, cell in free_variables(value):
             self._whole(cell, name, "")
             self._look_into(read(Slot(cell, None, name)), name, depth + 1)
-        arguments = value.__code__.co_varnames[: value.__code__.co_argcount]
-        defaults = value.__defaults__ or ()
-        for name, default in zip(arguments[len(arguments) - len(defaults) :], defaults, strict=True):
-            self._look_into(default, f"{label}'s default {name}", depth + 1)
-        for name, default in (value.__kwdefaults__ or {}).items():
+        for name, default in defaults_of(value):
             self._look_into(default, f"{label}'s default {name}", depth + 1)
         if value.__kwdefaults__:
             self._whole(value.__kwdefaults__, f"{label}'s defaults")

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from fusion_compile._capture.python_state.alike import is_alike
+from fusion_compile._capture.python_state.holders import name_of
 from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot, key_identity, read
 from fusion_compile._capture.watch._compat import hooks_registered
 from fusion_compile._capture.watch.change import Change, Kind
@@ -297,8 +298,9 @@ class Watch:
         late: int = 0,
         tensors: dict[str, Tensor] | None = None,
     ) -> Change:
-        read = self._reads is None or not isinstance(key, str) or key in self._reads.names
-        return Change(label, before, after, kind, late, read, tensors)
+        name = name_of(key)
+        was_read = self._reads is None or not isinstance(name, str) or name in self._reads.names
+        return Change(label, before, after, kind, late, was_read, tensors)
 
     def _holders(self) -> Iterator[WatchedHolder]:
         for portion in (self._often, *self._modules, *self._seldom):
@@ -315,9 +317,10 @@ def _swapped(
     for holder, _, before, after, _ in replaced:
         if id(holder.value) not in weights or not (isinstance(before, Tensor) and isinstance(after, Tensor)):
             return None
-        if type(after) is not type(before) or _kind(before)[1:] != _kind(after)[1:]:
+        if type(after) is not type(before) or _kind(before)[1:3] != _kind(after)[1:3]:
             return None
-        if after.shape != before.shape or (after.numel() and after.stride() != before.stride()):
+        is_empty = not before.numel()  # its memory was given away
+        if not is_empty and (after.shape != before.shape or after.stride() != before.stride()):
             return None
     new = {(id(holder.value), key): after for holder, key, _, after, _ in replaced}
     old_ties, new_ties = [], []

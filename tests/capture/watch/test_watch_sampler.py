@@ -87,6 +87,10 @@ def test_a_weight_that_is_out_of_memory_is_no_change() -> None:
     model, watch = watched()
     model[1].weight.data = torch.empty(0)
     assert watch.changed() is None
+    watch.remember()
+    model[1].weight = nn.Parameter(torch.ones(2, 2))
+    found = watch.changed()
+    assert found is not None and found.tensors is not None and list(found.tensors) == ["1.weight"]
 
 
 def test_replaced_weights_by_name() -> None:
