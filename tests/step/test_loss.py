@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fusion_compile._step.carried import Carried
 from fusion_compile._step.loss import CastingModel, LossFacts, LossModule, cast_buffers, examine
 from tests.small_models import batches, mlp, squared_error
 
 
 def facts_of(model: nn.Module, loss_fn: Any, *batch: Any, compute_dtype: torch.dtype | None = None) -> LossFacts:
     weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    return examine(model, loss_fn, weights, batch, compute_dtype)
+    return examine(model, loss_fn, weights, batch, compute_dtype, Carried())
 
 
 def test_metrics_unread_parameters_and_changed_buffers_are_found() -> None:
@@ -42,8 +43,15 @@ def test_the_run_changes_no_weight_no_buffer_and_draws_no_random_number() -> Non
 def test_a_difference_is_said_in_words() -> None:
     one = LossFacts({}, (), ())
     assert LossFacts({}, ("a",), ()).difference(one) == "leaves unread ['a'], before []"
-    assert LossFacts({}, (), ("b",)).difference(one) == "changes the buffers ['b'], before []"
     assert "returns the metrics {'m'" in LossFacts({"m": ((), torch.float32)}, (), ()).difference(one)
+
+
+def test_facts_join_the_buffers_that_either_changes() -> None:
+    one = LossFacts({}, ("a",), ("mean",))
+    assert one.joined(None) is one
+    assert LossFacts({}, ("a",), ("table",)).joined(one) == LossFacts({}, ("a",), ("mean", "table"))
+    with pytest.raises(ValueError, match=r"leaves unread \[\], before \['a'\]"):
+        LossFacts({}, (), ()).joined(one)
 
 
 def test_the_loss_runs_with_the_weights_that_it_is_given() -> None:
@@ -51,7 +59,8 @@ def test_the_loss_runs_with_the_weights_that_it_is_given() -> None:
     x, y = batches(1)[0]
     loss = LossModule(model, squared_error)
     zeros = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
-    value, metrics, buffers = loss.run(zeros, {}, (x, y))
+    with loss.holding(zeros, {}):
+        value, metrics, buffers = loss(x, y)
     assert torch.equal(value, y.square().mean()) and metrics == buffers == {}
     assert any(bool(p.any()) for p in model.parameters())
 
