@@ -121,7 +121,7 @@ def a_flag_that_initialises_a_buffer() -> Training:
         return x - self.center
 
     training = layered(run, "ready", ready=False)
-    training.model[1].register_buffer("center", torch.zeros(8))  # type: ignore[operator,index]
+    training.model.get_submodule("1").register_buffer("center", torch.zeros(8))
     return training
 
 
@@ -279,7 +279,7 @@ def a_weight_tensor_replaced_between_steps() -> Training:
     trainer = types.SimpleNamespace(weight=torch.ones(2))
 
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return ((model(x) - y).square() * trainer.weight).mean()  # type: ignore[no-any-return]
+        return ((model(x) - y).square() * trainer.weight).mean()
 
     return Training(mlp(), loss, between=lambda taken: setattr(trainer, "weight", trainer.weight * 0.5))
 

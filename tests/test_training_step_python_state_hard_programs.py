@@ -34,7 +34,7 @@ def hard(make: Make) -> Make:
 @hard
 def reentrant_checkpointing_with_dropout() -> Training:
     def run(self: Any, x: Tensor) -> Tensor:
-        return checkpointing.checkpoint(lambda z: F.dropout(self.linear(z), 0.3), x, use_reentrant=True)  # type: ignore[no-any-return]
+        return checkpointing.checkpoint(lambda z: F.dropout(self.linear(z), 0.3), x, use_reentrant=True)
 
     return layered(run, linear=nn.Linear(8, 8))
 
@@ -43,9 +43,9 @@ def reentrant_checkpointing_with_dropout() -> Training:
 def checkpoints_in_one_another() -> Training:
     def run(self: Any, x: Tensor) -> Tensor:
         def outer(z: Tensor) -> Tensor:
-            return self.b(checkpointing.checkpoint(self.a, z, use_reentrant=False))  # type: ignore[no-any-return]
+            return self.b(checkpointing.checkpoint(self.a, z, use_reentrant=False))
 
-        return checkpointing.checkpoint(outer, x, use_reentrant=False)  # type: ignore[no-any-return]
+        return checkpointing.checkpoint(outer, x, use_reentrant=False)
 
     return layered(run, a=nn.Linear(8, 8), b=nn.Linear(8, 8))
 
@@ -56,10 +56,10 @@ def a_mean_kept_inside_a_checkpoint() -> Training:
 
     def inner(self: Any, x: Tensor) -> Tensor:
         self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
-        return self.linear(x) - self.mean  # type: ignore[no-any-return]
+        return self.linear(x) - self.mean
 
     def run(self: Any, x: Tensor) -> Tensor:
-        return checkpointing.checkpoint(lambda z: inner(self, z), x, use_reentrant=False)  # type: ignore[no-any-return]
+        return checkpointing.checkpoint(lambda z: inner(self, z), x, use_reentrant=False)
 
     return layered(run, "mean", mean=torch.zeros(8), linear=nn.Linear(8, 8))
 
@@ -123,7 +123,7 @@ def old_weight_norm() -> Training:
 
 @hard
 def a_parameter_in_a_list_outside() -> Training:
-    model = mlp()
+    model: Any = mlp()
     decayed = [model[0].weight]
     return Training(
         model, lambda model, x, y: squared_error(model, x, y) + 0.1 * sum(p.square().sum() for p in decayed)
@@ -135,7 +135,7 @@ def a_buffer_registered_by_the_first_forward() -> Training:
     def run(self: Any, x: Tensor) -> Tensor:
         if not hasattr(self, "positions"):
             self.register_buffer("positions", torch.arange(8.0).sin(), persistent=False)
-        return x + self.positions  # type: ignore[no-any-return]
+        return x + self.positions
 
     return layered(run)
 
@@ -146,7 +146,7 @@ def a_recurrent_state() -> Training:
         before = self.hidden if self.hidden is not None else torch.zeros(len(x), 8)
         hidden = self.cell(x, before)
         self.hidden = hidden.detach()
-        return hidden  # type: ignore[no-any-return]
+        return hidden
 
     return layered(run, "hidden", hidden=None, cell=nn.GRUCell(8, 8))
 

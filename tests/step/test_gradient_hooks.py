@@ -16,11 +16,12 @@ WAYS: dict[str, dict[str, Any]] = {**PROGRAMS, "run": {"backend": "aot_eager", "
 
 
 def masked() -> nn.Sequential:
-    model = mlp()
+    model: Any = mlp()
     mask = (torch.arange(8) % 2).float()[:, None]
     model[0].weight.register_hook(lambda gradient: gradient * mask)
     model[2].weight.register_hook(lambda gradient: gradient.clamp(-0.01, 0.01))
-    return model
+    found: nn.Sequential = model
+    return found
 
 
 @pytest.mark.filterwarnings("ignore:the step is captured by running it, because 0.weight has a gradient hook")
@@ -38,7 +39,7 @@ def test_a_gradient_hook_counts_as_in_the_ordinary_loop(way: str) -> None:
 def test_a_leaf_has_the_hooks_and_the_tags_of_its_parameter() -> None:
     parameter = nn.Parameter(torch.ones(2))
     parameter.no_decay = True  # type: ignore[attr-defined]
-    parameter.register_hook(lambda gradient: 3 * gradient)  # type: ignore[no-untyped-call]
+    parameter.register_hook(lambda gradient: 3 * gradient)
     leaf = hooked_leaf(parameter, torch.full((2,), 5.0))
     assert torch.autograd.grad(leaf.sum(), leaf)[0].tolist() == [3.0, 3.0]
     assert leaf.no_decay is True and isinstance(leaf, nn.Parameter)  # type: ignore[attr-defined]
@@ -46,7 +47,7 @@ def test_a_leaf_has_the_hooks_and_the_tags_of_its_parameter() -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_hook_after_accumulation_is_refused_whenever_it_comes(way: str) -> None:
-    model = mlp()
+    model: Any = mlp()
     step = compiled(model, **WAYS[way])
     step(*batches(1)[0])
     handle = model[2].bias.register_post_accumulate_grad_hook(lambda parameter: None)
@@ -64,7 +65,7 @@ def test_reading_refuses_hooks_that_it_would_ignore() -> None:
 
 
 def test_a_hook_that_comes_after_reading_is_refused() -> None:
-    model = mlp()
+    model: Any = mlp()
     step = compiled(model)
     step(*batches(1)[0])
     handle = model[0].weight.register_hook(lambda gradient: 0 * gradient)
@@ -77,6 +78,6 @@ def test_a_hook_that_comes_after_reading_is_refused() -> None:
 def test_hooks_elsewhere_are_nobodys_business() -> None:
     hooks = GradientHooks(dict(mlp().named_parameters()))
     other: Tensor = torch.ones(1, requires_grad=True)
-    other.register_hook(lambda gradient: gradient)  # type: ignore[no-untyped-call]
+    other.register_hook(lambda gradient: gradient)
     hooks.check(read=True)
     assert hooks.names() == []

@@ -22,7 +22,7 @@ def test_an_ordinary_model_is_taken() -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_a_scripted_part_is_named() -> None:
-    model = nn.Sequential(nn.Linear(4, 2), torch.jit.script(nn.Linear(2, 2)))  # type: ignore[no-untyped-call]
+    model = nn.Sequential(nn.Linear(4, 2), torch.jit.script(nn.Linear(2, 2)))
     with pytest.raises(ValueError, match=r"the model's 1 is a scripted module \(torch.jit\)"):
         compiled(model)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_a_captured_step_counts_and_watches() -> None:
 
 
 def test_a_changed_module_is_noticed_and_nothing_happens() -> None:
-    model = nn.Sequential(nn.Linear(4, 2), nn.LeakyReLU(0.5))
+    model: Any = nn.Sequential(nn.Linear(4, 2), nn.LeakyReLU(0.5))
     step = compiled(model, squared_error, capture="run")
     step(*batches(1)[0])
     before = model[0].weight.clone()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -55,7 +57,7 @@ def test_the_warning_about_unread_parameters_is_given_once_at_the_callers_line()
     assert [w.filename for w in caught] == [__file__]
 
 
-def initialising() -> tuple[nn.Module, dict[str, bool]]:
+def initialising() -> tuple[Any, dict[str, bool]]:
     """A model whose first forward writes a buffer."""
     ready = {"is": False}
 
@@ -63,6 +65,7 @@ def initialising() -> tuple[nn.Module, dict[str, bool]]:
         def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(4, 2)
+            self.center: Tensor
             self.register_buffer("center", torch.zeros(2))
 
         def forward(self, x: Tensor) -> Tensor:
@@ -78,9 +81,7 @@ def initialising() -> tuple[nn.Module, dict[str, bool]]:
 def test_an_initialising_step_runs_uncaptured_and_the_next_is_captured() -> None:
     model, ready = initialising()
     step = compiled(model)
-    with pytest.warns(
-        UserWarning, match=r"this step ran uncaptured, because loss_fn.* is set by the first forward|ready"
-    ):
+    with pytest.warns(UserWarning, match=r"this step ran uncaptured, because .*ready"):
         step(*batches(1)[0])
     assert ready == {"is": True} and step.programs == [] and bool(model.center.any())
     center = model.center.clone()
@@ -90,12 +91,12 @@ def test_an_initialising_step_runs_uncaptured_and_the_next_is_captured() -> None
 
 def test_a_buffer_that_changes_later_joins_the_state() -> None:
     """Programs that did not know it are compiled again."""
-    model = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))
+    model: Any = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))
 
-    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def loss(model: Any, x: Tensor, y: Tensor) -> Tensor:
         value = F.mse_loss(model(x), y)
         if len(x) < 8:
-            model.late.add_(1)  # type: ignore[operator,union-attr]
+            model.late.add_(1)
         return value
 
     model.register_buffer("late", torch.zeros(()))
@@ -103,7 +104,7 @@ def test_a_buffer_that_changes_later_joins_the_state() -> None:
     for size in (8, 4, 8, 4):
         step(*batches(1, size)[0])
     assert float(model.late) == 2.0 and int(model[1].num_batches_tracked) == 4
-    assert "late" in step.state_dict()["buffers"]
+    assert float(step.state_dict()["model"]["late"]) == 2.0
 
 
 def test_numbers_make_programs_up_to_the_limit() -> None:
