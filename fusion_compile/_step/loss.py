@@ -139,7 +139,12 @@ def _examine(
 ) -> LossFacts:
     every_buffer = dict(model.named_buffers())
     module = LossModule(model, loss_fn, tuple(every_buffer), compute_dtype)
-    with _compat.shapes_as_the_kernels_have_them(), _compat.fake_mode() as mode, torch.enable_grad(), torch.autograd.set_detect_anomaly(False):
+    with (
+        _compat.shapes_as_the_kernels_have_them(),
+        _compat.fake_mode() as mode,
+        torch.enable_grad(),
+        torch.autograd.set_detect_anomaly(False),
+    ):
 
         def fake(t: Tensor) -> Tensor:
             faked: Tensor = mode.from_tensor(t.detach())

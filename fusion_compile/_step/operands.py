@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fusion_compile._capture.numbers.expressions import Expression, apply, number
 from fusion_compile._capture.python_state.slots import Slot, read, write
+from fusion_compile._capture.rehearsal._compat import DispatchMode
 
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
 _UNARY = ("neg", "pos", "abs")
@@ -176,6 +177,15 @@ class Operands:
             raise NotAnOperand(f"{missing[0]} is used where no tensor can stand for it")
 
 
+class _NoRead(DispatchMode):  # type: ignore[misc]
+    """Raises where an operator takes a 0-dim tensor for a plain number, whose value it would read on the host."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise NotAnOperand("an operator wants the plain number")
+        return func(*args, **(kwargs or {}))
+
+
 class _Tensors:
     """What stands for followed numbers, by their expressions. `used`: the expressions that torch was given."""
 
@@ -193,7 +203,8 @@ class _Tensors:
         try:
             if func in _FILLED:  # torch would read the tensor on the host
                 return _FILLED[func](*map(swapped, args), **{k: swapped(v) for k, v in kwargs.items()})
-            return func(*map(swapped, args), **{k: swapped(v) for k, v in kwargs.items()})
+            with _NoRead():
+                return func(*map(swapped, args), **{k: swapped(v) for k, v in kwargs.items()})
         except NotAnOperand:
             raise
         except Exception as error:  # of any kind: what wants a plain number fails in its own way

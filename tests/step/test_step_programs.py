@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -53,3 +55,69 @@ def test_the_warning_about_unread_parameters_is_given_once_at_the_callers_line()
         step(*batches(1)[0])
         step(*batches(1, 4)[0])
     assert [w.filename for w in caught] == [__file__]
+
+
+def initialising() -> tuple[Any, dict[str, bool]]:
+    """A model whose first forward writes a buffer."""
+    ready = {"is": False}
+
+    class Centered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 2)
+            self.center: Tensor
+            self.register_buffer("center", torch.zeros(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.linear(x)
+            if not ready["is"]:
+                self.center.copy_(out.detach().mean(0))
+                ready["is"] = True
+            return out - self.center
+
+    return Centered(), ready
+
+
+def test_an_initialising_step_runs_uncaptured_and_the_next_is_captured() -> None:
+    model, ready = initialising()
+    step = compiled(model)
+    with pytest.warns(UserWarning, match=r"this step ran uncaptured, because .*ready"):
+        step(*batches(1)[0])
+    assert ready == {"is": True} and step.programs == [] and bool(model.center.any())
+    center = model.center.clone()
+    step(*batches(1)[0])
+    assert len(step.programs) == 1 and torch.equal(model.center, center) and int(step.metrics["step"]) == 2
+
+
+def test_a_buffer_that_changes_later_joins_the_state() -> None:
+    """Programs that did not know it are compiled again."""
+    model: Any = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))
+
+    def loss(model: Any, x: Tensor, y: Tensor) -> Tensor:
+        value = F.mse_loss(model(x), y)
+        if len(x) < 8:
+            model.late.add_(1)
+        return value
+
+    model.register_buffer("late", torch.zeros(()))
+    step = compiled(model, loss)
+    for size in (8, 4, 8, 4):
+        step(*batches(1, size)[0])
+    assert float(model.late) == 2.0 and int(model[1].num_batches_tracked) == 4
+    assert float(step.state_dict()["model"]["late"]) == 2.0
+
+
+def test_numbers_make_programs_up_to_the_limit() -> None:
+    table = {"steps": 0}
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        table["steps"] += 1
+        return F.mse_loss(model(x), y) * torch.tensor([float(table["steps"]), 0.0])[0]
+
+    step = compiled(mlp(), loss)
+    with pytest.warns(UserWarning, match="captured by running it, because loss_fn<table>"):
+        step(*batches(1)[0])
+    for _ in range(MAX_PROGRAMS - 1):
+        step(*batches(1)[0])
+    with pytest.raises(ValueError, match="this would be program number 9 for one batch shape: a plain number"):
+        step(*batches(1)[0])

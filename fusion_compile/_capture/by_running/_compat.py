@@ -24,6 +24,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from fusion_compile.passes._user_frame import is_outside_torch
 
+OpOverload = torch._ops.OpOverload
 _FRAMES = 12
 """Innermost frames outside torch that a node's stack keeps."""
 _DROPOUT = torch.ops.aten.native_dropout.default

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from fusion_compile._capture.by_running import _compat
+from fusion_compile._capture.by_running._compat import OpOverload
 from fusion_compile._compat import shapes_as_the_kernels_have_them
 
 
@@ -95,7 +96,7 @@ def written_constants(graph: fx.GraphModule) -> list[Tensor]:
     held = constants(graph)
     found: dict[int, Tensor] = {}
     for node in graph.graph.nodes:
-        if node.op == "call_function" and isinstance(node.target, _compat.OpOverload):
+        if node.op == "call_function" and isinstance(node.target, OpOverload):
             for root in _written(node):
                 if root.op == "get_attr" and str(root.target) in held:
                     found[id(held[str(root.target)])] = held[str(root.target)]
@@ -114,7 +115,7 @@ def _written(node: fx.Node) -> Iterable[fx.Node]:
 
 
 def _owner(node: fx.Node) -> fx.Node:
-    while node.op == "call_function" and isinstance(node.target, _compat.OpOverload):
+    while node.op == "call_function" and isinstance(node.target, OpOverload):
         first = node.target._schema.arguments[0] if node.target._schema.arguments else None
         viewed = first is not None and first.alias_info is not None
         if not viewed or not node.args or not isinstance(node.args[0], fx.Node):

@@ -136,5 +136,9 @@ def reading() -> Iterator[Reads]:
     try:
         yield reads
     finally:
-        sys.setprofile(before)
+        sys.setprofile(None)
+        if before is None or callable(before):
+            sys.setprofile(before)
+        else:
+            before.enable()  # a C profiler: what `sys.getprofile` gives back is no function
         reads.drop_temporaries()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import cProfile
 import sys
 import types
 import weakref
@@ -41,6 +42,17 @@ def test_globals_closures_and_arguments() -> None:
         "SETTINGS.loss.weight": 2.0,
         "options['weight']": 3.0,
     }
+
+
+def test_a_users_c_profiler_goes_on() -> None:
+    profile = cProfile.Profile()
+    profile.enable()
+    try:
+        reads_of(len, [])
+        now: object = sys.getprofile()
+        assert now is profile
+    finally:
+        profile.disable()
 
 
 def test_torch_nn_counts_and_the_rest_of_torch_does_not() -> None:

@@ -1,0 +1,62 @@
+"""A step captured by reading: compiled by its first call, refused where Dynamo cannot read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fusion_compile._program.programs import Programs
+from fusion_compile._step.methods import Methods
+from fusion_compile._step.read_step import NotRead, ReadStep
+
+
+def doubling(form: Any) -> Any:
+    return lambda state, batch: {"w": state["w"] * batch[0]}
+
+
+def step_of(programs: Programs, pure: Any, state: dict[str, Tensor]) -> ReadStep:
+    return ReadStep(programs, "key", pure, False, (state, (torch.full((2,), 2.0),)), "default")
+
+
+def test_the_first_step_is_taken_while_it_is_compiled() -> None:
+    programs, state = Programs("aot_eager"), {"w": torch.ones(2)}
+    step = step_of(programs, doubling, state)
+    assert state["w"].tolist() == [2.0, 2.0] and len(programs) == 1 and step.fits() and step.forms == {}
+    assert step(state, (torch.full((2,), 3.0),)) == {}
+    assert state["w"].tolist() == [6.0, 6.0]
+    step.forget()
+    assert len(programs) == 0 and programs.captured == {}
+
+
+def test_what_dynamo_cannot_read_is_not_read_and_not_run() -> None:
+    import _thread
+
+    lock, programs, state = _thread.allocate_lock(), Programs("aot_eager"), {"w": torch.ones(2)}
+
+    def pure(form: Any) -> Any:
+        def advance(state: dict[str, Tensor], batch: tuple[Any, ...]) -> dict[str, Tensor]:
+            lock.acquire(False)
+            return {"w": state["w"] * 2}
+
+        return advance
+
+    with pytest.raises(NotRead, match="cannot be captured as one graph"):
+        step_of(programs, pure, state)
+    assert state["w"].tolist() == [1.0, 1.0] and len(programs) == 0
+
+
+def test_a_replaced_method_is_refused_before_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    state = {"w": torch.ones(2)}
+    step = step_of(Programs("aot_eager"), doubling, state)
+    step.watch(Methods([], Own()))
+    monkeypatch.setattr(Own, "forward", lambda self, x: -x)
+    with pytest.raises(RuntimeError, match=r"Own.forward was replaced"):
+        step(state, (torch.full((2,), 3.0),))
+    assert state["w"].tolist() == [2.0, 2.0]

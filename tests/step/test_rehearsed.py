@@ -1,0 +1,85 @@
+"""Real runs of forward and backward before anything is captured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from fusion_compile._capture.rehearsal.left_behind import Kind
+from fusion_compile._step.rehearsed import RehearsedStep, rehearse_step
+from tests.small_models import batches, bits, compiled, mlp, squared_error
+
+
+def rehearsed(model: nn.Module, loss: Any = squared_error, **options: Any) -> RehearsedStep:
+    """Of a step that was not called; its state does not change."""
+    step = compiled(model, loss, mode="eager", **options)
+    before, random = bits(step), torch.get_rng_state()
+    try:
+        return rehearse_step(model, loss, step._plan, step._state, batches(1)[0])
+    finally:
+        assert bits(step) == before and torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_outcome_is_the_ordinary_loops(accumulate: int) -> None:
+    """float32 rounding of another order of sums is allowed for."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    wanted = rehearsed(model, accumulate=accumulate).wanted
+    x, y = batches(1)[0]
+    total = torch.zeros(())
+    for i in range(accumulate):
+        loss = squared_error(model, x.chunk(accumulate)[i], y.chunk(accumulate)[i]) / accumulate
+        loss.backward()
+        total += loss.detach()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert_close(wanted.loss, total)
+    assert_close(wanted.grad_norm, torch.cat([g.flatten() for g in gradients]).norm())
+    assert_close(wanted.buffers, dict(model.named_buffers()))
+
+
+def test_what_is_left_behind_and_read_from_outside_is_reported() -> None:
+    kept: dict[str, Tensor] = {}
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        value = squared_error(model, x, y)
+        kept["last"] = value.detach()
+        return value
+
+    seen = rehearsed(mlp(), loss)
+    assert [(r.label, r.kind) for r in seen.rehearsal.left] == [("loss_fn<kept>['last']", Kind.STATE)]
+    assert "torch.manual_seed()" in seen.sources[0].sentence()
+    assert kept == {}
+
+
+def test_reentrant_checkpointing_runs() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    def loss(model: Any, x: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(model[2](checkpoint(model[1], model[0](x), use_reentrant=True)), y)
+
+    assert_close(rehearsed(mlp(), loss).wanted.loss, squared_error(mlp(), *batches(1)[0]).detach())
+
+
+def test_a_loss_that_runs_once_alone_is_named() -> None:
+    kept: list[Tensor] = []
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        kept.append(model(x).square().mean())
+        return squared_error(model, x, y) + sum(kept)
+
+    with pytest.raises(ValueError, match=r"runs once, but not twice in a row .RuntimeError.*loss_fn<kept>"):
+        rehearsed(mlp(), loss)
+
+
+def test_an_error_of_the_loss_passes_through() -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        rehearsed(mlp(), loss)
