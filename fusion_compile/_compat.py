@@ -123,6 +123,29 @@ def mark_static(tensor: Tensor) -> None:
     torch._dynamo.mark_static_address(tensor, guard=False)
 
 
+def mark_input_static(node: torch.fx.Node) -> None:
+    """Promise for an input of a captured graph what `mark_static` promises for the tensor behind it.
+
+    Dynamo hands its own marks on to the compiler in this place.
+    """
+    node.meta["tensor_dict"] = {**(node.meta.get("tensor_dict") or {}), "_dynamo_static_input_type": "unguarded"}
+
+
+def hand_on_static_inputs(graph: torch.fx.GraphModule) -> None:
+    """Let AOTAutograd find the marks of `mark_input_static` in a graph that Dynamo did not capture.
+
+    It looks for them only where a graph carries Dynamo's notes on where its inputs come from. Without them Inductor
+    takes every input for one that moves, copies it before each replay of a CUDA graph, and makes no CUDA graph where
+    such an input is written.
+    """
+    graph.meta.setdefault("dynamo_compile_id", None)
+    if not hasattr(graph, "_param_name_to_source"):
+        graph._param_name_to_source = {}
+    for node in graph.graph.find_nodes(op="placeholder"):
+        if not hasattr(node, "_dynamo_source"):
+            node._dynamo_source = None
+
+
 def write(target: Tensor, value: Tensor) -> None:
     """``target.copy_(value)`` inside a traced program.
 

@@ -56,10 +56,12 @@ def lower_graph(
 ) -> Callable[..., Any]:
     """Compile a graph in ATen operators for `inputs` of these shapes; ``mode="eager"`` gives `graph` back.
 
+    Inputs that are marked static keep their addresses, so that a CUDA graph updates them in place.
     What `lower` does behind Dynamo: no Python is read, and nothing is guarded.
     """
     if mode == "eager":
         return graph
+    _compat.hand_on_static_inputs(graph)
     with torch.no_grad(), _compat.shapes_as_the_kernels_have_them():
         compiled: Callable[..., Any] = _compat.backend_for(backend, mode)(graph, list(inputs))
     return compiled
