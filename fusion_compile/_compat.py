@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import sympy  # type: ignore[import-untyped]
 import torch
 import torch._dynamo
+import torch._dynamo.source
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -140,7 +141,8 @@ def hand_on_static_inputs(graph: torch.fx.GraphModule) -> None:
     """
     graph.meta.setdefault("dynamo_compile_id", None)
     if not hasattr(graph, "_param_name_to_source"):
-        graph._param_name_to_source = {}
+        own = (*graph.named_parameters(remove_duplicate=False), *graph.named_buffers(remove_duplicate=False))
+        graph._param_name_to_source = {name: torch._dynamo.source.ConstantSource(name) for name, _ in own}
     for node in graph.graph.find_nodes(op="placeholder"):
         if not hasattr(node, "_dynamo_source"):
             node._dynamo_source = None
