@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import sympy  # type: ignore[import-untyped]
 import torch
 import torch._dynamo
+import torch._dynamo.source
 import torch.distributed
 import torch.utils.hooks
 from torch import Tensor, nn
@@ -162,6 +163,30 @@ def ranks() -> int:
 def mark_static(tensor: Tensor) -> None:
     """Promise that `tensor` keeps its address: CUDA graphs then update it in place instead of copying."""
     torch._dynamo.mark_static_address(tensor, guard=False)
+
+
+def mark_input_static(node: torch.fx.Node) -> None:
+    """Promise for an input of a captured graph what `mark_static` promises for the tensor behind it.
+
+    Dynamo hands its own marks on to the compiler in this place.
+    """
+    node.meta["tensor_dict"] = {**(node.meta.get("tensor_dict") or {}), "_dynamo_static_input_type": "unguarded"}
+
+
+def hand_on_static_inputs(graph: torch.fx.GraphModule) -> None:
+    """Let AOTAutograd find the marks of `mark_input_static` in a graph that Dynamo did not capture.
+
+    It looks for them only where a graph carries Dynamo's notes on where its inputs come from. Without them Inductor
+    takes every input for one that moves, copies it before each replay of a CUDA graph, and makes no CUDA graph where
+    such an input is written.
+    """
+    graph.meta.setdefault("dynamo_compile_id", None)
+    if not hasattr(graph, "_param_name_to_source"):
+        own = (*graph.named_parameters(remove_duplicate=False), *graph.named_buffers(remove_duplicate=False))
+        graph._param_name_to_source = {name: torch._dynamo.source.ConstantSource(name) for name, _ in own}
+    for node in graph.graph.find_nodes(op="placeholder"):
+        if not hasattr(node, "_dynamo_source"):
+            node._dynamo_source = None
 
 
 def write(target: Tensor, value: Tensor) -> None:

@@ -292,6 +292,7 @@ class TrainingStep:
             programs=self.programs,
             periodic_programs=self.periodic_programs,
             unused=() if facts is None else facts.unused,
+            because=self._programs.because,
         )
         return explain_step(repr(self), parts, device=device)
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from fusion_compile import _compat
+from fusion_compile._program._compat import inductor_orders
+from fusion_compile._program.recomputation import recomputes, waits_for_gradient
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "eager")
 
@@ -56,11 +58,17 @@ def lower_graph(
 ) -> Callable[..., Any]:
     """Compile a graph in ATen operators for `inputs` of these shapes; ``mode="eager"`` gives `graph` back.
 
+    Inputs that are marked static keep their addresses, so that a CUDA graph updates them in place. What checkpointing
+    computes again waits for the gradient.
     What `lower` does behind Dynamo: no Python is read, and nothing is guarded.
     """
     if mode == "eager":
         return graph
-    with torch.no_grad(), _compat.shapes_as_the_kernels_have_them():
+    _compat.hand_on_static_inputs(graph)
+    ordered: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if backend == "inductor" and recomputes(graph.graph):
+        ordered = inductor_orders(waits_for_gradient)
+    with torch.no_grad(), _compat.shapes_as_the_kernels_have_them(), ordered:
         compiled: Callable[..., Any] = _compat.backend_for(backend, mode)(graph, list(inputs))
     return compiled
 

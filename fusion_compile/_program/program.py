@@ -1,7 +1,8 @@
-"""A captured graph: as Dynamo saw it, and in ATen operators on demand."""
+"""A captured graph: as it was captured, and in ATen operators on demand."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ _CONTAINERS = {"", "_modules", "_parameters", "_buffers"}
 
 @dataclass(frozen=True)
 class Program:
-    """One captured graph. `gradients`: whether they were enabled where it begins."""
+    """One captured graph. `gradients`: whether they were enabled where it begins. `captured_by`: ``"read"`` where
+    Dynamo read the program, ``"run"`` where it ran and its ATen operators were written down."""
 
     graph: fx.GraphModule
     gradients: bool = True
@@ -51,18 +53,25 @@ class Program:
 
     @property
     def nodes(self) -> int:
-        """Calls in the graph as Dynamo captured it."""
+        """Calls in the graph as it was captured."""
         return sum(n.op in ("call_function", "call_method", "call_module") for n in self.graph.graph.nodes)
 
     @property
     def checkpoints(self) -> int:
-        """Calls of activation checkpointing."""
-        return sum("activation_checkpoint" in str(n.target) for n in self.graph.graph.nodes if n.op == "call_function")
+        """Calls of activation checkpointing. In a graph captured by running: regions that the backward recomputes."""
+        nodes = self.graph.graph.nodes
+        if self.captured_by == "run":
+            return len({number for n in nodes if (number := recomputed_region(n))})
+        return sum("activation_checkpoint" in str(n.target) for n in nodes if n.op == "call_function")
 
     @property
     def backwards(self) -> int:
-        """Calls of ``torch.autograd.grad``."""
-        return sum(n.target is torch.autograd.grad for n in self.graph.graph.nodes)
+        """Calls of ``torch.autograd.grad``. In a graph captured by running: backwards with a forward before each."""
+        nodes = self.graph.graph.nodes
+        if self.captured_by == "run":
+            parts = [part for n in nodes if (part := region_of(n)) in ("forward", "backward")]
+            return sum(pair == ("forward", "backward") for pair in itertools.pairwise(parts))
+        return sum(n.target is torch.autograd.grad for n in nodes)
 
     def findings(self, *, thorough: bool) -> tuple[Finding, ...]:
         """Host syncs and operators that cannot be captured.
@@ -105,6 +114,11 @@ def _readable(node: fx.Node) -> str:
 def region_of(node: fx.Node) -> str:
     """Which of `REGIONS` a call of a step's graph belongs to."""
     return str((node.meta.get("custom") or {}).get("region", "state"))
+
+
+def recomputed_region(node: fx.Node) -> int:
+    """Which checkpointed region `node` recomputes in the backward, counted from 1; 0 if it recomputes nothing."""
+    return int((node.meta.get("custom") or {}).get("recomputed", 0))
 
 
 def refuse_host_syncs(findings: tuple[Finding, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fusion_compile._capture.by_running.trace import lift_constants, run_on_fakes
+from fusion_compile._compat import mark_input_static
 from fusion_compile._program.lower import lower_graph
 from fusion_compile._step import batches
 from fusion_compile._step.update import donated
@@ -40,9 +42,12 @@ class CapturedStep:
             return list(fresh.values())
 
         inputs = {f"state/{key}": tensor for key, tensor in state.items()}
-        inputs |= {path: leaf for path, leaf in batches.leaves(batch) if isinstance(leaf, Tensor)}
+        inputs |= {_as_label(path): leaf for path, leaf in batches.leaves(batch) if isinstance(leaf, Tensor)}
         self.graph: fx.GraphModule = run_on_fakes(flat, inputs)
         self.constants = lift_constants(self.graph)
+        for node in self.graph.graph.find_nodes(op="placeholder"):
+            if not node.meta["label"].startswith("batch/"):
+                mark_input_static(node)
         self._body: Callable[..., Any] = self.graph
 
     def compile(self, state: Tensors, batch: tuple[Any, ...], *, mode: str, backend: str) -> None:
@@ -57,3 +62,8 @@ class CapturedStep:
 
     def _inputs(self, state: Tensors, batch: tuple[Any, ...]) -> list[Tensor]:
         return [*(state[key] for key in self._keys), *batches.tensors(batch), *self.constants]
+
+
+def _as_label(path: str) -> str:
+    """``batch[0]['x']`` as ``batch/0/x``, as inputs of a step that is read are called."""
+    return re.sub(r"\['?(.*?)'?\]", r"/\1", path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
+import os
 import traceback
 import warnings
 from collections import defaultdict
@@ -24,7 +26,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from fusion_compile.passes._user_frame import is_outside_torch
 
-OpOverload = torch._ops.OpOverload
+_HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 _FRAMES = 12
 """Innermost frames outside torch that a node's stack keeps."""
 _DROPOUT = torch.ops.aten.native_dropout.default
@@ -74,13 +76,17 @@ def _composites_as_in_torch_compile() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _all_frames_of_the_users() -> Iterator[None]:
-    """Let a node's stack hold every frame outside torch; by default torch keeps those of functions named forward."""
+    """Let a node's stack hold every frame outside torch and this folder, whose modes stand between user code and torch.
+
+    By default torch keeps those of functions named forward.
+    """
     if not hasattr(PythonKeyTracer, "_filter_traceback_frames"):
         yield
         return
 
     def outside_torch(self: Any, frames: traceback.StackSummary) -> traceback.StackSummary:
-        return traceback.StackSummary.from_list([f for f in frames if is_outside_torch(f.filename)][-_FRAMES:])
+        kept = [f for f in frames if is_outside_torch(f.filename) and not f.filename.startswith(_HERE)]
+        return traceback.StackSummary.from_list(kept[-_FRAMES:])
 
     with patched(PythonKeyTracer, "_filter_traceback_frames", outside_torch):
         yield
@@ -163,16 +169,16 @@ class _KeepDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _ReuseDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, random operators give and write what they gave and wrote inside `first`, and nodes are marked as
-    recomputed."""
+    """Inside, random operators give and write what they gave and wrote inside `first`, and nodes are marked with
+    ``meta["custom"]["recomputed"]``, the number of the region."""
 
-    def __init__(self, first: _KeepDraws) -> None:
+    def __init__(self, first: _KeepDraws, number: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._first = first
+        self._first, self._number = first, number
         self._next: dict[Any, int] = defaultdict(int)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with fx.traceback.annotate({"recomputed": True}):
+        with fx.traceback.annotate({"recomputed": self._number}):
             if not _draws(func, args, kwargs or {}):
                 return func(*args, **(kwargs or {}))
             out, written = self._first.drawn[func][self._next[func]]
@@ -197,6 +203,7 @@ def checkpoints_keep_their_masks() -> Iterator[None]:
     """
     module = torch.utils.checkpoint
     generator = module._checkpoint_without_reentrant_generator
+    numbers = itertools.count(1)
 
     def keeping(
         fn: Any, preserve_rng_state: bool = True, context_fn: Any = module.noop_context_fn, *args: Any, **kwargs: Any
@@ -205,7 +212,7 @@ def checkpoints_keep_their_masks() -> Iterator[None]:
 
             def context_fn() -> Any:
                 first = _KeepDraws()
-                return first, _ReuseDraws(first)
+                return first, _ReuseDraws(first, next(numbers))
 
             preserve_rng_state = False
         return generator(fn, preserve_rng_state, context_fn, *args, **kwargs)
@@ -224,6 +231,11 @@ def no_checkpoint_is_reentrant() -> Iterator[None]:
 
     with patched(CheckpointFunction, "apply", staticmethod(not_reentrant)):
         yield
+
+
+def is_of_autograd(node: fx.Node) -> bool:
+    """Whether autograd called the operator, or user code did inside of autograd's recomputation."""
+    return bool(node.meta.get("autograd_backward"))
 
 
 def is_fake(tensor: Tensor) -> bool:

@@ -34,6 +34,7 @@ def run_on_fakes(fn: Callable[..., Any], inputs: Mapping[str, Tensor], *, stack_
     """
     with _compat.as_the_ordinary_loop(), _compat.checkpoints_keep_their_masks(), shapes_as_the_kernels_have_them():
         graph = _compat.trace_on_fakes(fn, tuple(inputs.values()), stack_traces=stack_traces)
+    _give_backward_nodes_their_lines(graph)
     for label, node in zip(inputs, graph.graph.find_nodes(op="placeholder"), strict=True):
         node.meta["label"] = label
     refuse_fake_constants(graph)
@@ -43,6 +44,22 @@ def run_on_fakes(fn: Callable[..., Any], inputs: Mapping[str, Tensor], *, stack_
 def no_checkpoint_is_reentrant() -> contextlib.AbstractContextManager[None]:
     """Inside, reentrant checkpointing, which ``torch.autograd.grad`` refuses, runs as the other kind."""
     return _compat.no_checkpoint_is_reentrant()
+
+
+def _give_backward_nodes_their_lines(graph: fx.GraphModule) -> None:
+    """Set the stack of what autograd called to the stack of the forward operator that it differentiates.
+
+    Both carry the sequence number of their autograd node. What was recomputed ran as Python and has its own line.
+    """
+    forward: dict[int, str] = {}
+    for node in graph.graph.nodes:
+        number = node.meta.get("seq_nr")
+        if number is None or node.op != "call_function":
+            continue
+        if not _compat.is_of_autograd(node):
+            forward.setdefault(number, node.meta.get("stack_trace") or "")
+        elif "recomputed" not in (node.meta.get("custom") or {}) and number in forward:
+            node.meta["stack_trace"] = forward[number]
 
 
 def constants(graph: fx.GraphModule) -> dict[str, Tensor]:

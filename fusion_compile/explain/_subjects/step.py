@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from fusion_compile._program.program import REGIONS, Program, region_of
+from fusion_compile._program.program import REGIONS, Program, recomputed_region, region_of
 from fusion_compile._state.banks import Layout
 from fusion_compile._state.routing import Route
 from fusion_compile._types import Tensors
@@ -25,6 +25,7 @@ from fusion_compile.explain._show.summary import summarize
 from fusion_compile.passes import Finding
 
 _MOST_OPERATORS = 6
+_WAYS = {"read": "reading", "run": "running"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class StepParts:
     """What an explanation of a training step is made from.
 
     `banks`: the module's, empty once the step was released. `state`: flat. `unused`: parameters that the loss never
-    reads.
+    reads. `because`: why the step was captured by running, where nobody asked for it.
     """
 
     model: nn.Module
@@ -44,6 +45,7 @@ class StepParts:
     programs: Sequence[Program]
     periodic_programs: Mapping[str, Program]
     unused: Sequence[str]
+    because: str = ""
 
 
 def explain_step(title: str, parts: StepParts, *, device: str | None = None) -> Explanation:
@@ -61,7 +63,8 @@ def explain_step(title: str, parts: StepParts, *, device: str | None = None) -> 
     found = [*_rebound(layout, parts.banks, parts.model), *(f for p in named.values() for f in find_in_program(p))]
     findings = deduplicate(found)
     graphs = [_facts(name, program, line, findings) for name, program in named.items() if not program.not_in_aten]
-    notes = [f"the loss never reads {name}; its gradient counts as zero." for name in parts.unused]
+    notes = [f"the step was captured by running it, because {parts.because}"] if parts.because else []
+    notes += [f"the loss never reads {name}; its gradient counts as zero." for name in parts.unused]
     notes += [
         f"{name} has no costs here, because it cannot be written out in ATen's operators ({p.not_in_aten})."
         for name, p in named.items()
@@ -141,5 +144,8 @@ def _graph(what: str, program: Program) -> Section:
     for region in REGIONS:
         most = ", ".join(f"{name} {n}" for name, n in counts[region].most_common(_MOST_OPERATORS))
         rows.append((region, counts[region].total(), most))
-    heading = f"{what}: one graph, {program.nodes} calls as captured"
+    recomputed = sum(recomputed_region(n) > 0 for n in program.graph.graph.nodes)
+    heading = f"{what}: one graph, {program.nodes} calls as captured by {_WAYS[program.captured_by]}"
+    if recomputed:
+        heading += f", {recomputed} of them recompute {program.checkpoints} checkpointed regions"
     return section(heading, ("region", "ATen calls", "most frequent"), rows)
