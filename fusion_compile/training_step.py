@@ -333,6 +333,11 @@ def compile_training_step(
     transform = resolve_optimizer(optimizer)
     named = read_groups(groups, transform.hyperparameters, transform.name)
     numbers = {**with_rate(transform, lr), **numbers_of(named)}
+    if CLIP in numbers:
+        raise ValueError(
+            f"{transform.name} declares the hyperparameter {CLIP!r}, which is the step's own bound on the gradient "
+            f"norm; one of the two would be silent. Give the optimizer's another name: Named('max_norm', 1.0)."
+        )
     numbers[CLIP] = float("inf") if clip_grad_norm is None else clip_grad_norm
     roles = transform.roles or (ELEMENTWISE,)
     routes = route(model, roles, force_scalar, force_spectral)

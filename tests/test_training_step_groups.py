@@ -164,7 +164,7 @@ def test_what_a_recipe_pools_it_pools_over_a_group() -> None:
             super().__init__()
             self.one, self.other = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
 
-    sgd = optim.chain(optim.clip_by_global_norm(optim.Named("inner_clip", 1.0)), optim.scale_by_learning_rate(1.0))
+    sgd = optim.chain(optim.clip_by_global_norm(1.0), optim.scale_by_learning_rate(1.0))
 
     def loss(model: Two, scale: Tensor) -> Tensor:
         return (scale * (model.one + model.other)).sum()

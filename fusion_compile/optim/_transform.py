@@ -126,6 +126,8 @@ class Extras(NamedTuple):
             may depend on them, so it is called before `init`.
         descends: Whether the updates go downhill, that is, whether the transform already multiplies by a negative
             learning rate. A transform without a step is refused as an optimizer.
+        after_step: Whether the transform may follow a part that takes a step, because it takes updates as well as
+            directions (a factor on each, a bound on their norm). Anything else behind a step is refused.
     """
 
     name: str = "transform"
@@ -137,6 +139,7 @@ class Extras(NamedTuple):
     period: int = 0
     bind: Callable[[BankInfos], Transform] | None = None
     descends: bool = False
+    after_step: bool = False
 
 
 class Transform(NamedTuple):
@@ -198,6 +201,10 @@ class Transform(NamedTuple):
     @property
     def descends(self) -> bool:
         return self.extras.descends
+
+    @property
+    def after_step(self) -> bool:
+        return self.extras.after_step
 
     def with_extras(self, **changes: Any) -> Transform:
         """The same transform with some of its `extras` replaced: ``transform.with_extras(name="mine")``."""

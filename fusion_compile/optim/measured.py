@@ -69,4 +69,5 @@ def measured(base: Transform, name: str, what: str = "gain") -> Transform:
     def rebuild(base: Transform) -> Transform:
         return measured(base, name, what)
 
-    return Transform(init, update, wrap(base, base.name, {}, diagnostics=diagnostics, rebuild=rebuild))
+    extras = wrap(base, base.name, {}, diagnostics=diagnostics, rebuild=rebuild)
+    return Transform(init, update, extras._replace(after_step=base.after_step))
