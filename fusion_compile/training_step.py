@@ -109,8 +109,7 @@ class TrainingStep:
             TypeError: A Python number or other object in the batch, or a loss that is no tensor.
             RuntimeError: The model was rebound, frozen or switched between train and eval, or the step was released.
         """
-        if self._released:
-            raise RuntimeError("this training step was released; call compile_training_step() again to train on.")
+        self._check_alive()
         if torch.is_inference_mode_enabled():
             raise RuntimeError("a training step was asked for inside torch.inference_mode(); call it outside.")
         if self.model.training != self._training:
@@ -137,6 +136,7 @@ class TrainingStep:
         diagnostics of the optimizer's parts (``fusion/…``, ``comp/…``; of a named group ``<group>/…``), and the metrics
         that the loss returns. All are copies. Reading one on the CPU waits for the device; `ScalarLogger` does not.
         """
+        self._check_alive()
         return step_metrics(self._plan.update, self._state)
 
     @property
@@ -155,8 +155,11 @@ class TrainingStep:
         """End training: give the parameters memory of their own again and drop the state.
 
         Returns:
-            The model, which is then like any other: its weights can be freed one by one. The step refuses to run.
+            The model, which is then like any other: its weights can be freed one by one. The step then refuses
+            everything that needs its state. A second call changes nothing.
         """
+        if self._released:
+            return self.model
         self._residence.move_out()
         self._state.clear()
         self._programs.forget()
@@ -164,6 +167,13 @@ class TrainingStep:
         self._residence.banks.clear()
         self._released = True
         return self.model
+
+    def _check_alive(self) -> None:
+        if self._released:
+            raise RuntimeError(
+                "this training step was released and has no state any more; read metrics and save before release(), "
+                "and call compile_training_step() again to train on."
+            )
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -174,6 +184,7 @@ class TrainingStep:
             ``model``, ``optimizer`` (``<part>.<parameter>``; of a named group ``<group>.<part>.<parameter>``),
             ``counts``, ``buffers``, ``hyperparameters``, ``steps_called`` and ``rng``.
         """
+        self._check_alive()
         return checkpoint.state_dict(self.model, self.layout, self._state, self.hyperparameters, self.steps_called)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -183,6 +194,7 @@ class TrainingStep:
             ValueError: Names or shapes differ. The sentence lists missing, unexpected and mismatched ones, and nothing
                 is loaded.
         """
+        self._check_alive()
         self.steps_called = checkpoint.load_state_dict(
             saved, self.model, self.layout, self._state, self.hyperparameters
         )
@@ -198,6 +210,7 @@ class TrainingStep:
             FileNotFoundError: `path` holds no checkpoint.
             ValueError: It is damaged, or of another model or optimizer; nothing is loaded.
         """
+        self._check_alive()
         self.load_state_dict(checkpoint.load(path, self.layout.device))
 
     def warm_start(self, source: str | PathLike[str] | Mapping[str, Any]) -> WarmStart:
@@ -215,6 +228,7 @@ class TrainingStep:
         Raises:
             ValueError: The checkpoint is of another model; nothing is loaded.
         """
+        self._check_alive()
         saved = source if isinstance(source, Mapping) else checkpoint.load(source, self.layout.device)
         checkpoint.load_model(saved, self.model)
         with torch.no_grad():
@@ -227,12 +241,14 @@ class TrainingStep:
 
     def gradient_point(self) -> Tensors:
         """Copies of the weights at which the next gradient is taken, by parameter name (Schedule-Free's y)."""
+        self._check_alive()
         plan = self._plan.update
         point = plan.gradient_point(self._state, plan.context(self._state))
         return {n: v.clone() for n, v in self.layout.views(point).items()}
 
     def explain(self, *, device: str | None = None) -> Explanation:
         """Explain where every parameter went and what was captured; see `fusion_compile.explain`."""
+        self._check_alive()
         facts = self._programs.facts
         parts = StepParts(
             model=self.model,
