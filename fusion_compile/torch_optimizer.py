@@ -142,6 +142,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         self._inside = GroupedUpdate(optimizer, made, numbers, programs, *patterns, model)
         super().__init__(groups, {**{n: as_float(v) for n, v in numbers.items()}, STEPS: 0})
         check_patterns(names_in(self._inside.records, self.param_groups), made, force_scalar, force_spectral)
+        if lr is not None:
+            self._inside.refuse_unread_rate(self.param_groups)
         if model is not None and self._inside.moves:
             model.register_forward_pre_hook(_EvaluatedAtY(self._inside))
 
@@ -163,6 +165,7 @@ class TorchOptimizer(torch.optim.Optimizer):
                 if callable(value):
                     schedules[name] = value
                 param_group[name] = as_float(value)
+            inside.refuse_unread(at, param_group)
         super().add_param_group(param_group)
         numbers = {n: self.param_groups[-1][n] for n in inside.numbers}
         inside.records.append(GroupRecord(names, schedules, numbers))

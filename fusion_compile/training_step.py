@@ -361,9 +361,12 @@ def compile_training_step(
     routes = assign(cut_blocks(routes, model, split_blocks), named)
     layout = build_layout(model, routes)
     whole = bound(transform, layout.infos)
+    empty = layout.without_data()
+    if lr is not None and (used := numbers_used(whole, empty)) is not None:
+        refuse_unread("the step", ["lr"], used, transform.name)
     for group in named:
-        banks = banks_of(layout.without_data(), group.name)
+        banks = banks_of(empty, group.name)
         if (used := numbers_used(whole, banks)) is not None:
-            refuse_unread(group, used, transform.name)
+            refuse_unread(f"group {group.name!r}", group.numbers, used, transform.name)
     together = grouped(whole, {g.name: g.numbers for g in named}) if named else whole
     return TrainingStep(model, loss_fn, together, routes, layout, numbers, options)

@@ -59,7 +59,9 @@ def no_recompile() -> Iterator[None]:
     except RuntimeError as error:
         if "fail_on_recompile" not in str(error):
             raise
-        reasons = [line.partition(": ")[2].strip() for line in str(error).splitlines() if line.lstrip().startswith("- ")]
+        reasons = [
+            line.partition(": ")[2].strip() for line in str(error).splitlines() if line.lstrip().startswith("- ")
+        ]
         if not reasons:
             # torch names a guard for every program that it still has, so it has none any more.
             raise RuntimeError(
