@@ -229,7 +229,7 @@ class TrainingStep:
             ValueError: The checkpoint is of another model; nothing is loaded.
         """
         self._check_alive()
-        saved = source if isinstance(source, Mapping) else checkpoint.load(source, self.layout.device)
+        saved = checkpoint.of(source, self.layout.device)
         checkpoint.load_model(saved, self.model)
         with torch.no_grad():
             for key, bank in self._residence.banks.items():
@@ -262,6 +262,12 @@ class TrainingStep:
             unused=() if facts is None else facts.unused,
         )
         return explain_step(repr(self), parts, device=device)
+
+    def __reduce__(self) -> str:
+        raise TypeError(
+            "a training step is a compiled program over the memory of one model, and cannot be copied or pickled. Save "
+            "its state (step.save, step.state_dict), or copy the model: copy.deepcopy(step.model)."
+        )
 
     def __repr__(self) -> str:
         matrices = sum(r.role == "spectral" for r in self.routes)

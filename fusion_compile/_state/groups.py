@@ -58,6 +58,8 @@ def _read_group(i: int, entry: Mapping[str, Any], known: Mapping[str, Any], opti
         raise TypeError(
             f"group {name!r}: params={patterns!r} is a string; give a list of regular expressions, [{patterns!r}]."
         )
+    if not isinstance(patterns, Iterable):
+        raise TypeError(f"group {name!r}: params is a {type(patterns).__name__}; give a list of regular expressions.")
     patterns = list(patterns)
     if not patterns:
         raise ValueError(f"group {name!r} has an empty list of params; list regular expressions, or drop the group.")

@@ -52,6 +52,8 @@ def check_patterns(option: str, patterns: Sequence[str], names: Sequence[str]) -
     """Refuse a string instead of a list, an invalid regular expression, and a pattern that matches none of `names`."""
     if isinstance(patterns, str):
         raise TypeError(f"{option}={patterns!r} is a string; give a list of regular expressions, [{patterns!r}].")
+    if not isinstance(patterns, Sequence):
+        raise TypeError(f"{option} is a {type(patterns).__name__}; give a list of regular expressions.")
     for pattern in patterns:
         try:
             re.compile(pattern)

@@ -206,6 +206,18 @@ class Transform(NamedTuple):
     def after_step(self) -> bool:
         return self.extras.after_step
 
+    def __copy__(self) -> Transform:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Transform:
+        return self
+
+    def __reduce__(self) -> str:
+        raise TypeError(
+            f"{self.name} is a Transform, made of functions, and cannot be pickled; pickle a recipe's name or a "
+            f"callable that makes it, functools.partial(optim.adamw, lr=1e-3) for example."
+        )
+
     def with_extras(self, **changes: Any) -> Transform:
         """The same transform with some of its `extras` replaced: ``transform.with_extras(name="mine")``."""
         return self._replace(extras=self.extras._replace(**changes))
@@ -225,9 +237,15 @@ def declare(default_name: str, value: Number) -> Named:
 
 def declare_betas(betas: tuple[Number, Number]) -> tuple[Named, Named]:
     """Both numbers of `betas` with their names, ``beta1`` and ``beta2`` by default. TypeError if it is not a pair."""
+    first, second = pair_of(betas)
+    return declare("beta1", first), declare("beta2", second)
+
+
+def pair_of(betas: tuple[Number, Number], option: str = "betas") -> tuple[Number, Number]:
+    """Both numbers of `betas`. TypeError if it is not a pair."""
     if isinstance(betas, Named) or not isinstance(betas, tuple | list) or len(betas) != 2:
-        raise TypeError(f"betas={betas!r} is not a pair; give two numbers, (0.9, 0.999) for example.")
-    return declare("beta1", betas[0]), declare("beta2", betas[1])
+        raise TypeError(f"{option}={betas!r} is not a pair; give two numbers, (0.9, 0.999) for example.")
+    return betas[0], betas[1]
 
 
 def by_name(*numbers: Named) -> dict[str, float | Schedule]:

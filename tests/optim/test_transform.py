@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -72,3 +75,10 @@ def test_betas_are_a_pair() -> None:
         for betas in (0.9, Named("beta", 0.9), (0.9,)):
             with pytest.raises(TypeError, match=r"is not a pair; give two numbers, \(0\.9, 0\.999\)"):
                 make(betas)  # type: ignore[arg-type, operator]
+
+
+def test_a_transform_is_its_own_copy_and_refuses_to_be_pickled() -> None:
+    adamw = optim.adamw()
+    assert copy.copy(adamw) is adamw and copy.deepcopy([adamw])[0] is adamw
+    with pytest.raises(TypeError, match=r"^adamw is a Transform, .*functools\.partial\(optim\.adamw"):
+        pickle.dumps(adamw)

@@ -76,7 +76,7 @@ def one() -> list[Any]:
         ("adamw", one(), {"mode": "fast"}, ValueError, "mode='fast' is not known"),
         ("muon", one(), {"force_scalar": ["x"]}, ValueError, "force_scalar: 'x' matches no trainable parameter"),
         ("muon", one(), {"force_scalar": "x"}, TypeError, "is a string; give a list"),
-        ("muon", [{"params": one(), "weight_decay": 0.5}], {}, ValueError, "parameter group 0 sets 'weight_decay', but"),
+        ("muon", [{"params": one(), "weight_decay": 0.5}], {}, ValueError, "group 0 sets 'weight_decay', but muon"),
         ("muon", one(), {"lr": 1.0}, ValueError, "the optimizer sets 'lr', but muon does not read it for these"),
         (BARE, one(), {"lr": 1.0}, ValueError, "bare has no hyperparameter 'lr'"),
     ],
