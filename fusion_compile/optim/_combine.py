@@ -7,7 +7,7 @@ from typing import Any
 
 from fusion_compile._types import Tensors
 from fusion_compile.optim._inner import Inner, lift, merge
-from fusion_compile.optim._transform import BankInfos, Context, State, Transform, bound
+from fusion_compile.optim._transform import BankInfos, Context, State, Transform, bound, check_transform
 
 
 def chain(*transforms: Transform, name: str | None = None) -> Transform:
@@ -39,7 +39,7 @@ def chain(*transforms: Transform, name: str | None = None) -> Transform:
     if not transforms:
         raise ValueError("chain() needs at least one transform.")
     for i, transform in enumerate(transforms):
-        _check_transform(f"chain(), part {i},", transform)
+        check_transform(f"chain(), part {i},", transform)
     name = f"chain({', '.join(t.name for t in transforms)})" if name is None else name
     return _in_sequence(dict(enumerate(transforms)), name, lambda parts: tuple(parts.values()))
 
@@ -85,13 +85,6 @@ def named_chain(*parts: tuple[str, Transform], name: str | None = None) -> Trans
 
 def _shown(part: object) -> str:
     return f"the transform {part.name} without a name" if isinstance(part, Transform) else repr(part)
-
-
-def _check_transform(where: str, given: object) -> None:
-    """TypeError if `given`, the argument named by `where`, is not a transform."""
-    if not isinstance(given, Transform):
-        called = f"; call it: {given.__name__}(…)" if callable(given) and hasattr(given, "__name__") else ""
-        raise TypeError(f"{where} was given a {type(given).__name__}, not a Transform{called}.")
 
 
 def _in_sequence(parts: Mapping[Any, Transform], name: str, pack: Callable[[dict[Any, State]], State]) -> Transform:
@@ -180,10 +173,15 @@ def partition(transforms: Mapping[str, Transform], name: str = "partition") -> T
         >>> optimizer.roles
         ('spectral', 'scalar')
     """
+    if not isinstance(transforms, Mapping):
+        raise TypeError(
+            f"partition() was given a {type(transforms).__name__}; give a dictionary by role: "
+            f"{{'spectral': …, 'scalar': …}}."
+        )
     if not transforms:
         raise ValueError("partition() needs at least one transform.")
     for role, transform in transforms.items():
-        _check_transform(f"partition(), role {role!r},", transform)
+        check_transform(f"partition(), role {role!r},", transform)
     still, moving = ([role for role, t in transforms.items() if t.descends == moves] for moves in (False, True))
     if still and moving:
         name_of_part = transforms[still[0]].name

@@ -219,8 +219,24 @@ class Transform(NamedTuple):
         )
 
     def with_extras(self, **changes: Any) -> Transform:
-        """The same transform with some of its `extras` replaced: ``transform.with_extras(name="mine")``."""
+        """The same transform with some of its `extras` replaced: ``transform.with_extras(name="mine")``.
+
+        ValueError for new `hyperparameters` that lack one of the old: `update` reads it.
+        """
+        numbers = changes.get("hyperparameters", self.hyperparameters)
+        if lacking := [name for name in self.hyperparameters if name not in numbers]:
+            raise ValueError(
+                f"with_extras(hyperparameters=…) lacks {lacking[0]!r}, which {self.name} reads; give all of its "
+                f"numbers: {{**transform.hyperparameters, {lacking[0]!r}: 0.1}}."
+            )
         return self._replace(extras=self.extras._replace(**changes))
+
+
+def check_transform(where: str, given: object) -> None:
+    """TypeError if `given`, the argument named by `where`, is not a transform."""
+    if not isinstance(given, Transform):
+        called = f"; call it: {given.__name__}(…)" if callable(given) and hasattr(given, "__name__") else ""
+        raise TypeError(f"{where} was given a {type(given).__name__}, not a Transform{called}.")
 
 
 def bound(transform: Transform, infos: BankInfos) -> Transform:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -208,3 +209,29 @@ def test_a_factory_that_was_not_called_is_noticed() -> None:
         optim.chain(optim.scale_by_mona(), optim.adamw)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"partition\(\), role 'scalar', was given a str, not a Transform\.$"):
         optim.partition({"scalar": "adamw"})  # type: ignore[dict-item]
+
+
+WRAPPERS: dict[str, Callable[[Any], Any]] = {
+    "cautious": optim.cautious,
+    "snr_gate": optim.snr_gate,
+    "autoscale": optim.autoscale,
+    "scale_lr_by_loss_ratio": optim.scale_lr_by_loss_ratio,
+    "schedule_free": lambda base: optim.schedule_free(base, 1e-3),
+    "schedule_free_plus": optim.schedule_free_plus,
+    "measured": lambda base: optim.measured(base, "size"),
+    "scale_by_shampoo": lambda base: optim.scale_by_shampoo(base=base),
+    "scale_by_kl_shampoo": lambda base: optim.scale_by_kl_shampoo(base=base),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_what_is_no_transform_cannot_be_wrapped(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"^{name}\(\), base, was given a str, not a Transform\.$"):
+        WRAPPERS[name]("adamw")
+    with pytest.raises(TypeError, match=rf"^{name}\(\), base, was given a function, .*; call it: adamw\(…\)\.$"):
+        WRAPPERS[name](optim.adamw)
+
+
+def test_what_is_no_dictionary_cannot_be_a_partition() -> None:
+    with pytest.raises(TypeError, match=r"partition\(\) was given a list; give a dictionary by role"):
+        optim.partition([optim.adamw()])  # type: ignore[arg-type]

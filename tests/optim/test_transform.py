@@ -82,3 +82,11 @@ def test_a_transform_is_its_own_copy_and_refuses_to_be_pickled() -> None:
     assert copy.copy(adamw) is adamw and copy.deepcopy([adamw])[0] is adamw
     with pytest.raises(TypeError, match=r"^adamw is a Transform, .*functools\.partial\(optim\.adamw"):
         pickle.dumps(adamw)
+
+
+def test_with_extras_keeps_every_number_that_is_read() -> None:
+    adamw = optim.adamw()
+    with pytest.raises(ValueError, match=r"with_extras\(hyperparameters=…\) lacks 'beta1', which adamw reads"):
+        adamw.with_extras(hyperparameters={"lr": 1.0})
+    numbers = {**adamw.hyperparameters, "lr": 1.0, "mine": 2.0}
+    assert adamw.with_extras(hyperparameters=numbers).hyperparameters == numbers

@@ -78,6 +78,13 @@ def one() -> list[Any]:
         ("muon", one(), {"force_scalar": "x"}, TypeError, "is a string; give a list"),
         ("muon", [{"params": one(), "weight_decay": 0.5}], {}, ValueError, "group 0 sets 'weight_decay', but muon"),
         ("muon", one(), {"lr": 1.0}, ValueError, "the optimizer sets 'lr', but muon does not read it for these"),
+        ("adamw", 3, {}, TypeError, "params is a int; give the model, model.named_parameters()"),
+        ("adamw", None, {}, TypeError, "params is a NoneType"),
+        ("adamw", torch.ones(2), {}, TypeError, "params is a Tensor"),
+        ("adamw", nn.Linear(1, 1).state_dict(), {}, TypeError, "params is a OrderedDict"),
+        ("adamw", [{"lr": 1.0}], {}, ValueError, "parameter group 0 lacks 'params'; it has lr"),
+        ("adamw", one(), {"force_scalar": 3}, TypeError, "force_scalar is a int; give a list"),
+        ("adamw", one(), {"backend": 3}, TypeError, "backend=3 is not a name"),
         (BARE, one(), {"lr": 1.0}, ValueError, "bare has no hyperparameter 'lr'"),
     ],
 )  # fmt: skip
