@@ -128,12 +128,12 @@ def _check_signature(name: str, schedule: Schedule) -> None:
 
 def _value_of(name: str, value: float | Schedule, step: int) -> float:
     """The number that `value` is or has after `step` steps, refused where it makes no sense."""
-    number: Any = value(step) if callable(value) else value
-    if isinstance(number, bool | str) or not hasattr(number, "__float__"):
+    given: Any = value(step) if callable(value) else value
+    if isinstance(given, bool | str) or not hasattr(given, "__float__"):
         raise TypeError(
-            f"the schedule of hyperparameter {name!r} gave {number!r} at step {step}; a schedule returns a number."
+            f"the schedule of hyperparameter {name!r} gave {given!r} at step {step}; a schedule returns a number."
         )
-    number = float(number)
+    number = float(given)
     if number < 0 and name.rpartition(".")[2] in BOUNDS:
         raise ValueError(
             f"hyperparameter {name!r} is {number}, but a norm is never negative: clipping to it would turn every "

@@ -77,7 +77,7 @@ def explain(
         if given:
             raise TypeError(
                 "explain() got inputs for an ExportedProgram, which is read and not run; leave them out: "
-                "explain(program). To run it, explain its module: explain(program.module(), args, kwargs)."
+                "explain(program). To watch it run: explain(torch.compile(program.module()), args, kwargs)."
             )
         from fusion_compile.explain._subjects.exported import explain_exported
 

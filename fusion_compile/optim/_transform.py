@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import prod
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from torch import Tensor
 
@@ -42,6 +42,9 @@ class Named(NamedTuple):
 
 Number: TypeAlias = float | Schedule | Named
 """What a factory accepts for a hyperparameter: a number, a schedule, or either under a name of its own."""
+
+First = TypeVar("First")
+Second = TypeVar("Second")
 
 
 class Context(NamedTuple):
@@ -257,7 +260,7 @@ def declare_betas(betas: tuple[Number, Number]) -> tuple[Named, Named]:
     return declare("beta1", first), declare("beta2", second)
 
 
-def pair_of(betas: tuple[Number, Number], option: str = "betas") -> tuple[Number, Number]:
+def pair_of(betas: tuple[First, Second], option: str = "betas") -> tuple[First, Second]:
     """Both numbers of `betas`. TypeError if it is not a pair."""
     if isinstance(betas, Named) or not isinstance(betas, tuple | list) or len(betas) != 2:
         raise TypeError(f"{option}={betas!r} is not a pair; give two numbers, (0.9, 0.999) for example.")
