@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from torch import fx
+
 from fusion_compile._factory import FactoryError, call_factory
 from fusion_compile._sampler.without_weights.command import add_explain_sampler
 from fusion_compile.explain import Explanation, explain
@@ -93,7 +95,8 @@ def _explain(asked: argparse.Namespace) -> int:
         obj, args, kwargs = call_factory(asked.factory)
     except FactoryError as error:
         raise UsageError(str(error)) from error
-    further = [(args, kwargs)] * (asked.steps - 1) if args or kwargs else []
+    watched = bool(args or kwargs) and not isinstance(obj, fx.GraphModule)  # which is read and not run
+    further = [(args, kwargs)] * (asked.steps - 1) if watched else []
     try:
         explanation = explain(obj, args, kwargs, device=asked.device, run=asked.steps > 0, calls=further)
     except TypeError as error:

@@ -122,7 +122,7 @@ def optimize_sampler(
         ValueError: For a model in training mode, with weights that are no plain tensors, or with hooks that move
             weights or keep state (offloading, caching); for neither `n_steps` nor `timesteps`, or if they disagree; for
             an unknown role, argument, mode or `verify`; for a `Rank` without a range.
-        TypeError: For a `conditioning` or `example_inputs` of another kind.
+        TypeError: For a `model`, `timesteps`, `roles`, `conditioning` or `example_inputs` of another kind.
 
     Example:
         >>> import torch, fusion_compile as fc
@@ -133,6 +133,8 @@ def optimize_sampler(
         >>> sampler.sample(torch.ones(2, 3)).shape
         torch.Size([2, 3])
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; optimize_sampler needs a torch.nn.Module.")
     if any(module.training for module in model.modules()):
         raise ValueError(
             f"{type(model).__name__} is in training mode, so dropout would be frozen into the table; call model.eval()."

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile._state.mismatches import refuse_mismatches
-from fusion_compile._state.routing import Route
+from fusion_compile._state.routing import Route, check_list
 from fusion_compile._torch_optim.grouped_update import REMEDY, GroupedUpdate, GroupRecord, as_float, names_in
 from fusion_compile._torch_optim.named_groups import STEPS, check_options, check_parameters, check_patterns, names_of
 from fusion_compile._torch_optim.parameter_group import Parts
@@ -86,9 +86,19 @@ def as_torch_optimizer(
         0.01
     """
     _refuse_the_wrong_way_round(params, optimizer)
+    _refuse_other_kinds(params)
     return TorchOptimizer(
         params, optimizer, lr=lr, mode=mode, backend=backend, force_scalar=force_scalar, force_spectral=force_spectral
     )
+
+
+def _refuse_other_kinds(params: Any) -> None:
+    """Raise TypeError for what holds no parameters, or holds them under keys."""
+    if isinstance(params, nn.Module):
+        return
+    if isinstance(params, Tensor | Mapping) or not isinstance(params, Iterable):
+        remedy = "give the model, model.named_parameters(), or a list of groups [{'params': …}]"
+        raise TypeError(f"params is a {type(params).__name__}; {remedy}.")
 
 
 def _refuse_the_wrong_way_round(params: Any, optimizer: Any) -> None:
@@ -138,10 +148,14 @@ class TorchOptimizer(torch.optim.Optimizer):
         groups = list(params.named_parameters() if isinstance(params, nn.Module) else params)
         if not groups:
             raise ValueError("the optimizer was given no parameters; give the model or model.named_parameters().")
+        for option, given in (("force_scalar", force_scalar), ("force_spectral", force_spectral)):
+            check_list(option, given)
         programs, patterns = UpdatePrograms(mode, backend), (tuple(force_scalar), tuple(force_spectral))
         self._inside = GroupedUpdate(optimizer, made, numbers, programs, *patterns, model)
         super().__init__(groups, {**{n: as_float(v) for n, v in numbers.items()}, STEPS: 0})
         check_patterns(names_in(self._inside.records, self.param_groups), made, force_scalar, force_spectral)
+        if lr is not None:
+            self._inside.refuse_unread_rate(self.param_groups)
         if model is not None and self._inside.moves:
             model.register_forward_pre_hook(_EvaluatedAtY(self._inside))
 
@@ -158,6 +172,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         inside, at = self._inside, len(self.param_groups)
         names, schedules = [], {n: v for n, v in inside.numbers.items() if callable(v)}
         # torch.optim refuses what is no group at all.
+        if isinstance(param_group, dict) and "params" not in param_group:
+            raise ValueError(f"parameter group {at} lacks 'params'; it has {', '.join(map(str, param_group))}.")
         if isinstance(param_group, dict) and not isinstance(param_group.get("params", set()), set):
             given = param_group["params"]
             param_group = {**param_group, "params": [given] if isinstance(given, Tensor) else list(given)}
@@ -171,6 +187,7 @@ class TorchOptimizer(torch.optim.Optimizer):
                 if callable(value):
                     schedules[name] = value
                 param_group[name] = as_float(value)
+            inside.refuse_unread(at, param_group)
         super().add_param_group(param_group)
         numbers = {n: self.param_groups[-1][n] for n in inside.numbers}
         inside.records.append(GroupRecord(names, schedules, numbers))

@@ -113,8 +113,7 @@ class TrainingStep:
             TypeError: A Python number or other object in the batch, or a loss that is no tensor.
             RuntimeError: The model was rebound, frozen or switched between train and eval, or the step was released.
         """
-        if self._released:
-            raise RuntimeError("this training step was released; call compile_training_step() again to train on.")
+        self._check_alive()
         if torch.is_inference_mode_enabled():
             raise RuntimeError("a training step was asked for inside torch.inference_mode(); call it outside.")
         if self.model.training != self._training:
@@ -141,6 +140,7 @@ class TrainingStep:
         diagnostics of the optimizer's parts (``fusion/…``, ``comp/…``; of a named group ``<group>/…``), and the metrics
         that the loss returns. All are copies. Reading one on the CPU waits for the device; `ScalarLogger` does not.
         """
+        self._check_alive()
         return step_metrics(self._plan.update, self._state)
 
     @property
@@ -159,8 +159,11 @@ class TrainingStep:
         """End training: give the parameters memory of their own again and drop the state.
 
         Returns:
-            The model, which is then like any other. Its weights can be freed one by one. The step refuses to run.
+            The model, which is then like any other. Its weights can be freed one by one. The step then refuses everything
+            that needs its state. A second call changes nothing.
         """
+        if self._released:
+            return self.model
         self._residence.move_out()
         self._state.clear()
         self._programs.forget()
@@ -185,7 +188,15 @@ class TrainingStep:
             >>> step.recapture()
             >>> loss = step(torch.ones(4, 2))
         """
+        self._check_alive()
         self._programs.recapture()
+
+    def _check_alive(self) -> None:
+        if self._released:
+            raise RuntimeError(
+                "this training step was released and has no state any more; read metrics and save before release(), "
+                "and call compile_training_step() again to train on."
+            )
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -197,6 +208,7 @@ class TrainingStep:
             ``counts``, ``buffers``, ``carried`` (tensors that the loss keeps in Python), ``numbers`` (plain ones that
             it counts), ``hyperparameters``, ``steps_called`` and ``rng``.
         """
+        self._check_alive()
         saved = checkpoint.state_dict(self.model, self.layout, self._state, self.hyperparameters, self.steps_called)
         return {**saved, "numbers": self._programs.numbers()}
 
@@ -210,6 +222,7 @@ class TrainingStep:
             ValueError: Names or shapes differ. The sentence lists missing, unexpected and mismatched ones, and nothing
                 is loaded.
         """
+        self._check_alive()
         kept = self._programs.kept_state(saved)
         self.steps_called = checkpoint.load_state_dict(
             saved, self.model, self.layout, self._state, self.hyperparameters
@@ -235,6 +248,7 @@ class TrainingStep:
             FileNotFoundError: `path` holds no checkpoint.
             ValueError: It is damaged, or of another model or optimizer; nothing is loaded.
         """
+        self._check_alive()
         self.load_state_dict(checkpoint.load(path, self.layout.device))
 
     def warm_start(self, source: str | PathLike[str] | Mapping[str, Any]) -> WarmStart:
@@ -252,7 +266,8 @@ class TrainingStep:
         Raises:
             ValueError: The checkpoint is of another model; nothing is loaded.
         """
-        saved = source if isinstance(source, Mapping) else checkpoint.load(source, self.layout.device)
+        self._check_alive()
+        saved = checkpoint.of(source, self.layout.device)
         checkpoint.load_model(saved, self.model)
         with torch.no_grad():
             for key, bank in self._residence.banks.items():
@@ -268,6 +283,7 @@ class TrainingStep:
         Returns:
             The copies by full parameter name.
         """
+        self._check_alive()
         plan = self._plan.update
         point = plan.gradient_point(self._state, plan.context(self._state))
         return {n: v.clone() for n, v in self.layout.views(point).items()}
@@ -281,6 +297,7 @@ class TrainingStep:
         Returns:
             The explanation; printing it gives the report.
         """
+        self._check_alive()
         facts = self._programs.facts
         parts = StepParts(
             model=self.model,
@@ -295,6 +312,12 @@ class TrainingStep:
             because=self._programs.because,
         )
         return explain_step(repr(self), parts, device=device)
+
+    def __reduce__(self) -> str:
+        raise TypeError(
+            "a training step is a compiled program over the memory of one model, and cannot be copied or pickled. Save "
+            "its state (step.save, step.state_dict), or copy the model: copy.deepcopy(step.model)."
+        )
 
     def __repr__(self) -> str:
         matrices = sum(r.role == "spectral" for r in self.routes)
@@ -387,6 +410,11 @@ def compile_training_step(
     transform = resolve_optimizer(optimizer)
     named = read_groups(groups, transform.hyperparameters, transform.name)
     numbers = {**with_rate(transform, lr), **numbers_of(named)}
+    if CLIP in numbers:
+        raise ValueError(
+            f"{transform.name} declares the hyperparameter {CLIP!r}, which is the step's own bound on the gradient "
+            f"norm; one of the two would be silent. Give the optimizer's another name: Named('max_norm', 1.0)."
+        )
     numbers[CLIP] = float("inf") if clip_grad_norm is None else clip_grad_norm
     roles = transform.roles or (ELEMENTWISE,)
     routes = route(model, roles, force_scalar, force_spectral)
@@ -394,9 +422,12 @@ def compile_training_step(
     routes = assign(cut_blocks(routes, model, split_blocks), named)
     layout = build_layout(model, routes)
     whole = bound(transform, layout.infos)
+    empty = layout.without_data()
+    if lr is not None and (used := numbers_used(whole, empty)) is not None:
+        refuse_unread("the step", ["lr"], used, transform.name)
     for group in named:
-        banks = banks_of(layout.without_data(), group.name)
+        banks = banks_of(empty, group.name)
         if (used := numbers_used(whole, banks)) is not None:
-            refuse_unread(group, used, transform.name)
+            refuse_unread(f"group {group.name!r}", group.numbers, used, transform.name)
     together = grouped(whole, {g.name: g.numbers for g in named}) if named else whole
     return TrainingStep(model, loss_fn, together, routes, layout, numbers, options)

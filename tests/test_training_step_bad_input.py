@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -355,3 +357,11 @@ def test_a_close_hyperparameter_is_suggested_and_none_can_be_removed() -> None:
         step.hyperparameters["weightdecay"]
     with refused(step, TypeError, "'lr' is part of the compiled program and cannot be removed"):
         del step.hyperparameters["lr"]
+
+
+def test_a_step_cannot_be_copied_and_says_what_can() -> None:
+    """A copy's parameters were no longer the views into its banks."""
+    step = fc.compile_training_step(nn.Linear(2, 2), lambda model, x: model(x).sum(), mode="eager")
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=r"cannot be copied or pickled\. Save its state .*step\.model"):
+            copied(step)

@@ -162,7 +162,7 @@ def test_what_a_recipe_pools_it_pools_over_a_group() -> None:
             super().__init__()
             self.one, self.other = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
 
-    sgd = optim.chain(optim.clip_by_global_norm(optim.Named("inner_clip", 1.0)), optim.scale_by_learning_rate(1.0))
+    sgd = optim.chain(optim.clip_by_global_norm(1.0), optim.scale_by_learning_rate(1.0))
 
     def loss(model: Two, scale: Tensor) -> Tensor:
         return (scale * (model.one + model.other)).sum()
@@ -298,3 +298,11 @@ def test_groups_that_cannot_be_are_refused_and_the_model_is_as_before(
     with pytest.raises(error, match=words):
         compiled(model, groups=groups)
     assert all(p.data_ptr() == before[n][0] and torch.equal(p, before[n][1]) for n, p in model.named_parameters())
+
+
+def test_a_rate_that_nothing_reads_is_refused() -> None:
+    """A model whose matrices are all small has only scalar_lr under muon; lr changed nothing without a word."""
+    with pytest.raises(ValueError, match=r"^the step sets 'lr', but muon does not read it .*scalar_lr"):
+        fc.compile_training_step(mlp(), loss_fn, optimizer="muon", lr=1.0)
+    step = fc.compile_training_step(mlp(), loss_fn, optimizer="muon", lr=1.0, force_spectral=[r"^0\.weight$"])
+    assert step.hyperparameters["lr"] == 1.0

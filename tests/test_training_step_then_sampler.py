@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -56,6 +61,34 @@ def test_a_released_step_gives_the_model_its_own_memory_and_refuses_to_run() -> 
         assert "released" in str(error)
     else:
         raise AssertionError("a released step ran")
+
+
+def test_a_released_step_refuses_everything_that_needs_its_state(tmp_path: Path) -> None:
+    step, model, x, y = trained()
+    saved = step.state_dict()
+    step.save(tmp_path / "before")
+    step.release()
+    after = {n: (p.data_ptr(), p.detach().clone()) for n, p in model.named_parameters()}
+    uses: list[Callable[[], Any]] = [
+        lambda: step(x, y),
+        lambda: step.metrics,
+        step.state_dict,
+        step.gradient_point,
+        step.explain,
+        lambda: fc.explain(step),
+        lambda: fc.explain(step, (x, y)),
+        lambda: step.save(tmp_path / "after"),
+        lambda: step.load(tmp_path / "before"),
+        lambda: step.load_state_dict(saved),
+        lambda: step.warm_start(saved),
+    ]
+    for use in uses:
+        with pytest.raises(RuntimeError, match=r"^this training step was released and has no state any more; "):
+            use()
+    assert not (tmp_path / "after").exists()
+    assert step.release() is model and "TrainingStep(" in repr(step)
+    for name, p in model.named_parameters():
+        assert p.data_ptr() == after[name][0] and torch.equal(p, after[name][1])
 
 
 def test_memory_of_a_training_step_is_not_reported_as_freed() -> None:

@@ -82,7 +82,16 @@ def no_recompile() -> Iterator[None]:
     except RuntimeError as error:
         if "fail_on_recompile" not in str(error):
             raise
-        reasons = [line.partition(": ")[2] for line in str(error).splitlines() if line.lstrip().startswith("- ")]
+        reasons = [
+            line.partition(": ")[2].strip() for line in str(error).splitlines() if line.lstrip().startswith("- ")
+        ]
+        if not reasons:
+            # torch names a guard for every program that it still has, so it has none any more.
+            raise RuntimeError(
+                "torch no longer has the compiled program: it was dropped (torch.compiler.reset(), "
+                "torch._dynamo.reset()), or an object that it was compiled for is gone. Compile it again: "
+                "call compile_training_step(), as_torch_optimizer() or optimize_sampler() anew."
+            ) from None
         raise RuntimeError(
             f"the compiled program no longer fits what surrounds it ({'; '.join(reasons)}). Call it as it was called "
             f"at first (autocast, train/eval of every submodule, frozen parameters and buffers unchanged), or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import TypeAlias
 
 
@@ -48,6 +49,7 @@ class Rank:
             timesteps. None takes the range of the sampler's `timesteps`.
 
     Raises:
+        TypeError: If `rank` is no whole number or `range` no pair of numbers.
         ValueError: If `rank` is below 1, or `range` does not hold two different finite numbers.
 
     Example:
@@ -60,11 +62,18 @@ class Rank:
     range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.rank, int) or isinstance(self.rank, bool):
+            raise TypeError(f"Rank(rank={self.rank!r}): a number of directions is a whole number, 64 for example.")
         if self.rank < 1:
             raise ValueError(f"Rank(rank={self.rank}): a subspace has at least one dimension; pass 1 or more.")
         if self.range is None:
             return
-        ends = tuple(self.range)
+        ends = self.range
+        numbers = isinstance(ends, tuple | list) and all(
+            isinstance(end, Real) and not isinstance(end, bool) for end in ends
+        )
+        if not numbers:
+            raise TypeError(f"Rank(range={ends!r}): pass range=(first, last), two numbers, such as (0, 1) or (0, 999).")
         if len(ends) != 2 or not all(map(math.isfinite, ends)) or ends[0] == ends[1]:
             raise ValueError(
                 f"Rank(range={self.range}): a range has two different finite ends; pass range=(first, last), such as "

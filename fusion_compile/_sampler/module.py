@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ class SamplerModule(StandIn):
         self.eval()
         self._options = options
         self._preset = preset(options.n_steps)
-        self._weights = ReleasableWeights(model)
+        self._weights = ReleasableWeights.of(model)
         self._released, self._changes = 0, 0
         self._say_once = SayOnce()
         self._programs = SamplerPrograms(model, self._signature, options, self._weights, self._say_once)
@@ -47,6 +48,19 @@ class SamplerModule(StandIn):
 
         model.register_load_state_dict_post_hook(weights_were_loaded)  # type: ignore[no-untyped-call]
         self._forwards_attributes = True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SamplerModule:
+        """A new sampler over a copy of the model. Programs and rows belong to one model, so they are made anew."""
+        self._weights.refuse_if_out("a copy of the sampler")
+        memo[id(self)] = new = type(self)(copy.deepcopy(self.model, memo), self._options)
+        new._programs.schedule = self._programs.schedule
+        return new
+
+    def __reduce__(self) -> str:
+        raise TypeError(
+            "a sampler is compiled programs over one model, and cannot be pickled. Save the model (model.state_dict()) "
+            "and make the sampler from it again; copy.deepcopy(sampler) makes one over a copy of the model."
+        )
 
     @property
     def timesteps(self) -> Tensor:

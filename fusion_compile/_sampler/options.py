@@ -38,6 +38,13 @@ class SamplerOptions:
         refuse_unknown(self.conditioning)
         if self.verify not in get_args(Verify):
             raise ValueError(f"verify={self.verify!r}; use 'trajectory', 'always' or 'never'.")
+        if not isinstance(self.backend, str):
+            raise TypeError(f"backend={self.backend!r} is not a name; give a torch.compile backend's, 'inductor'.")
+        if self.roles is not None and not isinstance(self.roles, Mapping):
+            raise TypeError(f"roles={self.roles!r}; give a dictionary from argument names to roles, {{'t': 'step'}}.")
+        budget = self.byte_budget
+        if budget is not None and (not isinstance(budget, int | float) or isinstance(budget, bool) or not budget >= 0):
+            raise ValueError(f"byte_budget={budget!r} is not a number of bytes; give 2**30 for example, or None.")
         resolve_mode(self.mode, torch.device("cpu"))
         _ = self.fitted_range
 

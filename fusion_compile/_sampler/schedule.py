@@ -9,10 +9,20 @@ from torch import Tensor
 
 
 def as_schedule(timesteps: Tensor | Sequence[float]) -> Tensor:
-    """`timesteps` as ``[n]`` on the CPU; raises ValueError for another number of dimensions or no entries."""
-    schedule = torch.as_tensor(timesteps).detach().cpu()
+    """`timesteps` as ``[n]`` on the CPU.
+
+    Raises TypeError for what is not made of numbers, ValueError for another number of dimensions, no entries or nan.
+    """
+    try:
+        schedule = torch.as_tensor(timesteps).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"timesteps={timesteps!r}; pass a tensor [n] or a list of numbers, one value for each step."
+        ) from None
     if schedule.dim() != 1 or not len(schedule):
         raise ValueError(f"timesteps has shape {list(schedule.shape)}; a schedule is one value for each step, [n].")
+    if schedule.is_floating_point() and not bool(torch.isfinite(schedule).all()):
+        raise ValueError(f"timesteps={schedule.tolist()} holds a value that is not finite; give numbers.")
     return schedule
 
 

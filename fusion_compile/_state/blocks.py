@@ -42,6 +42,10 @@ def cut_blocks(routes: tuple[Route, ...], model: nn.Module, split_blocks: SplitB
             )
         modules = dict(model.named_modules(remove_duplicate=False))
         return tuple(_cut_by_name(r, modules) if r.role == SPECTRAL else r for r in routes)
+    if not isinstance(split_blocks, Mapping):
+        raise TypeError(
+            f"split_blocks is a {type(split_blocks).__name__}; give 'auto' or {{regular expression: blocks}}."
+        )
     return _cut_by_pattern(routes, split_blocks)
 
 

@@ -99,6 +99,21 @@ def load_state_dict(
     return int(saved["steps_called"])
 
 
+def of(source: str | PathLike[str] | Mapping[str, Any], device: torch.device) -> Mapping[str, Any]:
+    """The state that `source` is, or that lies in the folder `source`. Anything else is refused."""
+    if isinstance(source, Mapping):
+        if absent := [key for key in ("model", "optimizer") if key not in source]:
+            raise ValueError(
+                f"this is no state of a training step: it lacks {', '.join(absent)}. Give what state_dict() gave."
+            )
+        return source
+    if not isinstance(source, str | PathLike):
+        raise TypeError(
+            f"the source is a {type(source).__name__}; give the folder that save() wrote or what state_dict() gave."
+        )
+    return load(source, device)
+
+
 def load_model(saved: Mapping[str, Any], model: nn.Module) -> None:
     """Copy only the ``model`` section into place. A mismatch is a ValueError, and nothing is loaded."""
     wanted = model_tensors(model)

@@ -58,6 +58,8 @@ def _read_group(i: int, entry: Mapping[str, Any], known: Mapping[str, Any], opti
         raise TypeError(
             f"group {name!r}: params={patterns!r} is a string; give a list of regular expressions, [{patterns!r}]."
         )
+    if not isinstance(patterns, Iterable):
+        raise TypeError(f"group {name!r}: params is a {type(patterns).__name__}; give a list of regular expressions.")
     patterns = list(patterns)
     if not patterns:
         raise ValueError(f"group {name!r} has an empty list of params; list regular expressions, or drop the group.")
@@ -93,13 +95,16 @@ def assign(routes: Sequence[Route], groups: Sequence[NamedGroup]) -> tuple[Route
     return tuple(replace(r, group=group_of(r.name)) for r in routes)
 
 
-def refuse_unread(group: NamedGroup, read: Iterable[str], optimizer: str) -> None:
-    """Raise ValueError for a number of `group` that no part of the optimizer reads for the group's parameters."""
+def refuse_unread(group: str, numbers: Iterable[str], read: Iterable[str], optimizer: str) -> None:
+    """Raise ValueError for one of `numbers` that no part of the optimizer reads for the parameters of `group`.
+
+    `group`: how the message calls it.
+    """
     read = sorted(read)
-    if unread := [name for name in group.numbers if name not in read]:
+    if unread := [name for name in numbers if name not in read]:
         raise ValueError(
-            f"group {group.name!r} sets {unread[0]!r}, but {optimizer} does not read it for the group's parameters. It "
-            f"reads {', '.join(read)} for them; set one of these."
+            f"{group} sets {unread[0]!r}, but {optimizer} does not read it for these parameters. It reads "
+            f"{', '.join(read)} for them; set one of these."
         )
 
 

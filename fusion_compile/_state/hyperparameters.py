@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import math
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from fusion_compile.optim import _schedules
 from fusion_compile.optim._schedules import Schedule
+
+BOUNDS = ("clip_grad_norm", "max_norm")
+"""Hyperparameters that bound a norm."""
 
 
 class Hyperparameters(MutableMapping[str, float | Schedule]):
@@ -42,7 +46,9 @@ class Hyperparameters(MutableMapping[str, float | Schedule]):
             )
         if isinstance(value, bool) or not (isinstance(value, int | float) or callable(value)):
             raise TypeError(f"hyperparameter {name!r} was given {value!r}; give a number or a schedule.")
-        number = value(0) if callable(value) else float(value)
+        if callable(value):
+            _check_signature(name, value)
+        number = _value_of(name, value, 0)
         if math.isnan(number):
             raise ValueError(f"hyperparameter {name!r} was given nan; give a number.")
         self._values[name] = value if callable(value) else float(value)
@@ -65,7 +71,7 @@ class Hyperparameters(MutableMapping[str, float | Schedule]):
 
     def apply_schedules(self, step: int) -> None:
         """Write every schedule's value after `step` steps. If one is nan, raise ValueError and write none."""
-        due = {name: float(value(step)) for name, value in self._values.items() if callable(value)}
+        due = {name: _value_of(name, value, step) for name, value in self._values.items() if callable(value)}
         for name, number in due.items():
             if math.isnan(number):
                 raise ValueError(
@@ -104,6 +110,36 @@ class Hyperparameters(MutableMapping[str, float | Schedule]):
             if any(known.startswith(f"{group}.") for known in self._index):
                 hint += f" Group {group!r} has the numbers that it was given; list this one when you compile the step."
             raise KeyError(f"unknown hyperparameter {name!r}; this step has {', '.join(self._index)}.{hint}")
+
+
+def _check_signature(name: str, schedule: Schedule) -> None:
+    try:
+        signature = inspect.signature(schedule)
+    except ValueError:  # written in C
+        return
+    try:
+        signature.bind(0)
+    except TypeError as error:
+        raise TypeError(
+            f"the schedule of hyperparameter {name!r} cannot be called with the number of steps taken ({error}); give "
+            f"a callable of one argument, optim.constant(1e-3) for example."
+        ) from None
+
+
+def _value_of(name: str, value: float | Schedule, step: int) -> float:
+    """The number that `value` is or has after `step` steps, refused where it makes no sense."""
+    given: Any = value(step) if callable(value) else value
+    if isinstance(given, bool | str) or not hasattr(given, "__float__"):
+        raise TypeError(
+            f"the schedule of hyperparameter {name!r} gave {given!r} at step {step}; a schedule returns a number."
+        )
+    number = float(given)
+    if number < 0 and name.rpartition(".")[2] in BOUNDS:
+        raise ValueError(
+            f"hyperparameter {name!r} is {number}, but a norm is never negative: clipping to it would turn every "
+            f"gradient round. Give a bound of at least 0, or inf for none."
+        )
+    return number
 
 
 def _to_json(value: float | Schedule) -> Any:

@@ -30,6 +30,9 @@ def no_decay(model: nn.Module, number: str = "weight_decay") -> dict[str, Any]:
         A group for `compile_training_step`, ``{"name": "no_decay", "params": [regular expressions], number: 0.0}``
         with expressions that match one full parameter name each.
 
+    Raises:
+        TypeError: `model` is no module.
+
     Example:
         >>> import torch.nn as nn
         >>> import fusion_compile as fc
@@ -37,6 +40,8 @@ def no_decay(model: nn.Module, number: str = "weight_decay") -> dict[str, Any]:
         >>> fc.no_decay(model)
         {'name': 'no_decay', 'params': ['^0\\\\.bias$', '^1\\\\.weight$', '^1\\\\.bias$'], 'weight_decay': 0.0}
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"no_decay() got a {type(model).__name__}; give the model, a torch.nn.Module.")
     exempt: set[int] = set()
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False))

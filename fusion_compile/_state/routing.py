@@ -48,10 +48,17 @@ def _matching(patterns: Sequence[str], name: str) -> str | None:
     return next((p for p in patterns if re.search(p, name)), None)
 
 
-def check_patterns(option: str, patterns: Sequence[str], names: Sequence[str]) -> None:
-    """Refuse a string instead of a list, an invalid regular expression, and a pattern that matches none of `names`."""
+def check_list(option: str, patterns: object) -> None:
+    """TypeError unless `patterns` is a list or tuple."""
     if isinstance(patterns, str):
         raise TypeError(f"{option}={patterns!r} is a string; give a list of regular expressions, [{patterns!r}].")
+    if not isinstance(patterns, Sequence):
+        raise TypeError(f"{option} is a {type(patterns).__name__}; give a list of regular expressions.")
+
+
+def check_patterns(option: str, patterns: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a string instead of a list, an invalid regular expression, and a pattern that matches none of `names`."""
+    check_list(option, patterns)
     for pattern in patterns:
         try:
             re.compile(pattern)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -74,23 +74,32 @@ def carry_over(saved: Mapping[str, Any], own: Tensors, parameters: tuple[str, ..
     An entry fits when the field (``z``, ``mu``, ``nu``, ``weight_sum``, …), the parameter and the shape are the same,
     and the checkpoint has one value for it. A field is carried for all of a part's parameters or for none. A part that
     keeps numbers for all of them together (Adam's powers of β, an average's weight) is carried whole or not at all: a
-    fresh moment beside an old count would be corrected for a past that it never had.
+    fresh moment beside an old count would be corrected for a past that it never had. Such a number comes from the saved
+    parts that keep one of the same parameters, so groups with rates of their own keep numbers of their own.
     """
-    given: dict[str, list[Tensor]] = {}
+    saved_entries = {name: _split(name, parameters) for name in saved}
+    entries = {name: _split(name, parameters) for name in own}
+    saved_members, members = _members(saved_entries.values()), _members(entries.values())
+    given: dict[str, list[tuple[str, Tensor]]] = {}
     for name, value in saved.items():
-        given.setdefault(_split(name, parameters).key, []).append(value)
+        given.setdefault(saved_entries[name].key, []).append((saved_entries[name].part, value))
 
     def value_for(name: str, entry: _Entry) -> Tensor | None:
-        values = given.get(entry.key, [])
+        candidates, mine = given.get(entry.key, []), members.get(entry.part)
+        if entry.parameter is None and mine:
+            candidates = [(part, v) for part, v in candidates if mine & saved_members.get(part, set())]
+        elif entry.parameter is None and name in saved:
+            candidates = [(entry.part, saved[name])]
+        values = [value for _, value in candidates]
         one = values and all(v.shape == values[0].shape and torch.equal(v, values[0]) for v in values)
         return values[0] if one and values[0].shape == own[name].shape else None
 
-    entries = {name: _split(name, parameters) for name in own}
     found = {name: value_for(name, entry) for name, entry in entries.items()}
     lacking_fields = {(e.part, e.field) for n, e in entries.items() if found[n] is None}
     with_shared = {e.part for e in entries.values() if e.parameter is None}
     lacking_parts = {part for part, _ in lacking_fields} & with_shared
     carried: dict[str, None] = {}
+    fresh: dict[str, None] = {}
     with torch.no_grad():
         for name, entry in entries.items():
             value = found[name]
@@ -101,7 +110,15 @@ def carry_over(saved: Mapping[str, Any], own: Tensors, parameters: tuple[str, ..
             ):
                 own[name].copy_(value)
                 carried[entry.key] = None
-    wanted = dict.fromkeys(entry.key for entry in entries.values())
-    return WarmStart(
-        tuple(carried), tuple(k for k in wanted if k not in carried), tuple(k for k in given if k not in carried)
-    )
+            else:
+                fresh[entry.key] = None
+    return WarmStart(tuple(carried), tuple(fresh), tuple(k for k in given if k not in carried))
+
+
+def _members(entries: Iterable[_Entry]) -> dict[str, set[str]]:
+    """By part, the parameters of which it keeps something."""
+    found: dict[str, set[str]] = {}
+    for entry in entries:
+        if entry.parameter is not None:
+            found.setdefault(entry.part, set()).add(entry.parameter)
+    return found

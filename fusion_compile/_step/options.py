@@ -24,10 +24,16 @@ class StepOptions:
     def __post_init__(self) -> None:
         if self.capture not in CAPTURES:
             raise ValueError(f"capture={self.capture!r} is not known; give 'read', 'run' or None.")
-        if not isinstance(self.accumulate, int) or self.accumulate < 1:
+        if not isinstance(self.accumulate, int) or isinstance(self.accumulate, bool) or self.accumulate < 1:
             raise ValueError(
                 f"accumulate={self.accumulate!r} is not a number of micro-batches; give a whole number, at least 1."
             )
+        if not isinstance(self.skip_nonfinite, bool):
+            raise TypeError(f"skip_nonfinite={self.skip_nonfinite!r} is not a switch; give True or False.")
+        if not isinstance(self.backend, str):
+            raise TypeError(f"backend={self.backend!r} is not a name; give a torch.compile backend's, 'inductor'.")
+        if self.compute_dtype is not None and not isinstance(self.compute_dtype, torch.dtype):
+            raise TypeError(f"compute_dtype={self.compute_dtype!r} is not a dtype; give torch.bfloat16, for example.")
         if self.compute_dtype is not None and not self.compute_dtype.is_floating_point:
             raise ValueError(
                 f"compute_dtype={self.compute_dtype} is not a floating-point dtype; give torch.bfloat16, for example."

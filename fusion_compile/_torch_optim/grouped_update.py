@@ -14,15 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile._say_once import SayOnce
+from fusion_compile._state.banks import build_layout
+from fusion_compile._state.groups import refuse_unread
 from fusion_compile._state.mismatches import refuse_mismatches
 from fusion_compile._state.routing import Route
-from fusion_compile._torch_optim.named_groups import STEPS, group_routes
-from fusion_compile._torch_optim.parameter_group import ParameterGroup
+from fusion_compile._step.numbers_used import numbers_used
+from fusion_compile._torch_optim.named_groups import STEPS, group_routes, names_of
+from fusion_compile._torch_optim.parameter_group import ParameterGroup, holder
 from fusion_compile._torch_optim.update_program import Arrivals, Signature, Turn, UpdatePrograms
 from fusion_compile._types import Tensors
 from fusion_compile.optim._resolve import OptimizerChoice
 from fusion_compile.optim._schedules import Schedule
-from fusion_compile.optim._transform import Transform
+from fusion_compile.optim._transform import Transform, bound
 
 Options: TypeAlias = dict[str, Any]
 """One of ``param_groups``."""
@@ -94,6 +97,31 @@ class GroupedUpdate:
                     f"one program updates them all. Move them to one device, or make an optimizer for each."
                 )
         return ParameterGroup(at, members, routes, self.transform, numbers)
+
+    def refuse_unread(self, at: int, options: Options) -> None:
+        """Raise ValueError for a number that the new group `at` sets and nothing reads for its parameters.
+
+        A number that is the default's, as in a copy of other ``param_groups``, sets nothing.
+        """
+        floats = {n: v for n in self.numbers if isinstance(v := options.get(n), float)}
+        differing = [n for n, value in floats.items() if value != as_float(self.numbers[n])]
+        given = [e[1] if isinstance(e, tuple) else e for e in options["params"]]
+        members = {n: p for n, p in zip(names_of(options["params"], at), given, strict=True) if p.requires_grad}
+        if differing and members:
+            refuse_unread(f"parameter group {at}", differing, self._numbers_used(members), self.transform.name)
+
+    def refuse_unread_rate(self, param_groups: Iterable[Options]) -> None:
+        """Raise ValueError if nothing reads ``lr`` for any parameter, so that giving it would change nothing."""
+        members = {n: p for n, p in names_in(self.records, param_groups).items() if p.requires_grad}
+        if members:
+            refuse_unread("the optimizer", ["lr"], self._numbers_used(members), self.transform.name)
+
+    def _numbers_used(self, members: Mapping[str, nn.Parameter]) -> frozenset[str]:
+        """Names of the numbers that are used for `members`; all where that cannot be found out."""
+        patterns = (self.force_scalar, self.force_spectral)
+        layout = build_layout(holder(members), group_routes(members, self.model, {}, self.transform, *patterns))
+        used = numbers_used(bound(self.transform, layout.infos), layout.without_data())
+        return frozenset(self.numbers) if used is None else used
 
     def build(self, at: int, options: Options, state: State, also: Iterable[str] = ()) -> ParameterGroup:
         """Build a group again and load what `state` has of its parameters."""

@@ -90,6 +90,8 @@ class UpdatePrograms:
 
     def __init__(self, mode: str | None, backend: str) -> None:
         resolve_mode(mode, torch.device("cpu"))  # refuse a wrong name now, not at the first step
+        if not isinstance(backend, str):
+            raise TypeError(f"backend={backend!r} is not a name; give a torch.compile backend's, 'inductor'.")
         self.mode, self.backend = mode, backend
         self._programs = Programs(backend)
 

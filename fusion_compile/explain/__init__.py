@@ -74,10 +74,17 @@ def explain(
 
         return explain_watched(obj, subject, invocations, device)
     if isinstance(obj, ExportedProgram):
+        if given:
+            raise TypeError(
+                "explain() got inputs for an ExportedProgram, which is read and not run; leave them out: "
+                "explain(program). To watch it run: explain(torch.compile(program.module()), args, kwargs)."
+            )
         from fusion_compile.explain._subjects.exported import explain_exported
 
         return explain_exported(obj, device)
     if isinstance(obj, fx.GraphModule):
+        if further:
+            raise TypeError("explain() got calls for a GraphModule, which is read and not run; leave them out.")
         from fusion_compile.explain._subjects.exported import explain_graph_module
 
         return explain_graph_module(obj, first, device)

@@ -128,6 +128,9 @@ class Explanation(ExplanationFacts):
         Returns:
             What was added, removed and changed. It is false if nothing differs.
 
+        Raises:
+            TypeError: `other` is no explanation.
+
         Example:
             >>> import torch, fusion_compile as fc
             >>> before = fc.explain(torch.nn.ReLU(), (torch.ones(3),), run=False)
@@ -135,6 +138,8 @@ class Explanation(ExplanationFacts):
             >>> sorted(delta.operator for delta in before.diff(after).regions)
             ['aten.gelu.default', 'aten.relu.default']
         """
+        if not isinstance(other, ExplanationFacts):
+            raise TypeError(f"diff() got a {type(other).__name__}; give another explanation.")
         return Difference(**vars(compare(self, other)))
 
     def why(self, name: str) -> str:
@@ -150,6 +155,7 @@ class Explanation(ExplanationFacts):
 
         Raises:
             KeyError: There is no such value; the message names the nearest names.
+            TypeError: `name` is no string.
 
         Example:
             >>> import torch, fusion_compile as fc
@@ -159,6 +165,8 @@ class Explanation(ExplanationFacts):
               read by nothing
               from input
         """
+        if not isinstance(name, str):
+            raise TypeError(f"why() got a {type(name).__name__}; give the name of a node, an input or a weight.")
         return tell_why(self, name)
 
     def to_html(self, path: str | os.PathLike[str]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from fusion_compile._types import Tensors
 from fusion_compile.optim._inner import Inner, lift, merge
-from fusion_compile.optim._transform import BankInfos, Context, State, Transform, bound
+from fusion_compile.optim._transform import BankInfos, Context, State, Transform, bound, check_transform
 
 
 def chain(*transforms: Transform, name: str | None = None) -> Transform:
@@ -15,6 +15,8 @@ def chain(*transforms: Transform, name: str | None = None) -> Transform:
 
     The state is the tuple of their states. The chain wants the roles that any part wants, and takes a step if one part
     does. Source: optax's ``chain``. Deviations: at most one part takes a step, at most one moves the gradient point.
+    Whatever follows a step must declare that it takes updates (``Extras.after_step``), as `clip_by_global_norm`,
+    `scale_by_layer` and `scale_by_shape` do.
 
     Args:
         *transforms: The parts, from the gradient to the step.
@@ -24,8 +26,8 @@ def chain(*transforms: Transform, name: str | None = None) -> Transform:
         The chain as one transform. Hyperparameters of one name are one number for all parts.
 
     Raises:
-        ValueError: No part is given; two parts take a step or move the gradient point; one hyperparameter has two
-            values; two parts have different periods.
+        ValueError: No part is given; two parts take a step or move the gradient point; a part follows the step that
+            cannot; one hyperparameter has two values; two parts have different periods.
         TypeError: A part is not a transform.
 
     Example:
@@ -37,7 +39,7 @@ def chain(*transforms: Transform, name: str | None = None) -> Transform:
     if not transforms:
         raise ValueError("chain() needs at least one transform.")
     for i, transform in enumerate(transforms):
-        _check_transform(f"chain(), part {i},", transform)
+        check_transform(f"chain(), part {i},", transform)
     name = f"chain({', '.join(t.name for t in transforms)})" if name is None else name
     return _in_sequence(dict(enumerate(transforms)), name, lambda parts: tuple(parts.values()))
 
@@ -85,13 +87,6 @@ def _shown(part: object) -> str:
     return f"the transform {part.name} without a name" if isinstance(part, Transform) else repr(part)
 
 
-def _check_transform(where: str, given: object) -> None:
-    """TypeError if `given`, the argument named by `where`, is not a transform."""
-    if not isinstance(given, Transform):
-        called = f"; call it: {given.__name__}(…)" if callable(given) and hasattr(given, "__name__") else ""
-        raise TypeError(f"{where} was given a {type(given).__name__}, not a Transform{called}.")
-
-
 def _in_sequence(parts: Mapping[Any, Transform], name: str, pack: Callable[[dict[Any, State]], State]) -> Transform:
     """The parts one after another; ``state[key]`` is a part's state, and `pack` makes a state from parts by key."""
     movers = [t.name for t in parts.values() if t.gradient_point is not None]
@@ -102,6 +97,7 @@ def _in_sequence(parts: Mapping[Any, Transform], name: str, pack: Callable[[dict
             f"{' and '.join(steps)} both take a step in one chain: the second multiplies by -lr what the first has "
             f"already multiplied by -lr, and the loss goes up. Keep one of them."
         )
+    _refuse_after_step(list(parts.values()))
 
     def init(params: Tensors) -> State:
         return pack({key: t.init(params) for key, t in parts.items()})
@@ -127,6 +123,25 @@ def _in_sequence(parts: Mapping[Any, Transform], name: str, pack: Callable[[dict
         bind=bind if any(t.bind is not None for t in parts.values()) else None,
     )
     return Transform(init, update, extras)
+
+
+def _refuse_after_step(parts: Sequence[Transform]) -> None:
+    """ValueError if a part follows the step and cannot take updates, which are negative and hold the learning rate."""
+    last = next((i for i, t in enumerate(parts) if t.descends or t.gradient_point is not None), len(parts))
+    for part in parts[last + 1 :]:
+        step = parts[last]
+        if step.gradient_point is not None:
+            raise ValueError(
+                f"{part.name} follows {step.name} in one chain, but what {step.name} returns is how its average moves, "
+                f"and no part may change that. Put {part.name} into the part that it wraps."
+            )
+        if not part.after_step:
+            raise ValueError(
+                f"{part.name} follows {step.name}, which takes the step, in one chain: it would be given updates, "
+                f"which already hold -lr, instead of gradients or directions (a decay then makes weights grow, and a "
+                f"normalization undoes lr). Put {part.name} before {step.name}. A part of your own that takes updates "
+                f"declares Extras(after_step=True)."
+            )
 
 
 def part_of(tensors: Mapping[str, Any], role: str) -> dict[str, Any]:
@@ -158,10 +173,15 @@ def partition(transforms: Mapping[str, Transform], name: str = "partition") -> T
         >>> optimizer.roles
         ('spectral', 'scalar')
     """
+    if not isinstance(transforms, Mapping):
+        raise TypeError(
+            f"partition() was given a {type(transforms).__name__}; give a dictionary by role: "
+            f"{{'spectral': …, 'scalar': …}}."
+        )
     if not transforms:
         raise ValueError("partition() needs at least one transform.")
     for role, transform in transforms.items():
-        _check_transform(f"partition(), role {role!r},", transform)
+        check_transform(f"partition(), role {role!r},", transform)
     still, moving = ([role for role, t in transforms.items() if t.descends == moves] for moves in (False, True))
     if still and moving:
         name_of_part = transforms[still[0]].name

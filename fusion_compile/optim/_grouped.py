@@ -112,5 +112,6 @@ def grouped(transform: Transform, groups: Mapping[str, Mapping[str, float | Sche
         period=transform.period,
         bind=None if transform.bind is None else bind,
         descends=transform.descends,
+        after_step=transform.after_step,
     )
     return Transform(init, update, extras)

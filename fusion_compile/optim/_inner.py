@@ -76,7 +76,8 @@ def lift(extras: Extras, inner: Inner) -> Extras:
 
 
 def merge(name: str, parts: Sequence[Extras]) -> Extras:
-    """The extras of a whole whose parts have these (lifted) extras. It descends if any part does.
+    """The extras of a whole whose parts have these (lifted) extras. It descends if any part does, and may follow a
+    step if all parts may.
 
     If two parts report a diagnostic of one name, the later part's value is shown. The caller sets `gradient_point`
     and `bind`, which depend on how the parts are joined.
@@ -101,6 +102,7 @@ def merge(name: str, parts: Sequence[Extras]) -> Extras:
         periodic=tuple(periodic for part in parts for periodic in part.periodic),
         period=periods[0] if periods else 0,
         descends=any(part.descends for part in parts),
+        after_step=all(part.after_step for part in parts),
     )
 
 

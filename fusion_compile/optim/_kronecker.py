@@ -11,7 +11,7 @@ from torch import Tensor
 from fusion_compile._types import Tensors
 from fusion_compile.optim._inner import Work, wrap
 from fusion_compile.optim._schedules import Schedule
-from fusion_compile.optim._transform import SPECTRAL, Extras, Number, Periodic, Transform, declare
+from fusion_compile.optim._transform import SPECTRAL, Extras, Number, Periodic, Transform, check_transform, declare
 from fusion_compile.optim._tree import map_tensors, number_like, update_mean
 from fusion_compile.optim.clip_by_global_norm import global_norm
 from fusion_compile.optim.scale_by_momentum import scale_by_momentum
@@ -21,6 +21,7 @@ def base_or_mean(what: str, base: Transform | None, beta: Number) -> Transform:
     """The map from gradient to update: `base`, or the running mean ``lerp(mu, g, 1 - beta)``."""
     if base is None:
         return scale_by_momentum(declare("beta1", beta))
+    check_transform(f"{what}(), base,", base)
     if base.gradient_point is not None:
         raise ValueError(f"{base.name} moves the gradient point; put {what}() inside it, not around it.")
     return base

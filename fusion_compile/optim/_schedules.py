@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Protocol, runtime_checkable
 
 
@@ -29,7 +30,10 @@ def _warmup(step: int, warmup_steps: int) -> float:
     return min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else 1.0
 
 
-def _check(total_steps: int | None, warmup_steps: int) -> None:
+def _check(total_steps: int | None, warmup_steps: int, **values: float) -> None:
+    for name, value in {"total_steps": total_steps, "warmup_steps": warmup_steps, **values}.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise TypeError(f"{name}={value!r} is a {type(value).__name__}; give a number.")
     if warmup_steps < 0:
         raise ValueError(f"warmup_steps={warmup_steps} is negative; give 0 for no warm-up.")
     if total_steps is not None and total_steps <= warmup_steps:
@@ -58,7 +62,7 @@ class constant:
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        _check(None, self.warmup_steps)
+        _check(None, self.warmup_steps, value=self.value)
 
     def __call__(self, step: int) -> float:
         return self.value * _warmup(step, self.warmup_steps)
@@ -74,7 +78,7 @@ class _Decay:
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self.total_steps, self.warmup_steps)
+        _check(self.total_steps, self.warmup_steps, peak=self.peak, final=self.final)
 
     def __call__(self, step: int) -> float:
         if step < self.warmup_steps:
@@ -164,7 +168,8 @@ class wsd:
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self.total_steps, self.warmup_steps)
+        numbers = {"peak": self.peak, "final": self.final, "decay_fraction": self.decay_fraction}
+        _check(self.total_steps, self.warmup_steps, **numbers)
         if not 0 < self.decay_fraction <= 1:
             raise ValueError(
                 f"decay_fraction={self.decay_fraction} is not a share of the steps; give 0 to 1, 0 excluded."

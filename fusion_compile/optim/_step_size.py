@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from fusion_compile.optim._transform import Context, Transform
+from fusion_compile.optim._transform import Context, Transform, check_transform
 
 
 def check_rates(wrapper: str, base: Transform, names: Sequence[str]) -> None:
-    """ValueError unless `base` reads a hyperparameter of each name."""
+    """ValueError unless `base`, checked to be a transform, reads a hyperparameter of each name."""
+    check_transform(f"{wrapper}(), base,", base)
     absent = [name for name in names if name not in base.hyperparameters]
     if absent or not names:
         raise ValueError(

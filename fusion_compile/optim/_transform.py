@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import prod
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from torch import Tensor
 
@@ -42,6 +42,9 @@ class Named(NamedTuple):
 
 Number: TypeAlias = float | Schedule | Named
 """What a factory accepts for a hyperparameter: a number, a schedule, or either under a name of its own."""
+
+First = TypeVar("First")
+Second = TypeVar("Second")
 
 
 class Context(NamedTuple):
@@ -133,6 +136,8 @@ class Extras(NamedTuple):
             may depend on them, so it is called before `init`.
         descends: Whether the updates go downhill, that is, whether the transform already multiplies by a negative
             learning rate. A transform without a step is refused as an optimizer.
+        after_step: Whether the transform may follow a part that takes a step, because it takes updates as well as
+            directions (a factor on each, a bound on their norm). Anything else behind a step is refused.
     """
 
     name: str = "transform"
@@ -144,6 +149,7 @@ class Extras(NamedTuple):
     period: int = 0
     bind: Callable[[BankInfos], Transform] | None = None
     descends: bool = False
+    after_step: bool = False
 
 
 class Transform(NamedTuple):
@@ -206,6 +212,22 @@ class Transform(NamedTuple):
     def descends(self) -> bool:
         return self.extras.descends
 
+    @property
+    def after_step(self) -> bool:
+        return self.extras.after_step
+
+    def __copy__(self) -> Transform:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Transform:
+        return self
+
+    def __reduce__(self) -> str:
+        raise TypeError(
+            f"{self.name} is a Transform, made of functions, and cannot be pickled; pickle a recipe's name or a "
+            f"callable that makes it, functools.partial(optim.adamw, lr=1e-3) for example."
+        )
+
     def with_extras(self, **changes: Any) -> Transform:
         """Copy the transform with some of its `extras` replaced: ``transform.with_extras(name="mine")``.
 
@@ -214,8 +236,24 @@ class Transform(NamedTuple):
 
         Returns:
             The new transform; this one stays as it is.
+
+        Raises:
+            ValueError: New `hyperparameters` lack one of the old, which `update` reads.
         """
+        numbers = changes.get("hyperparameters", self.hyperparameters)
+        if lacking := [name for name in self.hyperparameters if name not in numbers]:
+            raise ValueError(
+                f"with_extras(hyperparameters=…) lacks {lacking[0]!r}, which {self.name} reads; give all of its "
+                f"numbers: {{**transform.hyperparameters, {lacking[0]!r}: 0.1}}."
+            )
         return self._replace(extras=self.extras._replace(**changes))
+
+
+def check_transform(where: str, given: object) -> None:
+    """TypeError if `given`, the argument named by `where`, is not a transform."""
+    if not isinstance(given, Transform):
+        called = f"; call it: {given.__name__}(…)" if callable(given) and hasattr(given, "__name__") else ""
+        raise TypeError(f"{where} was given a {type(given).__name__}, not a Transform{called}.")
 
 
 def bound(transform: Transform, infos: BankInfos) -> Transform:
@@ -232,9 +270,15 @@ def declare(default_name: str, value: Number) -> Named:
 
 def declare_betas(betas: tuple[Number, Number]) -> tuple[Named, Named]:
     """Both numbers of `betas` with their names, ``beta1`` and ``beta2`` by default. TypeError if it is not a pair."""
+    first, second = pair_of(betas)
+    return declare("beta1", first), declare("beta2", second)
+
+
+def pair_of(betas: tuple[First, Second], option: str = "betas") -> tuple[First, Second]:
+    """Both numbers of `betas`. TypeError if it is not a pair."""
     if isinstance(betas, Named) or not isinstance(betas, tuple | list) or len(betas) != 2:
-        raise TypeError(f"betas={betas!r} is not a pair; give two numbers, (0.9, 0.999) for example.")
-    return declare("beta1", betas[0]), declare("beta2", betas[1])
+        raise TypeError(f"{option}={betas!r} is not a pair; give two numbers, (0.9, 0.999) for example.")
+    return betas[0], betas[1]
 
 
 def by_name(*numbers: Named) -> dict[str, float | Schedule]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fusion_compile._types import Tensors
 from fusion_compile.optim._inner import wrap
 from fusion_compile.optim._parameter_sums import ParameterSums
-from fusion_compile.optim._transform import BankInfos, Context, State, Transform, bound
+from fusion_compile.optim._transform import BankInfos, Context, State, Transform, bound, check_transform
 from fusion_compile.optim._tree import number_like
 
 RESCALES = ("mean", "norm", "count_plus_one", "none")
@@ -68,6 +68,7 @@ def cautious(base: Transform, *, floor: float = 1e-3, rescale: str = "mean") -> 
         raise ValueError(f"rescale={rescale!r} is not known; use one of {', '.join(map(repr, RESCALES))}.")
     if not 0 < floor <= 1:
         raise ValueError(f"floor={floor} must lie in (0, 1]: it bounds the factor by 1 / floor.")
+    check_transform("cautious(), base,", base)
     if base.gradient_point is not None:
         raise ValueError(f"{base.name} moves the gradient point; wrap cautious() in it, not it in cautious().")
     if base.descends:

@@ -36,7 +36,7 @@ def clip_by_global_norm(max_norm: Number = 1.0) -> Transform:
     has its own ``clip_grad_norm``. Source: 1211.5063; ``torch.nn.utils.clip_grad_norm_``. Deviations: none.
 
     Args:
-        max_norm: In the unit of the gradient. Live as ``clip_grad_norm``.
+        max_norm: In the unit of the gradient. Live as ``max_norm``.
 
     Returns:
         A transform without a step. Any shape; keeps nothing.
@@ -47,10 +47,10 @@ def clip_by_global_norm(max_norm: Number = 1.0) -> Transform:
         >>> optimizer.descends
         True
     """
-    bound = declare("clip_grad_norm", max_norm)
+    bound = declare("max_norm", max_norm)
 
     def update(updates: Tensors, params: Tensors, context: Context) -> Tensors:
         factor = clip_factor(global_norm(updates), context.hyperparameters[bound.name])
         return {k: u * factor.to(u.dtype) for k, u in updates.items()}
 
-    return stateless(update, by_name(bound), "clip_by_global_norm")
+    return stateless(update, by_name(bound), "clip_by_global_norm").with_extras(after_step=True)

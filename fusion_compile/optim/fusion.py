@@ -9,7 +9,7 @@ import torch
 
 from fusion_compile.optim._combine import chain, partition
 from fusion_compile.optim._schedules import Schedule
-from fusion_compile.optim._transform import ELEMENTWISE, SPECTRAL, Named, Transform
+from fusion_compile.optim._transform import ELEMENTWISE, SPECTRAL, Named, Transform, pair_of
 from fusion_compile.optim.add_decayed_weights import add_decayed_weights
 from fusion_compile.optim.autoscale import autoscale
 from fusion_compile.optim.cautious import cautious
@@ -55,8 +55,7 @@ def fusion(
     *,
     momentum: float | None = None,
     nesterov: bool | None = None,
-    beta: float = 0.9,
-    beta2: float = 0.95,
+    betas: tuple[float, float] = (0.9, 0.95),
     weight_decay: float = 0.05,
     mona_beta: float = 0.99,
     mona_alpha: float | None = None,
@@ -67,7 +66,7 @@ def fusion(
     step_size: str | None = None,
     layer_weights: Mapping[int, float] | None = None,
     coefficients: str = "jordan",
-    hot_dtype: torch.dtype | str = torch.bfloat16,
+    matmul_dtype: torch.dtype | str = torch.bfloat16,
     gram_restarts: tuple[int, ...] | str | None = "auto",
     audit_every: int = 0,
 ) -> Transform:
@@ -89,8 +88,7 @@ def fusion(
             on the step size that it finds. None: 8e-3, with ``"polyak"`` 1.
         momentum: None: 0.8 under ``sf`` (SF-NorMuon's), else 0.95.
         nesterov: None: off under ``sf``, else on.
-        beta: Schedule-Free's β.
-        beta2: β₂ of ``normuon``. Live as ``neuron_beta2``.
+        betas: Schedule-Free's β, live as ``schedule_free_beta``, and β₂ of ``normuon``, live as ``neuron_beta2``.
         weight_decay: Per unit of lr, on all parameters.
         mona_beta: See `scale_by_mona`.
         mona_alpha: See `scale_by_mona`.
@@ -102,7 +100,7 @@ def fusion(
             needs ``sf``).
         layer_weights: See `scale_by_layer`.
         coefficients: See `orthogonalize`.
-        hot_dtype: FusionOpt's name for `matmul_dtype` of `orthogonalize`.
+        matmul_dtype: See `orthogonalize`.
         gram_restarts: See `orthogonalize`.
         audit_every: See `orthogonalize`.
 
@@ -111,7 +109,7 @@ def fusion(
 
     Raises:
         ValueError: A component or option is not known, or the combination cannot work; the message has the reason.
-        TypeError: `components` is a string.
+        TypeError: `components` is a string; `betas` is not a pair.
 
     Example:
         >>> from fusion_compile import optim
@@ -121,7 +119,7 @@ def fusion(
     on = _check(components, step_size)
     if lr is None:
         lr = 1.0 if step_size == "polyak" else 8e-3
-    free = "sf" in on
+    free, (beta, beta2) = "sf" in on, pair_of(betas)
     mu, ahead = (0.8 if free else 0.95) if momentum is None else momentum, (not free) if nesterov is None else nesterov
 
     gradient: list[Transform] = [scale_by_mona(mona_beta, mona_alpha)] if "mona" in on else []
@@ -134,7 +132,7 @@ def fusion(
         polar = orthogonalize(
             None,
             coefficients=coefficients,
-            matmul_dtype=hot_dtype,
+            matmul_dtype=matmul_dtype,
             gram_restarts=gram_restarts,
             audit_every=audit_every,
         )
@@ -157,7 +155,8 @@ def fusion(
     else:
         spectral += [add_decayed_weights(weight_decay), scale_by_learning_rate(lr)]
 
-    b1, b2, e = Named("beta1", scalar_betas[0]), Named("scalar_beta2", scalar_betas[1]), Named("scalar_eps", eps)
+    scalar_beta1, scalar_beta2 = pair_of(scalar_betas, "scalar_betas")
+    b1, b2, e = Named("beta1", scalar_beta1), Named("scalar_beta2", scalar_beta2), Named("scalar_eps", eps)
     adam = scale_by_rms(b2, e) if free else scale_by_adam((b1, b2), e)
     scalar = chain(
         cautious(adam) if "cautious" in on else adam,

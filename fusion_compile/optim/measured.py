@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusion_compile._types import Tensors
 from fusion_compile.optim._inner import wrap
-from fusion_compile.optim._transform import Context, State, Transform
+from fusion_compile.optim._transform import Context, State, Transform, check_transform
 from fusion_compile.optim._tree import number_like
 from fusion_compile.optim.clip_by_global_norm import global_norm
 
@@ -47,6 +47,7 @@ def measured(base: Transform, name: str, what: str = "gain") -> Transform:
         >>> direction.name
         'orthogonalize'
     """
+    check_transform("measured(), base,", base)
     if what not in QUANTITIES:
         raise ValueError(f"what={what!r} is not known; use one of {', '.join(map(repr, QUANTITIES))}.")
 
@@ -69,4 +70,5 @@ def measured(base: Transform, name: str, what: str = "gain") -> Transform:
     def rebuild(base: Transform) -> Transform:
         return measured(base, name, what)
 
-    return Transform(init, update, wrap(base, base.name, {}, diagnostics=diagnostics, rebuild=rebuild))
+    extras = wrap(base, base.name, {}, diagnostics=diagnostics, rebuild=rebuild)
+    return Transform(init, update, extras._replace(after_step=base.after_step))

@@ -8,7 +8,7 @@ import torch
 
 from fusion_compile.optim._combine import chain, partition
 from fusion_compile.optim._schedules import Schedule
-from fusion_compile.optim._transform import ELEMENTWISE, SPECTRAL, Named, Number, Transform
+from fusion_compile.optim._transform import ELEMENTWISE, SPECTRAL, Named, Number, Transform, pair_of
 from fusion_compile.optim.add_decayed_weights import add_decayed_weights
 from fusion_compile.optim.fusion import full_fusion
 from fusion_compile.optim.normalize_neurons import normalize_neurons
@@ -29,7 +29,8 @@ def _stepped(direction: Transform, lr: Number, weight_decay: Number, name: str |
 
 def _scalar_adamw(lr: float | Schedule, betas: tuple[float, float], eps: float, weight_decay: float) -> Transform:
     """AdamW for the parameters beside the matrices, whose numbers have names of their own."""
-    adam = scale_by_adam((Named("scalar_beta1", betas[0]), Named("scalar_beta2", betas[1])), Named("scalar_eps", eps))
+    beta1, beta2 = pair_of(betas, "scalar_betas")
+    adam = scale_by_adam((Named("scalar_beta1", beta1), Named("scalar_beta2", beta2)), Named("scalar_eps", eps))
     return _stepped(adam, Named("scalar_lr", lr), Named("scalar_weight_decay", weight_decay), "adamw")
 
 
@@ -123,8 +124,7 @@ def muon(
 
 def normuon(
     lr: float | Schedule = 0.02,
-    momentum: float = 0.95,
-    beta2: float = 0.95,
+    betas: tuple[float, float] = (0.95, 0.95),
     weight_decay: float = 0.0,
     *,
     nesterov: bool = True,
@@ -145,8 +145,7 @@ def normuon(
     Args:
         lr: With ``scale="preserve_norm"`` in units of spectral norm per step (times √max(1, r/c), as the authors'
             code), with ``"match_rms"`` in AdamW's (an update's root mean square is 0.2 lr).
-        momentum: Decay of the average.
-        beta2: β₂, decay of the row means.
+        betas: β₁, decay of the average, live as ``momentum``, and β₂ of the row means, live as ``beta2``.
         weight_decay: Per unit of the unscaled lr.
         nesterov: Look ahead from the new average.
         scale: ``"preserve_norm"`` or ``"match_rms"``. See `normalize_neurons`.
@@ -162,6 +161,7 @@ def normuon(
         A complete optimizer for the roles ``"spectral"`` and ``"scalar"``.
 
     Raises:
+        TypeError: `betas` is not a pair.
         ValueError: `scale`, `coefficients`, `matmul_dtype` or `gram_restarts` is not known.
 
     Example:
@@ -170,8 +170,9 @@ def normuon(
         >>> optimizer.name
         'normuon'
     """
+    beta1, beta2 = pair_of(betas)
     polar = orthogonalize(
-        momentum,
+        beta1,
         nesterov=nesterov,
         coefficients=coefficients,
         matmul_dtype=matmul_dtype,
@@ -213,6 +214,7 @@ def sf_adamw(
         A complete optimizer for parameters of any shape.
 
     Raises:
+        TypeError: `betas` is not a pair.
         ValueError: `decay_at` is not one of the two.
 
     Example:
@@ -222,18 +224,18 @@ def sf_adamw(
     """
     if decay_at not in ("y", "z"):
         raise ValueError(f"decay_at={decay_at!r} is not known; use 'y' or 'z'.")
-    parts = [scale_by_rms(betas[1], eps)]
+    beta, beta2 = pair_of(betas)
+    parts = [scale_by_rms(beta2, eps)]
     if decay_at == "z":
         parts.append(add_decayed_weights(weight_decay))
     base = chain(*parts, scale_by_learning_rate(lr), name="adamw")
-    return schedule_free(base, lr, betas[0], decay_at_y=weight_decay if decay_at == "y" else None)
+    return schedule_free(base, lr, beta, decay_at_y=weight_decay if decay_at == "y" else None)
 
 
 def sf_normuon(
     lr: float | Schedule = 8e-3,
-    beta: float = 0.9,
+    betas: tuple[float, float] = (0.9, 0.95),
     momentum: float = 0.8,
-    beta2: float = 0.95,
     weight_decay: float = 0.05,
     *,
     coefficients: str = "jordan",
@@ -251,9 +253,9 @@ def sf_normuon(
     Args:
         lr: One for both parts, in AdamW's unit (a matrix update has root mean square 0.2 lr). A warm-up is
             ``constant(lr, warmup_steps)``.
-        beta: β of the gradient point ``y = β x + (1 - β) z``. Live as ``schedule_free_beta``.
+        betas: β of the gradient point ``y = β x + (1 - β) z``, live as ``schedule_free_beta``, and β₂ of NorMuon's row
+            means, live as ``beta2``.
         momentum: Decay of the average on matrices.
-        beta2: β₂, decay of NorMuon's row means.
         weight_decay: Per unit of lr.
         coefficients: See `orthogonalize`.
         matmul_dtype: See `orthogonalize`.
@@ -265,6 +267,7 @@ def sf_normuon(
         A complete optimizer for the roles ``"spectral"`` and ``"scalar"``.
 
     Raises:
+        TypeError: `betas` is not a pair.
         ValueError: `coefficients`, `matmul_dtype` or `gram_restarts` is not known.
 
     Example:
@@ -272,6 +275,7 @@ def sf_normuon(
         >>> optim.sf_normuon(optim.constant(8e-3, warmup_steps=100)).roles
         ('spectral', 'scalar')
     """
+    beta, beta2 = pair_of(betas)
     polar = orthogonalize(
         momentum, nesterov=False, coefficients=coefficients, matmul_dtype=matmul_dtype, gram_restarts=gram_restarts
     )

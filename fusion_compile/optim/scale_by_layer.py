@@ -76,7 +76,7 @@ def _scale_by_layer(weights: Mapping[int, Named], pattern: str, runs: Mapping[st
     def bind(infos: BankInfos) -> Transform:
         return _scale_by_layer(weights, pattern, _find_runs(infos, weights, pattern))
 
-    return Transform(init, update, Extras("scale_by_layer", by_name(*weights.values()), bind=bind))
+    return Transform(init, update, Extras("scale_by_layer", by_name(*weights.values()), bind=bind, after_step=True))
 
 
 def _factors(u: Tensor, runs: Runs, hyperparameters: Mapping[str, Tensor]) -> Tensor:

@@ -49,7 +49,7 @@ def scale_by_shape(scale: str = "original", *, sqrt_blocks: bool = False) -> Tra
         def update(updates: Tensors, params: Tensors, context: Context) -> Tensors:
             return {k: scaled(k, u) for k, u in updates.items()}
 
-        return stateless(update, {}, "scale_by_shape").with_extras(bind=built)
+        return stateless(update, {}, "scale_by_shape").with_extras(bind=built, after_step=True)
 
     return built({})
 

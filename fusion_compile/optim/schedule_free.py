@@ -14,7 +14,7 @@ from torch import Tensor
 from fusion_compile._types import Tensors
 from fusion_compile.optim._averaging import Averaging
 from fusion_compile.optim._inner import BASE_AT_Z, wrap
-from fusion_compile.optim._transform import Context, Number, State, Transform, by_name, declare
+from fusion_compile.optim._transform import Context, Number, State, Transform, by_name, check_transform, declare
 from fusion_compile.optim._tree import copy, number_like
 
 
@@ -91,6 +91,7 @@ def schedule_free(
         average,
     )
     decay = None if decay_at_y is None else declare("weight_decay", decay_at_y)
+    check_transform("schedule_free(), base,", base)
     if base.gradient_point is not None:
         raise ValueError(f"{base.name} already moves the gradient point; schedule_free() cannot wrap it again.")
 

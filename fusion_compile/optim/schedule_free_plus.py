@@ -12,7 +12,7 @@ from fusion_compile._types import Tensors
 from fusion_compile.optim._averaging import Averaging
 from fusion_compile.optim._inner import BASE_AT_Z, wrap
 from fusion_compile.optim._step_size import check_rates, with_rates
-from fusion_compile.optim._transform import Context, Number, State, Transform, by_name, declare
+from fusion_compile.optim._transform import Context, Number, State, Transform, by_name, check_transform, declare
 from fusion_compile.optim._tree import copy, number_like
 
 
@@ -98,6 +98,7 @@ def schedule_free_plus(
         average,
     )
     smoothing = None if polyak_beta == 0 else declare("polyak_beta", polyak_beta)
+    check_transform("schedule_free_plus(), base,", base)
     if base.gradient_point is not None:
         raise ValueError(f"{base.name} already moves the gradient point; schedule_free_plus() cannot wrap it again.")
     check_rates("schedule_free_plus", base, [rate.name])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusion_compile._types import Tensors
 from fusion_compile.optim._inner import wrap
-from fusion_compile.optim._transform import Context, Number, State, Transform, by_name, declare
+from fusion_compile.optim._transform import Context, Number, State, Transform, by_name, check_transform, declare
 from fusion_compile.optim._tree import map_tensors, number_like, zeros_like
 
 MODES = ("row", "element")
@@ -79,6 +79,7 @@ def snr_gate(
         raise ValueError(f"source={source!r} is not known; use one of {', '.join(map(repr, SOURCES))}.")
     if not power > 0:
         raise ValueError(f"power={power} must be positive; 1 is the plain ratio.")
+    check_transform("snr_gate(), base,", base)
     if base.gradient_point is not None:
         raise ValueError(f"{base.name} moves the gradient point; wrap snr_gate() in it, not it in snr_gate().")
     b, f = declare("snr_beta", beta), declare("snr_floor", floor)

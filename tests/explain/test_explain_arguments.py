@@ -20,6 +20,31 @@ def test_what_cannot_be_explained_is_refused_with_what_can() -> None:
         fc.explain(nn.ReLU(), (torch.ones(2),), device="abacus")
 
 
+def test_what_is_read_and_not_run_takes_no_inputs_that_it_would_ignore() -> None:
+    x = torch.ones(2)
+    program = torch.export.export(nn.ReLU(), (x,))
+    for args, kwargs in (((x,), None), ((), {"input": x})):
+        with pytest.raises(
+            TypeError, match=r"got inputs for an ExportedProgram, .*torch\.compile\(program\.module\(\)\)"
+        ):
+            fc.explain(program, args, kwargs)
+    watched = fc.explain(torch.compile(program.module(), backend="eager"), (x,), backend="eager")
+    assert watched.runtime is not None
+    traced = fx.symbolic_trace(nn.ReLU())
+    with pytest.raises(TypeError, match="got calls for a GraphModule, which is read and not run"):
+        fc.explain(traced, (x,), calls=[(x,)])
+
+
+def test_names_devices_and_explanations_of_another_kind_are_refused() -> None:
+    explanation = fc.explain(nn.ReLU(), (torch.ones(2),), run=False)
+    with pytest.raises(ValueError, match=r"device=3 has no published peaks here"):
+        fc.explain(nn.ReLU(), (torch.ones(2),), device=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"diff\(\) got a str; give another explanation"):
+        explanation.diff("before.json")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"why\(\) got a int; give the name of a node"):
+        explanation.why(3)  # type: ignore[arg-type]
+
+
 def test_the_old_form_is_refused_with_the_new_one() -> None:
     x = torch.ones(2)
     with pytest.raises(TypeError, match=r"got a Tensor as args; .*: explain\(model, \(x, y\), \{'mask': mask\}\)"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from fusion_compile import optim
 from fusion_compile._state.flat_tree import flatten
 from fusion_compile._types import Tensors
 from fusion_compile.optim import Named, Transform
+from fusion_compile.optim.clip_by_global_norm import clip_factor
 from tests.optim.one_tensor import G1, G2, P, Walk, context, same, sgd
 
 
@@ -78,6 +81,55 @@ def test_two_steps_in_one_chain_are_refused() -> None:
         optim.chain(optim.adamw(0.1), optim.scale_by_learning_rate(0.1))
     scaled = optim.chain(optim.adamw(0.1), optim.scale_by_layer({}))
     assert scaled.descends and scaled.name == "chain(adamw, scale_by_layer)"
+
+
+SIGNED = Transform(
+    lambda params: optim.EmptyState(),
+    lambda u, state, params, context: ({k: t.sign() for k, t in u.items()}, state),
+    optim.Extras("signed"),
+)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        optim.add_decayed_weights(0.1),
+        optim.scale_by_adam(),
+        optim.orthogonalize(),
+        optim.chain(optim.scale_by_layer({}), optim.scale_by_momentum(0.9)),
+        optim.partition({"scalar": optim.scale_by_rms()}),
+        optim.measured(optim.scale_by_momentum(0.9), "size"),
+        optim.snr_gate(optim.scale_by_layer({})),
+        SIGNED,
+    ],
+    ids=lambda part: part.name,
+)
+def test_a_part_that_needs_directions_cannot_follow_the_step(part: Transform) -> None:
+    step = optim.scale_by_learning_rate(0.1)
+    words = rf"^{re.escape(part.name)} follows scale_by_learning_rate, .*Put {re.escape(part.name)} before"
+    for parts in ((step, part), (optim.scale_by_momentum(0.5), step, optim.scale_by_layer({}), part)):
+        with pytest.raises(ValueError, match=words):
+            optim.chain(*parts)
+        with pytest.raises(ValueError, match=words):
+            optim.named_chain(*((f"part{i}", part) for i, part in enumerate(parts)))
+    assert optim.chain(part, step).descends
+
+
+def test_a_part_that_takes_updates_may_follow_the_step() -> None:
+    step, params = optim.scale_by_learning_rate(0.5), {"w": P}
+    clip = optim.clip_by_global_norm(1.0)
+    bounded = optim.chain(step, optim.measured(optim.chain(clip, optim.scale_by_layer({})), "size"))
+    assert bounded.descends and not bounded.after_step and optim.chain(clip, optim.scale_by_shape()).after_step
+    updates, _ = bounded.update({"w": G1}, bounded.init(params), params, context(bounded))
+    assert torch.equal(updates["w"], -0.5 * G1 * clip_factor((0.5 * G1).norm(), torch.tensor(1.0)))
+    signed = optim.chain(step, SIGNED.with_extras(after_step=True))
+    assert torch.equal(signed.update({"w": G1}, signed.init(params), params, context(signed))[0]["w"], -G1.sign())
+
+
+def test_nothing_follows_a_part_that_averages() -> None:
+    average = optim.schedule_free(sgd(), 0.1)
+    with pytest.raises(ValueError, match=r"scale_by_layer follows schedule_free\(.*\) in one chain, .*into the part"):
+        optim.chain(average, optim.scale_by_layer({}))
 
 
 def test_a_partition_of_which_one_part_takes_no_step_is_refused() -> None:
@@ -157,3 +209,29 @@ def test_a_factory_that_was_not_called_is_noticed() -> None:
         optim.chain(optim.scale_by_mona(), optim.adamw)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"partition\(\), role 'scalar', was given a str, not a Transform\.$"):
         optim.partition({"scalar": "adamw"})  # type: ignore[dict-item]
+
+
+WRAPPERS: dict[str, Callable[[Any], Any]] = {
+    "cautious": optim.cautious,
+    "snr_gate": optim.snr_gate,
+    "autoscale": optim.autoscale,
+    "scale_lr_by_loss_ratio": optim.scale_lr_by_loss_ratio,
+    "schedule_free": lambda base: optim.schedule_free(base, 1e-3),
+    "schedule_free_plus": optim.schedule_free_plus,
+    "measured": lambda base: optim.measured(base, "size"),
+    "scale_by_shampoo": lambda base: optim.scale_by_shampoo(base=base),
+    "scale_by_kl_shampoo": lambda base: optim.scale_by_kl_shampoo(base=base),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_what_is_no_transform_cannot_be_wrapped(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"^{name}\(\), base, was given a str, not a Transform\.$"):
+        WRAPPERS[name]("adamw")
+    with pytest.raises(TypeError, match=rf"^{name}\(\), base, was given a function, .*; call it: adamw\(…\)\.$"):
+        WRAPPERS[name](optim.adamw)
+
+
+def test_what_is_no_dictionary_cannot_be_a_partition() -> None:
+    with pytest.raises(TypeError, match=r"partition\(\) was given a list; give a dictionary by role"):
+        optim.partition([optim.adamw()])  # type: ignore[arg-type]

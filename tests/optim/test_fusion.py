@@ -236,7 +236,7 @@ def test_full_fusion_follows_its_twin_for_100_steps(dtype: torch.dtype, bound: f
     step = compile_training_step(
         bowl,
         bowl_loss,
-        optimizer=optim.full_fusion(1e-2, hot_dtype=dtype),
+        optimizer=optim.full_fusion(1e-2, matmul_dtype=dtype),
         mode="eager",
         force_scalar=["tall", "wide"],
     )

@@ -33,8 +33,6 @@ def make(name: str, **options: Any) -> Transform:
     """A recipe with a Newton-Schulz in fp32 where it has one."""
     if name in WITH_MATMUL_DTYPE:
         options = {"matmul_dtype": torch.float32, **options}
-    if name == "full_fusion":  # FusionOpt's word
-        options["hot_dtype"] = options.pop("matmul_dtype")
     return optim.RECIPES[name](**options)
 
 

@@ -73,7 +73,7 @@ def test_recipe_follows_the_official_trajectory(name: str) -> None:
     ("name", "wrong"),
     [
         ("torch_muon_original_fp32ns", lambda: optim.muon(0.02, weight_decay=0.0998, **AUX, **FP32)),
-        ("normuon_official_fp32ns", lambda: optim.normuon(0.02, beta2=0.951, **AUX, **FP32)),
+        ("normuon_official_fp32ns", lambda: optim.normuon(0.02, betas=(0.95, 0.951), **AUX, **FP32)),
         ("sf_adamw", lambda: optim.sf_adamw(2.5e-3, betas=(0.9001, 0.999))),
         ("sf_wrapper_muon_nowd_fp32ns", lambda: sf_muon(weight_decay=0.01)),
     ],

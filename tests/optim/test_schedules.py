@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -103,3 +104,21 @@ def test_a_schedule_without_room_is_refused(kind: Any) -> None:
         kind(1.0, 10, 10)
     with pytest.raises(ValueError, match="warmup_steps=-1 is negative"):
         optim.constant(1.0, -1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda wrong: optim.constant(wrong),
+        lambda wrong: optim.constant(1.0, warmup_steps=wrong),
+        lambda wrong: optim.cosine(wrong, 10),
+        lambda wrong: optim.cosine(1.0, wrong),
+        lambda wrong: optim.linear(1.0, 10, final=wrong),
+        lambda wrong: optim.wsd(wrong, 10),
+        lambda wrong: optim.wsd(1.0, 10, decay_fraction=wrong),
+    ],
+)
+def test_what_is_no_number_is_refused(make: Callable[[Any], Any]) -> None:
+    for wrong in ("1", True, [1]):
+        with pytest.raises(TypeError, match=r"=.* is a (str|bool|list); give a number\.$"):
+            make(wrong)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -71,4 +74,19 @@ def test_betas_are_a_pair() -> None:
     for make in (optim.scale_by_adam, optim.scale_by_lion, optim.scale_by_soap, optim.scale_by_kl_soap):
         for betas in (0.9, Named("beta", 0.9), (0.9,)):
             with pytest.raises(TypeError, match=r"is not a pair; give two numbers, \(0\.9, 0\.999\)"):
-                make(betas)  # type: ignore[arg-type]
+                make(betas)  # type: ignore[arg-type, operator]
+
+
+def test_a_transform_is_its_own_copy_and_refuses_to_be_pickled() -> None:
+    adamw = optim.adamw()
+    assert copy.copy(adamw) is adamw and copy.deepcopy([adamw])[0] is adamw
+    with pytest.raises(TypeError, match=r"^adamw is a Transform, .*functools\.partial\(optim\.adamw"):
+        pickle.dumps(adamw)
+
+
+def test_with_extras_keeps_every_number_that_is_read() -> None:
+    adamw = optim.adamw()
+    with pytest.raises(ValueError, match=r"with_extras\(hyperparameters=…\) lacks 'beta1', which adamw reads"):
+        adamw.with_extras(hyperparameters={"lr": 1.0})
+    numbers = {**adamw.hyperparameters, "lr": 1.0, "mine": 2.0}
+    assert adamw.with_extras(hyperparameters=numbers).hyperparameters == numbers

@@ -52,3 +52,12 @@ def test_a_recompile_is_refused_with_the_reason_and_other_errors_pass() -> None:
         run(torch.zeros(3))
     with pytest.raises(RuntimeError, match=r"^mine$"), no_recompile():
         raise RuntimeError("mine")
+
+
+def test_a_program_that_torch_dropped_is_refused_with_that_reason() -> None:
+    run = lower(add_one, mode="default", backend="aot_eager")
+    run(torch.zeros(2))
+    torch.compiler.reset()
+    words = r"^torch no longer has the compiled program.*torch\.compiler\.reset\(\)"
+    with pytest.raises(RuntimeError, match=words), no_recompile():
+        run(torch.zeros(2))

@@ -32,3 +32,11 @@ def test_a_range_needs_two_different_finite_ends(ends: Any) -> None:
 def test_a_rank_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Rank\(rank=0\): a subspace has at least one dimension"):
         fc.Rank(0)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("a",), (2.5,), (True,), (2, 3), (2, "ab"), (2, ("a", 1)), (2, (False, True)), (2, {0, 1})]
+)
+def test_a_rank_or_range_of_another_kind_is_refused(arguments: Any) -> None:
+    with pytest.raises(TypeError, match=r"^Rank\((rank|range)=.*, (64 for example|such as \(0, 1\) or \(0, 999\))\.$"):
+        fc.Rank(*arguments)

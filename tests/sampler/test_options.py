@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 import pytest
@@ -42,3 +44,21 @@ def test_a_rank_is_fitted_to_its_range_or_to_the_schedule() -> None:
     assert SamplerOptions(2, schedule, Rank(8, (0, 1))).fitted_range == TimestepRange(0, 1)
     assert SamplerOptions(2, schedule, Rank(8)).fitted_range == TimestepRange(0.25, 0.75)
     assert SamplerOptions(2, schedule, Batched()).fitted_range is None
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("backend", 3, TypeError),
+        ("backend", None, TypeError),
+        ("roles", "step", TypeError),
+        ("roles", ["t"], TypeError),
+        ("byte_budget", "1GB", ValueError),
+        ("byte_budget", -1, ValueError),
+        ("byte_budget", math.nan, ValueError),
+        ("byte_budget", True, ValueError),
+    ],
+)
+def test_an_option_of_another_kind_is_refused(option: str, value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=rf"^{option}={re.escape(repr(value))}"):
+        SamplerOptions(4, **{option: value})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 
@@ -46,3 +49,14 @@ def test_integers_cannot_hold_fractions() -> None:
     assert cast_schedule(torch.tensor([0.999]), torch.zeros(1, dtype=torch.bfloat16)).tolist() == [1.0]
     with pytest.raises(ValueError, match=r"the timestep is torch.int64 and the schedule \[0.5\]… holds fractions"):
         cast_schedule(torch.tensor([0.5]), torch.zeros(1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("timesteps", ["abc", ["a"], {1.0: 2.0}, [None]])
+def test_what_is_not_made_of_numbers_is_no_schedule(timesteps: Any) -> None:
+    with pytest.raises(TypeError, match=r"^timesteps=.*; pass a tensor \[n\] or a list of numbers"):
+        as_schedule(timesteps)
+
+
+def test_a_schedule_is_finite() -> None:
+    with pytest.raises(ValueError, match=r"timesteps=\[nan, 1\.0\] holds a value that is not finite"):
+        as_schedule([math.nan, 1.0])

@@ -29,7 +29,9 @@ def test_routes_get_the_group_that_a_pattern_finds_in_their_name() -> None:
 
 
 def test_a_number_that_is_not_read_is_refused_with_those_that_are() -> None:
-    group = NamedGroup("biases", ("b",), {"lr": 1.0, "weight_decay": 0.0})
-    refuse_unread(group, {"lr", "weight_decay"}, "adamw")
-    with pytest.raises(ValueError, match=r"sets 'weight_decay', but muon does not read it .* It reads lr, scalar_lr"):
-        refuse_unread(group, {"scalar_lr", "lr"}, "muon")
+    numbers = ("lr", "weight_decay")
+    refuse_unread("group 'biases'", numbers, {"lr", "weight_decay"}, "adamw")
+    with pytest.raises(
+        ValueError, match=r"^group 'biases' sets 'weight_decay', but muon does not read it .* It reads lr, scalar_lr"
+    ):
+        refuse_unread("group 'biases'", numbers, {"scalar_lr", "lr"}, "muon")

@@ -136,3 +136,36 @@ def test_a_schedule_that_gives_nan_later_is_refused_and_writes_nothing() -> None
     with pytest.raises(ValueError, match=r"'lr' gave nan at step 3"):
         numbers.apply_schedules(3)
     assert torch.equal(numbers.tensor, before)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        (lambda: 1.0, TypeError, r"schedule of hyperparameter 'lr' cannot be called .*too many positional arguments"),
+        (lambda step: "fast", TypeError, r"the schedule of hyperparameter 'lr' gave 'fast' at step 0; a schedule ret"),
+        (lambda step: None, TypeError, r"gave None at step 0"),
+        (lambda step: True, TypeError, r"gave True at step 0"),
+    ],
+)
+def test_what_is_no_schedule_is_refused(value: Any, error: type[Exception], words: str) -> None:
+    h = example()
+    with pytest.raises(error, match=words):
+        h["lr"] = value
+    assert h["lr"] == 1e-3
+    h["lr"] = lambda step: value(step) if step else 1.0
+    if words.startswith("gave"):
+        with pytest.raises(error, match=words.replace("step 0", "step 3")):
+            h.apply_schedules(3)
+
+
+@pytest.mark.parametrize("name", ["clip_grad_norm", "max_norm", "no_decay.max_norm"])
+def test_a_negative_bound_on_a_norm_is_refused(name: str) -> None:
+    """min(1, -1 / norm) is negative: the step would go uphill."""
+    h = example(**{"max_norm": 1.0, "no_decay.max_norm": 1.0})
+    with pytest.raises(ValueError, match=rf"hyperparameter '{name}' is -1\.0, but a norm is never negative"):
+        h[name] = -1
+    h[name] = lambda step: 1.0 - step
+    h.apply_schedules(1)
+    with pytest.raises(ValueError, match=r"is -1\.0"):
+        h.apply_schedules(2)
+    h[name] = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -60,3 +61,8 @@ def test_a_tied_head_is_its_embedding() -> None:
     model = nn.ModuleDict({"table": nn.Embedding(5, 4), "head": nn.Linear(4, 5, bias=False)})
     model["head"].weight = model["table"].weight
     assert no_decay(model)["params"] == [r"^table\.weight$"]
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"no_decay\(\) got a list; give the model"):
+        no_decay([])  # type: ignore[arg-type]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,3 +101,40 @@ def test_bf16_parameters_keep_the_saved_masters() -> None:
     report = second.warm_start(first.state_dict())
     assert "master.tall" in report.carried
     assert torch.equal(second.state_dict()["optimizer"]["master.tall"], first.state_dict()["optimizer"]["master.tall"])
+
+
+def test_groups_with_rates_of_their_own_go_over_by_the_parameters_that_they_hold() -> None:
+    """lr_max has one value for each group, so that no value was the checkpoint's one, and z began again everywhere."""
+    groups = [{"params": ["^gain$"], "lr": 1e-2, "name": "gains"}]
+
+    def made(groups: Sequence[dict[str, Any]], seed: int = 0) -> TrainingStep:
+        return compile_training_step(Bowl(seed=seed), loss_fn, optimizer="sf_normuon", groups=groups, mode="eager")
+
+    first = made(groups)
+    for i in range(5):
+        first(*noise(i))
+    second = made(groups, seed=3)
+    report = second.warm_start(first.state_dict())
+    assert report.fresh == () and report.unused == ()
+    own, others = second.state_dict()["optimizer"], first.state_dict()["optimizer"]
+    assert own.keys() == others.keys() and all(torch.equal(own[name], others[name]) for name in own)
+
+    # Without groups one lr_max would have to be two numbers. Matrices have the default one, vectors start again.
+    third = made([], seed=3)
+    report = third.warm_start(first.state_dict())
+    assert "z.square" in report.carried and "z.gain" in report.fresh and "z.gain" in report.unused
+    state = third.state_dict()["optimizer"]
+    assert torch.equal(state["spectral.lr_max"], others["default.spectral.lr_max"])
+    assert torch.equal(state["scalar.z.gain"], third.model.gain) and float(state["scalar.lr_max"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [(3, "is a int"), ({}, "lacks model, optimizer"), ({"model": {}}, "lacks optimizer")],
+)
+def test_what_is_no_checkpoint_is_refused_before_anything_is_loaded(source: Any, words: str) -> None:
+    step = trained("adamw", steps=1)
+    before = {n: p.detach().clone() for n, p in step.model.named_parameters()}
+    with pytest.raises((TypeError, ValueError), match=words):
+        step.warm_start(source)
+    assert all(torch.equal(p, before[n]) for n, p in step.model.named_parameters())

@@ -217,3 +217,34 @@ def test_diagnostics_of_each_group() -> None:
         p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
         optimizer.step()
         assert {n: float(t) for n, t in optimizer.diagnostics.items()} == dict.fromkeys(names, 100.0)
+
+
+def test_a_number_that_nothing_reads_for_its_group_is_refused_and_a_copy_of_the_defaults_is_not() -> None:
+    """muon reads weight_decay for matrices and scalar_weight_decay for the rest: written into the wrong group, it
+    was a float in param_groups that did nothing."""
+    model = Bowl()
+    matrices = [(n, p) for n, p in model.named_parameters() if p.ndim == 2 and min(p.shape) >= 128]
+    rest = [(n, p) for n, p in model.named_parameters() if not (p.ndim == 2 and min(p.shape) >= 128)]
+    assert matrices and rest
+    with pytest.raises(ValueError, match=r"^parameter group 1 sets 'weight_decay', but muon does not .*scalar_weight"):
+        as_torch_optimizer([{"params": matrices}, {"params": rest, "weight_decay": 0.5}], "muon")
+    groups = [{"params": matrices, "weight_decay": 0.5}, {"params": rest, "scalar_weight_decay": 0.5}]
+    first = as_torch_optimizer(groups, "muon", lr=0.01)
+    copied = [{**g, "params": named} for g, named in zip(first.param_groups, (matrices, rest), strict=True)]
+    with pytest.raises(ValueError, match=r"parameter group 1 sets 'lr', but muon"):
+        as_torch_optimizer(copied, "muon")
+    again = as_torch_optimizer(copied, "muon", lr=0.01)
+    assert [g["weight_decay"] for g in again.param_groups] == [0.5, 0.1]
+    late = as_torch_optimizer([{"params": matrices}], "muon")
+    with pytest.raises(ValueError, match=r"parameter group 1 sets 'lr'"):
+        late.add_param_group({"params": rest, "lr": 0.5})
+    assert len(late.param_groups) == 1
+
+
+def test_a_rate_that_nothing_reads_is_refused() -> None:
+    """A model whose matrices are all small has only scalar_lr under muon."""
+    model = mlp()
+    with pytest.raises(ValueError, match=r"^the optimizer sets 'lr', but muon does not read it .*scalar_lr"):
+        as_torch_optimizer(model, "muon", lr=1.0)
+    as_torch_optimizer(model, "muon", force_spectral=[r"^0\.weight$"], lr=1.0)
+    as_torch_optimizer(model, "sf_normuon", lr=1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -22,13 +23,25 @@ class Released:
     declined: dict[str, str]
 
 
+_OF_MODELS: weakref.WeakValueDictionary[int, ReleasableWeights] = weakref.WeakValueDictionary()
+"""By the identity of a model, which its entry keeps alive."""
+
+
 class ReleasableWeights:
-    """The weights of `model` that can be taken out of memory, and put back."""
+    """The weights of `model` that can be taken out of memory, and put back. Samplers of one model share it."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._out: dict[str, Tensor] = {}  # by full name: the tensor of the model, which is empty now
         self._kept: Tensors = {}  # their contents on another device, unless dropped
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ReleasableWeights:
+        """Those of `model`: what one sampler released is out of memory for every other."""
+        shared = _OF_MODELS.get(id(model))
+        if shared is None:
+            shared = _OF_MODELS[id(model)] = cls(model)
+        return shared
 
     @property
     def names(self) -> frozenset[str]:

@@ -97,6 +97,6 @@ def roofline(name: str | None, device: torch.device) -> Roofline:
             return ROOFLINES["cpu"]
         named = torch.cuda.get_device_name(device).lower().replace(" ", "") if torch.cuda.is_available() else ""
         return next((line for line in ROOFLINES.values() if line.name in named), ROOFLINES["h100"])
-    if name.lower() not in ROOFLINES:
+    if not isinstance(name, str) or name.lower() not in ROOFLINES:
         raise ValueError(f"device={name!r} has no published peaks here; use one of {', '.join(ROOFLINES)}.")
     return ROOFLINES[name.lower()]
