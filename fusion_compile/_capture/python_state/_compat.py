@@ -11,6 +11,9 @@ from torch import Tensor
 TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 """Attributes of a tensor that are None, or a dictionary of the hooks that were registered on it."""
 
+WRITTEN_BY_DYNAMO = ("__init__", "__setstate__", "___needs_generation_tag_patch")
+"""Entries of `nn.Module` that torch.compile writes when it first runs. No call of a module reads them."""
+
 
 def without_torch_function() -> contextlib.AbstractContextManager[Any]:
     """Inside, attributes of tensor subclasses are read without their ``__torch_function__``."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fusion_compile._capture.python_state._compat import hooks_of
+from fusion_compile._capture.python_state._compat import WRITTEN_BY_DYNAMO, hooks_of
 from fusion_compile._capture.python_state.attributes import slot_descriptors
 from fusion_compile._capture.python_state.slots import (
     MISSING,
@@ -34,7 +34,7 @@ Style = Literal[".k", "[k]", ""]
 _SEQUENCES = (list, collections.deque, set)
 _OF_FUNCTIONS = ("__code__", "__defaults__", "__kwdefaults__", "__dict__")
 _OF_PARTIALS = ("func", "args", "keywords")
-_WRITTEN_BY_PYTHON = frozenset(
+_DECIDE_NOTHING = frozenset(
     (
         *(
             "__annotations__",
@@ -45,9 +45,10 @@ _WRITTEN_BY_PYTHON = frozenset(
             "_abc_impl",
         ),
         "__slotnames__",  # by copying or pickling an instance
+        *WRITTEN_BY_DYNAMO,
     )
 )
-"""Entries of a class that Python fills in when somebody asks for them."""
+"""Entries of a class that Python or torch writes by itself, and that no call of an instance reads."""
 
 
 @dataclass(eq=False)
@@ -102,7 +103,7 @@ class Holder:
         if issubclass(kind, (set, frozenset)):
             return [(element, element) for element in values_in(value)]
         if issubclass(kind, type):
-            return [(key, inner) for key, inner in class_dict(value).items() if key not in _WRITTEN_BY_PYTHON]
+            return [(key, inner) for key, inner in class_dict(value).items() if key not in _DECIDE_NOTHING]
         if issubclass(kind, Tensor):
             return list(enumerate(hooks_of(value)))
         return [(key, read(Slot(value, key, ""))) for key in _keys_of(value, kind)]

@@ -117,6 +117,15 @@ def test_weights_that_were_tied_are_replaced_by_tied_ones(tied: bool) -> None:
     assert found is not None and (found.tensors is not None) is tied
 
 
+def test_what_the_compiler_does_to_every_module_is_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile writes these when it first runs."""
+    _, watch = watched()
+    monkeypatch.setattr(nn.Module, "__init__", lambda self: None)
+    monkeypatch.setattr(nn.Module, "__setstate__", lambda self, state: None)
+    monkeypatch.setattr(nn.Module, "___needs_generation_tag_patch", object(), raising=False)
+    assert all(watch.changed() is None for _ in range(watch.turns))
+
+
 def test_what_the_model_did_to_itself_is_accepted() -> None:
     model, watch = watched()
     model[0].off = True
