@@ -22,6 +22,7 @@ from fusion_compile._state.residence import Residence
 from fusion_compile._state.routing import Route, refuse_roles, route
 from fusion_compile._state.warm_start import WarmStart, begin_from
 from fusion_compile._step import batches
+from fusion_compile._step.lifetime import Lifetime
 from fusion_compile._step.loss import LossFn
 from fusion_compile._step.metrics import step_metrics
 from fusion_compile._step.models import refuse_model
@@ -41,7 +42,7 @@ from fusion_compile.optim._schedules import Schedule
 from fusion_compile.optim._transform import ELEMENTWISE, Transform, bound
 
 
-class TrainingStep:
+class TrainingStep(Lifetime):
     """A compiled training step, made by `compile_training_step`. Call it with a batch.
 
     The module that it was built from always holds the deployable weights.
@@ -79,7 +80,6 @@ class TrainingStep:
         self.routes = routes
         self.layout = layout
         self.mode, self.backend = resolve_mode(options.mode, layout.device), options.backend
-        self._training = model.training
         self.hyperparameters = Hyperparameters(hyperparameters, layout.device, layout.state_dtype)
         self._residence = Residence(model, layout)
         params = {k: b.to(layout.state_dtype) for k, b in self._residence.banks.items()}
@@ -92,9 +92,7 @@ class TrainingStep:
         self._programs = StepPrograms(model, loss_fn, self._plan, self._residence, self._state, mode=self.mode)
         self._periodic = Programs(self.backend)
         self.steps_called = 0
-        self._released = False
-
-    # ------------------------------------------------------------------ the step
+        Lifetime.__init__(self, model)
 
     def __call__(self, *batch: Any) -> Tensor:
         """Take one step on `batch`. Nothing waits for the device.
@@ -114,14 +112,7 @@ class TrainingStep:
             RuntimeError: The model was rebound, frozen or switched between train and eval, or the step was released.
         """
         self._check_alive()
-        if torch.is_inference_mode_enabled():
-            raise RuntimeError("a training step was asked for inside torch.inference_mode(); call it outside.")
-        if self.model.training != self._training:
-            now, then = ("train", "eval") if self.model.training else ("eval", "train")
-            raise RuntimeError(
-                f"the model is in {now} mode, but the step was compiled in {then} mode; call model.{then}() before "
-                f"the step."
-            )
+        self._check_mode(self.model)
         self._residence.check()
         signature = batches.signature(batch, self.layout.device)
         due = self.transform.period > 0 and self.steps_called % self.transform.period == 0
@@ -159,8 +150,8 @@ class TrainingStep:
         """End training: give the parameters memory of their own again and drop the state.
 
         Returns:
-            The model, which is then like any other. Its weights can be freed one by one. The step then refuses everything
-            that needs its state. A second call changes nothing.
+            The model, which is then like any other. Its weights can be freed one by one. The step then refuses
+            everything that needs its state. A second call changes nothing.
         """
         if self._released:
             return self.model
@@ -177,26 +168,9 @@ class TrainingStep:
 
         A captured step refuses to run when a flag, a module or a plain number that it read is another one. All state
         stays; the next call compiles.
-
-        Example:
-            >>> import torch, fusion_compile as fc
-            >>> model, weight = torch.nn.Linear(2, 1), {"penalty": 0.0}
-            >>> loss_fn = lambda model, x: model(x).square().mean() + weight["penalty"] * model.weight.square().sum()
-            >>> step = fc.compile_training_step(model, loss_fn, optimizer="adamw", backend="aot_eager")
-            >>> loss = step(torch.ones(4, 2))
-            >>> weight["penalty"] = 0.1
-            >>> step.recapture()
-            >>> loss = step(torch.ones(4, 2))
         """
         self._check_alive()
         self._programs.recapture()
-
-    def _check_alive(self) -> None:
-        if self._released:
-            raise RuntimeError(
-                "this training step was released and has no state any more; read metrics and save before release(), "
-                "and call compile_training_step() again to train on."
-            )
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -313,19 +287,11 @@ class TrainingStep:
         )
         return explain_step(repr(self), parts, device=device)
 
-    def __reduce__(self) -> str:
-        raise TypeError(
-            "a training step is a compiled program over the memory of one model, and cannot be copied or pickled. Save "
-            "its state (step.save, step.state_dict), or copy the model: copy.deepcopy(step.model)."
-        )
-
     def __repr__(self) -> str:
-        matrices = sum(r.role == "spectral" for r in self.routes)
+        banks, matrices = len(self.layout.banks), sum(r.role == "spectral" for r in self.routes)
         programs = f"{len(self.programs)} program" + "s" * (len(self.programs) != 1)
-        return (
-            f"TrainingStep({self.transform.name}, {len(self.routes)} parameters in {len(self.layout.banks)} banks "
-            f"({matrices} spectral), mode={self.mode!r}, {programs})"
-        )
+        held = f"{len(self.routes)} parameters in {banks} banks ({matrices} spectral)"
+        return f"TrainingStep({self.transform.name}, {held}, mode={self.mode!r}, {programs})"
 
 
 def compile_training_step(

@@ -31,7 +31,7 @@ def inductor_orders(order: Order) -> Iterator[None]:
     from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
     preserve = importlib.import_module(_ORDER).preserve_node_ordering
-    users = config.post_grad_custom_post_pass
+    users: Any = config.post_grad_custom_post_pass
 
     class Ordered(CustomGraphPass):  # type: ignore[misc, unused-ignore]
         def __call__(self, graph: fx.Graph) -> None:

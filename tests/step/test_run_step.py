@@ -27,7 +27,7 @@ def test_an_uncaptured_step_runs_python_at_every_call() -> None:
         calls.append(1)
         return {"w": state["w"] + batch[0], "new": batch[0]}
 
-    step = UncapturedStep(advance, Carried())
+    step = UncapturedStep(advance, Carried(), [])
     assert [step(state, (torch.ones(2),)).keys() for _ in range(2)] == [{"new"}] * 2
     assert len(calls) == 2 and state["w"].tolist() == [3.0, 3.0] and step.fits() and step.forms == {}
 

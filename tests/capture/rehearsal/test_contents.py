@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot
-from fusion_compile._capture.rehearsal.contents import Contents, as_it_was, holds_fake, is_same_value
+from fusion_compile._capture.rehearsal.contents import Contents, as_it_was, holds_fake
 from fusion_compile._compat import fake_mode
 from tests.capture.small_programs import Part
 
@@ -284,24 +284,3 @@ def test_everything_is_put_back_after_an_error() -> None:
 
 
 OBJECT, TANH = Plain(a=1), nn.Tanh()
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "same"),
-    [
-        (float("0.3"), float("0.3"), True),
-        (float("nan"), float("nan"), True),
-        ((1, ("a", OBJECT)), (1, ("a", OBJECT)), True),
-        ([1, "a"], [1, "a"], True),
-        (TANH.forward, TANH.forward, True),
-        (1, 1.0, False),
-        (1, True, False),
-        ((1,), (1, 2), False),
-        (Plain(a=1), Plain(a=1), False),
-        ([[1]], [[1]], False),
-        (torch.ones(1), torch.ones(1), False),
-        (nn.Tanh().forward, TANH.forward, False),
-    ],
-)
-def test_plain_values_are_compared_by_value_and_objects_by_identity(a: Any, b: Any, same: bool) -> None:
-    assert is_same_value(a, b) is same

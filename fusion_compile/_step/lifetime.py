@@ -1,0 +1,37 @@
+"""When a training step may be called: not after its release, not in inference mode, and in the model's first mode."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class Lifetime:
+    """What a step refuses because of when it is asked. `model`: in the mode in which the step is compiled."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._training = model.training
+        self._released = False
+
+    def _check_mode(self, model: nn.Module) -> None:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("a training step was asked for inside torch.inference_mode(); call it outside.")
+        if model.training != self._training:
+            now, then = ("train", "eval") if model.training else ("eval", "train")
+            raise RuntimeError(
+                f"the model is in {now} mode, but the step was compiled in {then} mode; call model.{then}() before "
+                f"the step."
+            )
+
+    def _check_alive(self) -> None:
+        if self._released:
+            raise RuntimeError(
+                "this training step was released and has no state any more; read metrics and save before release(), "
+                "and call compile_training_step() again to train on."
+            )
+
+    def __reduce__(self) -> str:
+        raise TypeError(
+            "a training step is a compiled program over the memory of one model, and cannot be copied or pickled. Save "
+            "its state (step.save, step.state_dict), or copy the model: copy.deepcopy(step.model)."
+        )
