@@ -84,3 +84,23 @@ def test_input_names_are_the_expressions_that_find_them() -> None:
     torch.compile(lambda state: state["a/b"] + 1, backend=backend, fullgraph=True)({"a/b": torch.ones(2)})
     (node,) = seen[0].graph.find_nodes(op="placeholder")
     assert _compat.input_source(node) == "L['state']['a/b']"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_grouped_product_has_its_kernels_shape_in_every_dtype(dtype: torch.dtype) -> None:
+    tokens, experts = torch.randn(6, 8, dtype=dtype), torch.randn(2, 8, 16, dtype=dtype)
+    offsets = torch.tensor([2, 6], dtype=torch.int32)
+    real = torch.nn.functional.grouped_mm(tokens, experts, offs=offsets)
+    with _compat.shapes_as_the_kernels_have_them(), _compat.fake_mode() as mode:
+        fakes = [mode.from_tensor(t) for t in (tokens, experts, offsets)]
+        fake = torch.nn.functional.grouped_mm(fakes[0], fakes[1], offs=fakes[2])
+    assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
+
+
+def test_the_compilers_reason_is_its_first_line() -> None:
+    def refusing(graph: torch.fx.GraphModule, inputs: list[object]) -> object:
+        raise RuntimeError("it cannot.\nThe rest.")
+
+    with pytest.raises(_compat.RefusedByCompiler) as caught:
+        torch.compile(lambda x: x + 1, backend=refusing)(torch.ones(2))
+    assert _compat.compilers_reason(caught.value) == "it cannot"

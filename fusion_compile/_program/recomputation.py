@@ -39,19 +39,17 @@ def waits_for_gradient(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
 
 
 def _gradient_for(inside: Sequence[fx.Node], nodes: Sequence[fx.Node]) -> fx.Node | None:
-    """The other input of the first backward node that reads from `inside`; it must not itself depend on `inside`."""
+    """What the first backward node that depends on `inside` reads besides, and that does not itself depend on it."""
     behind = set(inside)
     readers = []
     for node in nodes:
         if node not in behind and any(source in behind for source in node.all_input_nodes):
             behind.add(node)
             readers.append(node)
-    own = set(inside)
     for reader in readers:
-        if any(source in own for source in reader.all_input_nodes):
-            for source in reader.all_input_nodes:
-                if source not in behind and _is_of_the_backward(source):
-                    return source
+        for source in reader.all_input_nodes:
+            if source not in behind and _is_of_the_backward(source):
+                return source
     return None
 
 

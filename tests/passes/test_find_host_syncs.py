@@ -88,3 +88,12 @@ def test_copies_to_the_cpu_count_only_when_they_leave_a_device() -> None:
 def test_every_node_is_one_finding() -> None:
     findings = find_host_syncs(exported(lambda x: x[x > 0].sum() + x[x > 1].sum(), SQUARE))
     assert len([f for f in findings if "index" in f.op]) == 2
+
+
+def test_histc_waits_only_where_it_has_to_find_the_range() -> None:
+    """Mixtures of experts count their tokens so."""
+    bounded = make_fx(lambda x: torch.histc(x, bins=4, min=0, max=3), tracing_mode="fake")(torch.ones(5))
+    assert find_host_syncs(bounded) == ()
+    (found,) = find_host_syncs(make_fx(lambda x: torch.histc(x, bins=4), tracing_mode="fake")(torch.ones(5)))
+    assert found.op == "aten.histc.default"
+    assert found.why == "Without bounds it reads the smallest and the largest value on the host."

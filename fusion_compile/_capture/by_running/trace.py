@@ -49,17 +49,27 @@ def no_checkpoint_is_reentrant() -> contextlib.AbstractContextManager[None]:
 def _give_backward_nodes_their_lines(graph: fx.GraphModule) -> None:
     """Set the stack of what autograd called to the stack of the forward operator that it differentiates.
 
-    Both carry the sequence number of their autograd node. What was recomputed ran as Python and has its own line.
+    Both carry the sequence number of their autograd node. What was recomputed ran as Python and has its own line. Where
+    it ran in torch's modules alone, its line is the forward's, too.
     """
     forward: dict[int, str] = {}
+    of_autograd: list[fx.Node] = []
     for node in graph.graph.nodes:
-        number = node.meta.get("seq_nr")
-        if number is None or node.op != "call_function":
+        if node.op != "call_function" or "seq_nr" not in node.meta:
             continue
-        if not _compat.is_of_autograd(node):
-            forward.setdefault(number, node.meta.get("stack_trace") or "")
-        elif "recomputed" not in (node.meta.get("custom") or {}) and number in forward:
-            node.meta["stack_trace"] = forward[number]
+        if _compat.is_of_autograd(node):
+            of_autograd.append(node)
+        else:
+            forward.setdefault(node.meta["seq_nr"], node.meta.get("stack_trace") or "")
+    calls = {n.meta.get("stack_trace") for n in of_autograd if not _is_recomputed(n)}
+    for node in of_autograd:
+        own = _is_recomputed(node) and node.meta.get("stack_trace") not in calls
+        if not own and node.meta["seq_nr"] in forward:
+            node.meta["stack_trace"] = forward[node.meta["seq_nr"]]
+
+
+def _is_recomputed(node: fx.Node) -> bool:
+    return "recomputed" in (node.meta.get("custom") or {})
 
 
 def constants(graph: fx.GraphModule) -> dict[str, Tensor]:
@@ -94,6 +104,10 @@ def lift_constants(graph: fx.GraphModule) -> list[Tensor]:
             lifted[id(tensor)] = (tensor, last)
         node.replace_all_uses_with(lifted[id(tensor)][1])
         graph.graph.erase_node(node)
+    # A compiler makes inputs of whatever the module still holds.
+    for name in held.keys() - {str(node.target) for node in graph.graph.find_nodes(op="get_attr")}:
+        owner, _, attribute = name.rpartition(".")
+        delattr(graph.get_submodule(owner), attribute)
     graph.recompile()
     return [tensor for tensor, _ in lifted.values()]
 
@@ -113,7 +127,11 @@ def written_constants(graph: fx.GraphModule) -> list[Tensor]:
     held = constants(graph)
     found: dict[int, Tensor] = {}
     for node in graph.graph.nodes:
+<<<<<<< HEAD
         if node.op == "call_function" and isinstance(node.target, OpOverload):
+=======
+        if node.op == "call_function" and isinstance(node.target, _compat.OpOverload):
+>>>>>>> released
             for root in _written(node):
                 if root.op == "get_attr" and str(root.target) in held:
                     found[id(held[str(root.target)])] = held[str(root.target)]
@@ -132,7 +150,11 @@ def _written(node: fx.Node) -> Iterable[fx.Node]:
 
 
 def _owner(node: fx.Node) -> fx.Node:
+<<<<<<< HEAD
     while node.op == "call_function" and isinstance(node.target, OpOverload):
+=======
+    while node.op == "call_function" and isinstance(node.target, _compat.OpOverload):
+>>>>>>> released
         first = node.target._schema.arguments[0] if node.target._schema.arguments else None
         viewed = first is not None and first.alias_info is not None
         if not viewed or not node.args or not isinstance(node.args[0], fx.Node):

@@ -1,0 +1,52 @@
+"""An order that Inductor keeps, given from outside of its graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx
+from torch._inductor import config
+from torch._inductor.utils import run_and_get_code
+
+from fusion_compile._program._compat import inductor_orders
+
+
+def two_products(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x @ x, torch.linalg.multi_dot([x.T, x])
+
+
+def second_first(graph: fx.Graph) -> Mapping[fx.Node, fx.Node]:
+    first, second = (node for node in graph.nodes if "aten.mm" in str(node.target))
+    # The graph is in topological order: what waits must stand behind.
+    second.append(first)
+    return {first: second}
+
+
+def products(code: list[str]) -> list[str]:
+    lines = [line for line in "\n".join(code).splitlines() if "extern_kernels.mm(" in line]
+    return ["transposed" if "reinterpret_tensor" in line else "plain" for line in lines]
+
+
+def test_inductor_runs_a_node_after_the_one_that_it_waits_for() -> None:
+    x = torch.randn(6, 6)
+    _, code = run_and_get_code(torch.compile(two_products), x)
+    assert products(code) == ["plain", "transposed"]
+    torch.compiler.reset()
+    with inductor_orders(second_first):
+        assert config.post_grad_custom_post_pass is not None
+        got, code = run_and_get_code(torch.compile(two_products), x)
+    assert config.post_grad_custom_post_pass is None
+    assert products(code) == ["transposed", "plain"]
+    for one, other in zip(got, two_products(x), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_pass_of_the_users_runs_too() -> None:
+    seen: list[int] = []
+    with (
+        config.patch(post_grad_custom_post_pass=lambda graph: seen.append(len(graph.nodes))),
+        inductor_orders(lambda graph: {}),
+    ):
+        torch.compile(two_products)(torch.randn(5, 5))
+    assert len(seen) == 1
