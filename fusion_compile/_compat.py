@@ -27,7 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusion_compile.passes._user_frame import innermost
 
-UnsupportedByDynamo: type[Exception] = torch._dynamo.exc.Unsupported
+UnsupportedByDynamo: tuple[type[Exception], ...] = (torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError)
+"""Errors with which Dynamo says that it cannot read a program."""
 DATA_DEPENDENT: tuple[type[Exception], ...] = (DataDependentOutputException, DynamicOutputShapeException)
 """Errors of fake tensors at a read of a value on the CPU."""
 
