@@ -285,6 +285,7 @@ def test_two_steps_share_a_process_without_sharing_programs() -> None:
     assert [len(step.programs) for step in steps] == [1, 1]
 
 
+@pytest.mark.filterwarnings("ignore:the step is captured by running it, because model.1._forward_hooks")
 def test_an_activation_hook_sees_every_step_and_keeps_no_graph() -> None:
     """Values that leave the model through a hook, detached: what a metric does better, but it must not break."""
     model = around(nn.Tanh())

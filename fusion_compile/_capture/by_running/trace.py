@@ -127,11 +127,7 @@ def written_constants(graph: fx.GraphModule) -> list[Tensor]:
     held = constants(graph)
     found: dict[int, Tensor] = {}
     for node in graph.graph.nodes:
-<<<<<<< HEAD
         if node.op == "call_function" and isinstance(node.target, OpOverload):
-=======
-        if node.op == "call_function" and isinstance(node.target, _compat.OpOverload):
->>>>>>> released
             for root in _written(node):
                 if root.op == "get_attr" and str(root.target) in held:
                     found[id(held[str(root.target)])] = held[str(root.target)]
@@ -150,11 +146,7 @@ def _written(node: fx.Node) -> Iterable[fx.Node]:
 
 
 def _owner(node: fx.Node) -> fx.Node:
-<<<<<<< HEAD
     while node.op == "call_function" and isinstance(node.target, OpOverload):
-=======
-    while node.op == "call_function" and isinstance(node.target, _compat.OpOverload):
->>>>>>> released
         first = node.target._schema.arguments[0] if node.target._schema.arguments else None
         viewed = first is not None and first.alias_info is not None
         if not viewed or not node.args or not isinstance(node.args[0], fx.Node):
