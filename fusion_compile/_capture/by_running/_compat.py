@@ -26,7 +26,6 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from fusion_compile.passes._user_frame import is_outside_torch
 
-OpOverload = torch._ops.OpOverload
 _HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 _FRAMES = 12
 """Innermost frames outside torch that a node's stack keeps."""
