@@ -28,7 +28,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusion_compile.passes._user_frame import innermost
 
-UnsupportedByDynamo: type[Exception] = torch._dynamo.exc.Unsupported
 RefusedByCompiler: type[Exception] = torch._dynamo.exc.BackendCompilerFailed
 UnsupportedByDynamo: tuple[type[Exception], ...] = (torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError)
 """Errors with which Dynamo says that it cannot read a program."""
