@@ -172,8 +172,6 @@ class TrainingStep(Lifetime):
         self._check_alive()
         self._programs.recapture()
 
-    # ------------------------------------------------------------------ checkpoints
-
     def state_dict(self) -> dict[str, Any]:
         """Copy all state, keyed by full parameter name.
 
@@ -308,6 +306,7 @@ def compile_training_step(
     mode: str | None = None,
     backend: str = "inductor",
     capture: Capture | None = None,
+    rehearse: bool = True,
     force_scalar: Sequence[str] = (),
     force_spectral: Sequence[str] = (),
     split_blocks: SplitBlocks = None,
@@ -340,6 +339,8 @@ def compile_training_step(
         backend: A torch.compile backend; `mode` counts for ``"inductor"`` only.
         capture: ``"read"``: Dynamo reads the loss's bytecode. ``"run"``: the loss runs once on fake tensors and its
             operators are written down. None reads, and runs where reading cannot. See docs/training.md.
+        rehearse: Compute loss and gradient in the ordinary way first, on copies, to see what they leave behind and to
+            compare the first step. False saves that; state kept in Python is then not carried.
         force_scalar: Regular expressions over full parameter names that are updated entry by entry.
         force_spectral: Regular expressions over full parameter names that are updated as matrices.
         split_blocks: Fused matrices (q, k and v; gate and up; adaLN's six) that are orthogonalized block by block
@@ -372,7 +373,7 @@ def compile_training_step(
     refuse_model(model)
     if not callable(loss_fn):
         raise TypeError(f"loss_fn is a {type(loss_fn).__name__}; it must be callable as loss_fn(model, *batch).")
-    options = StepOptions(accumulate, skip_nonfinite, compute_dtype, mode, backend, capture)
+    options = StepOptions(accumulate, skip_nonfinite, compute_dtype, mode, backend, capture, rehearse)
     transform = resolve_optimizer(optimizer)
     named = read_groups(groups, transform.hyperparameters, transform.name)
     numbers = {**with_rate(transform, lr), **numbers_of(named)}

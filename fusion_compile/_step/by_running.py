@@ -54,6 +54,11 @@ class CapturedStep:
         """Compile the graph. Runs nothing."""
         self._body = lower_graph(self.graph, self._inputs(state, batch), mode=mode, backend=backend)
 
+    def uncompiled(self, state: Tensors, batch: tuple[Any, ...]) -> None:
+        """Take one step in place, operator by operator."""
+        with torch.no_grad():
+            self.graph(*self._inputs(state, batch))
+
     def __call__(self, state: Tensors, batch: tuple[Any, ...]) -> Tensors:
         """Take one step in place; the entries that the state does not have yet are returned."""
         with torch.no_grad():

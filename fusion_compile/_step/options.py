@@ -20,10 +20,18 @@ class StepOptions:
     mode: str | None = None
     backend: str = "inductor"
     capture: Capture | None = None
+    rehearse: bool = True
 
     def __post_init__(self) -> None:
         if self.capture not in CAPTURES:
             raise ValueError(f"capture={self.capture!r} is not known; give 'read', 'run' or None.")
+        if not isinstance(self.rehearse, bool):
+            raise TypeError(f"rehearse={self.rehearse!r} is a {type(self.rehearse).__name__}; give True or False.")
+        if self.capture == "run" and not self.rehearse:
+            raise ValueError(
+                "capture='run' with rehearse=False: the rehearsal shows what the loss leaves behind and reads, and "
+                "nothing else guards a step that is captured by running it. Leave out one of the two."
+            )
         if not isinstance(self.accumulate, int) or isinstance(self.accumulate, bool) or self.accumulate < 1:
             raise ValueError(
                 f"accumulate={self.accumulate!r} is not a number of micro-batches; give a whole number, at least 1."

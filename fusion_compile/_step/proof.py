@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -24,13 +25,12 @@ class Proof:
         wanted: The outcome of the rehearsal.
         state: The flat state. Its tensors are copied, to the CPU where they lie on another device: the copy lives until
             the first step is done.
-        dtypes: Of what the loss computes in.
+        dtypes: Of everything that the loss and its gradient compute.
     """
 
-    def __init__(self, wanted: Outcome, state: Tensors, dtypes: set[torch.dtype]) -> None:
+    def __init__(self, wanted: Outcome, state: Tensors, dtypes: Collection[torch.dtype]) -> None:
         self._wanted = wanted
-        autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-        self._room = ROOM[autocast or bool(dtypes & {*_HALF})]
+        self._room = ROOM[any(dtype in _HALF for dtype in dtypes)]
         self._before = {key: _copy(tensor) for key, tensor in state.items()}
         has_cuda = any(tensor.is_cuda for tensor in state.values())
         self._random = torch.get_rng_state(), torch.cuda.get_rng_state_all() if has_cuda else []

@@ -107,6 +107,12 @@ def rehearse_step(
     roots = {"model": model, "loss_fn": loss_fn}
     try:
         rehearsal = rehearse(roots, run, batches.tensors(given), [*leaves.values(), *buffers.values()])
+    except torch.OutOfMemoryError as error:
+        error.add_note(
+            "The loss and its gradient were computed in the ordinary way, on copies of the weights, to see what they "
+            "leave behind. compile_training_step(rehearse=False) leaves that out."
+        )
+        raise
     except Exception as error:
         if len(seen) < 2:
             raise

@@ -164,16 +164,7 @@ class StepPrograms:
         options = self._plan.options
         if options.accumulate > 1:
             batches.check_divisible(batch, options.accumulate)
-        seen = rehearse_step(self._model, self._loss_fn, self._plan, self._state, batch)
-        seen.rehearsal.fill()
-        asked = Asked(
-            options.capture,
-            uncompiled=self._mode == "eager",
-            may_wait=key[:2] not in self._waited,
-            hooked=self._hooks.names(),
-            carries=self._carried.labels(),
-        )
-        way = choose(seen.rehearsal, asked)
+        seen, way = self._rehearsed(key, batch)
         self._carried.add(way.carried, self._roots)
         for path, tensor in self._carried.tensors().items():
             self._store(keys.carried(path), tensor)
@@ -187,7 +178,8 @@ class StepPrograms:
             return pure_step(self._plan, loss, facts, self._carried, form)
 
         if self._mode == "eager" or way.not_yet:
-            numbers = [record.slot for record in seen.rehearsal.of(Kind.NUMBER) if record.slot is not None]
+            left = () if seen is None else seen.rehearsal.of(Kind.NUMBER)
+            numbers = [record.slot for record in left if record.slot is not None]
             step: _Step = UncapturedStep(pure(Form(due=due, runs=True)), self._carried, numbers)
             self._take(step, batch)
         else:
@@ -201,6 +193,22 @@ class StepPrograms:
             )
         else:
             self._steps.setdefault(key, []).append(step)
+
+    def _rehearsed(self, key: Key, batch: tuple[Any, ...]) -> tuple[RehearsedStep | None, Way]:
+        """What real runs of the loss showed, and how to capture it; caches that they filled stay filled."""
+        options, uncompiled = self._plan.options, self._mode == "eager"
+        if not options.rehearse:
+            return None, Way(uncompiled, "", ())
+        seen = rehearse_step(self._model, self._loss_fn, self._plan, self._state, batch)
+        seen.rehearsal.fill()
+        asked = Asked(
+            options.capture,
+            uncompiled=uncompiled,
+            may_wait=key[:2] not in self._waited,
+            hooked=self._hooks.names(),
+            carries=self._carried.labels(),
+        )
+        return seen, choose(seen.rehearsal, asked)
 
     def _refuse_too_many(self, key: Key) -> None:
         signature = key[0]
@@ -216,16 +224,16 @@ class StepPrograms:
                 f"changes decides what is computed, otherwise each time. Keep it in a 0-dim tensor."
             )
 
-    def _captured(self, key: Key, pure: Pure, batch: tuple[Any, ...], seen: RehearsedStep, way: Way) -> _Step:
+    def _captured(self, key: Key, pure: Pure, batch: tuple[Any, ...], seen: RehearsedStep | None, way: Way) -> _Step:
         """Capture the step, compile it, take the first step, and prove that it is the ordinary loop's."""
         options, because = self._plan.options, way.because
-        proof = self._proof(seen)
+        proof = None if seen is None else self._proof(seen)
         if not way.runs:
             try:
                 read = ReadStep(self._programs, key, pure, key[1], (self._state, batch), self._mode)
                 objection = "" if proof is None else proof.objection(self._state)
                 if not objection:
-                    read.watch(Methods(seen.reads.slots, self._model))
+                    read.watch(Methods(() if seen is None else seen.reads.slots, self._model))
                     return read
                 assert proof is not None
                 read.forget()
@@ -235,6 +243,9 @@ class StepPrograms:
                 because = str(error)
             if options.capture == "read":
                 raise ValueError(f"the step cannot be captured by reading: {because}.")
+            if seen is None:
+                raise ValueError(f"{because} Without rehearse=False the step could be captured by running it.")
+        assert seen is not None
         refuse_sources(seen.sources, because)
         step = self._run(key, pure, batch, proof, [record.slot for record in way.numbers if record.slot is not None])
         step.watch(self._roots, seen.reads, self._carried)
@@ -248,8 +259,7 @@ class StepPrograms:
         options = self._plan.options
         if seen.rehearsal.drew_random and options.backend == "inductor":
             return None
-        dtypes = {b.dtype for b in self._plan.update.layout.banks} | {options.compute_dtype or torch.float32}
-        return Proof(seen.wanted, self._state, dtypes)
+        return Proof(seen.wanted, self._state, seen.rehearsal.dtypes)
 
     def _run(self, key: Key, pure: Pure, batch: tuple[Any, ...], proof: Proof | None, changing: list[Slot]) -> RunStep:
         numbers = self._numbers(changing, batch)
@@ -270,10 +280,20 @@ class StepPrograms:
             fresh = captured(self._state, given)
         if proof is not None and (objection := proof.objection(self._state)):
             proof.undo(self._state)
-            raise ValueError(
-                f"the captured step is not the ordinary loop's: {objection}. Nothing was changed. mode='eager' runs "
-                f"the loss as it is; please report the model."
+            captured.uncompiled(self._state, given)
+            is_the_compilers = not proof.objection(self._state)
+            proof.undo(self._state)
+            if not is_the_compilers:
+                raise ValueError(
+                    f"the captured step is not the ordinary loop's: {objection}. Nothing was changed. mode='eager' "
+                    f"runs the loss as it is; please report the model."
+                )
+            self._warn(
+                "rounding",
+                f"the compiled step rounds otherwise than the ordinary loop: {objection}. The captured graph agrees "
+                f"with the loop where it is not compiled, so the compiler's rounding makes the difference.",
             )
+            fresh = captured(self._state, given)
         self._programs.captured[key, len(self._steps.get(key, ()))] = step.program
         numbers.count_on()
         self._give_back(step.forms, fresh)

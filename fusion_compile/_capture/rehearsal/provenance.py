@@ -87,6 +87,8 @@ class Provenance(DispatchMode):  # type: ignore[misc]
         self._cpu = Depends.NOTHING
         self.cpu_reads: set[int] = set()
         """The runs in which the CPU read a number that depends on inputs or on random numbers."""
+        self.dtypes: set[torch.dtype] = set()
+        """Of everything that operators returned."""
         self.run = 0
         for tensor in inputs:
             self._declared.update(keys_of([tensor]))
@@ -185,7 +187,9 @@ class Provenance(DispatchMode):  # type: ignore[misc]
             depends |= Depends.RANDOM
         for key in keys_of(written):
             self._depends[key] = self._depends.get(key, Depends.NOTHING) | depends
-        for key in keys_of(_tensors_in(result)):
+        made = list(_tensors_in(result))
+        self.dtypes.update(tensor.dtype for tensor in made)
+        for key in keys_of(made):
             if key not in keys:
                 self._note_new(key, depends)
         if about.tells_the_cpu and depends:

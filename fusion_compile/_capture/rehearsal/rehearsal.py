@@ -51,6 +51,7 @@ class Rehearsal:
         not_put_back: Labels of iterators that gave items to the runs and cannot be set back.
         not_looked_into: Containers too large to be looked into to their ends.
         runs: How many runs were made.
+        dtypes: Of everything that they computed.
     """
 
     results: tuple[Any, Any]
@@ -63,6 +64,7 @@ class Rehearsal:
     not_put_back: tuple[str, ...]
     not_looked_into: tuple[str, ...]
     runs: int
+    dtypes: frozenset[torch.dtype] = frozenset()
 
     def of(self, kind: Kind) -> tuple[Left, ...]:
         """The records of one kind."""
@@ -141,6 +143,7 @@ def _rehearse(
         not_put_back=tuple(contents.not_put_back()),
         not_looked_into=tuple(contents.reach.cut),
         runs=provenance.run,
+        dtypes=frozenset(provenance.dtypes),
     )
 
 
