@@ -77,8 +77,7 @@ class TrainingStep(Lifetime):
         options: StepOptions,
     ) -> None:
         self.model, self.transform = model, transform
-        self.routes = routes
-        self.layout = layout
+        self.routes, self.layout = routes, layout
         self.mode, self.backend = resolve_mode(options.mode, layout.device), options.backend
         self.hyperparameters = Hyperparameters(hyperparameters, layout.device, layout.state_dtype)
         self._residence = Residence(model, layout)

@@ -20,6 +20,8 @@ def test_defaults_are_those_of_the_door() -> None:
     [
         ({"accumulate": 0}, r"accumulate=0 is not a number of micro-batches; give a whole number, at least 1"),
         ({"accumulate": 1.5}, r"accumulate=1\.5 is not a number of micro-batches"),
+        ({"capture": "trace"}, r"capture='trace' is not known; give 'read', 'run' or None"),
+        ({"capture": "run", "rehearse": False}, r"nothing else guards a step that is captured by running it"),
         ({"compute_dtype": torch.int8}, r"compute_dtype=torch\.int8 is not a floating-point dtype"),
     ],
 )
