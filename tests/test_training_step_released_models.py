@@ -54,9 +54,7 @@ def _agrees(name: str, dropout: float, **options: Any) -> fc.TrainingStep:
     # fp32 sums of another order: 6 steps of lr 1e-3 carry a gradient's rounding of 1e-6 into the weights.
     torch.testing.assert_close(got, torch.stack(losses), rtol=1e-5, atol=1e-6)
     for parameter, value in _weights(step.model).items():
-        torch.testing.assert_close(
-            value, weights[parameter], rtol=1e-4, atol=2e-6, msg=lambda m, p=parameter: f"{p}: {m}"
-        )
+        torch.testing.assert_close(value, weights[parameter], rtol=1e-4, atol=2e-6, msg=parameter)
     return step
 
 
