@@ -184,8 +184,8 @@ def hand_on_static_inputs(graph: torch.fx.GraphModule) -> None:
     graph.meta.setdefault("dynamo_compile_id", None)
     if not hasattr(graph, "_param_name_to_source"):
         own = (*graph.named_parameters(remove_duplicate=False), *graph.named_buffers(remove_duplicate=False))
-        sources: Any = {name: torch._dynamo.source.ConstantSource(name) for name, _ in own}
-        graph._param_name_to_source = sources
+        notes: Any = graph
+        notes._param_name_to_source = {name: torch._dynamo.source.ConstantSource(name) for name, _ in own}
     for node in graph.graph.find_nodes(op="placeholder"):
         if not hasattr(node, "_dynamo_source"):
             node._dynamo_source = None

@@ -31,18 +31,19 @@ def inductor_orders(order: Order) -> Iterator[None]:
     from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
     preserve = importlib.import_module(_ORDER).preserve_node_ordering
-    users: Any = config.post_grad_custom_post_pass
+    given: Any = config.post_grad_custom_post_pass
+    users = given if isinstance(given, tuple) else () if given is None else (given,)
 
     class Ordered(CustomGraphPass):  # type: ignore[misc, unused-ignore]
         def __call__(self, graph: fx.Graph) -> None:
-            if users is not None:
-                users(graph)
+            for theirs in users:
+                theirs(graph)
             preserve(graph, {node: [after] for node, after in order(graph).items()})
 
         def uuid(self) -> Any:
             # None, which a user's plain function gives, bypasses the cache.
-            theirs = "" if users is None else getattr(users, "uuid", lambda: None)()
-            return None if theirs is None else (theirs, get_hash_for_files((__file__, inspect.getfile(order))))
+            theirs = [getattr(user, "uuid", lambda: None)() for user in users]
+            return None if None in theirs else (*theirs, get_hash_for_files((__file__, inspect.getfile(order))))
 
     with config.patch(post_grad_custom_post_pass=Ordered()):
         yield

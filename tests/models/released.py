@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,6 +25,12 @@ class Released(NamedTuple):
     batches: list[Batch]
 
 
+def _from(library: str, *names: str) -> list[Any]:
+    """Classes of a library, whose own types a checker would take at their word."""
+    module = importlib.import_module(library)
+    return [getattr(module, name) for name in names]
+
+
 def _tokens(*shape: int, vocabulary: int = 40) -> list[Batch]:
     source = torch.Generator().manual_seed(2)
     return [(torch.randint(3, vocabulary, shape, generator=source),) for _ in range(STEPS)]
@@ -39,7 +46,7 @@ def _next_token(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def gpt2(dropout: float) -> Released:
-    from transformers import GPT2Config, GPT2LMHeadModel
+    GPT2Config, GPT2LMHeadModel = _from("transformers", "GPT2Config", "GPT2LMHeadModel")
 
     config = GPT2Config(
         vocab_size=40,
@@ -58,7 +65,7 @@ def gpt2(dropout: float) -> Released:
 
 def llama(dropout: float) -> Released:
     """With ``gradient_checkpointing_enable()`` and, as in no release, dropout of the attention."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    LlamaConfig, LlamaForCausalLM = _from("transformers", "LlamaConfig", "LlamaForCausalLM")
 
     config = LlamaConfig(
         vocab_size=40,
@@ -76,7 +83,7 @@ def llama(dropout: float) -> Released:
 
 
 def t5(dropout: float) -> Released:
-    from transformers import T5Config, T5ForConditionalGeneration
+    T5Config, T5ForConditionalGeneration = _from("transformers", "T5Config", "T5ForConditionalGeneration")
 
     config = T5Config(
         vocab_size=40,
@@ -92,7 +99,7 @@ def t5(dropout: float) -> Released:
 
 
 def bert(dropout: float) -> Released:
-    from transformers import BertConfig, BertForMaskedLM
+    BertConfig, BertForMaskedLM = _from("transformers", "BertConfig", "BertForMaskedLM")
 
     config = BertConfig(
         vocab_size=40,
@@ -108,7 +115,7 @@ def bert(dropout: float) -> Released:
 
 
 def vit(dropout: float) -> Released:
-    from transformers import ViTConfig, ViTForImageClassification
+    ViTConfig, ViTForImageClassification = _from("transformers", "ViTConfig", "ViTForImageClassification")
 
     config = ViTConfig(
         hidden_size=16,
@@ -130,14 +137,14 @@ def vit(dropout: float) -> Released:
 
 def mamba(dropout: float) -> Released:
     """It has no dropout."""
-    from transformers import MambaConfig, MambaForCausalLM
+    MambaConfig, MambaForCausalLM = _from("transformers", "MambaConfig", "MambaForCausalLM")
 
     config = MambaConfig(vocab_size=40, hidden_size=16, state_size=4, num_hidden_layers=2, use_cache=False)
     return Released(MambaForCausalLM(config).train(), _next_token, _tokens(2, 8))
 
 
 def mixtral(dropout: float) -> Released:
-    from transformers import MixtralConfig, MixtralForCausalLM
+    MixtralConfig, MixtralForCausalLM = _from("transformers", "MixtralConfig", "MixtralForCausalLM")
 
     config = MixtralConfig(
         vocab_size=40,
@@ -155,7 +162,7 @@ def mixtral(dropout: float) -> Released:
 
 
 def unet(dropout: float) -> Released:
-    from diffusers import DDPMScheduler, UNet2DModel
+    DDPMScheduler, UNet2DModel = _from("diffusers", "DDPMScheduler", "UNet2DModel")
 
     model: Any = UNet2DModel(
         sample_size=8,
@@ -180,8 +187,10 @@ def unet(dropout: float) -> Released:
 
 def conditioned_unet(dropout: float) -> Released:
     """Stable Diffusion's recipe: checkpointing, and beside it a frozen VAE and a frozen CLIP text model."""
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    AutoencoderKL, DDPMScheduler, UNet2DConditionModel = _from(
+        "diffusers", "AutoencoderKL", "DDPMScheduler", "UNet2DConditionModel"
+    )
+    CLIPTextConfig, CLIPTextModel = _from("transformers", "CLIPTextConfig", "CLIPTextModel")
 
     model: Any = UNet2DConditionModel(
         sample_size=8,
@@ -234,7 +243,7 @@ def conditioned_unet(dropout: float) -> Released:
 
 
 def _flux(adapter: Any) -> Released:
-    from diffusers import FluxTransformer2DModel
+    (FluxTransformer2DModel,) = _from("diffusers", "FluxTransformer2DModel")
 
     model: Any = FluxTransformer2DModel(
         in_channels=4,
@@ -263,7 +272,7 @@ def _flux(adapter: Any) -> Released:
 
 
 def flux_lora(dropout: float) -> Released:
-    from peft import LoraConfig
+    (LoraConfig,) = _from("peft", "LoraConfig")
 
     return _flux(
         LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v"], lora_dropout=dropout, init_lora_weights=False)
@@ -271,7 +280,7 @@ def flux_lora(dropout: float) -> Released:
 
 
 def flux_dora(dropout: float) -> Released:
-    from peft import LoraConfig
+    (LoraConfig,) = _from("peft", "LoraConfig")
 
     return _flux(LoraConfig(r=2, target_modules=["to_q", "to_v"], use_dora=True, init_lora_weights=False))
 
@@ -325,7 +334,9 @@ def gru(dropout: float) -> Released:
 
 
 def whisper(dropout: float) -> Released:
-    from transformers import WhisperConfig, WhisperForConditionalGeneration
+    WhisperConfig, WhisperForConditionalGeneration = _from(
+        "transformers", "WhisperConfig", "WhisperForConditionalGeneration"
+    )
 
     config = WhisperConfig(
         vocab_size=40,
@@ -354,7 +365,7 @@ def whisper(dropout: float) -> Released:
 
 
 def wav2vec2(dropout: float) -> Released:
-    from transformers import Wav2Vec2Config, Wav2Vec2Model
+    Wav2Vec2Config, Wav2Vec2Model = _from("transformers", "Wav2Vec2Config", "Wav2Vec2Model")
 
     config = Wav2Vec2Config(
         hidden_size=16,
