@@ -93,7 +93,7 @@ def t5(dropout: float) -> Released:
         num_layers=2,
         num_heads=2,
         dropout_rate=dropout,
-        decoder_start_token_id=0,  # type: ignore[call-arg]  # the base class takes it from **kwargs
+        decoder_start_token_id=0,  # the base class takes it from **kwargs
     )
     return Released(T5ForConditionalGeneration(config).train(), _next_token, _tokens(2, 8))
 
@@ -124,7 +124,7 @@ def vit(dropout: float) -> Released:
         intermediate_size=32,
         image_size=8,
         patch_size=4,
-        num_labels=2,  # type: ignore[call-arg]  # the base class takes it from **kwargs
+        num_labels=2,  # the base class takes it from **kwargs
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
     )
@@ -375,7 +375,7 @@ def wav2vec2(dropout: float) -> Released:
         conv_dim=(8, 8),
         conv_stride=(5, 4),
         conv_kernel=(10, 4),
-        num_feat_extract_layers=2,  # type: ignore[call-arg]  # the base class takes it from **kwargs
+        num_feat_extract_layers=2,  # the base class takes it from **kwargs
         num_conv_pos_embeddings=4,
         num_conv_pos_embedding_groups=2,
         mask_time_prob=0.0,
