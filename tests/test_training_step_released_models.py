@@ -10,9 +10,16 @@ from torch import Tensor, nn
 
 import fusion_compile as fc
 from tests.models.released import DROPOUT, READS_THE_HOST, RELEASED, Released
+from tests.small_models import torch_loop
 
 EPS = 1e-4
 """Adam's, far above the rounding of a gradient that is zero (a key's bias in softmax), which 1e-8 makes steps of."""
+QUIET = (
+    "ignore:the step is captured by running",
+    "ignore:`gradient_checkpointing_enable`",
+    "ignore:Dynamo detected a call to a `functools.lru_cache`",
+)
+"""What the libraries' own code makes torch, transformers and the step say."""
 QUICK = ("GPT-2", "Llama, checkpointed", "4-bit base with LoRA", "LSTM")
 """What an ordinary run trains both ways; the rest is `exhaustive`."""
 
@@ -34,15 +41,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 def _ordinary_loop(name: str, dropout: float) -> tuple[list[Tensor], dict[str, Tensor]]:
     model, loss_fn, batches = _made(name, dropout)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3, eps=EPS)
-    losses = []
-    for batch in batches:
-        optimizer.zero_grad()
-        loss = loss_fn(model, *batch)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
+    losses = torch_loop(model, batches, loss_fn, lr=1e-3, eps=EPS)
     return losses, _weights(model)
 
 
@@ -58,7 +57,7 @@ def _agrees(name: str, dropout: float, **options: Any) -> fc.TrainingStep:
     return step
 
 
-@pytest.mark.filterwarnings("ignore:the step is captured by running", "ignore:`gradient_checkpointing_enable`")
+@pytest.mark.filterwarnings(*QUIET)
 @pytest.mark.parametrize("capture", [None, "run"])
 @pytest.mark.parametrize("name", [_some(name) for name in RELEASED])
 def test_losses_and_weights_are_the_ordinary_loops(name: str, capture: Any) -> None:
@@ -70,7 +69,7 @@ def test_losses_and_weights_are_the_ordinary_loops(name: str, capture: Any) -> N
 
 
 @pytest.mark.exhaustive
-@pytest.mark.filterwarnings("ignore:the step is captured by running", "ignore:`gradient_checkpointing_enable`")
+@pytest.mark.filterwarnings(*QUIET)
 @pytest.mark.parametrize("capture", [None, "run"])
 @pytest.mark.parametrize("name", ["GPT-2", "Llama, checkpointed", "Mixtral"])
 def test_inductor_trains_them_too(name: str, capture: Any) -> None:
