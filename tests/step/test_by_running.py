@@ -45,4 +45,4 @@ def test_every_input_says_what_it_is() -> None:
     state, batch = start()
     step = CapturedStep(lambda state, batch: {"w": state["w"] + batch[0]["x"] + offset}, state, batch)
     labels = [node.meta["label"] for node in step.graph.graph.find_nodes(op="placeholder")]
-    assert labels == ["state/w", "state/n", "batch[0]['x']", "constant/0"]
+    assert labels == ["state/w", "state/n", "batch/0/x", "constant/0"]
