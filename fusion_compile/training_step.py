@@ -14,32 +14,30 @@ from fusion_compile._program.lower import resolve_mode
 from fusion_compile._program.program import Program
 from fusion_compile._program.programs import Programs
 from fusion_compile._state import checkpoint, flat_tree, keys
-from fusion_compile._state.banks import Layout, build_layout
-from fusion_compile._state.blocks import SplitBlocks, cut_blocks
-from fusion_compile._state.groups import assign, numbers_of, read_groups, refuse_unread
+from fusion_compile._state.banks import Layout
+from fusion_compile._state.blocks import SplitBlocks
 from fusion_compile._state.hyperparameters import Hyperparameters
 from fusion_compile._state.residence import Residence
-from fusion_compile._state.routing import Route, refuse_roles, route
+from fusion_compile._state.routing import Route
 from fusion_compile._state.warm_start import WarmStart, begin_from
 from fusion_compile._step import batches
 from fusion_compile._step.lifetime import Lifetime
 from fusion_compile._step.loss import LossFn
 from fusion_compile._step.metrics import step_metrics
 from fusion_compile._step.models import refuse_model
-from fusion_compile._step.numbers_used import numbers_used
 from fusion_compile._step.options import StepOptions
 from fusion_compile._step.periodic import run_due_work, work_key
-from fusion_compile._step.pure_step import CLIP, StepPlan, initial_state
+from fusion_compile._step.planned import Forced, plan_update
+from fusion_compile._step.pure_step import StepPlan, initial_state
 from fusion_compile._step.step_programs import StepPrograms
 from fusion_compile._step.update import UpdatePlan
 from fusion_compile._step.way import Capture
 from fusion_compile._types import Tensors
 from fusion_compile.explain._explanation import Explanation
 from fusion_compile.explain._subjects.step import StepParts, explain_step
-from fusion_compile.optim._grouped import banks_of, grouped
-from fusion_compile.optim._resolve import OptimizerChoice, resolve_optimizer, with_rate
+from fusion_compile.optim._resolve import OptimizerChoice
 from fusion_compile.optim._schedules import Schedule
-from fusion_compile.optim._transform import ELEMENTWISE, Transform, bound
+from fusion_compile.optim._transform import Transform
 
 
 class TrainingStep(Lifetime):
@@ -372,28 +370,15 @@ def compile_training_step(
     refuse_model(model)
     if not callable(loss_fn):
         raise TypeError(f"loss_fn is a {type(loss_fn).__name__}; it must be callable as loss_fn(model, *batch).")
-    options = StepOptions(accumulate, skip_nonfinite, compute_dtype, mode, backend, capture, rehearse)
-    transform = resolve_optimizer(optimizer)
-    named = read_groups(groups, transform.hyperparameters, transform.name)
-    numbers = {**with_rate(transform, lr), **numbers_of(named)}
-    if CLIP in numbers:
-        raise ValueError(
-            f"{transform.name} declares the hyperparameter {CLIP!r}, which is the step's own bound on the gradient "
-            f"norm; one of the two would be silent. Give the optimizer's another name: Named('max_norm', 1.0)."
-        )
-    numbers[CLIP] = float("inf") if clip_grad_norm is None else clip_grad_norm
-    roles = transform.roles or (ELEMENTWISE,)
-    routes = route(model, roles, force_scalar, force_spectral)
-    refuse_roles(routes, roles, transform.name)
-    routes = assign(cut_blocks(routes, model, split_blocks), named)
-    layout = build_layout(model, routes)
-    whole = bound(transform, layout.infos)
-    empty = layout.without_data()
-    if lr is not None and (used := numbers_used(whole, empty)) is not None:
-        refuse_unread("the step", ["lr"], used, transform.name)
-    for group in named:
-        banks = banks_of(empty, group.name)
-        if (used := numbers_used(whole, banks)) is not None:
-            refuse_unread(f"group {group.name!r}", group.numbers, used, transform.name)
-    together = grouped(whole, {g.name: g.numbers for g in named}) if named else whole
-    return TrainingStep(model, loss_fn, together, routes, layout, numbers, options)
+    options = StepOptions(
+        accumulate=accumulate,
+        skip_nonfinite=skip_nonfinite,
+        compute_dtype=compute_dtype,
+        mode=mode,
+        backend=backend,
+        capture=capture,
+        rehearse=rehearse,
+    )
+    forced = Forced(force_scalar, force_spectral, split_blocks)
+    planned = plan_update(model, optimizer, lr, groups, clip_grad_norm, forced)
+    return TrainingStep(model, loss_fn, *planned, options)

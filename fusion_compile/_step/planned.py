@@ -1,0 +1,74 @@
+"""What is fixed about a step's update before anything runs: the transform, the routes, the banks and the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from fusion_compile._state.banks import Layout, build_layout
+from fusion_compile._state.blocks import SplitBlocks, cut_blocks
+from fusion_compile._state.groups import assign, numbers_of, read_groups, refuse_unread
+from fusion_compile._state.routing import Route, refuse_roles, route
+from fusion_compile._step.numbers_used import numbers_used
+from fusion_compile._step.pure_step import CLIP
+from fusion_compile.optim._grouped import banks_of, grouped
+from fusion_compile.optim._resolve import OptimizerChoice, resolve_optimizer, with_rate
+from fusion_compile.optim._schedules import Schedule
+from fusion_compile.optim._transform import ELEMENTWISE, Transform, bound
+
+
+class Forced(NamedTuple):
+    """What people say of routes: expressions for the scalar and the spectral role, and the blocks of fused matrices."""
+
+    scalar: Sequence[str] = ()
+    spectral: Sequence[str] = ()
+    blocks: SplitBlocks = None
+
+
+class Planned(NamedTuple):
+    """A transform that knows its banks, and the numbers that it declares with those of groups and of the step."""
+
+    transform: Transform
+    routes: tuple[Route, ...]
+    layout: Layout
+    numbers: dict[str, float | Schedule]
+
+
+def plan_update(
+    model: nn.Module,
+    optimizer: OptimizerChoice,
+    lr: float | Schedule | None,
+    groups: Sequence[Mapping[str, Any]],
+    clip_grad_norm: float | None,
+    forced: Forced,
+) -> Planned:
+    """Resolve the arguments of ``compile_training_step`` that say what the optimizer does to which parameter.
+
+    Raises TypeError or ValueError for what does not fit together; nothing has happened then.
+    """
+    transform = resolve_optimizer(optimizer)
+    named = read_groups(groups, transform.hyperparameters, transform.name)
+    numbers = {**with_rate(transform, lr), **numbers_of(named)}
+    if CLIP in numbers:
+        raise ValueError(
+            f"{transform.name} declares the hyperparameter {CLIP!r}, which is the step's own bound on the gradient "
+            f"norm; one of the two would be silent. Give the optimizer's another name: Named('max_norm', 1.0)."
+        )
+    numbers[CLIP] = float("inf") if clip_grad_norm is None else clip_grad_norm
+    roles = transform.roles or (ELEMENTWISE,)
+    routes = route(model, roles, forced.scalar, forced.spectral)
+    refuse_roles(routes, roles, transform.name)
+    routes = assign(cut_blocks(routes, model, forced.blocks), named)
+    layout = build_layout(model, routes)
+    whole = bound(transform, layout.infos)
+    empty = layout.without_data()
+    if lr is not None and (used := numbers_used(whole, empty)) is not None:
+        refuse_unread("the step", ["lr"], used, transform.name)
+    for group in named:
+        banks = banks_of(empty, group.name)
+        if (used := numbers_used(whole, banks)) is not None:
+            refuse_unread(f"group {group.name!r}", group.numbers, used, transform.name)
+    together = grouped(whole, {g.name: g.numbers for g in named}) if named else whole
+    return Planned(together, routes, layout, numbers)
