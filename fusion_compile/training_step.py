@@ -28,6 +28,7 @@ from fusion_compile._step.models import refuse_model
 from fusion_compile._step.options import StepOptions
 from fusion_compile._step.periodic import run_due_work, work_key
 from fusion_compile._step.planned import Forced, plan_update
+from fusion_compile._step.precision import Precision
 from fusion_compile._step.pure_step import StepPlan, initial_state
 from fusion_compile._step.step_programs import StepPrograms
 from fusion_compile._step.update import UpdatePlan
@@ -74,6 +75,7 @@ class TrainingStep(Lifetime):
         hyperparameters: Mapping[str, float | Schedule],
         options: StepOptions,
     ) -> None:
+        precision = Precision(model, options.compute_dtype, layout.device, options.keep_fp32)
         self.model, self.transform = model, transform
         self.routes, self.layout = routes, layout
         self.mode, self.backend = resolve_mode(options.mode, layout.device), options.backend
@@ -82,7 +84,7 @@ class TrainingStep(Lifetime):
         params = {k: b.to(layout.state_dtype) for k, b in self._residence.banks.items()}
         optimizer = transform.init(params)
         form = flat_tree.form(optimizer, keys.OPTIMIZER)
-        self._plan = StepPlan(UpdatePlan(layout, transform, form, self.hyperparameters), options)
+        self._plan = StepPlan(UpdatePlan(layout, transform, form, self.hyperparameters), options, precision)
         self._state = initial_state(self._plan.update, self._residence.banks, optimizer)
         for tensor in self._state.values():
             _compat.mark_static(tensor)
@@ -297,6 +299,7 @@ def compile_training_step(
     lr: float | Schedule | None = None,
     groups: Sequence[Mapping[str, Any]] = (),
     compute_dtype: torch.dtype | None = None,
+    keep_fp32: Sequence[str] = (),
     accumulate: int = 1,
     clip_grad_norm: float | None = None,
     skip_nonfinite: bool = True,
@@ -326,7 +329,9 @@ def compile_training_step(
             default group's live value. A group without a name is ``group<index>``. What an optimizer pools over all
             parameters (a step size from the loss, a norm) it pools over a group; ``clip_grad_norm`` still bounds the
             norm over all groups. `no_decay` makes the group without weight decay: ``groups=[fc.no_decay(model)]``.
-        compute_dtype: Weights and the model's floating inputs are cast to it inside the program; state stays fp32.
+        compute_dtype: ``torch.bfloat16`` or ``float16``: the loss runs under ``torch.autocast``, so that products of
+            matrices and convolutions compute in it. Weights, state and inputs stay as they are.
+        keep_fp32: Regular expressions over full names of modules whose forward leaves autocast and gets fp32 inputs.
         accumulate: Micro-batches per step, run inside the program. Loss and gradient are their means.
         clip_grad_norm: Bound on the global gradient norm, live under that name; None is no bound.
         skip_nonfinite: A step whose gradient norm is not finite in fp32 changes nothing and counts in
@@ -378,6 +383,7 @@ def compile_training_step(
         backend=backend,
         capture=capture,
         rehearse=rehearse,
+        keep_fp32=keep_fp32,
     )
     forced = Forced(force_scalar, force_spectral, split_blocks)
     planned = plan_update(model, optimizer, lr, groups, clip_grad_norm, forced)

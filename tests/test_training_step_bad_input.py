@@ -303,7 +303,11 @@ WRONG_OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "an lr that is nan": ({"lr": float("nan")}, ValueError, "'lr' was given nan"),
     "no micro-batch": ({"accumulate": 0}, ValueError, "accumulate=0 is not a number of micro-batches"),
     "half a micro-batch": ({"accumulate": 2.5}, ValueError, "accumulate=2.5 is not a number of micro-batches"),
-    "an integer compute_dtype": ({"compute_dtype": torch.int8}, ValueError, "torch.int8 is not a floating-point dtype"),
+    "an integer compute_dtype": (
+        {"compute_dtype": torch.int8},
+        ValueError,
+        "torch.int8 is none that autocast",
+    ),
     "an unknown mode": ({"mode": "fast"}, ValueError, "mode='fast' is not known; use one of 'default'"),
     "a pattern that fits nothing": (
         {"force_scalar": ["blocks"]},

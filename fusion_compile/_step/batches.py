@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 import torch
@@ -118,6 +118,17 @@ def micro_batch(tree: Any, index: int, accumulate: int) -> Any:
     if isinstance(tree, Tensor) and tree.ndim:
         size = tree.shape[0] // accumulate
         return tree[index * size : (index + 1) * size]
+    return tree
+
+
+def map_tensors(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """`tree` with ``fn(tensor)`` in the place of each tensor; containers are new."""
+    if isinstance(tree, Tensor):
+        return fn(tree)
+    if isinstance(tree, dict):
+        return {k: map_tensors(fn, v) for k, v in tree.items()}
+    if isinstance(tree, tuple | list):
+        return _like(tree, [map_tensors(fn, v) for v in tree])
     return tree
 
 

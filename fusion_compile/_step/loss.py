@@ -14,35 +14,14 @@ from torch import Tensor, nn
 from fusion_compile import _compat
 from fusion_compile._capture.by_running.trace import no_checkpoint_is_reentrant
 from fusion_compile._capture.rehearsal.contents import Contents
+from fusion_compile._step.batches import map_tensors
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.host_reads import HostRead, RefuseHostReads, host_read_message, not_on_fakes_message
+from fusion_compile._step.precision import Precision
 from fusion_compile._types import Tensors
 
 LossFn = Callable[..., Any]
 """``(model, *batch) -> loss`` or ``(loss, {name: metric})``."""
-
-
-class CastingModel(nn.Module):
-    """`model` as the loss sees it under a `compute_dtype`: floating inputs of its call are cast."""
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.model = model
-        self.dtype_of_compute = dtype
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        def cast(value: Any) -> Any:
-            if isinstance(value, Tensor) and value.is_floating_point():
-                return value.to(self.dtype_of_compute)
-            return value
-
-        return self.model(*(cast(a) for a in args), **{k: cast(v) for k, v in kwargs.items()})
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("model"), name)
 
 
 class LossModule(nn.Module):
@@ -52,17 +31,22 @@ class LossModule(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, loss_fn: LossFn, tracked: tuple[str, ...] = (), compute_dtype: torch.dtype | None = None
+        self, model: nn.Module, loss_fn: LossFn, tracked: tuple[str, ...] = (), precision: Precision | None = None
     ) -> None:
         super().__init__()
         self.model = model
         self._loss_fn = loss_fn
         self._tracked = tracked
-        self._compute_dtype = compute_dtype
+        self._precision = precision
 
     def forward(self, *batch: Any) -> tuple[Tensor, dict[str, Tensor], Tensors]:
-        model = self.model if self._compute_dtype is None else CastingModel(self.model, self._compute_dtype)
-        out = self._loss_fn(model, *batch)
+        if self._precision is None or self._precision.dtype is None:
+            out = self._loss_fn(self.model, *batch)
+        else:
+            # Without autocast's cache: a capture has none, so that a weight used twice adds its gradients in fp32 in
+            # every mode, and a weight that the forward writes is not remembered as it was.
+            with torch.autocast(self._precision.device_type, self._precision.dtype, cache_enabled=False):
+                out = self._loss_fn(self.model, *batch)
         loss, metrics = out if isinstance(out, tuple) else (out, {})
         return loss, metrics, {name: self.model.get_buffer(name) for name in self._tracked}
 
@@ -111,7 +95,7 @@ def examine(
     loss_fn: LossFn,
     weights: Mapping[str, Tensor],
     batch: tuple[Any, ...],
-    compute_dtype: torch.dtype | None,
+    precision: Precision | None,
     carried: Carried,
 ) -> LossFacts:
     """Run the loss once on fake tensors and report what it does. It costs no memory and draws no random number.
@@ -124,7 +108,7 @@ def examine(
     roots = {"model": model, "loss_fn": loss_fn}
     contents = Contents(roots)
     try:
-        return _examine(model, loss_fn, weights, batch, compute_dtype, carried)
+        return _examine(model, loss_fn, weights, batch, precision, carried)
     finally:
         contents.restore()
 
@@ -134,11 +118,11 @@ def _examine(
     loss_fn: LossFn,
     weights: Mapping[str, Tensor],
     batch: tuple[Any, ...],
-    compute_dtype: torch.dtype | None,
+    precision: Precision | None,
     carried: Carried,
 ) -> LossFacts:
     every_buffer = dict(model.named_buffers())
-    module = LossModule(model, loss_fn, tuple(every_buffer), compute_dtype)
+    module = LossModule(model, loss_fn, tuple(every_buffer), precision)
     with (
         _compat.shapes_as_the_kernels_have_them(),
         _compat.fake_mode() as mode,
@@ -151,17 +135,16 @@ def _examine(
             return faked
 
         leaves = {n: fake(w).requires_grad_() for n, w in weights.items()}
-        used = leaves if compute_dtype is None else {n: t.to(compute_dtype) for n, t in leaves.items()}
-        buffers = cast_buffers(model, {n: fake(b) for n, b in every_buffer.items()}, (), compute_dtype)
+        buffers = {n: fake(b) for n, b in every_buffer.items()}
         versions = {n: b._version for n, b in buffers.items()}
-        fakes = _map_tensors(fake, batch)
+        fakes = map_tensors(fake, batch)
         held = {path: fake(t) for path, t in carried.tensors().items()}
         try:
             with (
                 RefuseHostReads(),
                 no_checkpoint_is_reentrant(),
                 _compat.StatisticsSeen() as seen,
-                module.holding(used, buffers),
+                module.holding(leaves, buffers),
                 carried.held(held),
             ):
                 loss, metrics, after = module(*fakes)
@@ -170,6 +153,8 @@ def _examine(
             raise ValueError(host_read_message(traceback.extract_tb(error.__traceback__), str(error))) from None
         except Exception as error:  # of any kind: the loss itself has run before, on real tensors
             raise ValueError(not_on_fakes_message(error)) from error
+    if precision is not None:
+        precision.refuse_uncalled()
     unused = tuple(n for n, g in zip(leaves, gradients, strict=True) if g is None)
     if len(unused) == len(leaves):
         raise ValueError(_INDEPENDENT)
@@ -189,7 +174,7 @@ def run_on_fakes(mode: Any, module: LossModule, batch: tuple[Any, ...]) -> None:
         leaves = {n: fake(p).requires_grad_() for n, p in module.model.named_parameters() if p.requires_grad}
         buffers = {n: fake(b) for n, b in module.model.named_buffers()}
         with module.holding(leaves, buffers), no_checkpoint_is_reentrant():
-            loss, _, _ = module(*_map_tensors(fake, batch))
+            loss, _, _ = module(*map_tensors(fake, batch))
             torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
 
 
@@ -215,30 +200,3 @@ def check_loss(loss: Any, metrics: Any) -> None:
         raise TypeError("loss_fn's second result must be a dictionary of tensors, {name: tensor}.")
     if not loss.requires_grad:
         raise ValueError(_INDEPENDENT)
-
-
-def cast_buffers(
-    model: nn.Module, buffers: Tensors, changed: tuple[str, ...], compute_dtype: torch.dtype | None
-) -> Tensors:
-    """Cast floating buffers to `compute_dtype`, except `changed` ones and the statistics of normalization layers."""
-    if compute_dtype is None:
-        return buffers
-    statistics = {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, module in model.named_modules()
-        if hasattr(module, "track_running_stats")
-        for name in module._buffers
-    }
-    keep = statistics.union(changed)
-    return {n: b if n in keep or not b.is_floating_point() else b.to(compute_dtype) for n, b in buffers.items()}
-
-
-def _map_tensors(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    if isinstance(tree, Tensor):
-        return fn(tree)
-    if isinstance(tree, dict):
-        return {k: _map_tensors(fn, v) for k, v in tree.items()}
-    if isinstance(tree, tuple | list):
-        children = [_map_tensors(fn, v) for v in tree]
-        return type(tree)(*children) if hasattr(tree, "_fields") else type(tree)(children)
-    return tree

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from fusion_compile._state.routing import check_list
+from fusion_compile._step.precision import DTYPES as PRECISIONS
 from fusion_compile._step.way import CAPTURES, Capture
 
 
 @dataclass(frozen=True)
 class StepOptions:
-    """`accumulate`, `skip_nonfinite`, `compute_dtype`, `mode`, `backend` and `capture` of `compile_training_step`,
-    validated."""
+    """What `compile_training_step` is given under these names, validated."""
 
     accumulate: int = 1
     skip_nonfinite: bool = True
@@ -21,6 +23,7 @@ class StepOptions:
     backend: str = "inductor"
     capture: Capture | None = None
     rehearse: bool = True
+    keep_fp32: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.capture not in CAPTURES:
@@ -42,7 +45,14 @@ class StepOptions:
             raise TypeError(f"backend={self.backend!r} is not a name; give a torch.compile backend's, 'inductor'.")
         if self.compute_dtype is not None and not isinstance(self.compute_dtype, torch.dtype):
             raise TypeError(f"compute_dtype={self.compute_dtype!r} is not a dtype; give torch.bfloat16, for example.")
-        if self.compute_dtype is not None and not self.compute_dtype.is_floating_point:
+        if self.compute_dtype is not None and self.compute_dtype not in PRECISIONS:
             raise ValueError(
-                f"compute_dtype={self.compute_dtype} is not a floating-point dtype; give torch.bfloat16, for example."
+                f"compute_dtype={self.compute_dtype} is none that autocast computes in; give torch.bfloat16 or "
+                f"torch.float16, or leave it out to compute in the dtype of the model's parameters."
+            )
+        check_list("keep_fp32", self.keep_fp32)
+        if self.keep_fp32 and self.compute_dtype is None:
+            raise ValueError(
+                f"keep_fp32={list(self.keep_fp32)} without a compute_dtype has no effect; give "
+                f"compute_dtype=torch.bfloat16, or leave it out."
             )

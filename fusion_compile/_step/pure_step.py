@@ -21,8 +21,9 @@ from fusion_compile._state.masters import rounded, with_written_weights
 from fusion_compile._step.batches import part
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.gradient_hooks import hooked_leaf
-from fusion_compile._step.loss import LossFacts, LossModule, cast_buffers
+from fusion_compile._step.loss import LossFacts, LossModule
 from fusion_compile._step.options import StepOptions
+from fusion_compile._step.precision import Precision
 from fusion_compile._step.update import UpdatePlan, is_alike, pure_update
 from fusion_compile._types import Tensors
 from fusion_compile.optim._transform import State
@@ -36,10 +37,12 @@ METRICS = ("loss", "grad_norm", "update_norm")
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Everything that is fixed when a step is compiled: the optimizer's update and the options."""
+    """Everything that is fixed when a step is compiled: the optimizer's update, the options, and in what the loss
+    computes."""
 
     update: UpdatePlan
     options: StepOptions
+    precision: Precision
 
 
 def initial_state(plan: UpdatePlan, module_banks: Tensors, optimizer: State) -> Tensors:
@@ -65,12 +68,9 @@ def initial_state(plan: UpdatePlan, module_banks: Tensors, optimizer: State) -> 
 
 def weights_at(plan: StepPlan, point: Tensors) -> Tensors:
     """The weights that the loss sees, by full name, from banks at the gradient point."""
-    layout, cast_to = plan.update.layout, plan.options.compute_dtype
-    if cast_to is not None:
-        return layout.views({k: p.to(cast_to) for k, p in point.items()})
     return {
         p.name: v if v.dtype == b.dtype else v.to(b.dtype)
-        for b in layout.banks
+        for b in plan.update.layout.banks
         for p, v in zip(b.places, b.split(point[b.key]), strict=True)
     }
 
@@ -97,7 +97,7 @@ def pure_step(
     plan: StepPlan, loss: LossModule, facts: LossFacts, carried: Carried, form: Form
 ) -> Callable[[Tensors, tuple[Any, ...]], Tensors]:
     """The step as a function that changes none of its arguments and returns the new values by key."""
-    layout, options, cast_to = plan.update.layout, plan.options, plan.options.compute_dtype
+    layout, options = plan.update.layout, plan.options
     accumulate = options.accumulate
     parameters = dict(loss.model.named_parameters())
     # A gradient hook sees what it sees in the ordinary loop, which divides the loss before its backward.
@@ -142,9 +142,9 @@ def pure_step(
         for i in range(accumulate):
             micro = part(batch, i, accumulate)
             # A clone: the loss may write into its buffers, and a skipped step needs the old values.
-            own = cast_buffers(loss.model, {n: b.clone() for n, b in buffers.items()}, facts.changed_buffers, cast_to)
+            own = {n: b.clone() for n, b in buffers.items()}
             leaves = {n: leaf(n, w) for n, w in weights_at(plan, point).items()}
-            with loss.holding(leaves, {**frozen_buffers(), **own}), (held if form.runs else nothing_held)(leaves, kept):
+            with loss.holding(leaves, own), (held if form.runs else nothing_held)(leaves, kept):
                 value, found, buffers = forward(leaves, micro)
                 if form.one_backward:
                     forwards.append(leaves)
@@ -157,7 +157,8 @@ def pure_step(
             metrics = {k: metrics[k] + m if i else m for k, m in found.items()}
         if form.one_backward:
             grads = backward(values, forwards)
-        value = _sum([v.detach() for v in values])
+        # The mean of losses in half precision is taken in the state's.
+        value = _sum([v.detach().to(torch.promote_types(v.dtype, torch.float32)) for v in values])
         if accumulate > 1:
             value = value / accumulate
             grads = grads if hooked else {k: g / accumulate for k, g in grads.items()}
@@ -189,13 +190,6 @@ def pure_step(
 
     def nothing_held(leaves: Tensors, kept: Tensors) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
-
-    def frozen_buffers() -> Tensors:
-        """Buffers that the forward needs in another dtype than the module's."""
-        if cast_to is None:
-            return {}
-        unchanged = {n: b for n, b in loss.model.named_buffers() if n not in facts.changed_buffers}
-        return cast_buffers(loss.model, unchanged, (), cast_to)
 
     return advance
 

@@ -18,7 +18,7 @@ from fusion_compile._capture.watch.reads import Reads, reading
 from fusion_compile._step import batches
 from fusion_compile._step.gradient_hooks import hooked_leaf
 from fusion_compile._step.learnable import leaves_of, refuse_learnable
-from fusion_compile._step.loss import LossFn, LossModule, cast_buffers, check_loss
+from fusion_compile._step.loss import LossFn, LossModule, check_loss
 from fusion_compile._step.pure_step import StepPlan, weights_at
 from fusion_compile._types import Tensors
 
@@ -63,9 +63,8 @@ def rehearse_step(
     with torch.no_grad():
         point = plan.update.gradient_point(state, plan.update.context(state))
         weights = {n: w.clone() for n, w in weights_at(plan, point).items()}
-    loss = LossModule(model, loss_fn, tuple(n for n, _ in model.named_buffers()), options.compute_dtype)
+    loss = LossModule(model, loss_fn, tuple(n for n, _ in model.named_buffers()), plan.precision)
     buffers = {n: b.clone() for n, b in model.named_buffers()}
-    buffers = cast_buffers(model, buffers, (), options.compute_dtype)
     given = batches.with_leaves(batch, [t.clone() for t in batches.tensors(batch)])
     leaves = {n: hooked_leaf(parameters[n], w) for n, w in weights.items()}
     own, others = {id(leaf) for leaf in leaves.values()}, dict[int, Tensor]()

@@ -118,7 +118,7 @@ class StepPrograms:
         self._hooks.check(read=len(self._programs) > 0)
         self._take_over()
         key = (signature, due, self._carried.signature())
-        with torch.enable_grad():
+        with torch.enable_grad(), self._plan.precision.kept():
             step = next((step for step in self._steps.get(key, ()) if step.fits()), None)
             if step is None:
                 self._compile(key, batch)
@@ -170,9 +170,9 @@ class StepPrograms:
             self._store(keys.carried(path), tensor)
         weights = self._plan.update.layout.views(self._residence.banks)
         example = batches.part(batch, 0, options.accumulate)
-        found = examine(self._model, self._loss_fn, weights, example, options.compute_dtype, self._carried)
+        found = examine(self._model, self._loss_fn, weights, example, self._plan.precision, self._carried)
         facts = self._adopt(found, known_shape=signature in self._signatures)
-        loss = LossModule(self._model, self._loss_fn, facts.changed_buffers, options.compute_dtype)
+        loss = LossModule(self._model, self._loss_fn, facts.changed_buffers, self._plan.precision)
 
         def pure(form: Form) -> Any:
             return pure_step(self._plan, loss, facts, self._carried, form)
@@ -303,7 +303,7 @@ class StepPrograms:
         contents = Contents(self._roots)
 
         options = self._plan.options
-        loss = LossModule(self._model, self._loss_fn, (), options.compute_dtype)
+        loss = LossModule(self._model, self._loss_fn, (), self._plan.precision)
 
         def run(mode: Any) -> None:
             for i in range(options.accumulate):

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile._step.carried import Carried
-from fusion_compile._step.loss import CastingModel, LossFacts, LossModule, cast_buffers, examine
+from fusion_compile._step.loss import LossFacts, LossModule, examine
 from tests.small_models import batches, mlp, squared_error
 
 
-def facts_of(model: nn.Module, loss_fn: Any, *batch: Any, compute_dtype: torch.dtype | None = None) -> LossFacts:
+def facts_of(model: nn.Module, loss_fn: Any, *batch: Any) -> LossFacts:
     weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    return examine(model, loss_fn, weights, batch, compute_dtype, Carried())
+    return examine(model, loss_fn, weights, batch, None, Carried())
 
 
 def test_metrics_unread_parameters_and_changed_buffers_are_found() -> None:
@@ -63,33 +63,3 @@ def test_the_loss_runs_with_the_weights_that_it_is_given() -> None:
         value, metrics, buffers = loss(x, y)
     assert torch.equal(value, y.square().mean()) and metrics == buffers == {}
     assert any(bool(p.any()) for p in model.parameters())
-
-
-def test_a_casting_model_casts_floating_inputs_and_shows_the_models_attributes() -> None:
-    class Keeping(nn.Module):
-        width = 3
-
-        def forward(self, x: Tensor, at: Tensor) -> tuple[torch.dtype, torch.dtype]:
-            return x.dtype, at.dtype
-
-    casting = CastingModel(Keeping(), torch.bfloat16)
-    assert casting(torch.zeros(1), at=torch.zeros(1, dtype=torch.int64)) == (torch.bfloat16, torch.int64)
-    assert casting.width == 3
-    with pytest.raises(AttributeError):
-        _ = casting.height
-
-
-def test_statistics_and_changed_buffers_are_not_cast() -> None:
-    model = nn.ModuleDict({"norm": nn.BatchNorm1d(2)})
-    model.register_buffer("table", torch.zeros(2))
-    model.register_buffer("drift", torch.zeros(2))
-    buffers = dict(model.named_buffers())
-    cast = cast_buffers(model, buffers, ("drift",), torch.bfloat16)
-    assert {n: b.dtype for n, b in cast.items()} == {
-        "table": torch.bfloat16,
-        "drift": torch.float32,
-        "norm.running_mean": torch.float32,
-        "norm.running_var": torch.float32,
-        "norm.num_batches_tracked": torch.int64,
-    }
-    assert cast_buffers(model, buffers, (), None) is buffers

@@ -22,7 +22,9 @@ def test_defaults_are_those_of_the_door() -> None:
         ({"accumulate": 1.5}, r"accumulate=1\.5 is not a number of micro-batches"),
         ({"capture": "trace"}, r"capture='trace' is not known; give 'read', 'run' or None"),
         ({"capture": "run", "rehearse": False}, r"nothing else guards a step that is captured by running it"),
-        ({"compute_dtype": torch.int8}, r"compute_dtype=torch\.int8 is not a floating-point dtype"),
+        ({"compute_dtype": torch.int8}, r"compute_dtype=torch\.int8 is none that autocast computes in"),
+        ({"compute_dtype": torch.float32}, r"torch\.float32 is none that autocast computes in"),
+        ({"keep_fp32": ["0"]}, r"keep_fp32=.* without a compute_dtype has no effect"),
     ],
 )
 def test_others_are_refused(options: dict[str, Any], words: str) -> None:
