@@ -11,11 +11,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fusion_compile._state.mismatches import refuse_mismatches
 from fusion_compile._state.routing import Route, check_list
-from fusion_compile._torch_optim.grouped_update import REMEDY, GroupedUpdate, GroupRecord, as_float, names_in
+from fusion_compile._torch_optim.group_numbers import as_float, as_shown, check_number, check_numbers
+from fusion_compile._torch_optim.grouped_update import GroupedUpdate, GroupRecord, names_in
 from fusion_compile._torch_optim.named_groups import STEPS, check_options, check_parameters, check_patterns, names_of
-from fusion_compile._torch_optim.parameter_group import Parts
+from fusion_compile._torch_optim.saved_state import load_saved
 from fusion_compile._torch_optim.update_program import UpdatePrograms
 from fusion_compile.optim._resolve import OptimizerChoice, resolve_optimizer, with_rate
 from fusion_compile.optim._schedules import Schedule
@@ -37,8 +37,9 @@ def as_torch_optimizer(
     """Make a ``torch.optim.Optimizer`` whose step is one compiled program, for Lightning, accelerate or your own loop.
 
     Every hyperparameter is a float in ``param_groups`` under its declared name. A value written there counts from the
-    next step, and nothing recompiles. A schedule of this package stays in force until its number is written. torch's
-    schedulers write ``lr`` only: with a recipe of two rates give ``scalar_lr`` a schedule of its own.
+    next step, and nothing recompiles; it may be a tensor of one number, or a schedule, which stays in force until its
+    number is written. torch's schedulers write ``lr`` only: with a recipe of two rates give ``scalar_lr`` a schedule of
+    its own.
 
     A parameter without a gradient is left untouched, weights and moments, as in torch.optim. Such steps are another
     program, one for all choices of missing parameters. Deviation: the step count by which Adam corrects its bias is its
@@ -144,6 +145,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         numbers = with_rate(made, lr)
         if STEPS in numbers:
             raise ValueError(f"{made.name} has a hyperparameter {STEPS!r}, a name that the optimizer needs; rename it.")
+        check_numbers(numbers)
         model = params if isinstance(params, nn.Module) else None
         groups = list(params.named_parameters() if isinstance(params, nn.Module) else params)
         if not groups:
@@ -152,7 +154,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             check_list(option, given)
         programs, patterns = UpdatePrograms(mode, backend), (tuple(force_scalar), tuple(force_spectral))
         self._inside = GroupedUpdate(optimizer, made, numbers, programs, *patterns, model)
-        super().__init__(groups, {**{n: as_float(v) for n, v in numbers.items()}, STEPS: 0})
+        super().__init__(groups, {**{n: as_shown(v) for n, v in numbers.items()}, STEPS: 0})
         check_patterns(names_in(self._inside.records, self.param_groups), made, force_scalar, force_spectral)
         if lr is not None:
             self._inside.refuse_unread_rate(self.param_groups)
@@ -167,7 +169,7 @@ class TorchOptimizer(torch.optim.Optimizer):
 
         Raises:
             TypeError: An entry is no tensor, or a number is none.
-            ValueError: A parameter is in a group already, a number is not known, or names are needed and missing.
+            ValueError: A parameter is in a group already, a number is not known or out of range, or names are missing.
         """
         inside, at = self._inside, len(self.param_groups)
         names, schedules = [], {n: v for n, v in inside.numbers.items() if callable(v)}
@@ -183,13 +185,14 @@ class TorchOptimizer(torch.optim.Optimizer):
             names = names_of(param_group["params"], at)
             for name in inside.numbers.keys() & param_group.keys():
                 value = param_group[name]
+                check_number(at, name, value)
                 schedules.pop(name, None)
                 if callable(value):
                     schedules[name] = value
-                param_group[name] = as_float(value)
+                param_group[name] = as_shown(value)
             inside.refuse_unread(at, param_group)
         super().add_param_group(param_group)
-        numbers = {n: self.param_groups[-1][n] for n in inside.numbers}
+        numbers = {n: as_float(self.param_groups[-1][n]) for n in inside.numbers}
         inside.records.append(GroupRecord(names, schedules, numbers))
 
     # ------------------------------------------------------------------ the step
@@ -291,44 +294,15 @@ class TorchOptimizer(torch.optim.Optimizer):
             state_dict: What `state_dict` gave for an optimizer with the same groups.
 
         Raises:
-            ValueError: Groups, names or shapes differ. Everything is checked first, and nothing is loaded.
+            TypeError: A hyperparameter is no number.
+            ValueError: Groups, names or shapes differ, or a number is out of its range. Everything is checked first,
+                and nothing is loaded.
         """
-        inside, own = self._inside, self.param_groups
         saved: Any = dict(state_dict)
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             changed = before(self, saved)
             saved = saved if changed is None else changed
-        if lacking := [k for k in ("state", "param_groups") if k not in saved]:
-            raise ValueError(f"this is no optimizer's state_dict(): it lacks {', '.join(lacking)}.")
-        theirs, sizes = saved["param_groups"], [len(options["params"]) for options in own]
-        if [len(options["params"]) for options in theirs] != sizes:
-            raise ValueError(
-                f"the checkpoint has parameter groups of {[len(options['params']) for options in theirs]} parameters, "
-                f"this optimizer of {sizes}; nothing was loaded. Build it with the groups that saved it."
-            )
-        parts: list[dict[str, Parts]] = []
-        for record, options in zip(inside.records, theirs, strict=True):
-            named = {n: saved["state"].get(i) for n, i in zip(record.names, options["params"], strict=True)}
-            parts.append({n: kept for n, kept in named.items() if kept})
-        targets = {}
-        for at, record in enumerate(inside.records):
-            if record.group is not None and not record.group.in_place:
-                record.group = None
-            if record.group is not None or (parts[at] and any(p.requires_grad for p in own[at]["params"])):
-                targets[at] = record.group or inside.new_group(at, own[at])
-        refuse_mismatches([p for at, group in targets.items() for p in group.problems(parts[at])], REMEDY)
-
-        for at, (record, options) in enumerate(zip(inside.records, own, strict=True)):
-            options.update({k: copy.deepcopy(v) for k, v in theirs[at].items() if k not in ("params", "param_names")})
-            record.seen = {n: options[n] for n in record.seen}
-            for name, p in zip(record.names, options["params"], strict=True):
-                self.state.pop(p, None)
-                if name in parts[at]:
-                    self.state[p] = dict(parts[at][name])  # a frozen parameter's, until it joins
-        for at, group in targets.items():
-            with torch.no_grad():
-                group.load(parts[at])
-            inside.adopt(group, own[at], self.state)
+        load_saved(self._inside, self.param_groups, self.state, saved)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from fusion_compile.optim import _schedules
+from fusion_compile.optim._ranges import is_number, refuse_given, refuse_out_of_range
 from fusion_compile.optim._schedules import Schedule
-
-BOUNDS = ("clip_grad_norm", "max_norm")
-"""Hyperparameters that bound a norm."""
 
 
 class Hyperparameters(MutableMapping[str, float | Schedule]):
@@ -39,21 +37,38 @@ class Hyperparameters(MutableMapping[str, float | Schedule]):
         return self._values[name]
 
     def __setitem__(self, name: str, value: float | Schedule) -> None:
+        if type(value) is float and self._values.get(name) == value:
+            return  # the torch optimizer sets all its numbers at each step
+        number = self.check(name, value)
+        self._values[name] = value if callable(value) else float(value)
+        if not callable(value):
+            self._write(name, number)
+
+    def update(self, given: Any = (), /, **more: float | Schedule) -> None:
+        """Set several. All are checked before the first is set."""
+        values = dict(given, **more)
+        for name, value in values.items():
+            self.check(name, value)
+        for name, value in values.items():
+            self[name] = value
+
+    def check(self, name: str, value: float | Schedule) -> float:
+        """Refuse what `name` cannot be set to, and return the number that `value` is or begins with.
+
+        Raise KeyError for an unknown name, TypeError for what is neither a number nor a schedule, ValueError for a
+        number outside of its range (`optim._ranges`).
+        """
         self._check_known(name)
         if isinstance(value, Tensor):
             raise TypeError(
                 f"hyperparameter {name!r} was given a tensor; give a number or a schedule, a callable of the step."
             )
-        if isinstance(value, bool) or not (isinstance(value, int | float) or callable(value)):
+        if not (is_number(value) or callable(value)):
             raise TypeError(f"hyperparameter {name!r} was given {value!r}; give a number or a schedule.")
         if callable(value):
             _check_signature(name, value)
-        number = _value_of(name, value, 0)
-        if math.isnan(number):
-            raise ValueError(f"hyperparameter {name!r} was given nan; give a number.")
-        self._values[name] = value if callable(value) else float(value)
-        if not callable(value):
-            self._write(name, number)
+        refuse_given(name, value)
+        return self._value_of(name, value, 0)
 
     def __delitem__(self, name: str) -> None:
         raise TypeError(
@@ -70,13 +85,9 @@ class Hyperparameters(MutableMapping[str, float | Schedule]):
         return f"Hyperparameters({', '.join(f'{k}={v}' for k, v in self._values.items())})"
 
     def apply_schedules(self, step: int) -> None:
-        """Write every schedule's value after `step` steps. If one is nan, raise ValueError and write none."""
-        due = {name: _value_of(name, value, step) for name, value in self._values.items() if callable(value)}
-        for name, number in due.items():
-            if math.isnan(number):
-                raise ValueError(
-                    f"the schedule of hyperparameter {name!r} gave nan at step {step}: {self._values[name]}."
-                )
+        """Write every schedule's value after `step` steps. If one is out of its range, raise ValueError and write
+        none."""
+        due = {name: self._value_of(name, value, step) for name, value in self._values.items() if callable(value)}
         for name, number in due.items():
             self._write(name, number)
 
@@ -95,7 +106,36 @@ class Hyperparameters(MutableMapping[str, float | Schedule]):
         values stay.
         """
         restored = {name: _from_json(name, value) for name, value in saved.items() if name in self._index}
-        return {name: value for name, value in restored.items() if value is not None}
+        numbers = {name: value for name, value in restored.items() if value is not None}
+        for name, value in numbers.items():
+            self.check(name, value)
+        return numbers
+
+    def _value_of(self, name: str, value: float | Schedule, step: int) -> float:
+        """The number that `value` is or has after `step` steps, refused where it makes no sense."""
+        given: Any = value(step) if callable(value) else value
+        if isinstance(given, bool | str) or not hasattr(given, "__float__"):
+            raise TypeError(
+                f"the schedule of hyperparameter {name!r} gave {given!r} at step {step}; a schedule returns a number."
+            )
+        number = float(given)
+        if callable(value) and math.isnan(number):
+            raise ValueError(f"the schedule of hyperparameter {name!r} gave nan at step {step}: {value}.")
+        refuse_out_of_range(name, number)
+        self._refuse_unfit(name, number)
+        return number
+
+    def _refuse_unfit(self, name: str, number: float) -> None:
+        """Raise ValueError for a number that lies in its range and whose rounding to the device's dtype does not."""
+        dtype = self.tensor.dtype
+        if math.isfinite(number) and abs(number) > torch.finfo(dtype).max:
+            raise ValueError(
+                f"hyperparameter {name!r} is {number}, which is infinite in {dtype}; give a smaller number."
+            )
+        if self._written.get(name) == number:
+            return
+        rounded = torch.tensor(number, dtype=dtype).item()
+        refuse_out_of_range(name, rounded, f"hyperparameter {name!r}, given as {number!r} and rounded to {dtype},")
 
     def _write(self, name: str, number: float) -> None:
         if self._written.get(name) != number:
@@ -124,22 +164,6 @@ def _check_signature(name: str, schedule: Schedule) -> None:
             f"the schedule of hyperparameter {name!r} cannot be called with the number of steps taken ({error}); give "
             f"a callable of one argument, optim.constant(1e-3) for example."
         ) from None
-
-
-def _value_of(name: str, value: float | Schedule, step: int) -> float:
-    """The number that `value` is or has after `step` steps, refused where it makes no sense."""
-    given: Any = value(step) if callable(value) else value
-    if isinstance(given, bool | str) or not hasattr(given, "__float__"):
-        raise TypeError(
-            f"the schedule of hyperparameter {name!r} gave {given!r} at step {step}; a schedule returns a number."
-        )
-    number = float(given)
-    if number < 0 and name.rpartition(".")[2] in BOUNDS:
-        raise ValueError(
-            f"hyperparameter {name!r} is {number}, but a norm is never negative: clipping to it would turn every "
-            f"gradient round. Give a bound of at least 0, or inf for none."
-        )
-    return number
 
 
 def _to_json(value: float | Schedule) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fusion_compile._say_once import SayOnce
 from fusion_compile._state.banks import build_layout
@@ -19,6 +19,7 @@ from fusion_compile._state.groups import refuse_unread
 from fusion_compile._state.mismatches import refuse_mismatches
 from fusion_compile._state.routing import Route
 from fusion_compile._step.numbers_used import numbers_used
+from fusion_compile._torch_optim.group_numbers import as_float
 from fusion_compile._torch_optim.named_groups import STEPS, group_routes, names_of
 from fusion_compile._torch_optim.parameter_group import ParameterGroup, holder
 from fusion_compile._torch_optim.update_program import Arrivals, Signature, Turn, UpdatePrograms
@@ -103,8 +104,8 @@ class GroupedUpdate:
 
         A number that is the default's, as in a copy of other ``param_groups``, sets nothing.
         """
-        floats = {n: v for n in self.numbers if isinstance(v := options.get(n), float)}
-        differing = [n for n, value in floats.items() if value != as_float(self.numbers[n])]
+        set_here = {n: options[n] for n in self.numbers if n in options}
+        differing = [n for n, value in set_here.items() if as_float(value) != as_float(self.numbers[n])]
         given = [e[1] if isinstance(e, tuple) else e for e in options["params"]]
         members = {n: p for n, p in zip(names_of(options["params"], at), given, strict=True) if p.requires_grad}
         if differing and members:
@@ -200,23 +201,27 @@ class GroupedUpdate:
     def apply_numbers(self, group: ParameterGroup, options: Options) -> None:
         """Write the numbers of ``param_groups`` and the values of schedules to the device where they changed."""
         record = self.records[group.at]
-        changed = {n for n, seen in record.seen.items() if options[n] is not seen and options[n] != seen}
-        for name in changed & record.schedules.keys():
-            del record.schedules[name]
+        given = {n: options[n] if callable(options[n]) else as_float(options[n]) for n in record.seen}
+        changed = {n for n, value in given.items() if value != record.seen[n]}
+        for name in changed:
+            group.hyperparameters.check(name, given[name])
+        for name in changed:
+            record.schedules.pop(name, None)
+            if callable(given[name]):
+                record.schedules[name] = given[name]
         still = [n for n in record.seen if n.endswith("_lr") and n not in changed and n not in record.schedules]
         if "lr" in changed and still:
             name = self.transform.name
             self.warn(
                 "lr",
-                f"lr was set to {options['lr']:g}, but {', '.join(still)} stayed: torch's schedulers write only 'lr'. "
+                f"lr was set to {given['lr']:g}, but {', '.join(still)} stayed: torch's schedulers write only 'lr'. "
                 f"Give {still[0]} a schedule of its own ({name}({still[0]}=optim.cosine(…))), or write it into "
                 f"param_groups beside lr.",
             )
         for name, schedule in record.schedules.items():
-            options[name] = float(schedule(options[STEPS]))
-        for name in record.seen:
-            group.hyperparameters[name] = as_float(options[name])
-            record.seen[name] = options[name]
+            given[name] = options[name] = float(schedule(options[STEPS]))
+        group.hyperparameters.update(given)
+        record.seen = given
 
     def show(self, param_groups: list[Options], evaluating: bool) -> None:
         """Change what the parameters hold: x (`evaluating`) or the point at which gradients are taken."""
@@ -251,13 +256,6 @@ def gradients_of(named: Iterable[tuple[str, nn.Parameter]]) -> Tensors:
             )
         found[name] = g
     return found
-
-
-def as_float(value: Any) -> Any:
-    """A number of any type as a float, a schedule as its first value. Anything else is refused where it is used."""
-    if callable(value):
-        return float(value(0))
-    return value if isinstance(value, Tensor | str | bool) or not hasattr(value, "__float__") else float(value)
 
 
 def names_in(records: Iterable[GroupRecord], param_groups: Iterable[Mapping[str, Any]]) -> dict[str, nn.Parameter]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 from torch import Tensor
 
 from fusion_compile._types import Tensors
+from fusion_compile.optim._ranges import refuse_given
 from fusion_compile.optim._schedules import Schedule
 
 State: TypeAlias = Any
@@ -262,10 +263,14 @@ def bound(transform: Transform, infos: BankInfos) -> Transform:
 
 
 def declare(default_name: str, value: Number) -> Named:
-    """`value` with its name: its own if it is `Named`, else `default_name`."""
-    if isinstance(value, Named):
-        return value
-    return Named(default_name, value)
+    """`value` with its name: its own if it is `Named`, else `default_name`.
+
+    ValueError for a number outside of the range of either name.
+    """
+    named = value if isinstance(value, Named) else Named(default_name, value)
+    for name in dict.fromkeys((default_name, named.name)):
+        refuse_given(name, named.value, named.name)
+    return named
 
 
 def declare_betas(betas: tuple[Number, Number]) -> tuple[Named, Named]:

@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -56,7 +57,7 @@ def test_an_unknown_name_lists_the_known_ones_and_guesses() -> None:
         (True, TypeError, "'lr' was given True"),
         ("0.1", TypeError, "'lr' was given '0.1'"),
         (None, TypeError, "'lr' was given None"),
-        (lambda step: math.nan, ValueError, "'lr' was given nan"),
+        (lambda step: math.nan, ValueError, "schedule of hyperparameter 'lr' gave nan at step 0"),
     ],
 )
 def test_what_is_no_number_is_refused_and_changes_nothing(value: Any, error: type[Exception], words: str) -> None:
@@ -169,3 +170,55 @@ def test_a_negative_bound_on_a_norm_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"is -1\.0"):
         h.apply_schedules(2)
     h[name] = 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("lr", -1.0, r"hyperparameter 'lr' is -1\.0, but a negative rate goes uphill"),
+        ("lr", math.inf, "infinite"),
+        ("lr", 1e300, r"'lr' is 1e\+300, which is infinite in torch\.float32; give a smaller number"),
+        ("weight_decay", -1.0, "makes weights grow"),
+        ("beta2", 1.0, "1 excluded"),
+        ("beta2", 1 - 1e-9, r"'beta2', given as 0\.999999999 and rounded to torch\.float32, is 1\.0"),
+        ("lr", optim.linear(1.0, total_steps=4, final=-1.0), "has this final"),
+        ("lr", lambda step: -1.0, r"'lr' is -1\.0"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_when_set_and_when_read_and_changes_nothing(
+    name: str, value: Any, words: str
+) -> None:
+    h = example(beta2=0.9)
+    before = dict(h), h.tensor.clone()
+
+    for change in (lambda: h.__setitem__(name, value), lambda: h.update({"clip_grad_norm": 1.0, name: value})):
+        with pytest.raises(ValueError, match=words):
+            change()
+    if isinstance(value, float):
+        with pytest.raises(ValueError, match=words):
+            h.read({"clip_grad_norm": 1.0, name: value if math.isfinite(value) else str(value)})
+    assert dict(h) == before[0] and torch.equal(h.tensor, before[1])
+
+
+def test_a_schedule_that_leaves_the_range_is_refused_at_that_step_and_writes_nothing() -> None:
+    h = example(beta2=0.9)
+    h["lr"] = lambda step: 1.0 - step
+    h["weight_decay"] = lambda step: 0.5
+    h.apply_schedules(1)
+    before = h.tensor.clone()
+    with pytest.raises(ValueError, match=r"hyperparameter 'lr' is -1\.0, but a negative rate goes uphill"):
+        h.apply_schedules(2)
+    assert torch.equal(h.tensor, before)
+
+
+def test_doubles_keep_what_fp32_would_round_out_of_its_range() -> None:
+    h = Hyperparameters({"beta2": 0.9, "lr": 1.0}, CPU, torch.float64)
+    h["beta2"] = 1 - 1e-9
+    h["lr"] = 1e300
+    assert h.tensor.tolist() == [1 - 1e-9, 1e300]
+
+
+def test_numpys_numbers_are_numbers() -> None:
+    h: Any = example()
+    h["lr"] = np.float32(0.5)
+    assert h["lr"] == 0.5 and type(h["lr"]) is float

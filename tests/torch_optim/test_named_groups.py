@@ -69,7 +69,7 @@ def one() -> list[Any]:
         ("adamw", not_a_leaf(), {}, ValueError, r"w \[2\] is the result of a computation"),
         ("adamw", [{"params": one(), "betas": (0.9, 0.9)}], {}, ValueError, "sets 'betas', which adamw does not have"),
         ("adamw", [{"params": one(), "weight_decy": 0.0}], {}, ValueError, "Did you mean 'weight_decay'"),
-        ("adamw", [{"params": one(), "lr": torch.ones(())}], {}, TypeError, "'lr' was given a tensor"),
+        ("adamw", [{"params": one(), "lr": torch.ones(2)}], {}, TypeError, r"sets 'lr' to a tensor \[2\]"),
         ("muon", [nn.Parameter(torch.ones(2))], {}, ValueError, r"takes names: give the model or model\.named_param"),
         ("adam", one(), {}, ValueError, "optimizer='adam' is not a recipe"),
         (3, one(), {}, TypeError, "optimizer is a int"),

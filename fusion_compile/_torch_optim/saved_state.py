@@ -1,0 +1,50 @@
+"""Load a torch optimizer's ``state_dict()``: everything is checked first, then copied into place."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fusion_compile._state.mismatches import refuse_mismatches
+from fusion_compile._torch_optim.group_numbers import as_float, check_saved
+from fusion_compile._torch_optim.grouped_update import REMEDY, GroupedUpdate, Options, State
+from fusion_compile._torch_optim.parameter_group import Parts
+
+
+def load_saved(inside: GroupedUpdate, own: list[Options], state: State, saved: Mapping[str, Any]) -> None:
+    """Load `saved` into the groups `own` and their `state`. TypeError or ValueError before anything is changed."""
+    if lacking := [k for k in ("state", "param_groups") if k not in saved]:
+        raise ValueError(f"this is no optimizer's state_dict(): it lacks {', '.join(lacking)}.")
+    theirs, sizes = saved["param_groups"], [len(options["params"]) for options in own]
+    if [len(options["params"]) for options in theirs] != sizes:
+        raise ValueError(
+            f"the checkpoint has parameter groups of {[len(options['params']) for options in theirs]} parameters, "
+            f"this optimizer of {sizes}; nothing was loaded. Build it with the groups that saved it."
+        )
+    check_saved(theirs, inside.numbers)
+    parts: list[dict[str, Parts]] = []
+    for record, options in zip(inside.records, theirs, strict=True):
+        named = {n: saved["state"].get(i) for n, i in zip(record.names, options["params"], strict=True)}
+        parts.append({n: kept for n, kept in named.items() if kept})
+    targets = {}
+    for at, record in enumerate(inside.records):
+        if record.group is not None and not record.group.in_place:
+            record.group = None
+        if record.group is not None or (parts[at] and any(p.requires_grad for p in own[at]["params"])):
+            targets[at] = record.group or inside.new_group(at, own[at])
+    refuse_mismatches([p for at, group in targets.items() for p in group.problems(parts[at])], REMEDY)
+
+    for at, (record, options) in enumerate(zip(inside.records, own, strict=True)):
+        options.update({k: copy.deepcopy(v) for k, v in theirs[at].items() if k not in ("params", "param_names")})
+        record.seen = {n: as_float(options[n]) for n in record.seen}
+        for name, p in zip(record.names, options["params"], strict=True):
+            state.pop(p, None)
+            if name in parts[at]:
+                state[p] = dict(parts[at][name])  # a frozen parameter's, until it joins
+    for at, group in targets.items():
+        with torch.no_grad():
+            group.load(parts[at])
+        inside.adopt(group, own[at], state)
