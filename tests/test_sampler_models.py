@@ -39,11 +39,11 @@ def one_export_for_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export takes most of the time of these tests, and gives the same graph for the same model and call."""
     trace = trace_denoiser
 
-    def cached(model: Any, signature: Any, call: Any) -> DenoiserGraph:
+    def cached(model: Any, call: Any) -> DenoiserGraph:
         key = (id(model), call.key.sizes, call.key.constants)
         if key not in _TRACED:
             _TRACED.clear()
-            _TRACED[key] = trace(model, signature, call)
+            _TRACED[key] = trace(model, call)
         return _TRACED[key]
 
     monkeypatch.setattr(by_shape, "trace_denoiser", cached)
@@ -115,7 +115,7 @@ def test_on_a_device_of_its_own_the_loop_reads_nothing_from_the_cpu(name: str) -
     signature = inspect.signature(model.forward)
     call = take_apart(signature, (), arguments)
     roles = assign_roles(call.arguments, None).by_argument
-    traced = trace_denoiser(model, signature, call)
+    traced = trace_denoiser(model, call)
     times = {n: BINDING_TIMES[roles[owner]] for n, owner in zip(traced.inputs, call.owners, strict=True)}
     rates = exchange_rates(torch.device("cuda"))
     hoisted = hoist_time_conditioning(traced.graph_module, times, n_steps=N_STEPS, exchange=rates)

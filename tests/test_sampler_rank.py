@@ -51,7 +51,7 @@ def one_export_for_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def traced(model: nn.Module, signature: inspect.Signature, call: Call) -> DenoiserGraph:
         if (model, call.key) not in _TRACED:
-            _TRACED[model, call.key] = trace_denoiser(model, signature, call)
+            _TRACED[model, call.key] = trace_denoiser(model, call)
         return _TRACED[model, call.key]
 
     monkeypatch.setattr(by_shape, "trace_denoiser", traced)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile._sampler.call_arguments import refuse_other_forms
-from fusion_compile._sampler.graph.call import Call, invoke, take_apart
+from fusion_compile._sampler.graph.call import Call, invoke, sees_keywords, take_apart
 from fusion_compile._sampler.options import SamplerOptions
 from fusion_compile._sampler.program import SamplerProgram
 from fusion_compile._sampler.programs import SamplerPrograms
@@ -22,6 +22,7 @@ from fusion_compile._sampler.rows import Found, Learnable, Unserved
 from fusion_compile._sampler.schedule import as_schedule, preset
 from fusion_compile._sampler.stand_in import StandIn
 from fusion_compile._sampler.weights.release import ReleasableWeights, destination
+from fusion_compile._sampler.weights.unservable import Unservable
 from fusion_compile._say_once import SayOnce
 
 _MANY_CHANGES = 4
@@ -82,7 +83,7 @@ class SamplerModule(StandIn):
             ValueError: If the model is in training mode or an input requires a gradient.
             RuntimeError: If the call needs weights that were dropped.
         """
-        call = take_apart(self._signature, args, kwargs)
+        call = take_apart(self._signature, args, kwargs, keywords_matter=sees_keywords(self.model))
         if torch.is_grad_enabled() and (
             names := [o for o, t in zip(call.owners, call.tensors, strict=True) if t.requires_grad]
         ):
@@ -93,7 +94,10 @@ class SamplerModule(StandIn):
             return self._denoise(call)
 
     def _denoise(self, call: Call) -> Any:
-        program = self._programs.of(call)
+        try:
+            program = self._programs.of(call)
+        except Unservable as now:
+            return self._serve_unservable(call, now)
         slot = program.find_request(call)
         located = program.locate(call, slot)
         if isinstance(located, Unserved):
@@ -215,6 +219,7 @@ class SamplerModule(StandIn):
             request,
             conditioning,
             unconditional if guidance_scale != 1.0 else None,
+            self._programs.call_named,
         )
         program = self._programs.of(calls[0])
         with _no_autocast(noise.device):
@@ -354,6 +359,12 @@ class SamplerModule(StandIn):
                 f"on it is computed again each time. If it changes at every step, pass roles={{{names[0]!r}: 'live'}}.",
             )
 
+    def _serve_unservable(self, call: Call, why: Unservable) -> Any:
+        """Call the model, which was offloaded, quantised or given a cache after the sampler was made."""
+        self._weights.refuse_if_out(f"{why} The whole model would serve, which")
+        self._say_once("unservable", f"{why} Until then the whole model serves, and nothing is hoisted.")
+        return invoke(self.model, call, call.arguments)
+
     def _serve_whole(self, call: Call, unserved: Unserved) -> Any:
         values, why, remedy = unserved.values, unserved.why, unserved.remedy
         if missing := sorted(self._weights.dropped):
@@ -365,7 +376,7 @@ class SamplerModule(StandIn):
             unserved.topic, f"timestep {values} {why}; the whole model serves it, which is slower. {remedy}."
         )
         with self._weights.resident():
-            out = invoke(self.model, self._signature, call.arguments)
+            out = invoke(self.model, call, call.arguments)
         self._programs.accept_structure()
         return out
 

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,13 +16,21 @@ from fusion_compile._capture.watch.watch import Watch
 from fusion_compile._progress import stage
 from fusion_compile._sampler.conditioning import Rank
 from fusion_compile._sampler.graph.by_shape import GraphsByShape
-from fusion_compile._sampler.graph.call import Call, CallKey, take_apart, what_varies
+from fusion_compile._sampler.graph.call import (
+    Call,
+    CallKey,
+    named_arguments,
+    sees_keywords,
+    take_apart,
+    what_varies,
+)
 from fusion_compile._sampler.graph.roles import Roles, assign_roles, roles_of_names
 from fusion_compile._sampler.options import SamplerOptions
 from fusion_compile._sampler.program import SamplerProgram
 from fusion_compile._sampler.rank.fit import RankConditioning
 from fusion_compile._sampler.split import SplitDenoiser, split_denoiser
 from fusion_compile._sampler.weights.release import ReleasableWeights
+from fusion_compile._sampler.weights.unservable import refuse_unservable
 from fusion_compile._say_once import SayOnce
 
 MAX_PROGRAMS = 4
@@ -49,9 +57,9 @@ class SamplerPrograms:
         self.schedule: Tensor | None = options.schedule
         self._roles: Roles | None = None
         self._programs: OrderedDict[CallKey, SamplerProgram] = OrderedDict()
-        self._graphs = GraphsByShape(model, signature, say_once)
+        self._graphs = GraphsByShape(model, say_once)
         self._structure: Watch | None = None
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+        open_ended = any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in signature.parameters.values())
         if not open_ended and (unknown := sorted(set(options.roles or ()) - set(signature.parameters))):
             raise ValueError(
                 f"roles name {unknown}, which {type(model).__name__}.forward does not take; its arguments are "
@@ -75,8 +83,9 @@ class SamplerPrograms:
     def of(self, call: Call) -> SamplerProgram:
         """The program of the call's shapes, built if need be, with rows for the schedule.
 
-        Raises ValueError for a model in training mode or on another device than the call, RuntimeError if a program
-        must be built, or rows computed, while weights are out of memory.
+        Raises ValueError for a model in training mode or on another device than the call, `Unservable` for one that
+        was offloaded, quantised or given a cache since, RuntimeError if a program must be built, or rows computed,
+        while weights are out of memory.
         """
         self._follow_structure()
         program = self._programs.get(call.key)
@@ -101,17 +110,28 @@ class SamplerPrograms:
 
         None if there are no arguments, or no call to complete them from.
         """
-        given = dict(self._signature.bind_partial(*args, **kwargs).arguments)
+        given, _ = named_arguments(self._signature.bind_partial(*args, **kwargs), kwargs)
         if given and any(role in ("live", "step") and name not in given for name, role in self.roles.items()):
             if not self._programs:
                 return None
-            given = self.values()[-1].complete_arguments(given)
+            return self.call_named(self.values()[-1].complete_arguments(given))
         if not given:
             return None
-        for parameter in self._signature.parameters.values():
-            if parameter.kind is parameter.VAR_KEYWORD:
-                given |= given.pop(parameter.name, {})
-        return take_apart(self._signature, (), given)
+        return take_apart(self._signature, args, kwargs, keywords_matter=sees_keywords(self._model))
+
+    def call_named(self, arguments: Mapping[str, Any], by_keyword: Collection[str] = ()) -> Call:
+        """The call with `arguments` (name -> value), each by position or keyword as in the last call.
+
+        Without a last call, all are by position as far as the signature allows, except those in `by_keyword`.
+        """
+        positional: list[str] = []
+        for name in self.values()[-1].split.call.positional if self._programs else self._signature.parameters:
+            if name not in arguments or (name in by_keyword and not self._programs):
+                break
+            positional.append(name)
+        args = tuple(arguments[name] for name in positional)
+        kwargs = {name: value for name, value in arguments.items() if name not in positional}
+        return take_apart(self._signature, args, kwargs, keywords_matter=sees_keywords(self._model))
 
     @contextlib.contextmanager
     def changing_schedule(self, schedule: Tensor | None) -> Iterator[SamplerPrograms]:
@@ -138,6 +158,7 @@ class SamplerPrograms:
         """Read replaced parameters; drop all programs if the model is no longer the one that was traced."""
         if self._structure is None or (change := self._structure.changed()) is None:
             return
+        refuse_unservable(self._model)
         self._refuse_training()
         tensors = change.tensors
         if tensors is not None and all(program.rebind(tensors) for program in self.values()):
@@ -152,6 +173,7 @@ class SamplerPrograms:
         self._structure = None
 
     def _build(self, call: Call) -> SamplerProgram:
+        refuse_unservable(self._model)
         self._refuse_training()
         roles = assign_roles(call.arguments, self._options.roles)
         if roles.guessed and self._roles is None and sys.stderr.isatty():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fusion_compile._sampler.graph.call import Call, take_apart
+from fusion_compile._sampler.graph.call import Call
 
 
 def refuse_other_times(timesteps: Tensor) -> None:
@@ -29,11 +29,13 @@ def flow_calls(
     request: Sequence[Any],
     conditioning: Mapping[str, Any],
     unconditional: Any,
+    call_named: Callable[[Mapping[str, Any], Collection[str]], Call],
 ) -> tuple[str, list[Call]]:
     """Return the name of the live argument, and the calls of the first step.
 
     The second call, unless `unconditional` is None, has `unconditional` in place of the request. `roles`: of the
-    arguments that have one. Raises ValueError unless exactly one argument is live and one is the timestep, for more
+    arguments that have one. `call_named`: makes a call of named arguments, of which some are meant by keyword.
+    Raises ValueError unless exactly one argument is live and one is the timestep, for more
     requests than arguments, and if the two requests have different shapes.
     """
     names = list(signature.parameters)
@@ -55,7 +57,7 @@ def flow_calls(
             values = unconditional if isinstance(unconditional, tuple) else (unconditional,)
             unconditional = dict(zip(places, values, strict=False))
         requests.append({**asked, **unconditional})
-    calls = [take_apart(signature, (), {live[0]: noise, step[0]: t, **r}) for r in requests]
+    calls = [call_named({live[0]: noise, step[0]: t, **r}, conditioning) for r in requests]
     if len(calls) == 2 and calls[0].key != calls[1].key:
         raise ValueError("unconditional must have the shapes and dtypes of the request in whose place it stands.")
     return live[0], calls

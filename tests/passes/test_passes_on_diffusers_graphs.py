@@ -33,7 +33,7 @@ def values(graph: DenoiserGraph, call: Call) -> list[torch.Tensor]:
 def test_assertions_go_and_bits_stay(name: str, assertions: int) -> None:
     model = tiny_model(name).eval()
     call = take_apart(inspect.signature(model.forward), (), tiny_call(name, model, 2).arguments)
-    exported = export_denoiser(model, inspect.signature(model.forward), call)
+    exported = export_denoiser(model, call)
     graph_module, given = exported.graph_module, values(exported, call)
     with torch.no_grad():
         want = graph_module(*given)
@@ -52,7 +52,7 @@ def test_assertions_go_and_bits_stay(name: str, assertions: int) -> None:
 def test_flux_keeps_its_rotary_tables_once() -> None:
     model = tiny_model("Flux").eval()
     call = take_apart(inspect.signature(model.forward), (), tiny_call("Flux", model, 2).arguments)
-    graph = trace_denoiser(model, inspect.signature(model.forward), call)
+    graph = trace_denoiser(model, call)
     times = {
         name: {"hidden_states": BindingTime.LIVE, "timestep": BindingTime.STEP}.get(owner, BindingTime.REQUEST)
         for name, owner in zip(graph.inputs, call.owners, strict=True)

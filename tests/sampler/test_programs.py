@@ -23,7 +23,8 @@ def programs(model: Denoiser | None = None, **options: object) -> SamplerProgram
 
 def call_of(batch: int) -> Call:
     signature = inspect.signature(denoiser().forward)
-    return take_apart(signature, (torch.randn(batch, 4), torch.ones(batch), torch.zeros(batch).long()), {})
+    args = (torch.randn(batch, 4), torch.ones(batch), torch.zeros(batch).long())
+    return take_apart(signature, args, {}, keywords_matter=False)
 
 
 def test_equal_keys_share_a_program_and_the_last_used_stands_at_the_end() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from fusion_compile._sampler.graph.call import Call, take_apart
 from fusion_compile._sampler.rectified_flow import euler, first_timestep, flow_calls, refuse_other_times
 
 NOISE, T = torch.ones(2, 3), torch.ones(2)
@@ -18,8 +20,12 @@ ROLES = {"x": "live", "t": "step", "y": "request", "text": "request"}
 def forward(x: Tensor, t: Tensor, y: Tensor, text: Tensor) -> None: ...
 
 
+def call_named(arguments: Mapping[str, Any], by_keyword: Collection[str]) -> Call:
+    return take_apart(inspect.signature(forward), (), arguments)
+
+
 def calls(*request: Any, unconditional: Any = None, **named: Any) -> list[dict[str, Any]]:
-    name, made = flow_calls(inspect.signature(forward), ROLES, NOISE, T, request, named, unconditional)
+    name, made = flow_calls(inspect.signature(forward), ROLES, NOISE, T, request, named, unconditional, call_named)
     assert name == "x"
     return [call.arguments for call in made]
 
@@ -71,7 +77,7 @@ def test_an_unconditional_request_of_another_shape_and_too_many_requests_are_ref
 
 def test_without_one_latent_and_one_timestep_it_cannot_sample() -> None:
     with pytest.raises(ValueError, match=r"needs one live argument and one timestep .* finds \['x', 'y'\] and \['t'\]"):
-        flow_calls(inspect.signature(forward), {**ROLES, "y": "live"}, NOISE, T, (), {}, None)
+        flow_calls(inspect.signature(forward), {**ROLES, "y": "live"}, NOISE, T, (), {}, None, call_named)
 
 
 def test_times_lie_between_zero_and_one() -> None:

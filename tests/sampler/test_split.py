@@ -21,7 +21,7 @@ def split() -> SplitDenoiser:
     signature = inspect.signature(model.forward)
     call = take_apart(signature, (X, T, Y), {})
     roles = assign_roles(call.arguments, None)
-    return split_denoiser(trace_denoiser(model, signature, call), call, roles, n_steps=5, byte_budget=1 << 20)
+    return split_denoiser(trace_denoiser(model, call), call, roles, n_steps=5, byte_budget=1 << 20)
 
 
 def test_arguments_are_found_by_their_role() -> None:

@@ -34,7 +34,7 @@ def split() -> SplitDenoiser:
     model = Tied().eval()
     signature = inspect.signature(model.forward)
     call = take_apart(signature, (torch.randn(2, 4), torch.ones(2), torch.ones(2)), {})
-    traced = trace_denoiser(model, signature, call)
+    traced = trace_denoiser(model, call)
     return split_denoiser(traced, call, assign_roles(call.arguments, None), n_steps=5)
 
 

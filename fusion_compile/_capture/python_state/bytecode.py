@@ -37,6 +37,18 @@ def names_of(code: types.CodeType) -> Names:
     return Names(frozenset(found), frozenset(every))
 
 
+@functools.lru_cache(maxsize=4096)
+def optional_names(code: types.CodeType) -> frozenset[str]:
+    """Names that `code`, or code nested in it, may ask for with ``getattr(self, "scale", None)`` or ``hasattr``."""
+    return frozenset(
+        constant
+        for part in _with_nested(code)
+        if {"getattr", "hasattr"} & set(part.co_names)
+        for constant in part.co_consts
+        if isinstance(constant, str) and constant.isidentifier()
+    )
+
+
 def _globals_of(code: types.CodeType) -> Iterator[str]:
     raw = code.co_code
     extended = 0

@@ -13,6 +13,7 @@ import collections
 import contextvars
 import enum
 import functools
+import inspect
 import os
 import threading
 import types
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from fusion_compile._capture.python_state.alike import PLAIN
 from fusion_compile._capture.python_state.attributes import declaring, instance_dict, slot_descriptors
+from fusion_compile._capture.python_state.bytecode import optional_names
 from fusion_compile._capture.python_state.callables import defaults_of, free_variables, parts_of
 from fusion_compile._capture.python_state.holders import Style, name_of
 from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot, read
@@ -279,8 +281,11 @@ class Walk:
             self.seldom.append(WatchedHolder(state, name, ".k"))
         else:
             self.seldom.append(WatchedHolder(state, name, ".k", (*_CHILDREN, *_FORWARD_HOOKS)))
-            if "forward" not in state:
-                self.missing.append(Slot(state, "forward", ".".join(filter(None, (name, "forward")))))
+            looked_for = {"forward"} | {
+                key for key in optional_of(type(module)) if declaring(type(module), key) is None
+            }
+            missing = sorted(looked_for - state.keys())
+            self.missing += [Slot(state, key, ".".join(filter(None, (name, key)))) for key in missing]
         self._classes(type(module))
 
     def _hooks(self, hooks: dict[Any, Any], label: str) -> None:
@@ -296,6 +301,18 @@ class Walk:
             if each is not object and each not in self._classes_seen:
                 self._classes_seen.add(each)
                 self.seldom.append(WatchedHolder(each, each.__qualname__, ".k"))
+
+
+@functools.lru_cache(maxsize=4096)
+def optional_of(kind: type) -> frozenset[str]:
+    """Attributes that the methods of a module's class do without where they are missing."""
+    own = [each for each in kind.__mro__ if each.__module__.partition(".")[0] not in ("torch", "builtins")]
+    methods = (
+        inspect.unwrap(entry) for each in own for entry in list(vars(each).values()) if inspect.isfunction(entry)
+    )
+    return frozenset[str]().union(
+        *(optional_names(method.__code__) for method in methods if inspect.isfunction(method))
+    )
 
 
 def _holders_label(slot: Slot) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
@@ -20,14 +19,14 @@ MAX_SYMBOLIC = 4
 
 
 class GraphsByShape:
-    """Graphs of `model` for calls of `signature`.
+    """Graphs of `model`.
 
     `say_once`: warns of what in the model makes a new shape slow. `n_exports`: how often the model was exported, which
     takes longest by far.
     """
 
-    def __init__(self, model: nn.Module, signature: inspect.Signature, say_once: SayOnce) -> None:
-        self._model, self._signature, self._say_once = model, signature, say_once
+    def __init__(self, model: nn.Module, say_once: SayOnce) -> None:
+        self._model, self._say_once = model, say_once
         self._families: dict[tuple[Any, ...], _Family] = {}
         self.n_exports = 0
 
@@ -53,12 +52,12 @@ class GraphsByShape:
                 if graph is not None:
                     return graph
                 self.n_exports += 1
-            return trace_denoiser(self._model, self._signature, call)
+            return trace_denoiser(self._model, call)
 
     def _export_symbolic(self, call: Call, varying: set[Dim], family: _Family) -> DenoiserGraph | None:
         name = type(self._model).__name__
         try:
-            symbolic = SymbolicGraph(export_denoiser(self._model, self._signature, call, varying))
+            symbolic = SymbolicGraph(export_denoiser(self._model, call, varying))
         except ValueError as error:
             family.fixed |= varying
             sizes = _named(call, varying)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusion_compile.passes._compat import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
@@ -20,13 +19,15 @@ Dim = tuple[int, int]
 class CallKey(NamedTuple):
     """Equal for calls that one exported graph can serve.
 
-    `owners`: for each tensor the argument it is in. `constants`: (argument, type, value) of every leaf that is no
+    `owners`: for each tensor the argument it is in. `positional`: the arguments that came by position, or None if the
+    model cannot tell. `constants`: (argument, type, value) of every leaf that is no
     tensor. `autocast`: its dtype or None. `layouts`: for each tensor its strides, or None if it is contiguous or has
     fewer than two dimensions; an operator that gives a view of one layout copies another.
     """
 
     owners: tuple[str, ...]
     structure: TreeSpec
+    positional: tuple[str, ...] | None
     kinds: tuple[tuple[int, torch.dtype, torch.device], ...]
     constants: tuple[tuple[str, type, Any], ...]
     autocast: torch.dtype | None
@@ -36,14 +37,17 @@ class CallKey(NamedTuple):
     @property
     def family(self) -> tuple[Any, ...]:
         """Equal for calls that differ only in sizes and layouts."""
-        return self[:5]
+        return self[:6]
 
 
 @dataclass(frozen=True)
 class Call:
-    """`arguments`: name in the signature -> value. `tensors`: the tensor leaves, in the order of `key.owners`."""
+    """`arguments`: name -> value; what ``*args`` takes is called ``args[0]``, and what ``**kwargs`` takes by its own
+    name. `positional`: the arguments that came by position, in order. `tensors`: the tensor leaves, in the order of
+    `key.owners`."""
 
     arguments: dict[str, Any]
+    positional: tuple[str, ...]
     tensors: tuple[Tensor, ...]
     key: CallKey
 
@@ -61,13 +65,43 @@ class Call:
         return rebuilt
 
 
-def take_apart(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-    """Bind a call to `signature`; raise TypeError as the call itself would."""
-    bound = dict(signature.bind(*args, **kwargs).arguments)
+def take_apart(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, keywords_matter: bool = True
+) -> Call:
+    """Bind a call to `signature`; raise TypeError as the call itself would.
+
+    `keywords_matter`: whether the model can tell an argument by keyword from one by position; see `sees_keywords`.
+    """
+    arguments, positional = named_arguments(signature.bind(*args, **kwargs), kwargs)
+    return call_of(arguments, positional, keywords_matter=keywords_matter)
+
+
+def named_arguments(bound: inspect.BoundArguments, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The arguments of a call by name, and which of them came by position, in order; `kwargs` came by keyword."""
+    arguments: dict[str, Any] = {}
+    positional: list[str] = []
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            if clash := sorted(arguments.keys() & value.keys()):
+                raise TypeError(f"{clash[0]!r} is given by position and again in **{name}; rename one of them.")
+            arguments |= dict(sorted(value.items()))
+            continue
+        found = {name: value}
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            found = {f"{name}[{i}]": one for i, one in enumerate(value)}
+        arguments |= found
+        if kind is inspect.Parameter.POSITIONAL_ONLY or name not in kwargs:
+            positional += found
+    return arguments, tuple(positional)
+
+
+def call_of(arguments: dict[str, Any], positional: tuple[str, ...], *, keywords_matter: bool = True) -> Call:
+    """The call with `arguments`, those in `positional` by position and the others by keyword."""
     tensors: list[Tensor] = []
     owners: list[str] = []
     constants: list[tuple[str, type, Any]] = []
-    for name, value in bound.items():
+    for name, value in arguments.items():
         for leaf in tree_leaves(value):
             if isinstance(leaf, Tensor):
                 tensors.append(leaf)
@@ -78,20 +112,34 @@ def take_apart(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapp
     casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     key = CallKey(
         owners=tuple(owners),
-        structure=tree_flatten(bound)[1],
+        structure=tree_flatten(arguments)[1],
+        positional=positional if keywords_matter else None,
         kinds=tuple((t.dim(), t.dtype, t.device) for t in tensors),
         constants=tuple(constants),
         autocast=torch.get_autocast_dtype(device) if casts else None,
         sizes=tuple(tuple(t.shape) for t in tensors),
         layouts=tuple(None if t.dim() < 2 or t.is_contiguous() else t.stride() for t in tensors),
     )
-    return Call(bound, tuple(tensors), key)
+    return Call(arguments, positional, tuple(tensors), key)
 
 
-def invoke(module: Callable[..., Any], signature: inspect.Signature, arguments: Mapping[str, Any]) -> Any:
-    """Call `module` with `arguments` as `signature` takes them."""
-    bound = inspect.BoundArguments(signature, OrderedDict(arguments))
-    return module(*bound.args, **bound.kwargs)
+def sees_keywords(model: nn.Module) -> bool:
+    """Whether calls that differ only in what is passed by keyword may differ in effect.
+
+    A wrapper around ``forward`` may look for a name among the keywords, as diffusers' for a LoRA scale does, and a hook
+    may. A plain function with names of its own cannot tell.
+    """
+    forward = model.forward
+    function = forward.__func__ if inspect.ismethod(forward) else None
+    plain = inspect.isfunction(function) and not {"__wrapped__", "__signature__"} & vars(function).keys()
+    hooked = model._forward_pre_hooks or model._forward_hooks
+    return not plain or bool(hooked) or type(model).__call__ is not nn.Module.__call__
+
+
+def invoke(module: Callable[..., Any], call: Call, arguments: Mapping[str, Any]) -> Any:
+    """Call `module` with `arguments` in place of those of `call`, each by position or by keyword as there."""
+    by_keyword = {name: value for name, value in arguments.items() if name not in call.positional}
+    return module(*(arguments[name] for name in call.positional), **by_keyword)
 
 
 def name_dim(owners: Sequence[str], dim: Dim) -> str:
@@ -120,7 +168,12 @@ def _describe(key: CallKey) -> dict[str, str]:
         said.setdefault(owner, []).append(f"{str(dtype).removeprefix('torch.')}{list(sizes)} {device}{strides}")
     for name, kind, value in key.constants:
         said.setdefault(name, []).append(repr(value) if kind in _PLAIN else f"a {kind.__name__}")
-    return {**{name: ", ".join(parts) for name, parts in said.items()}, "autocast": str(key.autocast)}
+    by_position = "" if key.positional is None else ", ".join(key.positional) or "nothing"
+    return {
+        **{name: ", ".join(parts) for name, parts in said.items()},
+        "by position:": by_position,
+        "autocast": str(key.autocast),
+    }
 
 
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -54,22 +53,20 @@ class _FlatCall(nn.Module):
         return self.run(tensors)
 
 
-def trace_denoiser(model: nn.Module, signature: inspect.Signature, call: Call) -> DenoiserGraph:
+def trace_denoiser(model: nn.Module, call: Call) -> DenoiserGraph:
     """Export `model` for the shapes of `call`.
 
     Raises ValueError if the model cannot be exported, writes a buffer or an input, or returns more than tensors.
     """
-    return export_denoiser(model, signature, call).tidied()
+    return export_denoiser(model, call).tidied()
 
 
-def export_denoiser(
-    model: nn.Module, signature: inspect.Signature, call: Call, symbolic: Collection[Dim] = ()
-) -> DenoiserGraph:
+def export_denoiser(model: nn.Module, call: Call, symbolic: Collection[Dim] = ()) -> DenoiserGraph:
     """Export as `trace_denoiser`, untidied, with symbols for the sizes in `symbolic` that the model does not fix."""
     structures: list[TreeSpec] = []
 
     def run(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
-        leaves, structure = tree_flatten(invoke(model, signature, call.rebuild(tensors)))
+        leaves, structure = tree_flatten(invoke(model, call, call.rebuild(tensors)))
         structures.append(structure)
         return tuple(leaves)
 
@@ -82,9 +79,7 @@ def export_denoiser(
                 _FlatCall(model, run), inputs, dynamic_shapes=(tuple(dims),) if symbolic else None, strict=False
             ).run_decompositions({})
     except Exception as error:
-        raise refusal(
-            type(model).__name__, call.key.sizes, error, lambda: _call_on_fakes(model, signature, call)
-        ) from error
+        raise refusal(type(model).__name__, call.key.sizes, error, lambda: _call_on_fakes(model, call)) from error
     for spec in exported.graph_signature.output_specs:
         if spec.kind is not OutputKind.USER_OUTPUT:
             raise ValueError(
@@ -135,6 +130,6 @@ def _rename_inputs(graph: fx.Graph, inputs: list[str], owners: tuple[str, ...]) 
     return tuple(nodes[name].name for name in inputs)
 
 
-def _call_on_fakes(model: nn.Module, signature: inspect.Signature, call: Call) -> object:
+def _call_on_fakes(model: nn.Module, call: Call) -> object:
     with as_it_was({"model": model}), fake_mode() as mode, torch.no_grad():
-        return invoke(model, signature, call.rebuild([mode.from_tensor(t) for t in call.tensors]))
+        return invoke(model, call, call.rebuild([mode.from_tensor(t) for t in call.tensors]))

@@ -9,8 +9,12 @@ from torch import Tensor, nn
 _PLAIN = (Tensor, nn.Parameter)
 
 
+class Unservable(ValueError):
+    """A sampler's graph cannot represent the model as it is now. The model itself can be called."""
+
+
 def refuse_unservable(model: nn.Module) -> None:
-    """Raise ValueError that names a weight or a module which cannot be served.
+    """Raise `Unservable` that names a weight or a module which cannot be served.
 
     Refused are weights without data, weights of another tensor class (DTensor of FSDP and tensor parallelism, the
     quantised ones of TorchAO, bitsandbytes and GGUF), and modules with a hook that moves weights or keeps state between
@@ -18,26 +22,26 @@ def refuse_unservable(model: nn.Module) -> None:
     """
     for name, tensor in _weights(model):
         if type(tensor) not in _PLAIN:
-            raise ValueError(
+            raise Unservable(
                 f"{name} {list(tensor.shape)} is a {type(tensor).__name__}; a sampler's graph reads plain tensors. "
                 f"Build the sampler from the unsharded, dequantised model."
             )
         if tensor.is_meta:
-            raise ValueError(
+            raise Unservable(
                 f"{name} {list(tensor.shape)} is on the meta device and has no data; load the weights first, or use "
                 f"`fusion-compile explain-sampler` for a report without weights."
             )
     for name, module in model.named_modules():
         where = name or type(model).__name__
         if getattr(module, "_hf_hook", None) is not None:
-            raise ValueError(
+            raise Unservable(
                 f"{where} has accelerate's {type(module._hf_hook).__name__}, which moves weights at every call; "
                 f"the graph would keep the moment of its export. Call "
                 f"accelerate.hooks.remove_hook_from_module(model, recurse=True) first; release_weights(to='cpu') "
                 f"gives memory back instead."
             )
         if hooks := list(getattr(getattr(module, "_diffusers_hook", None), "hooks", ())):
-            raise ValueError(
+            raise Unservable(
                 f"{where} has diffusers' hook {hooks[0]!r}, which runs at every call (caching, group offloading, "
                 f"layerwise casting); the graph would keep the moment of its export. Disable it first "
                 f"(model.disable_cache(), or build the sampler before enabling it)."

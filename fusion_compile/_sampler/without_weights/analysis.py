@@ -72,7 +72,7 @@ def analyse_denoiser(
     signature = inspect.signature(model.forward)
     call = take_apart(signature, args, kwargs)
     split = split_denoiser(
-        trace_denoiser(model, signature, call),
+        trace_denoiser(model, call),
         call,
         assign_roles(call.arguments, roles),
         n_steps=n_steps,

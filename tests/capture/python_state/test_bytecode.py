@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fusion_compile._capture.python_state.bytecode import ALL, Chain, Link, chains
+from fusion_compile._capture.python_state.bytecode import ALL, Chain, Link, chains, optional_names
 
 SETTINGS: Any = None
 os: Any = None
@@ -108,6 +108,16 @@ CASES: dict[str, tuple[Callable[..., Any], set[Chain]]] = {
 @pytest.mark.parametrize(("function", "expected"), CASES.values(), ids=CASES)
 def test_chains(function: Callable[..., Any], expected: set[Chain]) -> None:
     assert set(chains(function.__code__)) == expected
+
+
+def test_optional_names_are_the_strings_beside_getattr_and_hasattr() -> None:
+    def asks(self: Any) -> Any:
+        if hasattr(self, "cache"):
+            return self.cache
+        return [getattr(x, "scale", "not a name") for x in self.layers]
+
+    assert {"cache", "scale"} <= optional_names(asks.__code__) and "not a name" not in optional_names(asks.__code__)
+    assert optional_names((lambda self: self.scale + len("scale")).__code__) == set()
 
 
 def test_a_prefix_of_a_chain_is_not_named_again() -> None:

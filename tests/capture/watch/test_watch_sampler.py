@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fusion_compile._capture.watch.scope import SAMPLER
 from fusion_compile._capture.watch.watch import Watch
@@ -25,6 +25,9 @@ def watched() -> tuple[Any, Watch]:
             super().__init__()
             self.scaling, self.merged, self.processor = {"a": 0.5}, ["x"], Processor()
             self.off, self.inner, self.table = False, nn.Linear(2, 2), torch.ones(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * getattr(self, "boost", 1.0)  # as FreeU's factors in diffusers' UNet
 
     class Processor:
         def __init__(self) -> None:
@@ -42,6 +45,7 @@ STRUCTURE: dict[str, Callable[[Any], object]] = {
     "a processor": lambda m: setattr(m, "processor", object()),
     "in a processor": lambda m: m.processor.heads.__setitem__(0, 5),
     "a child": lambda m: setattr(m, "inner", nn.Linear(2, 2)),
+    "an attribute that the code can do without": lambda m: setattr(m, "boost", 2.0),
     "no child": lambda m: delattr(m, "inner"),
     "no bias": lambda m: setattr(m.inner, "bias", None),
     "training": lambda m: m.inner.train(),

@@ -28,7 +28,7 @@ def test_diffusers_transformers_at_other_sizes(name: str, changes: list[dict[str
     pytest.importorskip("diffusers")
     model = tiny_model(name)
     signature = inspect.signature(model.forward)
-    ours = GraphsByShape(model, signature, SayOnce())
+    ours = GraphsByShape(model, SayOnce())
     for change in ({}, *changes):
         sizes = diffusers_calls.CallSizes(**{**vars(TINY[name].sizes), **change})
         call = take_apart(signature, (), diffusers_calls.example_call(model, 2, sizes).arguments)
@@ -59,7 +59,7 @@ class Special(nn.Module):
 def test_the_first_shape_is_exported_the_second_with_symbols_and_the_rest_derived() -> None:
     model = denoiser()
     signature = inspect.signature(model.forward)
-    graphs = GraphsByShape(model, signature, SayOnce())
+    graphs = GraphsByShape(model, SayOnce())
     exports = []
     for batch in (2, 3, 4, 3):
         call = take_apart(signature, (torch.randn(batch, 4), torch.rand(batch), torch.zeros(batch).long()), {})
@@ -74,7 +74,7 @@ def test_the_first_shape_is_exported_the_second_with_symbols_and_the_rest_derive
 def test_a_size_that_two_traces_made_a_number_of_is_given_up_with_a_warning() -> None:
     model = Special().eval()
     signature = inspect.signature(model.forward)
-    graphs = GraphsByShape(model, signature, SayOnce())
+    graphs = GraphsByShape(model, SayOnce())
     with pytest.warns(UserWarning, match=r"Special makes numbers of x.shape\[0\], t.shape\[0\]"):
         for batch in (2, 3, 4, 5):
             graphs.of(take_apart(signature, (torch.randn(batch, 6), torch.rand(batch)), {}))

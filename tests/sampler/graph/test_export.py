@@ -20,7 +20,7 @@ def call_of(model: nn.Module, *args: Tensor) -> Call:
 
 
 def trace(model: nn.Module, *args: Tensor) -> DenoiserGraph:
-    return trace_denoiser(model, inspect.signature(model.forward), call_of(model, *args))
+    return trace_denoiser(model, call_of(model, *args))
 
 
 def test_the_graph_gives_the_models_bits_from_its_own_weights() -> None:
@@ -38,8 +38,7 @@ def test_the_graph_gives_the_models_bits_from_its_own_weights() -> None:
 
 def test_symbolic_sizes_are_symbols_until_the_graph_is_made_for_numbers() -> None:
     model = denoiser()
-    signature = inspect.signature(model.forward)
-    exported = export_denoiser(model, signature, call_of(model, X, T, Y), {(0, 0), (1, 0), (2, 0)})
+    exported = export_denoiser(model, call_of(model, X, T, Y), {(0, 0), (1, 0), (2, 0)})
     (x,) = [n for n in exported.graph_module.graph.find_nodes(op="placeholder") if n.name == "x"]
     assert not isinstance(x.meta["val"].shape[0], int) and int(x.meta["val"].shape[1]) == 4
 

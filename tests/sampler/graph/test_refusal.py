@@ -17,7 +17,7 @@ from tests.models.tiny import TINY, tiny_model
 
 def _refused(model: nn.Module, *args: Any) -> str:
     with pytest.raises(ValueError) as refusal:
-        trace_denoiser(model, inspect.signature(model.forward), take_apart(inspect.signature(model.forward), args, {}))
+        trace_denoiser(model, take_apart(inspect.signature(model.forward), args, {}))
     return str(refusal.value)
 
 

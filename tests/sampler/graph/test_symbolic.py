@@ -35,7 +35,7 @@ def canonical(module: fx.GraphModule) -> str:
 @pytest.mark.parametrize("model", [DiT(hidden_size=16, depth=1, num_heads=2, num_classes=None), Convolutional()])
 def test_a_derived_graph_is_node_for_node_the_exported_one(model: nn.Module) -> None:
     signature = inspect.signature(model.eval().forward)
-    ours = GraphsByShape(model, signature, SayOnce())
+    ours = GraphsByShape(model, SayOnce())
     for batch in (2, 3, 4):
         args = (
             noise(batch, 8, 8, 5)
@@ -43,7 +43,7 @@ def test_a_derived_graph_is_node_for_node_the_exported_one(model: nn.Module) -> 
             else (torch.randn(batch, 1, 8, 8), torch.rand(batch))
         )
         call = take_apart(signature, args, {})
-        derived, exported = ours.of(call), trace_denoiser(model, signature, call)
+        derived, exported = ours.of(call), trace_denoiser(model, call)
         assert canonical(derived.graph_module) == canonical(exported.graph_module)
         assert (derived.inputs, derived.full_names) == (exported.inputs, exported.full_names)
     assert ours.n_exports == 2
@@ -53,7 +53,7 @@ def symbolic(batch: int) -> tuple[SymbolicGraph, inspect.Signature]:
     model = denoiser()
     signature = inspect.signature(model.forward)
     dims = {(0, 0), (1, 0), (2, 0)}
-    return SymbolicGraph(export_denoiser(model, signature, call_of(signature, batch), dims)), signature
+    return SymbolicGraph(export_denoiser(model, call_of(signature, batch), dims)), signature
 
 
 def call_of(signature: inspect.Signature, batch: int) -> Call:

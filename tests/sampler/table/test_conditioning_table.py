@@ -32,7 +32,7 @@ def table(*, batched: bool = False) -> ConditioningTable:
     signature = inspect.signature(model.forward)
     call = take_apart(signature, (X, torch.ones(2), Y), {})
     roles = assign_roles(call.arguments, None)
-    split = split_denoiser(trace_denoiser(model, signature, call), call, roles, n_steps=3)
+    split = split_denoiser(trace_denoiser(model, call), call, roles, n_steps=3)
     return ConditioningTable(split, batched=batched, n_slots=2, mode="eager", backend="inductor")
 
 
@@ -88,7 +88,7 @@ def test_bound_weights_are_attributes_and_the_rest_stay_inputs() -> None:
     model = denoiser()
     signature = inspect.signature(model.forward)
     call = take_apart(signature, (X, torch.ones(2), Y), {})
-    traced = trace_denoiser(model, signature, call)
+    traced = trace_denoiser(model, call)
     assert bind_weights(traced.graph_module, traced.weights) == traced.inputs == ("x", "timestep", "y")
     with torch.no_grad():
         (got,) = traced.graph_module(*call.tensors)
