@@ -100,6 +100,29 @@ class StatisticsSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
+class WritesSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside, collect which memory operators write in place, through whatever view or ``.data``."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._written: set[int] = set()
+        self._alive: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for i, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                given = args[i] if i < len(args) else (kwargs or {}).get(argument.name)
+                for one in given if isinstance(given, (list, tuple)) else (given,):
+                    if isinstance(one, Tensor):
+                        self._written.add(one.untyped_storage()._cdata)
+                        self._alive.append(one)  # its memory's address means nothing once it is gone
+        return func(*args, **(kwargs or {}))
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether the memory of `tensor` was written."""
+        return tensor.untyped_storage()._cdata in self._written
+
+
 def holding(module: nn.Module, tensors: dict[str, Tensor]) -> contextlib.AbstractContextManager[None]:
     """Inside, `tensors` (by full name) are in the places of `module`'s parameters and buffers, tied ones too."""
     return torch.nn.utils.stateless._reparametrize_module(module, tensors, tie_weights=True)

@@ -39,6 +39,14 @@ def test_a_write_stays_in_a_compiled_program(dtype: torch.dtype) -> None:
     assert int(state) == 2
 
 
+def test_writes_are_seen_through_views_and_data() -> None:
+    through_view, through_data, read = torch.zeros(4, 2), torch.zeros(3), torch.zeros(3)
+    with _compat.WritesSeen() as seen:
+        through_view[1:].t().add_(1)
+        through_data.data.clamp_(min=read.sum())
+    assert seen.holds(through_view) and seen.holds(through_data) and not seen.holds(read)
+
+
 def test_own_code_is_another_code_object_with_the_same_behaviour() -> None:
     offset = 3
 

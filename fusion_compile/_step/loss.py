@@ -65,11 +65,14 @@ _HOST_READS: tuple[type[Exception], ...] = (HostRead, *_compat.DATA_DEPENDENT)
 
 @dataclass(frozen=True)
 class LossFacts:
-    """What a loss does: shapes and dtypes of its metrics, parameters it never reads, buffers it changes."""
+    """What a loss does: shapes and dtypes of its metrics, parameters it never reads, buffers it changes, parameters
+    that it writes itself, and those of them into which it puts another tensor (``.data = …``)."""
 
     metrics: dict[str, tuple[tuple[int, ...], torch.dtype]]
     unused: tuple[str, ...]
     changed_buffers: tuple[str, ...]
+    written: tuple[str, ...] = ()
+    rebound: tuple[str, ...] = ()
 
     def difference(self, other: LossFacts) -> str:
         """The first difference from `other`, in words."""
@@ -78,7 +81,7 @@ class LossFacts:
         return f"leaves unread {list(self.unused)}, before {list(other.unused)}"
 
     def joined(self, other: LossFacts | None) -> LossFacts:
-        """These facts with the buffers that either changes: one that a loss leaves alone passes through a step.
+        """These facts with what either changes or writes: what a loss leaves alone passes through a step.
 
         Raises ValueError, the first difference in words, if anything else differs.
         """
@@ -87,7 +90,8 @@ class LossFacts:
         if (self.metrics, self.unused) != (other.metrics, other.unused):
             raise ValueError(self.difference(other))
         more = tuple(name for name in self.changed_buffers if name not in other.changed_buffers)
-        return replace(other, changed_buffers=other.changed_buffers + more)
+        wrote = tuple(name for name in self.written if name not in other.written)
+        return replace(other, changed_buffers=other.changed_buffers + more, written=other.written + wrote)
 
 
 def examine(
@@ -134,7 +138,12 @@ def _examine(
             faked: Tensor = mode.from_tensor(t.detach())
             return faked
 
-        leaves = {n: fake(w).requires_grad_() for n, w in weights.items()}
+        # Each in memory of its own, unlike the views of a bank: a write must be told from its neighbour's.
+        leaves = {
+            n: torch.empty_strided(w.shape, w.stride(), dtype=w.dtype, device=w.device).requires_grad_()
+            for n, w in weights.items()
+        }
+        memory = {n: leaf.untyped_storage()._cdata for n, leaf in leaves.items()}
         buffers = {n: fake(b) for n, b in every_buffer.items()}
         versions = {n: b._version for n, b in buffers.items()}
         fakes = map_tensors(fake, batch)
@@ -144,6 +153,7 @@ def _examine(
                 RefuseHostReads(),
                 no_checkpoint_is_reentrant(),
                 _compat.StatisticsSeen() as seen,
+                _compat.WritesSeen() as writes,
                 module.holding(leaves, buffers),
                 carried.held(held),
             ):
@@ -160,7 +170,9 @@ def _examine(
         raise ValueError(_INDEPENDENT)
     updated = {id(t) for t in seen.tensors}
     changed = tuple(n for n, b in buffers.items() if after[n] is not b or b._version != versions[n] or id(b) in updated)
-    return LossFacts({k: (tuple(v.shape), v.dtype) for k, v in metrics.items()}, unused, changed)
+    rebound = tuple(n for n, leaf in leaves.items() if leaf.untyped_storage()._cdata != memory[n])
+    written = tuple(n for n, leaf in leaves.items() if n in rebound or writes.holds(leaf))
+    return LossFacts({k: (tuple(v.shape), v.dtype) for k, v in metrics.items()}, unused, changed, written, rebound)
 
 
 def run_on_fakes(mode: Any, module: LossModule, batch: tuple[Any, ...]) -> None:

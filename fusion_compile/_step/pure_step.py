@@ -25,6 +25,7 @@ from fusion_compile._step.loss import LossFacts, LossModule
 from fusion_compile._step.options import StepOptions
 from fusion_compile._step.precision import Precision
 from fusion_compile._step.update import UpdatePlan, is_alike, pure_update
+from fusion_compile._step.written import with_written_point
 from fusion_compile._types import Tensors
 from fusion_compile.optim._transform import State
 from fusion_compile.optim.clip_by_global_norm import clip_factor, global_norm
@@ -139,11 +140,12 @@ def pure_step(
         forwards: list[Tensors] = []
         grads: Tensors = {}
         metrics: Tensors = {}
+        weights, before_writes = weights_at(plan, point), state
         for i in range(accumulate):
             micro = part(batch, i, accumulate)
             # A clone: the loss may write into its buffers, and a skipped step needs the old values.
             own = {n: b.clone() for n, b in buffers.items()}
-            leaves = {n: leaf(n, w) for n, w in weights_at(plan, point).items()}
+            leaves = {n: leaf(n, w.clone() if n in facts.written else w) for n, w in weights.items()}
             with loss.holding(leaves, own), (held if form.runs else nothing_held)(leaves, kept):
                 value, found, buffers = forward(leaves, micro)
                 if form.one_backward:
@@ -153,10 +155,13 @@ def pure_step(
                     grads = {k: grads[k] + g if i else g for k, g in banks.items()}
                 if form.runs:  # after the backward, whose recomputation counts in statistics too
                     kept = carried.now()
+            weights = {**weights, **{n: leaves[n].detach() for n in facts.written}}
             values.append(value)
             metrics = {k: metrics[k] + m if i else m for k, m in found.items()}
         if form.one_backward:
             grads = backward(values, forwards)
+        if facts.written:
+            state = with_written_point(plan.update, state, point, {n: weights[n] for n in facts.written}, context)
         # The mean of losses in half precision is taken in the state's.
         value = _sum([v.detach().to(torch.promote_types(v.dtype, torch.float32)) for v in values])
         if accumulate > 1:
@@ -174,7 +179,7 @@ def pure_step(
         new[keys.counts("step")] = state[keys.counts("step")] + 1
         new[keys.metrics("update_norm")] = global_norm(updates)
         if options.skip_nonfinite:
-            new = skip_nonfinite(new, state, norm)
+            new = skip_nonfinite(new, before_writes, norm)
         new |= {keys.metrics("loss"): value, keys.metrics("grad_norm"): norm}
         new |= {keys.metrics(k): m for k, m in metrics.items()}
         return new | rounded(layout, {b.key: new[keys.params(b.key)] for b in layout.banks}, state)

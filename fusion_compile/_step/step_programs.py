@@ -36,6 +36,7 @@ from fusion_compile._step.read_step import NotRead, Pure, ReadStep
 from fusion_compile._step.rehearsed import RehearsedStep, rehearse_step
 from fusion_compile._step.run_step import RunStep, UncapturedStep
 from fusion_compile._step.way import Asked, Way, choose, refuse_sources
+from fusion_compile._step.written import refuse_other_points, refuse_rebound
 from fusion_compile._types import Tensors
 
 MAX_PROGRAMS = 8
@@ -171,6 +172,9 @@ class StepPrograms:
         weights = self._plan.update.layout.views(self._residence.banks)
         example = batches.part(batch, 0, options.accumulate)
         found = examine(self._model, self._loss_fn, weights, example, self._plan.precision, self._carried)
+        refuse_other_points(self._plan.update, self._state, found.written)
+        if self._mode != "eager":
+            refuse_rebound(found.rebound)
         facts = self._adopt(found, known_shape=signature in self._signatures)
         loss = LossModule(self._model, self._loss_fn, facts.changed_buffers, self._plan.precision)
 

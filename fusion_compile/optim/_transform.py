@@ -129,7 +129,7 @@ class Extras(NamedTuple):
         hyperparameters: Default numbers or schedules by name; every one is live.
         roles: Roles that the transform wants parameters to have; empty if any parameter will do.
         gradient_point: ``(params, state, context) -> params``: the weights at which the loss is differentiated, if they
-            are not the parameters themselves (Schedule-Free's y).
+            are not the parameters themselves (Schedule-Free's y). Entry by entry, a straight line in `params`.
         diagnostics: ``state -> {name: 0-dim tensor}``: reads what `update` left in the state for people to see.
         periodic: Work every K steps; see `Periodic`.
         period: Every `period`-th step, including the first, runs with ``context.due``; 0 means never.
