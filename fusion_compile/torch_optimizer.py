@@ -218,12 +218,6 @@ class TorchOptimizer(torch.optim.Optimizer):
                 "the optimizer is in eval mode: the parameters hold x, but the gradient belongs at y. Call "
                 "optimizer.train() before the forward pass."
             )
-        if name := next((n for group in inside.groups() if (n := group.written())), None):
-            inside.warn(
-                "written",
-                f"{name} was written to while the parameters hold Schedule-Free's y; this step overwrites it. Call "
-                f"optimizer.eval() first, write, then call optimizer.train().",
-            )
         result = None
         if closure is not None:
             with torch.enable_grad():

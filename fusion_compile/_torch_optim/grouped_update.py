@@ -53,7 +53,8 @@ class GroupedUpdate:
     """Everything that a torch optimizer is besides its ``param_groups`` and ``state``.
 
     `source`: what `transform` was made of; all but a transform itself can be pickled. `numbers`: the defaults of its
-    hyperparameters. `records`: one for each group.
+    hyperparameters. `records`: one for each group. `kept`: for how many parameters there was state when it was last
+    shown; less means that the user dropped some.
     """
 
     source: OptimizerChoice
@@ -67,6 +68,7 @@ class GroupedUpdate:
     records: list[GroupRecord] = field(default_factory=list)
     evaluating: bool = False
     loss: Any = None
+    kept: int = 0
     warn: SayOnce = field(default_factory=SayOnce)
 
     @property
@@ -148,7 +150,8 @@ class GroupedUpdate:
             with torch.no_grad():
                 group.show(self.evaluating)
         for name, parts in group.parts().items():
-            state[group.members[name]] = parts
+            state.setdefault(group.members[name], {}).update(parts)  # beside what others keep there
+        self.kept = len(state)
 
     # ------------------------------------------------------------------ a step
 
@@ -157,11 +160,13 @@ class GroupedUpdate:
         groups: dict[int, ParameterGroup] = {}
         turns, updated = [], []
         gradients, present = {}, {}
+        # optimizer.state.clear(), or del optimizer.state[p]; looking at each parameter in each step would cost too much
+        dropped = len(state) < self.kept or any(not group.kept_in(state, 1) for group in self.groups())
         for at, (record, options) in enumerate(zip(self.records, param_groups, strict=True)):
             given = gradients_of(zip(record.names, options["params"], strict=True))
             if not given:
                 continue
-            group = self._ready(at, options, state, given)
+            group = self._ready(at, options, state, given, dropped)
             self.apply_numbers(group, options)
             missing = frozenset(group.members) - given.keys()
             due = group.transform.period > 0 and options[STEPS] % group.transform.period == 0
@@ -185,18 +190,39 @@ class GroupedUpdate:
         for group in groups.values():
             group.note_versions()
 
-    def _ready(self, at: int, options: Options, state: State, given: Tensors) -> ParameterGroup:
-        """Return the group with all parameters of `given` in place."""
+    def _ready(self, at: int, options: Options, state: State, given: Tensors, dropped: bool) -> ParameterGroup:
+        """Return the group with all parameters of `given` in place. `dropped`: some parameter's state is gone."""
         group = self.records[at].group
         if group is not None:
             group.check_in_place()
-            if not any(p in state for p in group.members.values()):  # optimizer.state.clear()
-                group.reset()
-                options[STEPS] = 0
+            kept = group.kept_in(state) if dropped else group.members.keys()
+            if len(kept) < len(group.members):
+                with torch.no_grad():
+                    group.load({n: parts for n, parts in group.parts().items() if n in kept})
+                options[STEPS] = options[STEPS] if kept else 0
                 self.adopt(group, options, state)
+            self._notice_written(group, options)
         if group is None or not given.keys() <= group.members.keys():
             group = self.build(at, options, state, given)
         return group
+
+    def _notice_written(self, group: ParameterGroup, options: Options) -> None:
+        """Take up what the user wrote into parameters before their first step; say of later writes that they are lost.
+
+        Only where parameters hold y: elsewhere a write needs no notice.
+        """
+        if (name := group.written()) is None:
+            return
+        if options[STEPS] == 0:
+            with torch.no_grad():
+                group.load({})
+            group.note_versions()
+        else:
+            self.warn(
+                "written",
+                f"{name} was written to while the parameters hold Schedule-Free's y; it is overwritten now. Call "
+                f"optimizer.eval() first, write, then call optimizer.train().",
+            )
 
     def apply_numbers(self, group: ParameterGroup, options: Options) -> None:
         """Write the numbers of ``param_groups`` and the values of schedules to the device where they changed."""
@@ -232,6 +258,8 @@ class GroupedUpdate:
             if group.moves:
                 group.check_in_place()
                 self.apply_numbers(group, param_groups[group.at])
+                if evaluating:
+                    self._notice_written(group, param_groups[group.at])
                 with torch.no_grad():
                     if not evaluating:
                         group.adopt_written()

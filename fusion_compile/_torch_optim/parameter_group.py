@@ -7,7 +7,9 @@ half-precision parameter, or x where the parameters hold the gradient point y.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,8 @@ from fusion_compile._types import Tensors
 from fusion_compile.optim._schedules import Schedule
 from fusion_compile.optim._transform import Transform, bound
 
+OWN_WEIGHTS = {"x", "master"}
+"""Parts that are the optimizer's own weights, where the model may hold others."""
 Parts = Mapping[str, Tensor]
 """The optimizer's state of one parameter, by name: ``{"0.mu": [m, n], "0.count": 0-dim, …}``."""
 
@@ -77,6 +81,7 @@ class ParameterGroup:
         for tensor in self.state.values():
             _compat.mark_static(tensor)
         self.shared_state = keys.of_group(at, self.state)
+        self._marks = {n: next(iter(parts), None) for n, parts in self.parts().items()}
         self.note_versions()
 
     # ------------------------------------------------------------------ where the weights are
@@ -151,29 +156,42 @@ class ParameterGroup:
         share is in each.
         """
         named: dict[str, dict[str, Tensor]] = {n: {} for n in self.members}
-        weights = "x" if self.moves else "master"
+        weights = "x" if self.moves else "master"  # OWN_WEIGHTS
         for part, bank, tensor in kept_parts(self.layout, self.state if state is None else state, weights):
             by_name = ((n, tensor) for n in named) if bank is None else self.layout.by_name(bank, tensor)
             for name, view in by_name:
                 named[name][part] = view
         return named
 
+    def kept_in(self, state: Mapping[Any, Any], first: int | None = None) -> frozenset[str]:
+        """Names of the members (of the `first` so many) whose own state lies in ``optimizer.state``.
+
+        A member that has none, because the transform keeps nothing for it, counts as kept.
+        """
+        looked_at = itertools.islice(self._marks.items(), first)
+        return frozenset(n for n, part in looked_at if part is None or part in state.get(self.members[n], ()))
+
     def problems(self, saved: Mapping[str, Parts], *, complete: bool = True) -> list[str]:
         """Compare `saved` with the group's own state: one line for each difference in names or shapes.
 
-        Parameters that `saved` lacks make none. `complete`: a parameter that it has must have all its parts.
+        Parameters that `saved` lacks make none, nor do other people's entries. `complete`: a parameter that it has must
+        have all its parts.
         """
         lines: list[str] = []
         for name, wanted in self.parts().items():
             if name in saved:
-                lines += mismatches(wanted, saved[name], _part_of(name), complete=complete)
+                given = {part: t for part, t in saved[name].items() if part in wanted or is_a_part(part)}
+                lines += mismatches(wanted, given, _part_of(name), complete=complete)
         return lines
 
     def load(self, saved: Mapping[str, Parts]) -> None:
-        """Copy `saved`, which may be the group's own state, into place; what it lacks starts fresh. Of a number that
-        all parameters share its first parameter's counts."""
+        """Copy `saved`, which may be the group's own state, into place; what it lacks starts fresh, from the weights
+        that the parameters hold. Of a number that all parameters share its first parameter's counts."""
         own = self.parts()
         complete = all(part in saved.get(n, ()) for n, parts in own.items() for part in parts)
+        for name, parts in own.items():
+            for weights in OWN_WEIGHTS & parts.keys() - saved.get(name, {}).keys():
+                parts[weights].copy_(self.members[name].detach())
         fresh = {} if complete else self.parts({**self.state, **self.plan.fresh(self.state)})
         done: set[int] = set()
         for source in (saved, fresh):
@@ -184,9 +202,14 @@ class ParameterGroup:
                         tensor.copy_(given[part])
                         done.add(id(tensor))
 
-    def reset(self) -> None:
-        """Forget everything but the weights."""
-        self._write(self.plan.fresh(self.state))
+
+def is_a_part(name: object) -> bool:
+    """Whether an entry of ``optimizer.state[p]`` has the name of a part of a transform, ``"0.mu"``.
+
+    Parts of other recipes have a path as their name, or the number of a place in a chain. All else is somebody else's:
+    the average of an EMA hook, the weights that SAM puts back.
+    """
+    return isinstance(name, str) and ("." in name or name.isdigit())
 
 
 def _part_of(name: str) -> Callable[[str], str]:

@@ -44,6 +44,8 @@ def load_saved(inside: GroupedUpdate, own: list[Options], state: State, saved: M
             state.pop(p, None)
             if name in parts[at]:
                 state[p] = dict(parts[at][name])  # a frozen parameter's, until it joins
+    # What others keep under keys of their own, as torch.optim loads it.
+    state.update({key: value for key, value in saved["state"].items() if not isinstance(key, int)})
     for at, group in targets.items():
         with torch.no_grad():
             group.load(parts[at])

@@ -7,10 +7,13 @@ import math
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from fusion_compile import optim
+from fusion_compile.torch_optimizer import TorchOptimizer
 from tests.small_models import batches, mlp
-from tests.torch_loops import equal, made, train
+from tests.torch_loops import equal, made, train, weights
 
 
 @pytest.mark.parametrize(
@@ -39,3 +42,96 @@ def test_a_checkpoint_with_a_wrong_number_changes_nothing(key: str, value: Any, 
     assert now["param_groups"] == kept["param_groups"]
     for index, parts in kept["state"].items():
         assert equal(parts, now["state"][index])
+
+
+def after_the_sweep(model: nn.Module, optimizer: TorchOptimizer, bring_back: str) -> None:
+    """What an LR finder does: keep model and optimizer, train, bring both back, in either order."""
+    start, fresh = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    train(model, optimizer, batches(5, dtype=next(model.parameters()).dtype))
+    if bring_back == "clear":
+        model.load_state_dict(start)
+        optimizer.state.clear()
+    elif bring_back == "optimizer first":
+        optimizer.load_state_dict(fresh)
+        model.load_state_dict(start)
+    else:
+        model.load_state_dict(start)
+        optimizer.load_state_dict(fresh)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bring_back", ["model first", "optimizer first", "clear"])
+@pytest.mark.parametrize("name", ["adamw", "sf_adamw", "sf_normuon"])
+def test_a_fresh_state_takes_the_weights_that_were_loaded(name: str, bring_back: str, dtype: torch.dtype) -> None:
+    """The run that follows is, bit for bit, the one without the sweep."""
+    found = []
+    for swept in (True, False):
+        model = mlp(dtype)
+        optimizer = made(model, name)
+        if swept:
+            after_the_sweep(model, optimizer, bring_back)
+        train(model, optimizer, batches(4, dtype=dtype))
+        y = weights(model)
+        optimizer.eval()
+        found.append((y, weights(model), [g["steps"] for g in optimizer.param_groups]))
+    assert equal(found[0][0], found[1][0]) and equal(found[0][1], found[1][1])
+    assert found[0][2] == found[1][2] == [4]
+
+
+def test_right_after_loading_the_model_is_what_was_loaded_in_both_modes() -> None:
+    model = mlp()
+    optimizer = made(model, "sf_adamw")
+    start, fresh = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    for evaluating in (False, True):
+        train(model, optimizer, batches(3))
+        optimizer.train(not evaluating)
+        model.load_state_dict(start)
+        optimizer.load_state_dict(fresh)
+        assert equal(dict(model.state_dict()), start)
+        optimizer.train()
+        assert equal(dict(model.state_dict()), start)
+
+
+def test_the_state_of_one_parameter_may_be_dropped() -> None:
+    """``del optimizer.state[p]``, as for weights that were drawn again; the others go on."""
+    model = mlp()
+    optimizer = made(model, "sf_adamw")
+    train(model, optimizer, batches(3))
+    optimizer.eval()
+    again, other = model.get_parameter("0.weight"), model.get_parameter("2.weight")
+    with torch.no_grad():
+        again.fill_(0.25)
+    optimizer.train()
+    z = optimizer.state[other]["z"].clone()
+    with torch.no_grad():
+        again.fill_(0.25)
+    del optimizer.state[again]
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for part in ("x", "z"):
+        assert torch.equal(optimizer.state[again][part], torch.full((8, 4), 0.25))
+    assert torch.equal(optimizer.state[other]["z"], z) and optimizer.param_groups[0]["steps"] == 4
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_what_others_keep_in_the_state_stays_there(ours: bool) -> None:
+    """After a step, after a parameter joined, in the state dict and after it was loaded: as in torch.optim."""
+    model = mlp()
+    model[2].requires_grad_(False)
+    optimizer: Any = made(model) if ours else torch.optim.AdamW(model.parameters())
+    weight = model.get_parameter("0.weight")
+    train(model, optimizer, batches(1))
+    average = weight.detach().clone()
+    optimizer.state[weight]["ema"] = average
+    optimizer.state["seen"] = {"batches": 1}
+    for thaw in (False, True):
+        model[2].requires_grad_(thaw)
+        train(model, optimizer, batches(1))
+        assert optimizer.state[weight]["ema"] is average
+    saved = copy.deepcopy(optimizer.state_dict())
+    again = mlp()
+    fresh: Any = made(again) if ours else torch.optim.AdamW(again.parameters())
+    fresh.load_state_dict(saved)
+    assert torch.equal(fresh.state[again.get_parameter("0.weight")]["ema"], average)
+    assert fresh.state["seen"] == {"batches": 1}
