@@ -13,7 +13,7 @@ from fusion_compile import _compat
 from fusion_compile._program.lower import resolve_mode
 from fusion_compile._program.program import Program
 from fusion_compile._program.programs import Programs
-from fusion_compile._state import checkpoint, flat_tree, keys
+from fusion_compile._state import checkpoint, checkpoint_folder, flat_tree, keys
 from fusion_compile._state.banks import Layout
 from fusion_compile._state.blocks import SplitBlocks
 from fusion_compile._state.hyperparameters import Hyperparameters
@@ -80,7 +80,7 @@ class TrainingStep(Lifetime):
         self.routes, self.layout = routes, layout
         self.mode, self.backend = resolve_mode(options.mode, layout.device), options.backend
         self.hyperparameters = Hyperparameters(hyperparameters, layout.device, layout.state_dtype)
-        self._residence = Residence(model, layout)
+        Lifetime.__init__(self, model, Residence(model, layout))
         params = {k: b.to(layout.state_dtype) for k, b in self._residence.banks.items()}
         optimizer = transform.init(params)
         form = flat_tree.form(optimizer, keys.OPTIMIZER)
@@ -91,7 +91,6 @@ class TrainingStep(Lifetime):
         self._programs = StepPrograms(model, loss_fn, self._plan, self._residence, self._state, mode=self.mode)
         self._periodic = Programs(self.backend)
         self.steps_called = 0
-        Lifetime.__init__(self, model)
 
     def __call__(self, *batch: Any) -> Tensor:
         """Take one step on `batch`. Nothing waits for the device.
@@ -179,7 +178,7 @@ class TrainingStep(Lifetime):
             ``counts``, ``buffers``, ``carried`` (tensors that the loss keeps in Python), ``numbers`` (plain ones that
             it counts), ``hyperparameters``, ``steps_called`` and ``rng``.
         """
-        self._check_alive()
+        self._check_whole()
         saved = checkpoint.state_dict(self.model, self.layout, self._state, self.hyperparameters, self.steps_called)
         return {**saved, "numbers": self._programs.numbers()}
 
@@ -193,7 +192,8 @@ class TrainingStep(Lifetime):
             ValueError: Names or shapes differ. The sentence lists missing, unexpected and mismatched ones, and nothing
                 is loaded.
         """
-        self._check_alive()
+        self._check_whole()
+        checkpoint.refuse_other_kinds(saved)
         kept = self._programs.kept_state(saved)
         self.steps_called = checkpoint.load_state_dict(
             saved, self.model, self.layout, self._state, self.hyperparameters
@@ -207,20 +207,21 @@ class TrainingStep(Lifetime):
         Args:
             path: The folder; it is made where it is missing.
         """
-        checkpoint.save(path, self.state_dict())
+        checkpoint_folder.save(path, self.state_dict())
 
-    def load(self, path: str | PathLike[str]) -> None:
+    def load(self, path: str | PathLike[str], *, verify: bool = True) -> None:
         """Load a folder that `save` wrote, with the random state, so that a resumed run is bitwise the same.
 
         Args:
             path: The folder.
+            verify: Compare every tensor with its checksum. Checkpoints of version 0.1 have none.
 
         Raises:
             FileNotFoundError: `path` holds no checkpoint.
             ValueError: It is damaged, or of another model or optimizer; nothing is loaded.
         """
         self._check_alive()
-        self.load_state_dict(checkpoint.load(path, self.layout.device))
+        self.load_state_dict(checkpoint_folder.load(path, self.layout.device, verify=verify))
 
     def warm_start(self, source: str | PathLike[str] | Mapping[str, Any]) -> WarmStart:
         """Start from a checkpoint of the same model under *another* recipe or with other groups.
@@ -237,7 +238,7 @@ class TrainingStep(Lifetime):
         Raises:
             ValueError: The checkpoint is of another model; nothing is loaded.
         """
-        self._check_alive()
+        self._check_whole()
         saved = checkpoint.of(source, self.layout.device)
         checkpoint.load_model(saved, self.model)
         with torch.no_grad():

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fusion_compile as fc
+from fusion_compile._state import checkpoint
 
 PROGRAMS: dict[str, dict[str, Any]] = {"eager": {"mode": "eager"}, "captured": {"backend": "aot_eager"}}
 """The two ways to run a step here: uncompiled, and as one graph of ATen operators without Inductor's minutes."""
@@ -61,7 +62,8 @@ def torch_loop(
 def bits(step: fc.TrainingStep) -> dict[str, bytes]:
     """All that a step may change, as bytes, which unlike numbers compare equal when both are nan: what it would save
     (but the random state), the module's own tensors and the buffers that a checkpoint leaves out."""
-    saved = step.state_dict()
+    # Not step.state_dict(), which refuses where a test has taken the model's parameters away.
+    saved = checkpoint.state_dict(step.model, step.layout, step._state, step.hyperparameters, step.steps_called)
     found = {f"{part}/{n}": t for part in ("model", "optimizer", "counts", "buffers") for n, t in saved[part].items()}
     found |= {f"module/{n}": t for n, t in (*step.model.named_parameters(), *step.model.named_buffers())}
     found["hyperparameters"] = step.hyperparameters.tensor

@@ -11,7 +11,7 @@ import diversity
 import torch
 from rich.console import Console
 
-from fusion_compile._state import checkpoint
+from fusion_compile._state import checkpoint_folder
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,7 +38,7 @@ def test_the_demo_runs_and_leaves_its_files(tmp_path: Path) -> None:
     report = (tmp_path / "report.txt").read_text(encoding="utf-8")
     for said in ("bytes released", "sf_normuon", "Routing", "sampler of DiT", last):
         assert said in report
-    names = checkpoint.load(tmp_path / "checkpoint", torch.device("cpu"))["model"]
+    names = checkpoint_folder.load(tmp_path / "checkpoint", torch.device("cpu"))["model"]
     assert "blocks.0.attn.qkv.weight" in names
 
 

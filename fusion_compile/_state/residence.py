@@ -64,10 +64,11 @@ class Residence:
         """
         torch.autograd.graph.increment_version(self._places)
 
-    def check(self) -> None:
+    def check(self, *, frozen: bool = True) -> None:
         """Raise RuntimeError naming the first parameter that was replaced, moved, rebound or frozen.
 
-        A buffer that was assigned again, as a forward outside the step may do, is copied back to its place.
+        A buffer that was assigned again, as a forward outside the step may do, is copied back to its place. `frozen`:
+        whether frozen parameters are refused; they can be saved and loaded as well as others.
         """
         for owner, key, name, parameter, place in self._tenants:
             if owner.get(key) is not parameter:
@@ -82,7 +83,7 @@ class Residence:
                     f"compile_training_step(); the compiled program still updates the old memory. Copy into it "
                     f"(parameter.copy_) or compile the step again."
                 )
-            if not parameter.requires_grad:
+            if frozen and not parameter.requires_grad:
                 raise RuntimeError(
                     f"{name} {list(parameter.shape)} was frozen (requires_grad=False) after compile_training_step(); "
                     f"the compiled program still updates it. Unfreeze it or compile the step again."

@@ -37,9 +37,10 @@ class KeptState:
         for label, value in {**_values(tensors), **numbers}.items():
             here = by_label.get(label)
             slot = slots.get(label) or _absent(reach, label)
-            if isinstance(here, Tensor) and isinstance(value, Tensor) and here.shape == value.shape:
+            if isinstance(here, Tensor) and isinstance(value, Tensor) and _is_alike(here, value):
                 self._copies.append((here, value))
             elif slot is not None:
+                _refuse_other_kind(label, read(slot), value)
                 self._writes.append((slot, value))
             else:
                 raise ValueError(
@@ -54,6 +55,23 @@ class KeptState:
         for slot, value in self._writes:
             if read(slot) is not value:
                 write(slot, value)
+
+
+def _is_alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype
+
+
+def _refuse_other_kind(label: str, now: Any, value: Any) -> None:
+    """Raise ValueError for a value that a checkpoint cannot have, or that is no number where user code counts."""
+    if isinstance(value, Tensor) or (isinstance(value, list) and all(isinstance(v, Tensor) for v in value)):
+        return
+    counts = isinstance(now, int | float) and not isinstance(now, bool)
+    fits = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (fits if counts else value is None or isinstance(value, bool | int | float | str)):
+        raise ValueError(
+            f"the checkpoint has {value!r} for {label}, which is {now!r} here; nothing was loaded. Give what "
+            f"state_dict() gave."
+        )
 
 
 def _values(tensors: Tensors) -> dict[str, Any]:

@@ -5,13 +5,24 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fusion_compile._state.residence import Residence
+
 
 class Lifetime:
-    """What a step refuses because of when it is asked. `model`: in the mode in which the step is compiled."""
+    """What a step refuses because of when it is asked. `model`: in the mode in which the step is compiled.
 
-    def __init__(self, model: nn.Module) -> None:
+    `residence`: where the model's parameters lie.
+    """
+
+    def __init__(self, model: nn.Module, residence: Residence) -> None:
         self._training = model.training
+        self._residence = residence
         self._released = False
+
+    def _check_whole(self) -> None:
+        """Refuse to save or load where the state is gone, or the model's parameters are no longer the trained ones."""
+        self._check_alive()
+        self._residence.check(frozen=False)
 
     def _check_mode(self, model: nn.Module) -> None:
         if torch.is_inference_mode_enabled():

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import fusion_compile as fc
-from fusion_compile._state import checkpoint
+from fusion_compile._state import checkpoint_folder
 from tests.small_models import batches, bits, compiled, differing, mlp
 
 
@@ -42,8 +42,8 @@ class Power(BaseException):
 
 CALLS: dict[str, tuple[Any, str]] = {
     "mkdir": (Path, "mkdir"),
-    "save_file": (checkpoint, "save_file"),
-    "open": (checkpoint, "open"),
+    "save_file": (checkpoint_folder, "save_file"),
+    "open": (checkpoint_folder, "open"),
     "fsync": (os, "fsync"),
     "json.dump": (json, "dump"),
     "replace": (os, "replace"),
@@ -128,7 +128,7 @@ def test_the_new_checkpoint_begins_with_the_renaming_of_the_index(
 
     record(os, "fsync", lambda descriptor: f"sync {os.path.basename(os.readlink(f'/proc/self/fd/{descriptor}'))}")
     record(os, "replace", lambda source, target: f"rename to {os.path.basename(target)}")
-    record(checkpoint, "save_file", lambda tensors, path: f"write {os.path.basename(path)}")
+    record(checkpoint_folder, "save_file", lambda tensors, path: f"write {os.path.basename(path)}")
     compiled(mlp(), mode="eager").save(tmp_path)
     said = [e.split("-")[0].removesuffix(".safetensors") for e in events]
     renamed = said.index("rename to checkpoint.json")
@@ -142,7 +142,7 @@ import os, signal, sys
 sys.path[:0] = [{root!r}]
 import torch
 from tests.small_models import batches, compiled, mlp
-from fusion_compile._state import checkpoint
+from fusion_compile._state import checkpoint_folder
 
 step = compiled(mlp(), mode="eager")
 step(*batches(1)[0])
@@ -167,10 +167,10 @@ def test_a_killed_process_leaves_a_checkpoint_that_loads(tmp_path: Path) -> None
     """The real thing, at four points of save, one process each (at once, as starting torch is what takes the time)."""
     root = str(Path(__file__).parents[2])
     points = [
-        ("checkpoint", "save_file", 2),
+        ("checkpoint_folder", "save_file", 2),
         ("os", "fsync", 3),
         ("os", "replace", 1),
-        ("checkpoint", "_sync_folder", 1),
+        ("checkpoint_folder", "_sync_folder", 1),
     ]
     children = []
     for i, (owner, name, at) in enumerate(points):

@@ -1,0 +1,298 @@
+"""A checkpoint's folder: tensors in safetensors files, and a JSON index that names them and is renamed into place last.
+
+Any number of processes may save into one folder and read it. Every save writes files under names of its own, so savers
+never meet; the index is replaced in one moment, so a reader finds the old checkpoint or the new one. A file is removed
+when no index names it any more and nobody is writing.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fusion_compile._state import checksums
+from fusion_compile._types import Tensors
+
+try:
+    import fcntl
+except ImportError:  # no POSIX; a dead process's files then stay
+    fcntl = None  # type: ignore[assignment]
+
+FORMAT = 1
+INDEX = "checkpoint.json"
+STATE_SECTIONS = ("optimizer", "counts", "buffers", "carried", "rng")
+_TENSORS = re.compile(r"(model|state)-(\d+-[0-9a-f]{8})\.safetensors")
+_WRITTEN = re.compile(rf"{_TENSORS.pattern}|{re.escape(INDEX)}\.\d+-[0-9a-f]{{8}}")
+"""Names of the files that `save` makes besides the index. Nothing else in the folder is ever removed."""
+_READS = 20
+"""How often a reader looks again because a saver replaced the checkpoint while it was read."""
+
+
+class _Replaced(Exception):
+    """The files that the index named are gone, because a saver has replaced it."""
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def save(path: str | PathLike[str], saved: Mapping[str, Any]) -> None:
+    """Write the folder `path`: ``model-….safetensors`` (the deployable weights), ``state-….safetensors`` and the index.
+
+    The tensor files are written under new names and flushed first. Renaming the index into place is the one moment at
+    which the new checkpoint exists. A process killed before it leaves the old checkpoint, one killed after it the new.
+
+    Raises OSError where the disk is full or a file cannot be written, and FileExistsError where `path` is a file or
+    another program's folder. An older checkpoint stays as it was.
+    """
+    folder = _made(path)
+    tag = f"{saved['steps_called']}-{secrets.token_hex(4)}"
+    files = {"model": f"model-{tag}.safetensors", "state": f"state-{tag}.safetensors"}
+    temporary = folder / f"{INDEX}.{tag}"
+    with _writing(folder) as lock:
+        try:
+            state = {f"{s}/{n}": t for s in STATE_SECTIONS for n, t in saved.get(s, {}).items()}
+            sums = {
+                "model": _write_tensors(folder / files["model"], saved["model"]),
+                "state": _write_tensors(folder / files["state"], state),
+            }
+            _write_index(temporary, _index(saved, files, sums))
+            former = _names_in_use(folder)
+            os.replace(temporary, folder / INDEX)
+        except (OSError, SafetensorError) as error:
+            for name in {temporary.name, *files.values()} - _names_in_use(folder):
+                (folder / name).unlink(missing_ok=True)
+            raise _unwritten(folder, error) from error
+        _sync_folder(folder)
+        _clear_away(folder, former, lock)
+
+
+def _index(saved: Mapping[str, Any], files: dict[str, str], sums: dict[str, dict[str, str]]) -> dict[str, Any]:
+    index = {
+        "format": FORMAT,
+        "files": files,
+        "steps_called": saved["steps_called"],
+        "hyperparameters": saved["hyperparameters"],
+        "numbers": saved.get("numbers", {}),
+        "torch": torch.__version__,
+        "checksums": sums,
+    }
+    return {**index, "checksum": checksums.of_index(index)}
+
+
+def _write_index(path: Path, index: Mapping[str, Any]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(index, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_tensors(path: Path, tensors: Tensors) -> dict[str, str]:
+    """Write `tensors` and return their checksums."""
+    # Tied weights appear under two names with one storage, which safetensors refuses; each name is written in full.
+    plain = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
+    sums = checksums.of_tensors(plain)
+    save_file(plain, path)
+    # safetensors makes its files private; a checkpoint is as readable as the folder it lies in.
+    path.chmod(path.parent.stat().st_mode & 0o666)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    return sums
+
+
+def _made(path: str | PathLike[str]) -> Path:
+    """The folder `path`, made where it is missing. Another program's is refused."""
+    folder = Path(path).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise FileExistsError(f"{folder} leads to a file; a checkpoint is a folder. Give another path.") from None
+    index = folder / INDEX
+    if index.exists() and not _is_ours(folder, index):
+        raise FileExistsError(
+            f"{index} is not an index that TrainingStep.save() wrote, and would be lost. Give a folder of its own."
+        )
+    return folder
+
+
+def _is_ours(folder: Path, index: Path) -> bool:
+    """Whether `index` is one of ours, perhaps a damaged one: then files of ours lie beside it."""
+    try:
+        found = json.loads(index.read_bytes())
+        if isinstance(found, dict) and "format" in found and "files" in found:
+            return True
+    except (ValueError, RecursionError, OSError):
+        pass
+    return any(_TENSORS.fullmatch(file.name) for file in folder.iterdir())
+
+
+def _unwritten(folder: Path, error: Exception) -> OSError:
+    code = error.errno if isinstance(error, OSError) else None
+    full = code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error) or "quota" in str(error)
+    what = "the disk is full" if full else f"a file could not be written ({error})"
+    kept = "the checkpoint that was there is whole" if (folder / INDEX).exists() else "nothing was left behind"
+    said = f"{folder} was not saved, because {what}; {kept}. Make room or give another path, and save again."
+    return OSError(errno.ENOSPC if full else code or errno.EIO, said)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[int | None]:
+    """Say to other processes that somebody writes into `folder`. Yields the lock; None where there are no locks."""
+    if fcntl is None:
+        yield None
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        except OSError:  # some network file systems have none
+            yield None
+        else:
+            yield descriptor
+    finally:
+        os.close(descriptor)  # and with it the lock
+
+
+def _clear_away(folder: Path, former: set[str], lock: int | None) -> None:
+    """Remove files that nobody needs: those of the index that was replaced, and what dead processes left."""
+    in_use = _names_in_use(folder)
+    found = [file for file in folder.iterdir() if _WRITTEN.fullmatch(file.name) and file.name not in in_use]
+    alone = lock is not None and _is_alone(lock)
+    for file in found:
+        # Unless this process is the only one that writes, a file that no index ever named may be another's new one.
+        if alone or file.name in former:
+            file.unlink(missing_ok=True)
+
+
+def _is_alone(lock: int) -> bool:
+    """Whether no other process writes. Until the lock is given back none begins."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _names_in_use(folder: Path) -> set[str]:
+    """The files that the present index names."""
+    try:
+        files = json.loads((folder / INDEX).read_bytes())["files"]
+        return {name for name in files.values() if isinstance(name, str)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return set()
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return  # elsewhere a folder cannot be opened
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def load(path: str | PathLike[str], device: torch.device, *, verify: bool = True) -> dict[str, Any]:
+    """Read a folder that `save` wrote. Anything else is a FileNotFoundError or ValueError.
+
+    `verify`: compare tensors and index with their checksums, which checkpoints of version 0.1 do not have.
+    """
+    folder = Path(path).expanduser()
+    for _ in range(_READS):
+        if not (folder / INDEX).is_file():
+            raise FileNotFoundError(f"{folder} holds no {INDEX}; give the folder that TrainingStep.save() wrote.")
+        index = _read_index(folder, verify)
+        try:
+            return _read(folder, index, device, verify)
+        except _Replaced:
+            if _names_in_use(folder) == {*index["files"].values()}:
+                raise _damaged(folder, "a file that its index names is missing") from None
+    raise ValueError(f"{folder} was replaced {_READS} times while it was read; load it when less is saved there.")
+
+
+def _damaged(folder: Path, what: str) -> ValueError:
+    return ValueError(f"{folder} is damaged: {what}. Nothing was loaded. Give another checkpoint.")
+
+
+def _read_index(folder: Path, verify: bool) -> dict[str, Any]:
+    try:
+        index = json.loads((folder / INDEX).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise _damaged(folder, f"{INDEX} is no JSON ({error})") from error
+    if not isinstance(index, dict) or "format" not in index:
+        raise _damaged(folder, f"{INDEX} is no index of a checkpoint, because it has no format")
+    if index["format"] != FORMAT:
+        raise ValueError(f"{folder / INDEX} has format {index['format']}; this version reads format {FORMAT}.")
+    if verify and "checksum" in index and index["checksum"] != checksums.of_index(index):
+        raise ValueError(
+            f"{folder} is damaged: {INDEX} is not as it was written. Nothing was loaded. Give another checkpoint; if "
+            f"you changed it yourself, load it with verify=False."
+        )
+    if absent := [key for key in ("files", "steps_called", "hyperparameters") if key not in index]:
+        raise _damaged(folder, f"{INDEX} lacks {', '.join(absent)}")
+    _check_files(folder, index["files"])
+    return index
+
+
+def _check_files(folder: Path, files: Any) -> None:
+    """Only names that `save` gives, of one checkpoint: a name may not lead out of the folder."""
+    tags = set()
+    for kind in ("model", "state"):
+        name = files.get(kind) if isinstance(files, dict) else None
+        match = _TENSORS.fullmatch(name) if isinstance(name, str) else None
+        if match is None or match[1] != kind:
+            raise _damaged(folder, f"{INDEX} names {name!r} as the file of the {kind}, which is no name that save gives")
+        tags.add(match[2])
+    if len(tags) > 1:
+        raise _damaged(folder, f"{INDEX} names files of two checkpoints, {' and '.join(files.values())}")
+
+
+def _read(folder: Path, index: Mapping[str, Any], device: torch.device, verify: bool) -> dict[str, Any]:
+    sums = index.get("checksums") if verify else None
+    if sums is not None and not (isinstance(sums, dict) and all(isinstance(sums.get(k), dict) for k in index["files"])):
+        raise _damaged(folder, f"{INDEX} has checksums that save does not give")
+    sections: dict[str, dict[str, Tensor]] = {section: {} for section in STATE_SECTIONS}
+    for name, tensor in _read_tensors(folder, index["files"]["state"], device, sums and sums["state"]):
+        section, _, rest = name.partition("/")
+        if section not in sections:
+            raise _damaged(folder, f"{index['files']['state']} holds {name}, which is no part of a step's state")
+        sections[section][rest] = tensor
+    model = dict(_read_tensors(folder, index["files"]["model"], device, sums and sums["model"]))
+    kept = {key: index[key] for key in ("steps_called", "hyperparameters")}
+    return {"model": model, **kept, "numbers": index.get("numbers", {}), **sections}
+
+
+def _read_tensors(
+    folder: Path, name: str, device: torch.device, expected: Mapping[str, Any] | None
+) -> list[tuple[str, Tensor]]:
+    """Read a file's tensors by name, compared with their checksums where some are `expected`."""
+    try:
+        # Checksums are of bytes on the CPU.
+        with safe_open(folder / name, framework="pt", device="cpu" if expected is not None else str(device)) as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise _Replaced from error
+    except (SafetensorError, ValueError, UnicodeDecodeError) as error:
+        raise _damaged(folder, f"{name} is no safetensors file ({error})") from error
+    if expected is not None and (lines := checksums.damaged(tensors, expected)):
+        more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""
+        raise ValueError(
+            f"{folder} is damaged: in {name}, {lines[0]}{more}. Nothing was loaded. Give another checkpoint, or load "
+            f"this one as it is with verify=False."
+        )
+    return [(key, tensor.to(device)) for key, tensor in tensors.items()]
