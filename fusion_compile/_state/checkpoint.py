@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any
@@ -77,7 +78,8 @@ def load_state_dict(
     _refuse_negative(saved)
     _refuse_copies(model, targets["model"])
     numbers = hyperparameters.read(saved["hyperparameters"])
-    if not numbers.keys() & set(hyperparameters):
+    lacking = [name for name in hyperparameters if name not in saved["hyperparameters"]]
+    if len(lacking) == len(hyperparameters):
         raise ValueError(
             f"the checkpoint has none of the hyperparameters {', '.join(hyperparameters)}; nothing was loaded. Give "
             f"what state_dict() gave."
@@ -88,6 +90,7 @@ def load_state_dict(
             _put(model if section == "model" else None, wanted, saved[section])
     hyperparameters.update(numbers)
     rng.put()
+    _say_other_numbers(lacking, [name for name in saved["hyperparameters"] if name not in hyperparameters])
     return int(saved["steps_called"])
 
 
@@ -148,6 +151,19 @@ def _refuse_negative(saved: Mapping[str, Any]) -> None:
     for name, count in saved["counts"].items():
         if int(count) < 0:
             raise ValueError(f"the count {name!r} is {int(count)}; nothing was loaded. A count is never negative.")
+
+
+def _say_other_numbers(lacking: list[str], unknown: list[str]) -> None:
+    if lacking:
+        warnings.warn(
+            f"the checkpoint lacks the hyperparameters {', '.join(lacking)}: they stay what they are.", stacklevel=4
+        )
+    if unknown:
+        warnings.warn(
+            f"the checkpoint has the hyperparameters {', '.join(unknown)}, which this step does not have: they count "
+            f"for nothing.",
+            stacklevel=4,
+        )
 
 
 def _refuse_copies(model: nn.Module, tensors: Tensors) -> None:

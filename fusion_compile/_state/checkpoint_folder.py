@@ -256,7 +256,9 @@ def _check_files(folder: Path, files: Any) -> None:
         name = files.get(kind) if isinstance(files, dict) else None
         match = _TENSORS.fullmatch(name) if isinstance(name, str) else None
         if match is None or match[1] != kind:
-            raise _damaged(folder, f"{INDEX} names {name!r} as the file of the {kind}, which is no name that save gives")
+            raise _damaged(
+                folder, f"{INDEX} names {name!r} as the file of the {kind}, which is no name that save gives"
+            )
         tags.add(match[2])
     if len(tags) > 1:
         raise _damaged(folder, f"{INDEX} names files of two checkpoints, {' and '.join(files.values())}")
@@ -285,9 +287,9 @@ def _read_tensors(
         # Checksums are of bytes on the CPU.
         with safe_open(folder / name, framework="pt", device="cpu" if expected is not None else str(device)) as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise _Replaced from error
-    except (SafetensorError, ValueError, UnicodeDecodeError) as error:
+    except (SafetensorError, ValueError, RuntimeError, FileNotFoundError) as error:
+        if not (folder / name).exists():  # whichever of the two that open it, safetensors or torch, found it gone
+            raise _Replaced from error
         raise _damaged(folder, f"{name} is no safetensors file ({error})") from error
     if expected is not None and (lines := checksums.damaged(tensors, expected)):
         more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""

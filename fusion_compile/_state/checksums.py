@@ -21,7 +21,8 @@ def of_tensor(tensor: Tensor) -> str:
     """Eight hexadecimal digits from dtype, shape and bytes: fp16 read as bf16 has the same bytes."""
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     described = zlib.crc32(f"{plain.dtype} {list(plain.shape)}".encode())
-    return f"{zlib.crc32(plain.reshape(-1).view(torch.uint8).numpy(), described):08x}"
+    data: Any = plain.reshape(-1).view(torch.uint8).numpy()
+    return f"{zlib.crc32(data, described):08x}"
 
 
 def of_tensors(tensors: Tensors) -> dict[str, str]:

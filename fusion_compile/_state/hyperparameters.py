@@ -175,14 +175,22 @@ def _to_json(value: float | Schedule) -> Any:
 
 
 def _from_json(name: str, value: Any) -> float | Schedule | None:
-    if not isinstance(value, dict):
+    if not isinstance(value, Mapping):
+        number = value in ("inf", "-inf", "nan") if isinstance(value, str) else is_number(value)
+        if not number:
+            raise ValueError(f"hyperparameter {name!r} of the checkpoint is {value!r}, no number; nothing was loaded.")
         return float(value)
-    if value["schedule"] is None:
+    called = value.get("schedule", "")
+    if called is None:
         return None
-    kind = getattr(_schedules, value["schedule"], None)
-    if kind is None:
+    kind = getattr(_schedules, called, None) if isinstance(called, str) and not called.startswith("_") else None
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise ValueError(f"hyperparameter {name!r} follows the schedule {called!r}, which this version does not have.")
+    try:
+        schedule: Any = kind(**{k: v for k, v in value.items() if k != "schedule"})
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            f"hyperparameter {name!r} follows the schedule {value['schedule']!r}, which this version does not have."
-        )
-    schedule: Schedule = kind(**{k: v for k, v in value.items() if k != "schedule"})
-    return schedule
+            f"hyperparameter {name!r} follows a schedule {called!r} that cannot be made ({error}); nothing was loaded."
+        ) from error
+    made: Schedule = schedule
+    return made

@@ -29,9 +29,10 @@ class RandomState:
             try:
                 torch.Generator(device=device if kind == "cuda" else "cpu").set_state(state)
             except (RuntimeError, TypeError) as error:
+                why = str(error).partition("\n")[0].rstrip(".")
                 raise ValueError(
-                    f"rng {kind} {list(state.shape)} {state.dtype} is no state of torch's generator "
-                    f"({str(error).partition(chr(10))[0].rstrip('.')}); nothing was loaded. Give what state_dict() gave."
+                    f"rng {kind} {list(state.shape)} {state.dtype} is no state of torch's generator ({why}); nothing "
+                    f"was loaded. Give what state_dict() gave."
                 ) from error
 
     @staticmethod

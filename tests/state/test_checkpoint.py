@@ -264,7 +264,7 @@ SPOILED: dict[str, tuple[Callable[[dict[str, Any]], object], type[Exception], st
     "nan in a schedule": (
         lambda s: s["hyperparameters"].update(weight_decay={"schedule": "constant", "value": math.nan}),
         ValueError,
-        "weight_decay",
+        "weight_decay' (whose schedule",
     ),
     "a count that is a word": (lambda s: s.update(steps_called="x"), ValueError, "steps_called is 'x', no number"),
     "a negative count": (lambda s: s.update(steps_called=-1), ValueError, "steps_called is -1, no number of calls"),
@@ -312,6 +312,20 @@ def test_a_spoiled_state_dict_loads_nothing(how: str) -> None:
     _refused(step, lambda: step.load_state_dict(saved), error, words)
 
 
+def test_numbers_that_only_one_side_has_are_said(tmp_path: Path) -> None:
+    grouped = compiled(mlp(), groups=[{"params": ["bias"], "weight_decay": 0.5, "name": "biases"}], mode="eager")
+    saved = grouped.state_dict()
+    saved["hyperparameters"]["gamma"] = 2.0
+    del saved["hyperparameters"]["biases.weight_decay"]
+    with pytest.warns(UserWarning) as said:
+        grouped.load_state_dict(saved)
+    assert [str(w.message) for w in said] == [
+        "the checkpoint lacks the hyperparameters biases.weight_decay: they stay what they are.",
+        "the checkpoint has the hyperparameters gamma, which this step does not have: they count for nothing.",
+    ]
+    assert grouped.hyperparameters["biases.weight_decay"] == 0.5
+
+
 @pytest.mark.parametrize("saved", [None, [], "folder"])
 def test_what_is_no_state_dict_is_refused(saved: Any) -> None:
     step = compiled(mlp(), mode="eager")
@@ -339,10 +353,10 @@ def test_extra_state_is_put_back_by_the_module_itself(tmp_path: Path) -> None:
             self.seen = int(state)
 
     step, fresh = (compiled(nn.Sequential(Counting(4, 2)), mode="eager") for _ in range(2))
-    step.model[0].seen = 5  # type: ignore[index, union-attr]
+    step.model[0].seen = 5  # type: ignore[index]
     step.save(tmp_path)
     fresh.load(tmp_path)
-    assert fresh.model[0].seen == 5  # type: ignore[index, union-attr]
+    assert fresh.model[0].seen == 5  # type: ignore[index]
 
 
 def test_weights_that_a_sampler_released_are_not_saved_over_a_good_checkpoint(tmp_path: Path) -> None:

@@ -119,9 +119,7 @@ def _elsewhere(folder: Path) -> None:
     other.mkdir()
     name = index_of(folder)["files"]["model"]
     (folder / name).rename(other / name)
-    write_index(
-        folder, {**index_of(folder), "files": {**index_of(folder)["files"], "model": f"../elsewhere/{name}"}}
-    )
+    write_index(folder, {**index_of(folder), "files": {**index_of(folder)["files"], "model": f"../elsewhere/{name}"}})
 
 
 def _indexed(**changes: Any) -> Callable[[Path], None]:
@@ -315,7 +313,7 @@ def test_threads_that_save_and_load_at_once_see_whole_checkpoints(tmp_path: Path
         wanted = savers[counts[-1]].model.state_dict()
         assert all(torch.equal(t, wanted[n]) for n, t in found["model"].items())
 
-    work = [*(lambda s=s: s.save(tmp_path) for s in savers.values()), read, read]  # type: ignore[misc]
+    work = [*(lambda s=s: s.save(tmp_path) for s in savers.values()), read, read]
     threads = [threading.Thread(target=kept(w)) for w in work]
     for thread in threads:
         thread.start()

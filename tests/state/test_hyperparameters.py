@@ -222,3 +222,27 @@ def test_numpys_numbers_are_numbers() -> None:
     h: Any = example()
     h["lr"] = np.float32(0.5)
     assert h["lr"] == 0.5 and type(h["lr"]) is float
+
+
+@pytest.mark.parametrize(
+    ("saved", "words"),
+    [
+        ({"schedule": "math"}, "the schedule 'math', which this version does not have"),  # a module in that file
+        ({"schedule": "Schedule"}, "the schedule 'Schedule', which this version"),
+        ({"schedule": "_Decay", "peak": 1.0, "total_steps": 5}, "the schedule '_Decay', which this version"),
+        ({"schedule": 7}, "the schedule 7, which this version"),
+        ({}, "the schedule '', which this version"),
+        ({"schedule": "constant"}, "a schedule 'constant' that cannot be made .*missing"),
+        ({"schedule": "linear", "peak": 1.0, "total_steps": -3}, "a schedule 'linear' that cannot be made"),
+        ({"schedule": "constant", "value": 1.0, "slope": 2.0}, "a schedule 'constant' that cannot be made .*slope"),
+        (None, "is None, no number"),
+        (True, "is True, no number"),
+        ("fast", "is 'fast', no number"),
+        ([0.1], r"is \[0.1\], no number"),
+    ],
+)
+def test_what_a_checkpoint_cannot_have_is_a_sentence(saved: Any, words: str) -> None:
+    h = example()
+    with pytest.raises(ValueError, match=rf"hyperparameter 'lr' .*{words}"):
+        h.read({"lr": saved})
+    assert h["lr"] == 1e-3
