@@ -20,6 +20,10 @@ class SayOnce:
             self._said.add(about)
             warnings.warn(sentence, stacklevel=_levels_to_the_user())
 
+    def has_said(self, about: str) -> bool:
+        """Whether the warning about this subject was given."""
+        return about in self._said
+
 
 def _levels_to_the_user() -> int:
     """Stack levels from the caller to the innermost frame outside this package and torch."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -158,8 +157,6 @@ class TorchOptimizer(torch.optim.Optimizer):
         check_patterns(names_in(self._inside.records, self.param_groups), made, force_scalar, force_spectral)
         if lr is not None:
             self._inside.refuse_unread_rate(self.param_groups)
-        if model is not None and self._inside.moves:
-            model.register_forward_pre_hook(_EvaluatedAtY(self._inside))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch.optim; it starts with a step count of its own.
@@ -272,11 +269,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         """
         inside = self._inside
         if inside.moves and not inside.evaluating and any(inside.groups()):
-            inside.warn(
-                "state_dict",
-                "optimizer.state_dict() in train mode: the model's weights are Schedule-Free's y, not the average x. "
-                "Call optimizer.eval() before saving the model, and optimizer.train() to go on.",
-            )
+            inside.guards.saved("optimizer.state_dict() was taken")
         return super().state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -344,24 +337,3 @@ class TorchOptimizer(torch.optim.Optimizer):
         for at, options in enumerate(self.param_groups):
             if any(p in self.state and p.requires_grad for p in options["params"]):
                 self._inside.build(at, options, self.state)
-
-
-class _EvaluatedAtY:
-    """A hook before the model's forward: warns when the model is evaluated while its parameters hold y."""
-
-    def __init__(self, inside: GroupedUpdate) -> None:
-        self._inside: weakref.ref[GroupedUpdate] | None = weakref.ref(inside)
-
-    def __call__(self, model: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling() or model.training or self._inside is None:
-            return
-        inside = self._inside()
-        if inside is not None and not inside.evaluating and any(inside.groups()):
-            inside.warn(
-                "eval",
-                "the model is evaluated (model.training is False) while the optimizer is in train mode: the weights "
-                "are Schedule-Free's y, not x. Call optimizer.eval() before, and optimizer.train() to go on.",
-            )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_inside": None}  # a copy of the model, or a pickled one, has no optimizer

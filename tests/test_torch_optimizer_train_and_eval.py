@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
-
 import pytest
 import torch
 
@@ -72,13 +69,3 @@ def test_saving_or_evaluating_in_train_mode_warns_once() -> None:
     model, optimizer = trained_bowl("adamw")
     optimizer.state_dict()
     model.eval()(*noise(0))
-
-
-def test_the_hook_on_the_model_is_in_nobodys_way() -> None:
-    model, optimizer = trained_bowl("sf_adamw")
-    model.eval()
-    value = torch.compile(model, fullgraph=True, backend="eager")(*noise(0))
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(other(*noise(0)), value)  # and warns of nothing
-    del optimizer
-    assert torch.equal(model(*noise(0)), value)

@@ -20,6 +20,7 @@ from fusion_compile._state.mismatches import refuse_mismatches
 from fusion_compile._state.routing import Route
 from fusion_compile._step.numbers_used import numbers_used
 from fusion_compile._torch_optim.group_numbers import as_float
+from fusion_compile._torch_optim.guards import Guards
 from fusion_compile._torch_optim.named_groups import STEPS, group_routes, names_of
 from fusion_compile._torch_optim.parameter_group import ParameterGroup, holder
 from fusion_compile._torch_optim.update_program import Arrivals, Signature, Turn, UpdatePrograms
@@ -70,6 +71,10 @@ class GroupedUpdate:
     loss: Any = None
     kept: int = 0
     warn: SayOnce = field(default_factory=SayOnce)
+    guards: Guards = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.guards = Guards(self.warn)
 
     @property
     def moves(self) -> bool:
@@ -149,6 +154,8 @@ class GroupedUpdate:
             self.apply_numbers(group, options)
             with torch.no_grad():
                 group.show(self.evaluating)
+            self.guards.cover(group.members, self.model)
+            self.guards.switch(not self.evaluating)
         for name, parts in group.parts().items():
             state.setdefault(group.members[name], {}).update(parts)  # beside what others keep there
         self.kept = len(state)
@@ -264,6 +271,7 @@ class GroupedUpdate:
                     if not evaluating:
                         group.adopt_written()
                     group.show(evaluating)
+        self.guards.switch(not evaluating and any(self.groups()))
 
 
 def gradients_of(named: Iterable[tuple[str, nn.Parameter]]) -> Tensors:

@@ -34,9 +34,13 @@ Parts = Mapping[str, Tensor]
 """The optimizer's state of one parameter, by name: ``{"0.mu": [m, n], "0.count": 0-dim, …}``."""
 
 
+class Holder(nn.Module):
+    """A module that is only a collection of parameters, and never runs."""
+
+
 def holder(members: Mapping[str, nn.Parameter]) -> nn.Module:
     """A module whose ``named_parameters()`` are `members`, whatever their names look like."""
-    module = nn.Module()
+    module = Holder()
     module._parameters.update(members)  # register_parameter() refuses the dots that full names have
     return module
 
