@@ -24,7 +24,7 @@ from fusion_compile._step.gradient_hooks import hooked_leaf
 from fusion_compile._step.loss import LossFacts, LossModule
 from fusion_compile._step.options import StepOptions
 from fusion_compile._step.precision import Precision
-from fusion_compile._step.update import UpdatePlan, is_alike, pure_update
+from fusion_compile._step.update import UpdatePlan, is_alike, pure_update, settled
 from fusion_compile._step.written import with_written_point
 from fusion_compile._types import Tensors
 from fusion_compile.optim._transform import State
@@ -178,10 +178,9 @@ def pure_step(
         new |= {keys.carried(path): t.detach() for path, t in kept.items()}
         new[keys.counts("step")] = state[keys.counts("step")] + 1
         new[keys.metrics("update_norm")] = global_norm(updates)
-        if options.skip_nonfinite:
-            new = skip_nonfinite(new, before_writes, norm)
-        new |= {keys.metrics("loss"): value, keys.metrics("grad_norm"): norm}
-        new |= {keys.metrics(k): m for k, m in metrics.items()}
+        new = skip_nonfinite(new, before_writes, norm) if options.skip_nonfinite else settled(new, before_writes)
+        shown = {"loss": value.to(layout.state_dtype), "grad_norm": norm, **metrics}
+        new |= settled({keys.metrics(k): m for k, m in shown.items()}, before_writes)
         return new | rounded(layout, {b.key: new[keys.params(b.key)] for b in layout.banks}, state)
 
     def leaf(name: str, value: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def pure_periodic(plan: UpdatePlan, work: Work) -> Callable[[Tensors], Tensors]:
     def refresh(state: Tensors) -> Tensors:
         with _compat.region("optimizer"):
             after = work(plan.optimizer(state), plan.params(state), plan.context(state))
-        return _changed(after, state)
+            return settled(_changed(after, state), state)
 
     return refresh
 
@@ -90,6 +90,19 @@ def pure_periodic(plan: UpdatePlan, work: Work) -> Callable[[Tensors], Tensors]:
 def _changed(optimizer: State, state: Tensors) -> Tensors:
     # A tensor that a transform returns as it was (a basis that its periodic work renews) must not be written.
     return {k: t for k, t in flat_tree.flatten(optimizer, keys.OPTIMIZER) if t is not state[k]}
+
+
+def settled(new: Tensors, state: Tensors) -> Tensors:
+    """`new`, so that it may be written into `state` in whatever order.
+
+    A transform may hand over a tensor of the state untouched (``prev2 ← prev``, a swap), a metric may show a weight.
+    Written one after another, the second write would read what the first has changed. A clone does not help: Inductor
+    drops it, and is wrong for ``a[:] = b; b.add_(1)``. A select whose condition only the run knows cannot be dropped,
+    and fuses into the kernel that computes the value. It is bitwise.
+    """
+    always = ~(state[keys.HYPERPARAMETERS].abs().sum() < 0)
+    alike = {k for k, t in new.items() if k in state and is_alike(t, state[k])}
+    return {k: torch.where(always, t, state[k]) if k in alike else t for k, t in new.items()}
 
 
 def donated(pure: Callable[..., Tensors]) -> Callable[..., Tensors]:

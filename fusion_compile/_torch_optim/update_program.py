@@ -18,7 +18,7 @@ from fusion_compile._program.programs import Programs
 from fusion_compile._state import keys
 from fusion_compile._state.masters import rounded, with_written_weights
 from fusion_compile._step.periodic import run_due_work
-from fusion_compile._step.update import donated, pure_update
+from fusion_compile._step.update import donated, pure_update, settled
 from fusion_compile._torch_optim.parameter_group import ParameterGroup
 from fusion_compile._types import Tensors
 
@@ -73,6 +73,7 @@ def _update_of(group: ParameterGroup, turn: Turn, state: Tensors, given: Arrival
         new = {
             key: _where_present(value, state[key], present.get(layout.bank_of(key) or "")) for key, value in new.items()
         }
+    new = settled(new, state)
     after = {**state, **new}
     point = plan.gradient_point(after, context)
     return new | rounded(layout, point, state)
