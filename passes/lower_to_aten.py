@@ -9,7 +9,7 @@ The passes that cost and explain a training step read operators, and Dynamo's gr
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -61,21 +61,66 @@ def lower_to_aten(module: fx.GraphModule, *, gradients: bool = True) -> fx.Graph
             )
     examples = [value_of(node) for node in inputs]
     fake = next((e.fake_mode for e in examples if hasattr(e, "fake_mode")), contextlib.nullcontext())
+    held = _held_tensors(module)
+
+    def run(*given: Any) -> Any:
+        interpreter = _TellsWhoseGradient(module)
+        interpreter.held = dict(zip(held, given, strict=False))
+        return interpreter.run(*given[len(held) :])
+
     with fx.traceback.preserve_node_meta(), fake, torch.set_grad_enabled(gradients):
-        lowered = make_fx(_TellsWhoseGradient(module).run)(*examples)
-    for node, original in zip(lowered.graph.find_nodes(op="placeholder"), inputs, strict=True):
+        lowered = make_fx(run)(*(_faked(tensor, fake) for tensor in held.values()), *examples)
+    placeholders = lowered.graph.find_nodes(op="placeholder")
+    for node, original in zip(placeholders[len(held) :], inputs, strict=True):
         node._rename(original.name)
         node.target = node.name
+    _read_as_attributes(lowered, dict(zip(placeholders, held.items(), strict=False)))
     _give_backward_its_lines(lowered.graph)
     lowered.recompile()
     return lowered
 
 
+def _held_tensors(module: fx.GraphModule) -> dict[str, Tensor]:
+    """The tensors that a graph reads as attributes of its module, as those that an optimizer holds, by their names."""
+    found = {}
+    for node in module.graph.find_nodes(op="get_attr"):
+        value: Any = module
+        for part in str(node.target).split("."):
+            value = getattr(value, part, None)
+        if isinstance(value, Tensor):
+            found[str(node.target)] = value
+    return found
+
+
+def _faked(tensor: Tensor, mode: Any) -> Tensor:
+    """A stand-in for `tensor` in a trace under the fake tensor mode `mode`, or `tensor` itself if there is none."""
+    faked: Tensor = mode.from_tensor(tensor, static_shapes=True) if hasattr(mode, "from_tensor") else tensor
+    return faked
+
+
+def _read_as_attributes(lowered: fx.GraphModule, held: dict[fx.Node, tuple[str, Tensor]]) -> None:
+    """Make attributes of the placeholders in `held` again, so that the graph's inputs are those of the original."""
+    for node, (name, tensor) in held.items():
+        flat = name.replace(".", "_")
+        setattr(lowered, flat, tensor)
+        with lowered.graph.inserting_before(node):
+            read = lowered.graph.get_attr(flat)
+        read.meta = node.meta
+        node.replace_all_uses_with(read)
+        lowered.graph.erase_node(node)
+
+
 class _TellsWhoseGradient(fx.Interpreter):
     """Tags the nodes that ``autograd.grad`` runs with the number of the forward operator whose gradient they compute.
 
-    Tracing records the same number, ``seq_nr``, at the forward's nodes.
+    Tracing records the same number, ``seq_nr``, at the forward's nodes. `held`: tensors to run with in place of the
+    module's own.
     """
+
+    held: Mapping[str, Tensor] = {}
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self.held[target] if target in self.held else super().get_attr(target, args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
         if n.target is not torch.autograd.grad:

@@ -1,12 +1,12 @@
 """Graph inspection: read what was compiled and report on it, without changing it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import fx
 from torch.export import ExportedProgram
 
-from fusion_compile.explain._arguments import first_invocation, further_invocations
+from fusion_compile.explain._arguments import first_invocation, further_calls
 from fusion_compile.explain._explanation import Difference as Difference
 from fusion_compile.explain._explanation import Explanation as Explanation
 from fusion_compile.explain._subjects.registry import subject_of
@@ -19,13 +19,13 @@ def explain(
     *,
     device: str | None = None,
     run: bool = True,
-    calls: Sequence[tuple[Any, ...]] = (),
+    calls: Sequence[tuple[Any, ...] | Callable[[], object]] = (),
     backend: str = "inductor",
 ) -> Explanation:
     """Report what was captured of a program, what it costs, what went wrong, and why.
 
-    Afterwards the tensors in `args` and `kwargs`, the tensors of modules that `obj` reaches, and torch's settings are
-    as before. Other changes that the program makes, such as a list that grows, stay.
+    Afterwards the tensors in `args` and `kwargs`, the tensors and modes (train, eval) of modules that `obj` reaches,
+    and torch's settings are as before. Other changes that the program makes, such as a list that grows, stay.
 
     Args:
         obj: One of
@@ -45,6 +45,8 @@ def explain(
         calls: Further calls after the first. Each is a tuple of positional inputs, or a pair ``(args, kwargs)``.
             Exactly two entries, a tuple and a dictionary with string keys, are always taken as a pair: write a call
             whose two positional inputs are a tuple and a dictionary as ``((inputs, options), {})``.
+            A function among them is called without arguments between two calls, to change something:
+            ``[model.eval, (x,), model.train, (x,)]``.
         backend: The ``torch.compile`` backend for a callable that is not compiled yet. ``"eager"`` is quick and reports
             no kernels.
 
@@ -54,7 +56,7 @@ def explain(
 
     Raises:
         TypeError: `obj` cannot be explained, or inputs are not in the form above, as in ``explain(model, x)``.
-        ValueError: `device` is unknown, or a GraphModule's inputs are missing.
+        ValueError: `device` is unknown, a GraphModule's inputs are missing, or `calls` ends with a function.
 
     Example:
         >>> import torch, fusion_compile as fc
@@ -62,7 +64,7 @@ def explain(
         >>> [(finding.kind, finding.op) for finding in explanation.findings]
         [('host_sync', 'aten.nonzero')]
     """
-    first, further = first_invocation(args, kwargs), further_invocations(calls)
+    first, further = first_invocation(args, kwargs), further_calls(calls)
     given = bool(first.args or first.kwargs)
     if further and not given:
         raise TypeError(

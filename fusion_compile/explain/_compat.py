@@ -104,6 +104,30 @@ def is_marked_static(node: torch.fx.Node) -> bool:
     return bool(facts.get("_dynamo_static_input_type") or getattr(value, "_dynamo_static_input_type", None))
 
 
+def is_static(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` is marked to keep its address. Dynamo marks what it reaches through a module."""
+    return getattr(tensor, "_dynamo_static_input_type", None) is not None
+
+
+def forget_static(tensor: torch.Tensor) -> None:
+    """Remove the mark from `tensor`."""
+    if hasattr(tensor, "_dynamo_static_input_type"):
+        del tensor._dynamo_static_input_type
+
+
+def numpy_call(node: torch.fx.Node) -> str:
+    """Return the name of the numpy function that a node of a Dynamo graph computes (``"sin"``); "" for other nodes."""
+    kind = type(node.target).__name__
+    if node.op != "call_function" or not (kind.startswith("numpy_") and kind.endswith("_wrapper")):
+        return ""
+    return str(getattr(node.target, "__name__", "")).removeprefix("wrapped_").removeprefix("wrapped_")
+
+
+def is_numpy_array(node: torch.fx.Node) -> bool:
+    """Whether an input of a Dynamo graph was a numpy array in the program."""
+    return type(getattr(node, "_dynamo_source", None)).__name__ == "NumpyTensorSource"
+
+
 def recomputes_untagged_backwards() -> bool:
     """Whether torch finds the backward in a graph by itself and recomputes checkpointed activations there.
 

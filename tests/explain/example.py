@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 
 class Example(NamedTuple):
-    """A program to explain. `args`: of its first call. `calls`: further calls, in order."""
+    """A program to explain. `args`: of its first call. `calls`: further calls, and what is called between them."""
 
     fn: Callable[..., Any]
     args: tuple[Any, ...]
-    calls: tuple[tuple[Any, ...], ...] = ()
+    calls: tuple[tuple[Any, ...] | Callable[[], object], ...] = ()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from expecttest import assert_expected_inline
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fusion_compile.passes import format_graph, lower_to_aten
 from fusion_compile.passes._user_frame import user_line
@@ -71,6 +72,29 @@ def test_the_backward_is_written_out_with_the_modules_of_the_forward() -> None:
     given = {"l_x_": x, "l_weight_": weight}
     got = lowered(*(given[n.name] for n in lowered.graph.find_nodes(op="placeholder")))[0]
     torch.testing.assert_close(got, 2 * (x @ weight.T).T @ x)
+
+
+def test_tensors_that_the_graph_holds_are_read_as_attributes() -> None:
+    """As the parameters of an optimizer that runs inside the program."""
+
+    held = nn.Module()
+    held.inner = nn.Module()
+    weights = held.inner.weight = nn.Parameter(torch.randn(2))
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    x.meta["example_value"] = FakeTensorMode().from_tensor(torch.ones(2))
+    weight = graph.get_attr("inner.weight")
+    graph.output((graph.call_method("add_", (weight, x)),))
+    lowered = lower_to_aten(fx.GraphModule(held, graph), gradients=False)
+    assert format_graph(lowered.graph).splitlines()[:3] == [
+        "inner_weight: float32[2] = inner_weight",
+        "x: float32[2] = input",
+        "add_: float32[2] = aten.add_.Tensor(inner_weight, x)",
+    ]
+    before = weights.detach().clone()
+    with torch.no_grad():
+        lowered(torch.ones(2))
+    assert torch.equal(weights, before + 1)
 
 
 def test_a_graph_without_examples_is_refused() -> None:

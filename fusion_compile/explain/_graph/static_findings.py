@@ -14,6 +14,7 @@ from fusion_compile._program.program import Program
 from fusion_compile.explain import _compat
 from fusion_compile.explain._findings import deduplicate
 from fusion_compile.explain._graph.costs import is_alias, mutated, tensors_of
+from fusion_compile.explain._graph.numpy_arrays import find_numpy, lines_of_numpy
 from fusion_compile.passes import Finding
 from fusion_compile.passes._graph import RANDOM, op_name
 from fusion_compile.passes._user_frame import user_line
@@ -25,8 +26,11 @@ _FACTORIES |= {"randperm", "scalar_tensor", "tensor", "tril_indices", "triu_indi
 def find_in_program(program: Program) -> tuple[Finding, ...]:
     """Find host syncs, operators that no CUDA graph can hold, unmarked writes, CPU tensors, ignored checkpoints."""
     found = [*program.findings(thorough=not program.not_in_aten), *_moves_to_cpu(program), *_checkpointing(program)]
+    found += find_numpy(program.graph.graph, program.input_names)
     if not program.not_in_aten:
-        found += find_cpu_tensors(program.aten.graph, program.graph.graph, program.input_names)
+        by_numpy = lines_of_numpy(program.graph.graph)
+        made = find_cpu_tensors(program.aten.graph, program.graph.graph, program.input_names)
+        found += [f for f in made if f.where not in by_numpy]
         found += _unmarked_mutations(program)
     return deduplicate(found)
 
@@ -66,10 +70,8 @@ def defined_at(fn: Callable[..., Any]) -> str:
     return "" if code is None else f"{code.co_filename}:{code.co_firstlineno}"
 
 
-def _unmarked_mutations(program: Program) -> list[Finding]:
-    """Find inputs that the graph writes although they are not marked to keep their addresses."""
-    unmarked = {n.name for n in program.graph.graph.find_nodes(op="placeholder") if not _compat.is_marked_static(n)}
-    names = program.input_names
+def written_inputs(program: Program) -> dict[str, str]:
+    """Return the inputs of `program` that its ATen graph writes in place, each with the user's line that does it."""
     memory: dict[fx.Node, fx.Node] = {}
     written_at: dict[str, str] = {}
     for node in program.aten.graph.nodes:
@@ -78,8 +80,16 @@ def _unmarked_mutations(program: Program) -> list[Finding]:
             memory[node] = memory.get(sources[0], sources[0])
         for written in mutated(node):
             root = memory.get(written, written)
-            if root.op == "placeholder" and root.name in unmarked:
+            if root.op == "placeholder":
                 written_at.setdefault(root.name, user_line(node))
+    return written_at
+
+
+def _unmarked_mutations(program: Program) -> list[Finding]:
+    """Find inputs that the graph writes although they are not marked to keep their addresses."""
+    unmarked = {n.name for n in program.graph.graph.find_nodes(op="placeholder") if not _compat.is_marked_static(n)}
+    names = program.input_names
+    written_at = {name: line for name, line in written_inputs(program).items() if name in unmarked}
     lines: dict[str, list[str]] = {}
     for name, line in written_at.items():
         lines.setdefault(line or name, []).append(names.get(name, name))

@@ -35,6 +35,8 @@ class _Row(NamedTuple):
 
 
 _OPTIMIZERS = os.path.join(TORCH, "optim", "")
+_OPTIMIZER = re.compile(r"qualname: (?!\w*(LR|Scheduler)\.)(Optimizer\.|[\w.<>]+\.step\b.*\btorch[/\\]optim\b)")
+"""A scheduler wraps its optimizer's step, also that of a user's optimizer, which then counts as torch's file."""
 _TENSOR_READ = "Keep the value as a tensor: torch.where instead of if, a 0-dim tensor instead of a number."
 
 _ROWS = (
@@ -70,6 +72,56 @@ _ROWS = (
         "Optimizers of torch.optim break the graph on purpose, before and after their update.",
         "Call the optimizer outside the compiled function, or compile the whole step with "
         "fusion_compile.compile_training_step.",
+    ),
+    _Row(
+        r"zero_grad",
+        r"",
+        "graph_break",
+        "optimizer.zero_grad()",
+        "Dynamo never traces zero_grad of torch.optim.",
+        "Set the gradients to None before the compiled function, or compile the whole step with "
+        "fusion_compile.compile_training_step.",
+    ),
+    _Row(
+        r"",
+        r"qualname: \w*(LR|LRScheduler|Scheduler)\.step\b",
+        "graph_break",
+        "scheduler.step()",
+        "Dynamo never traces the schedulers of torch.optim.",
+        "Step the scheduler outside the compiled function.",
+    ),
+    _Row(
+        r"RNN, GRU, or LSTM",
+        r"",
+        "graph_break",
+        "nn.{name}",
+        "By default Dynamo does not trace recurrent modules: each runs as one call of torch between two graphs.",
+        "Set torch._dynamo.config.allow_rnn = True, or write the recurrence with nn.LSTMCell or nn.GRUCell. In a "
+        "training step use compile_training_step(capture='run').",
+    ),
+    _Row(
+        r"to proxy",
+        r"\(Generator\)",
+        "graph_break",
+        "torch.Generator",
+        "Dynamo cannot put an operator with a generator of its own into a graph.",
+        "Draw the random numbers outside the compiled function and pass them in, or use the default generator.",
+    ),
+    _Row(
+        r"sparse",
+        r"",
+        "graph_break",
+        "sparse tensor",
+        "Dynamo does not trace sparse tensors.",
+        "Call what makes or reads sparse tensors outside the compiled function, or use a dense tensor.",
+    ),
+    _Row(
+        r"",
+        r"(module: |qualname: )(packaging|importlib\.metadata|importlib_metadata|pkg_resources|Version\b)",
+        "graph_break",
+        "{name}",
+        "It reads the version of a library, which is the same at every call.",
+        "Compare versions once, when the module is imported, and keep the result in a constant.",
     ),
     _Row(
         r"grad_fn|intermediate with requires_grad_|requires_grad_\(\) intermediate",
@@ -185,7 +237,9 @@ def plain_words(what: str, context: str, explanation: str, hints: Sequence[str],
 
     `files`: those of the frames that lead to it, outermost first. A break without a rule keeps torch's own words.
     """
-    if (files and files[-1].startswith(_OPTIMIZERS)) or context.startswith("qualname: Optimizer."):
+    if re.search(r"qualname: \w*\.?zero_grad", context):
+        what = "zero_grad"
+    elif (files and files[-1].startswith(_OPTIMIZERS)) or _OPTIMIZER.search(context):
         what = "optimizer"
     name = _name(context)
     for row in _ROWS:
@@ -202,6 +256,8 @@ def _name(context: str) -> str:
         return f"{found[1]}.{found[2]}()"
     if found := re.search(r"call_method TensorVariable\(\) (\w+)", context):
         return f"tensor.{found[1]}()"
+    if found := re.search(r"^(RNN|GRU|LSTM)\(", context):
+        return found[1]
     if found := re.search(r"^aten\.\w+", context):
         return found[0]
     found = re.search(r"(?:qualname:|<function|<bound method|builtin) ([\w.<>]+)", context)

@@ -13,11 +13,16 @@ from torch import Tensor, fx, nn
 
 from fusion_compile._program.program import Program
 from fusion_compile.explain import _compat
+from fusion_compile.explain._run.plain_attributes import PlainAttributes
 from fusion_compile.passes._compat import tree_leaves
 
 
-def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Program, ...]:
+def capture(
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], watch: PlainAttributes | None = None
+) -> tuple[Program, ...]:
     """Call `fn` once and return the graphs that Dynamo captured, in the order in which they ran.
+
+    `watch`: learns which of its tensors each graph reads, and which the call replaces.
 
     A graph ends where Dynamo gives up, and Python continues, as under ``torch.compile``. Tensors among the arguments,
     and in the modules that `fn` is, is bound to or closes over, have their old values afterwards. Other effects of `fn`
@@ -26,8 +31,16 @@ def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, 
     seen: list[Program] = []
 
     def keep(graph: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-        seen.append(Program(graph, torch.is_grad_enabled()))
-        return graph.forward
+        program = Program(graph, torch.is_grad_enabled())
+        seen.append(program)
+
+        def run(*given: Any) -> Any:
+            results = graph.forward(*given)
+            if watch is not None:
+                watch.ran(program, given, tree_leaves(results))
+            return results
+
+        return run
 
     explained = _compat.uncompiled(fn)
 
@@ -39,19 +52,33 @@ def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, 
     with warnings.catch_warnings(), put_back(explained, args, kwargs), _compat.caches_aside():
         warnings.simplefilter("ignore")  # Dynamo's warnings about breaks; the findings say so
         run(*args, **kwargs)
+        if watch is not None:
+            watch.look()
     return tuple(seen)
 
 
 @contextlib.contextmanager
 def put_back(fn: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Restore, after the block, the values of the tensors that `fn` is given or reaches, and torch's random state."""
-    tensors = list(_tensors_within(fn, args, kwargs))
+    """Restore, after the block, the values of the tensors that `fn` is given or reaches, and torch's random state.
+
+    Of the modules that it reaches also restore the modes, what is trainable, and which tensors are plain attributes.
+    """
+    modules = modules_within(fn, args, kwargs)
+    attributes = PlainAttributes(modules)
+    tensors = [*_tensors_within(fn, args, kwargs), *attributes.tensors]
     before = [t.detach().clone() for t in tensors]
+    modes = [(m, m.training) for module in modules for m in module.modules()]
+    trainable = [(p, p.requires_grad) for module in modules for p in module.parameters()]
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     try:
         with torch.random.fork_rng(devices=gpus):
             yield
     finally:
+        attributes.put_back()
+        for module, mode in modes:
+            module.training = mode
+        for parameter, wanted in trainable:
+            parameter.requires_grad_(wanted)
         with torch.no_grad():
             for tensor, value in zip(tensors, before, strict=True):
                 if tensor.shape == value.shape and not _same(tensor, value):

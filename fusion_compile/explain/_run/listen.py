@@ -61,7 +61,7 @@ _CONTEXT = {
     "stack",
     "subgraph_name",
 }
-_UNUSED = {"str", "chromium_event", "describe_storage", "describe_tensor", "describe_source", "expression_created"}
+_UNUSED = {"str", "chromium_event", "describe_storage", "expression_created"}
 
 
 def _trace_record(record: logging.LogRecord, heard: Heard) -> None:

@@ -12,21 +12,17 @@ import torch
 from torch import nn
 
 from fusion_compile.explain import _compat
-from fusion_compile.explain._arguments import Invocation
+from fusion_compile.explain._arguments import Call, Invocation
 from fusion_compile.explain._facts import RuntimeFacts
 from fusion_compile.explain._findings import deduplicate
+from fusion_compile.explain._run.compilations import read_compilations
 from fusion_compile.explain._run.cuda_graphs import cuda_graph_findings, read_cuda_graphs
 from fusion_compile.explain._run.graph_breaks import Break, break_findings, graph_break, read_break, read_breaks
 from fusion_compile.explain._run.kernels import read_kernels, read_refusals
 from fusion_compile.explain._run.listen import Heard, listening
 from fusion_compile.explain._run.phases import read_cache_use, read_phases
-from fusion_compile.explain._run.recompiles import (
-    limit_findings,
-    read_compilations,
-    read_failures,
-    recompile,
-    recompile_finding,
-)
+from fusion_compile.explain._run.recompiles import limit_findings, read_failures, recompile, recompile_findings
+from fusion_compile.explain._run.use_sites import Callee, callee_of
 from fusion_compile.passes import Finding
 
 _DYNAMOS_OWN = (
@@ -45,9 +41,9 @@ class Observation(NamedTuple):
 
 
 def observe(
-    fn: Callable[..., Any], calls: Sequence[Invocation], *, backend: str | None = "inductor", fresh: bool = True
+    fn: Callable[..., Any], calls: Sequence[Call], *, backend: str | None = "inductor", fresh: bool = True
 ) -> Observation:
-    """Run `fn` on each of `calls` in order and listen to torch.
+    """Run `fn` on each of `calls` in order and listen to torch. A function among them is called in between.
 
     `backend`: compile `fn` with it for this purpose; breaks of its graph are allowed. What torch.compile returned keeps
     its own backend. None calls `fn` as it is.
@@ -66,7 +62,8 @@ def observe(
         run = fn if backend is None else _compiled(fn, backend, fresh)
         heard = inside.enter_context(listening())
         refused = _run(run, calls)
-    return _observation(heard, refused, compiled_before=run is fn or not fresh, fresh=fresh)
+    callee = callee_of(_compat.uncompiled(fn)) if backend is not None else None
+    return _observation(heard, refused, callee, compiled_before=run is fn or not fresh, fresh=fresh)
 
 
 def _compiled(fn: Callable[..., Any], backend: str, fresh: bool) -> Callable[..., Any]:
@@ -87,11 +84,14 @@ def _compiled(fn: Callable[..., Any], backend: str, fresh: bool) -> Callable[...
     return torch.compile(_compat.own_code(fn) if fresh else fn, backend=backend)
 
 
-def _run(run: Callable[..., Any], calls: Sequence[Invocation]) -> BaseException | None:
+def _run(run: Callable[..., Any], calls: Sequence[Call]) -> BaseException | None:
     """Make the calls. Return Dynamo's refusal to make one graph, if there is one."""
-    for args, kwargs in calls:
+    for call in calls:
+        if not isinstance(call, Invocation):
+            call()
+            continue
         try:
-            run(*args, **kwargs)
+            run(*call.args, **call.kwargs)
         except Exception as error:
             refused = _compat.unsupported_inside(error)
             if refused is None:
@@ -100,12 +100,14 @@ def _run(run: Callable[..., Any], calls: Sequence[Invocation]) -> BaseException 
     return None
 
 
-def _observation(heard: Heard, refused: BaseException | None, *, compiled_before: bool, fresh: bool) -> Observation:
+def _observation(
+    heard: Heard, refused: BaseException | None, callee: Callee | None, *, compiled_before: bool, fresh: bool
+) -> Observation:
     breaks = read_breaks(heard.trace)
     if refused is not None and not breaks:
         breaks = (_from_exception(refused),)
     compilations = read_compilations(heard.trace)
-    failures = read_failures(heard.trace, compilations, of_these_only=fresh)
+    failures = read_failures(heard.trace, compilations, of_these_only=fresh, callee=callee)
     cuda_graphs = read_cuda_graphs(heard.cuda_graphs, heard.cuda_graph_skips)
     facts = RuntimeFacts(
         graph_breaks=tuple(graph_break(b) for b in breaks),
@@ -117,7 +119,7 @@ def _observation(heard: Heard, refused: BaseException | None, *, compiled_before
         phases=read_phases(heard.trace),
         cache=read_cache_use(heard.trace),
     )
-    findings = break_findings(breaks) + [recompile_finding(f) for f in failures]
+    findings = break_findings(breaks) + recompile_findings(failures)
     findings += limit_findings(heard.trace, compilations)
     findings += cuda_graph_findings(heard.cuda_graphs, cuda_graphs)
     return Observation(facts, deduplicate(findings), _notes(heard, compiled_before))
@@ -136,7 +138,7 @@ def _notes(heard: Heard, compiled_before: bool) -> tuple[str, ...]:
         return (said,)
     if heard.of("compilation_metrics"):
         return ()
-    why = "it was compiled before" if compiled_before else "it has no tensor operation that Dynamo would trace"
+    why = "it was compiled before" if compiled_before else "Dynamo met no tensor operation that it can trace"
     return (f"nothing was compiled while the program ran ({why}), so breaks, guards and kernels are not known.",)
 
 

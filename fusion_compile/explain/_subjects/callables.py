@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from fusion_compile._program.program import Program
 from fusion_compile.explain import _compat
-from fusion_compile.explain._arguments import Invocation
+from fusion_compile.explain._arguments import Call, Invocation
 from fusion_compile.explain._environment import environment
 from fusion_compile.explain._explanation import Explanation
 from fusion_compile.explain._facts import GraphFacts, RuntimeFacts
@@ -24,6 +26,7 @@ from fusion_compile.explain._graph.static_findings import (
     find_python_scalars,
 )
 from fusion_compile.explain._run.captured import capture, modules_within, put_back
+from fusion_compile.explain._run.plain_attributes import PlainAttributes
 from fusion_compile.explain._run.runtime import observe
 from fusion_compile.explain._show.summary import summarize
 from fusion_compile.passes import Finding
@@ -33,7 +36,7 @@ from fusion_compile.passes._user_frame import user_line
 
 
 def explain_callable(
-    fn: Callable[..., Any], first: Invocation, run: Sequence[Invocation], *, device: str | None, backend: str
+    fn: Callable[..., Any], first: Invocation, run: Sequence[Call], *, device: str | None, backend: str
 ) -> Explanation:
     """Capture the graphs of the call `first`, then compile `fn` and make the calls `run`; see `explain`."""
     args, kwargs = first
@@ -41,9 +44,11 @@ def explain_callable(
     placed = _device(original, args, kwargs)
     line = roofline(device, placed)
     addresses = _addresses(original, args, kwargs)
-    programs = capture(fn, args, kwargs)
+    attributes = PlainAttributes(modules_within(original, args, kwargs))
+    programs = capture(fn, args, kwargs, attributes)
     names = argument_names(original)
-    found = [f for program in programs for f in find_in_program(program)]
+    found = [_named(f, names) for program in programs for f in find_in_program(program)]
+    found += attributes.findings()
     found += _rebound(original, addresses, args, kwargs, programs)
     runtime: RuntimeFacts | None = None
     notes: list[str] = []
@@ -60,7 +65,11 @@ def explain_callable(
         if p.not_in_aten
     ]
     if not programs:
-        notes.append("Dynamo captured no graph: the call has no tensor operation that it can trace.")
+        stopped = runtime is not None and bool(runtime.graph_breaks)
+        why = (
+            "it stopped before the first operator; the findings say where and why" if stopped else "it met no operator"
+        )
+        notes.append(f"Dynamo captured no graph: {why}.")
     is_module = isinstance(original, nn.Module)
     title = type(original).__name__ if is_module else getattr(original, "__qualname__", repr(original))
     return Explanation(
@@ -81,6 +90,14 @@ def _facts(
     region = _Regions(program.aten.graph)
     names = {node: _argument(said, arguments) for node, said in program.input_names.items()}
     return graph_facts(name, program.aten, line, region=region, input_names=names, findings=findings)
+
+
+def _named(finding: Finding, arguments: Sequence[str]) -> Finding:
+    """Name the input that `finding` is about as `_argument` does."""
+    name, rest = re.match(r"(\S*)(.*)", finding.op, re.DOTALL).groups()  # type: ignore[union-attr]
+    if not name.startswith(("given/", "explained/", "named/")):
+        return finding
+    return dataclasses.replace(finding, op=_argument(name, arguments) + rest)
 
 
 def _argument(said: str, arguments: Sequence[str]) -> str:

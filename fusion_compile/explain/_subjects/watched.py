@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from fusion_compile.explain._arguments import Invocation
+from fusion_compile.explain._arguments import Call
 from fusion_compile.explain._explanation import Explanation
 from fusion_compile.explain._findings import deduplicate
 from fusion_compile.explain._run.runtime import observe
@@ -13,7 +13,7 @@ from fusion_compile.explain._show.summary import summarize
 from fusion_compile.explain._subjects.registry import Subject
 
 
-def explain_watched(obj: Any, subject: Subject[Any], calls: tuple[Invocation, ...], device: str | None) -> Explanation:
+def explain_watched(obj: Any, subject: Subject[Any], calls: tuple[Call, ...], device: str | None) -> Explanation:
     """Call `obj` on each of `calls`, listen to torch meanwhile, put its state back, and explain it.
 
     Without `calls` only explain it.

@@ -39,6 +39,19 @@ def test_tensors_that_a_call_reaches_have_their_old_values_also_after_an_error()
     assert torch.equal(torch.get_rng_state(), random)
 
 
+def test_modes_and_what_is_trainable_are_put_back() -> None:
+    model = nn.Sequential(nn.Dropout(0.1), nn.Linear(2, 2))
+    model[0].eval()
+
+    def freeze() -> None:
+        model.train()
+        model[1].requires_grad_(False)
+
+    with put_back(model, (), {}):
+        freeze()
+    assert (model.training, model[0].training, model[1].weight.requires_grad) == (True, False, True)
+
+
 IN_GLOBALS = nn.Linear(1, 1)
 
 

@@ -6,31 +6,14 @@ import json
 
 import torch
 import torch._dynamo
-from torch import Tensor, nn
+from torch import Tensor
 
+from fusion_compile.explain._run.compilations import read_compilations
 from fusion_compile.explain._run.listen import TraceRecord
-from fusion_compile.explain._run.recompiles import read_compilations, read_failures, read_guards
+from fusion_compile.explain._run.recompiles import read_failures, recompile_findings
 from fusion_compile.explain._run.runtime import happened
 from tests.explain.observed import observed
 from tests.explain.run.lines import line_of
-
-
-def test_guards_have_the_users_names_and_lines() -> None:
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = 2.0
-            self.weight = nn.Parameter(torch.randn(4))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x * self.weight * self.scale  # the use
-
-    module = Scaled()
-    seen = observed(module, (torch.randn(4),))
-    guards = {guard.text: guard.where for guard in seen.facts.guards}
-    assert any("torch.float32" in text and "size=[4]" in text for text in guards)
-    assert any(text.endswith(".scale == 2.0") for text in guards)
-    assert set(guards.values()) == {line_of(__file__, "the use")}
 
 
 def test_the_first_guard_that_failed_is_told_with_its_line() -> None:
@@ -60,18 +43,6 @@ def test_what_is_compiled_too_often_is_said_to_run_uncompiled() -> None:
     assert "2 times" in consequence.why and "uncompiled" in consequence.why
 
 
-def test_a_guard_tree_of_torch_211_is_read() -> None:
-    text = (
-        "| +- GuardManager: source=L['d'], accessed_by=FrameLocalsGuardAccessor(key='d', framelocals_idx=0), "
-        "type=<class 'dict'>, tag_safe=(False, False)\n"
-        "| | +- EQUALS_MATCH: L['d']['n'] == 3                     # x * d['n']  # src/model.py:4 in forward\n"
-        "| | +- GLOBAL_STATE: ___check_global_state() against {}   # x * d['n']  # src/model.py:4 in forward\n"
-    )
-    guards, types = read_guards(text, {"/home/u/src/model.py"})
-    assert [(g.text, g.where) for g in guards] == [("d['n'] == 3", "/home/u/src/model.py:4")]
-    assert types == {"d": "dict"}
-
-
 def test_a_recompile_is_read_with_and_without_a_stack_and_not_if_it_is_of_another_program() -> None:
     metrics = {"co_name": "forward", "co_filename": "/home/u/src/model.py", "co_firstlineno": 3}
     compilations = read_compilations([TraceRecord("compilation_metrics", "0/0", metrics, "")])
@@ -88,3 +59,42 @@ def test_a_recompile_is_read_with_and_without_a_stack_and_not_if_it_is_of_anothe
         ("tensor 'x' size mismatch at index 0. expected 4, actual 5", "/home/u/src/model.py:3", "0/3"),
     ]
     assert len(read_failures(records, compilations, of_these_only=False)) == 4
+
+
+def test_of_several_values_that_changed_each_is_told_and_the_same_change_once() -> None:
+    def loss(images: Tensor, labels: Tensor, rate: float, shift: int) -> Tensor:
+        return images.sum() * rate + labels.roll(shift).sum()  # the loss
+
+    first, second = (torch.randn(8, 4), torch.randn(8), 0.5, 1), (torch.randn(6, 5), torch.randn(6), 0.25, 2)
+    found = observed(loss, first, calls=[second]).findings
+    assert {(f.kind, f.op) for f in found} == {
+        ("dynamic_shape", "images.shape[0], labels.shape[0]"),
+        ("dynamic_shape", "images.shape[1]"),
+        ("python_scalar", "rate"),
+        ("python_scalar", "shift"),
+    }
+    assert {f.where for f in found} == {line_of(__file__, "the loss")}
+    assert any("dimension 0 of images and dimension 0 of labels changed (from 8 to 6)" in f.why for f in found)
+
+
+def test_sizes_that_change_one_after_the_other_are_each_told() -> None:
+    def total(x: Tensor) -> Tensor:
+        return x.sum(0)
+
+    found = observed(total, (torch.randn(8, 4),), calls=[(torch.randn(6, 4),), (torch.randn(6, 7),)]).findings
+    assert [f.op for f in found] == ["x.shape[0]", "x.shape[1]"]
+
+
+def test_of_torchs_own_modules_the_argument_is_named_and_no_line_of_torchs() -> None:
+    stacked = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
+    (finding,) = observed(stacked, (torch.randn(3, 4),), calls=[(torch.randn(5, 4),)]).findings
+    assert (finding.op, finding.where) == ("input.shape[0]", "")
+
+
+def test_the_number_of_an_optimizers_state_is_told_as_the_method_names_it() -> None:
+    metrics = {"co_name": "inner", "co_filename": __file__, "co_firstlineno": 1}
+    compilations = read_compilations([TraceRecord("compilation_metrics", "0/0", metrics, "")])
+    said = "0/0: L['opt'].state[list(dict.keys(L['opt'].state))[0]]['step'] == 1"
+    failures = read_failures([TraceRecord("recompile_reasons", "0/1", {}, said)], compilations, of_these_only=True)
+    (finding,) = recompile_findings(failures)
+    assert (finding.kind, finding.op) == ("python_scalar", "opt.state[…]['step']")
