@@ -218,13 +218,17 @@ def _part(node: fx.Node) -> _Part | None:
         return None
     if node.target is aten.slice.Tensor:
         dim = _argument(node, 1, "dim", 0) % value.dim()
-        bounds = slice(_argument(node, 2, "start", None), _argument(node, 3, "end", None))
-        start, end, _ = bounds.indices(value.shape[dim])
+        first, last = _argument(node, 2, "start", None), _argument(node, 3, "end", None)
+        if not all(bound is None or type(bound) is int for bound in (first, last)):
+            return None  # it depends on data
+        start, end, _ = slice(first, last).indices(value.shape[dim])
         if _argument(node, 4, "step", 1) != 1:
             return None
     else:
         dim = _argument(whole, 2, "dim", 0) % value.dim()
         sizes, at = _argument(whole, 1, "split_size", 1), _argument(node, 1, "", 0)
+        if not all(type(size) is int for size in (sizes if isinstance(sizes, (list, tuple)) else (sizes,))):
+            return None
         start = sum(sizes[:at]) if isinstance(sizes, (list, tuple)) else sizes * at
         end = start + _size(node, dim)
     return _Part(node, source, dim, start, max(start, end))

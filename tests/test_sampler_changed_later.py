@@ -16,7 +16,7 @@ from tests.models.tiny import tiny_call, tiny_model
 from tests.sampler.weights.test_unservable import Quantised
 
 X, TIMES = torch.linspace(-1, 1, 8).reshape(2, 4), (1.0, 0.75, 0.5, 0.25)
-WHOLE = "the whole model serves, and nothing is hoisted"
+WHOLE = "Meanwhile the whole model serves, and nothing is hoisted"
 
 
 class Scaled(nn.Module):

@@ -120,6 +120,7 @@ def test_arguments_of_an_open_ended_forward_are_told_apart() -> None:
     assert torch.equal(swapped(X, at(0.5)), model(X, at(0.5)))
 
 
+@pytest.mark.exhaustive
 def test_a_lora_scale_of_diffusers_is_in_effect() -> None:
     diffusers, peft = pytest.importorskip("diffusers"), pytest.importorskip("peft")
     model = diffusers.FluxTransformer2DModel(

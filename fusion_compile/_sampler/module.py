@@ -362,7 +362,7 @@ class SamplerModule(StandIn):
     def _serve_unservable(self, call: Call, why: Unservable) -> Any:
         """Call the model, which was offloaded, quantised or given a cache after the sampler was made."""
         self._weights.refuse_if_out(f"{why} The whole model would serve, which")
-        self._say_once("unservable", f"{why} Until then the whole model serves, and nothing is hoisted.")
+        self._say_once("unservable", f"{why} Meanwhile the whole model serves, and nothing is hoisted.")
         return invoke(self.model, call, call.arguments)
 
     def _serve_whole(self, call: Call, unserved: Unserved) -> Any:

@@ -18,6 +18,7 @@ from fusion_compile._sampler.rank.range_rows import RangeRows
 from fusion_compile._sampler.report import ProgramReport, RowKind
 from fusion_compile._sampler.rows import Learnable, Located, Rows
 from fusion_compile._sampler.schedule import cast_schedule
+from fusion_compile._sampler.specialised import Specialised
 from fusion_compile._sampler.split import SplitDenoiser
 from fusion_compile._sampler.static_report import static_report
 from fusion_compile._sampler.table.conditioning_table import ConditioningTable, bind_weights
@@ -38,13 +39,14 @@ class SamplerProgram:
     It keeps the rows of its schedule and of its requests, follows the weights that they depend on, and refuses what
     needs weights that were dropped. `early_names`, `body_names`, `unread_names`: full names of the weights that the
     stages read, that the body reads, and that the output does not depend on. `like`: the timestep it was built with.
-    `split`: the graphs that it was made from.
+    `split`: the graphs that it was made from. `specialised`: what its trace read from tensors.
     """
 
     def __init__(
         self, model_name: str, split: SplitDenoiser, options: SamplerOptions, weights: ReleasableWeights
     ) -> None:
         self.split, self._options, self._weights = split, options, weights
+        self.specialised = Specialised(split, model_name)
         self._device = split.call.tensors[split.positions("live")[0]].device
         self._step_at, self._request_at = split.positions("step")[0], split.positions("request")
         self.like = split.timestep.detach()
@@ -63,7 +65,7 @@ class SamplerProgram:
     def _name_weights(self) -> None:
         split = self.split
         self._reads = {time: split.read_by(stage.inputs) for time, stage in split.hoisted.stages.items()}
-        self.body_names = split.read_by(split.hoisted.body.inputs)
+        self.body_names = split.read_by(split.hoisted.body.inputs) | self.specialised.weight_names
         self.prologue_names = self._weights_of((BindingTime.REQUEST, BindingTime.STEP_REQUEST))
         self.early_names = self._weights_of(self._reads)
         self.unread_names = frozenset(split.full_names.values()) - self.early_names - self.body_names
@@ -306,6 +308,7 @@ class SamplerProgram:
                     if node in held:
                         held[node] = tensors[name]  # type: ignore[assignment]
         self._watch.replace(tensors)
+        self.specialised.replace(tensors)
         self.invalidate(tensors)
         return True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -30,7 +30,7 @@ from fusion_compile._sampler.program import SamplerProgram
 from fusion_compile._sampler.rank.fit import RankConditioning
 from fusion_compile._sampler.split import SplitDenoiser, split_denoiser
 from fusion_compile._sampler.weights.release import ReleasableWeights
-from fusion_compile._sampler.weights.unservable import refuse_unservable
+from fusion_compile._sampler.weights.unservable import Unservable, refuse_unservable
 from fusion_compile._say_once import SayOnce
 
 MAX_PROGRAMS = 4
@@ -56,7 +56,8 @@ class SamplerPrograms:
         self._weights, self._say_once = weights, say_once
         self.schedule: Tensor | None = options.schedule
         self._roles: Roles | None = None
-        self._programs: OrderedDict[CallKey, SamplerProgram] = OrderedDict()
+        self._programs: OrderedDict[tuple[CallKey, int], SamplerProgram] = OrderedDict()
+        self._built: Counter[CallKey] = Counter()
         self._graphs = GraphsByShape(model, say_once)
         self._structure: Watch | None = None
         open_ended = any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in signature.parameters.values())
@@ -88,22 +89,45 @@ class SamplerPrograms:
         while weights are out of memory.
         """
         self._follow_structure()
-        program = self._programs.get(call.key)
-        if program is None:
+        place = self._place_of(call)
+        if place is None:
             program = self._build(call)
-            self._programs[call.key] = program
+            place = (call.key, self._built[call.key])
+            self._built[call.key] += 1
+            self._programs[place] = program
             self._structure = Watch({"": self._model}, scope=SAMPLER)
             if len(self._programs) > MAX_PROGRAMS:
+                varying = (
+                    what_varies(key for key, _ in self._programs) or f"the values read at {program.specialised.where}"
+                )
                 self._say_once(
                     "programs",
                     f"the sampler was called with more than {MAX_PROGRAMS} combinations of shapes, dtypes and "
-                    f"constants ({what_varies(self._programs)}); each is compiled by itself, and the least recently "
+                    f"constants ({varying}); each is compiled by itself, and the least recently "
                     f"used one is dropped. Pad to fewer shapes.",
                 )
                 self._programs.popitem(last=False)
-        self._programs.move_to_end(call.key)
+        self._programs.move_to_end(place)
+        program = self._programs[place]
         program.follow_schedule(self.schedule)
         return program
+
+    def _place_of(self, call: Call) -> tuple[CallKey, int] | None:
+        """Where the program of `call` is, or None if there is none yet.
+
+        Raises `Unservable` if calls of this key have read too many values from tensors.
+        """
+        alike = [place for place in reversed(self._programs) if place[0] == call.key]
+        for place in alike:
+            if self._programs[place].specialised.fits(call):
+                return place
+        if alike and self._built[call.key] >= (specialised := self._programs[alike[0]].specialised).most:
+            raise Unservable(
+                f"{type(self._model).__name__} reads a value from a tensor at {specialised.where}, which decides what "
+                f"is computed; there were {self._built[call.key]} values so far, and each has a program of its own. "
+                f"Call it with fewer."
+            )
+        return None
 
     def complete_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
         """A call with these arguments, completed from the last call if they name a request alone.
@@ -169,6 +193,7 @@ class SamplerPrograms:
         self._weights.refuse_if_out(f"{fact}; building the sampler again")
         self._say_once("structure", f"{fact}; the sampler is built again.")
         self._programs.clear()
+        self._built.clear()
         self._graphs.drop_all()
         self._structure = None
 

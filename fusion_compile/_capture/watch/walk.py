@@ -18,7 +18,7 @@ import os
 import threading
 import types
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -282,7 +282,7 @@ class Walk:
         else:
             self.seldom.append(WatchedHolder(state, name, ".k", (*_CHILDREN, *_FORWARD_HOOKS)))
             looked_for = {"forward"} | {
-                key for key in optional_of(type(module)) if declaring(type(module), key) is None
+                key for key in _optional_of(cast(Any, type(module))) if declaring(type(module), key) is None
             }
             missing = sorted(looked_for - state.keys())
             self.missing += [Slot(state, key, ".".join(filter(None, (name, key)))) for key in missing]
@@ -304,7 +304,7 @@ class Walk:
 
 
 @functools.lru_cache(maxsize=4096)
-def optional_of(kind: type) -> frozenset[str]:
+def _optional_of(kind: Any) -> frozenset[str]:
     """Attributes that the methods of a module's class do without where they are missing."""
     own = [each for each in kind.__mro__ if each.__module__.partition(".")[0] not in ("torch", "builtins")]
     methods = (

@@ -10,7 +10,13 @@ from torch import nn
 
 from fusion_compile._progress import stage
 from fusion_compile._sampler.graph.call import Call, CallKey, Dim, name_dim
-from fusion_compile._sampler.graph.export import DenoiserGraph, export_denoiser, find_tensor, trace_denoiser
+from fusion_compile._sampler.graph.export import (
+    DenoiserGraph,
+    export_denoiser,
+    find_tensor,
+    record_reads,
+    trace_denoiser,
+)
 from fusion_compile._sampler.graph.symbolic import SymbolicGraph
 from fusion_compile._say_once import SayOnce
 
@@ -47,12 +53,29 @@ class GraphsByShape:
                 return graph
         self.n_exports += 1
         with stage(f"exporting {type(self._model).__name__}{why}"):
+            if family.reads_contents:
+                return trace_denoiser(self._model, call, record_reads(self._model, call))
             if varying := family.varying(call.key):
                 graph = self._export_symbolic(call, varying, family)
                 if graph is not None:
                     return graph
                 self.n_exports += 1
+            return self._trace(call, family)
+
+    def _trace(self, call: Call, family: _Family) -> DenoiserGraph:
+        """Trace without contents, or else specialised on what the model's Python code reads from tensors."""
+        try:
             return trace_denoiser(self._model, call)
+        except ValueError as refused:
+            try:
+                reads = record_reads(self._model, call)
+            except Exception:  # the model itself fails, which is said already
+                raise refused from None
+            if not reads:
+                raise
+        family.reads_contents = True
+        self.n_exports += 1
+        return trace_denoiser(self._model, call, reads)
 
     def _export_symbolic(self, call: Call, varying: set[Dim], family: _Family) -> DenoiserGraph | None:
         name = type(self._model).__name__
@@ -104,7 +127,8 @@ class GraphsByShape:
 class _Family:
     """Graphs and findings for calls that differ in sizes alone.
 
-    `fixed`: sizes that the model always turns into numbers. `symbolic`: graphs, the newest last.
+    `fixed`: sizes that the model always turns into numbers. `symbolic`: graphs, the newest last. `reads_contents`:
+    whether values in tensors decide what is traced, which every call then reads.
     """
 
     def __init__(self, first: CallKey) -> None:
@@ -112,6 +136,7 @@ class _Family:
         self._varied: set[Dim] = set()
         self._pinned: dict[Dim, set[int]] = {}
         self.fixed: set[Dim] = set()
+        self.reads_contents = False
         self.symbolic: deque[SymbolicGraph] = deque(maxlen=MAX_SYMBOLIC)
 
     def varying(self, key: CallKey) -> set[Dim]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from fusion_compile._capture.rehearsal.contents import as_it_was
 from fusion_compile._compat import fake_mode
 from fusion_compile._sampler.graph.call import Call, Dim, invoke
+from fusion_compile._sampler.graph.host_reads import HostRead, ReadGraph, Recording, Tracing, separate_reads
 from fusion_compile._sampler.graph.refusal import refusal
 from fusion_compile.passes import drop_metadata_reads, run_passes, split_concatenations
 from fusion_compile.passes._compat import TreeSpec, tree_flatten
@@ -25,7 +28,7 @@ class DenoiserGraph:
 
     `weights`: input name -> the model's own parameter or buffer (or a constant of the trace). `full_names`: input name
     -> the parameter's or buffer's full name; constants are left out. `inputs`: input names of the call's tensors, in
-    order. `structure`: of the output.
+    order. `structure`: of the output. `reads`: the values that the trace was specialised on, or None.
     """
 
     graph_module: fx.GraphModule
@@ -33,12 +36,25 @@ class DenoiserGraph:
     full_names: dict[str, str]
     inputs: tuple[str, ...]
     structure: TreeSpec
+    reads: ReadGraph | None = None
 
     def tidied(self) -> DenoiserGraph:
         """Remove dead nodes, metadata reads that look like dependencies, and concatenations; sizes must be numbers."""
-        self.graph_module.graph.eliminate_dead_code()
-        run_passes(self.graph_module, [drop_metadata_reads, split_concatenations])
+        for graph_module in (self.graph_module, *([] if self.reads is None else [self.reads.graph_module])):
+            graph_module.graph.eliminate_dead_code()
+            run_passes(graph_module, [drop_metadata_reads, split_concatenations])
         return self
+
+
+class _Failed(Exception):
+    """The model's own code failed in a trace. torch prints its whole graph for an exception that it can mark."""
+
+    @property
+    def partial_fx_graph(self) -> None:
+        raise AttributeError
+
+    @partial_fx_graph.setter
+    def partial_fx_graph(self, graph: object) -> None: ...
 
 
 class _FlatCall(nn.Module):
@@ -53,32 +69,48 @@ class _FlatCall(nn.Module):
         return self.run(tensors)
 
 
-def trace_denoiser(model: nn.Module, call: Call) -> DenoiserGraph:
-    """Export `model` for the shapes of `call`.
+def trace_denoiser(model: nn.Module, call: Call, reads: Sequence[HostRead] = ()) -> DenoiserGraph:
+    """Export `model` for the shapes of `call`; `reads` are values that its Python code reads from tensors.
 
     Raises ValueError if the model cannot be exported, writes a buffer or an input, or returns more than tensors.
     """
-    return export_denoiser(model, call).tidied()
+    return export_denoiser(model, call, reads=reads).tidied()
 
 
-def export_denoiser(model: nn.Module, call: Call, symbolic: Collection[Dim] = ()) -> DenoiserGraph:
+def record_reads(model: nn.Module, call: Call) -> list[HostRead]:
+    """Run `model` and return what its Python code reads from tensors; leaves nothing behind in it."""
+    recording = Recording()
+    with as_it_was({"model": model}), torch.no_grad(), recording:
+        invoke(model, call, call.arguments)
+    return recording.reads
+
+
+def export_denoiser(
+    model: nn.Module, call: Call, symbolic: Collection[Dim] = (), reads: Sequence[HostRead] = ()
+) -> DenoiserGraph:
     """Export as `trace_denoiser`, untidied, with symbols for the sizes in `symbolic` that the model does not fix."""
-    structures: list[TreeSpec] = []
+    runs: list[tuple[TreeSpec, Tracing]] = []
 
     def run(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
-        leaves, structure = tree_flatten(invoke(model, call, call.rebuild(tensors)))
-        structures.append(structure)
-        return tuple(leaves)
+        try:
+            with Tracing(reads) as tracing:
+                leaves, structure = tree_flatten(invoke(model, call, call.rebuild(tensors)))
+        except Exception as error:
+            raise _Failed from error
+        runs.append((structure, tracing))
+        return (*leaves, *tracing.tensors)
 
     inputs = tuple(t.detach() for t in call.tensors)  # export marks what it is given as dynamic, for torch.compile too
     dims = [{axis: torch.export.Dim.AUTO for t, axis in symbolic if t == i} for i in range(len(call.tensors))]
     try:
-        with as_it_was({"model": model}), warnings.catch_warnings(), torch.no_grad():
+        with as_it_was({"model": model}), warnings.catch_warnings(), _no_log(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch.export warns about itself (LeafSpec, 2.13)
             exported = torch.export.export(
                 _FlatCall(model, run), inputs, dynamic_shapes=(tuple(dims),) if symbolic else None, strict=False
             ).run_decompositions({})
-    except Exception as error:
+    except Exception as failure:
+        own = failure.__cause__ if isinstance(failure, _Failed) else None
+        error = own if isinstance(own, Exception) else failure
         raise refusal(type(model).__name__, call.key.sizes, error, lambda: _call_on_fakes(model, call)) from error
     for spec in exported.graph_signature.output_specs:
         if spec.kind is not OutputKind.USER_OUTPUT:
@@ -103,11 +135,15 @@ def export_denoiser(model: nn.Module, call: Call, symbolic: Collection[Dim] = ()
             raise ValueError(
                 f"{type(model).__name__} uses {spec.target} ({spec.kind.name}), which a table cannot hold."
             )
+    structure, tracing = runs[-1]
+    read = separate_reads(graph_module, structure.num_leaves, tracing.calls)
     outputs = graph_module.graph.output_node().args[0]
     if not all(isinstance(o, fx.Node) for o in outputs):
         raise ValueError(f"{type(model).__name__} returns something that is not a tensor; return tensors only.")
     named = _rename_inputs(graph_module.graph, names, call.owners)
-    return DenoiserGraph(graph_module, weights, full_names, named, structures[-1])
+    if read is not None:
+        _rename_like(read.graph, names, named)
+    return DenoiserGraph(graph_module, weights, full_names, named, structure, read)
 
 
 def find_tensor(model: nn.Module, full_name: str) -> Tensor:
@@ -121,6 +157,18 @@ def find_tensor(model: nn.Module, full_name: str) -> Tensor:
     return found
 
 
+@contextlib.contextmanager
+def _no_log() -> Iterator[None]:
+    """Inside, torch does not log what stands in the error that it raises."""
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
 def _rename_inputs(graph: fx.Graph, inputs: list[str], owners: tuple[str, ...]) -> tuple[str, ...]:
     """Name the call's inputs after their arguments: ``t`` instead of export's ``tensors_1``."""
     nodes = {n.name: n for n in graph.find_nodes(op="placeholder")}
@@ -128,6 +176,15 @@ def _rename_inputs(graph: fx.Graph, inputs: list[str], owners: tuple[str, ...]) 
         nodes[name]._rename(owner)
         nodes[name].target = nodes[name].name
     return tuple(nodes[name].name for name in inputs)
+
+
+def _rename_like(graph: fx.Graph, names: Sequence[str], named: Sequence[str]) -> None:
+    """Give the inputs `names` of a part of a graph, as far as it has them, the names of the whole graph's."""
+    nodes = {n.name: n for n in graph.find_nodes(op="placeholder")}
+    for old, new in zip(names, named, strict=True):
+        if old in nodes:
+            nodes[old]._rename(new)
+            nodes[old].target = nodes[old].name
 
 
 def _call_on_fakes(model: nn.Module, call: Call) -> object:

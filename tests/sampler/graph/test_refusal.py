@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from fusion_compile._sampler.graph.call import take_apart
 from fusion_compile._sampler.graph.export import trace_denoiser
-from fusion_compile.sampler import optimize_sampler
-from tests.models.tiny import TINY, tiny_model
 
 
 def _refused(model: nn.Module, *args: Any) -> str:
@@ -57,13 +55,3 @@ def test_a_call_that_the_model_refuses_is_told_from_one_that_export_refuses() ->
         f"RuntimeError at {__file__}:{line} (" in said and "three channels are wanted. The model itself refuses" in said
     )
     assert "(`return x + torch.from_numpy(x.numpy())`)" in _refused(Holds(), torch.randn(2, 4))
-
-
-def test_lumina_is_refused_with_the_line_that_reads_its_mask() -> None:
-    pytest.importorskip("diffusers")
-    from fusion_compile._sampler.without_weights.diffusers_calls import example_call
-
-    model = tiny_model("Lumina2")
-    sampler = optimize_sampler(model, 2, mode="eager")
-    with pytest.raises(ValueError, match=r"transformer_lumina2.py:\d+ \(`.*tolist\(\)`\)\. Export sees no contents"):
-        sampler(**example_call(model, 2, TINY["Lumina2"].sizes).arguments)

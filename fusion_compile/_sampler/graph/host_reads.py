@@ -1,0 +1,203 @@
+"""Values that a model's Python code reads from tensors: read once in a real run, and constants of the trace after it.
+
+Whether all of an image embedding is zero, which mask torch's own layers detect, how long each text is: such a value
+decides which operators run. Export sees no contents, so it cannot take the branch. A real run tells the values; a
+second run, on tensors without contents, gets them in the same order, and gives out the tensors that were read. So a
+graph knows what it was specialised on, and `ReadGraph` reads it again for other requests.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
+
+from fusion_compile.passes._compat import TreeSpec, tree_flatten, tree_unflatten
+from fusion_compile.passes._user_frame import is_the_users
+
+_READERS: frozenset[Callable[..., Any]] = frozenset(
+    (
+        Tensor.item,
+        Tensor.tolist,
+        Tensor.numpy,
+        Tensor.__array__,
+        Tensor.__bool__,
+        Tensor.__int__,
+        Tensor.__float__,
+        Tensor.__complex__,
+        Tensor.__index__,
+        Tensor.__contains__,
+        Tensor.equal,
+        Tensor.allclose,
+        torch.equal,
+        torch.allclose,
+        torch.is_nonzero,
+    )
+)
+
+
+@dataclass(frozen=True)
+class HostRead:
+    """`reader` was called at ``where``, ``"file:line"``, and gave `value`."""
+
+    reader: Callable[..., Any]
+    where: str
+    value: Any
+
+
+class _DataIsDetached(TorchFunctionMode):
+    """Inside, ``tensor.data`` is ``tensor.detach()``: a trace loses what is written through ``.data``.
+
+    Without gradients both give an alias of the same memory.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__self__", None) is Tensor.data:
+            if func.__name__ == "__get__":
+                return args[0].detach()
+            if args[0].shape == args[1].shape and args[0].dtype == args[1].dtype:
+                return args[0].copy_(args[1])
+        return func(*args, **(kwargs or {}))
+
+
+class Recording(TorchFunctionMode):
+    """Inside, on real tensors, collect what is read in `reads`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[HostRead] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        value = func(*args, **(kwargs or {}))
+        if func is Tensor.tolist:  # tensors of a trace do it item by item
+            self.reads += [HostRead(Tensor.item, _users_line(), one) for one in _flat(value)]
+        elif func in _READERS:
+            self.reads.append(HostRead(func, _users_line(), copy.deepcopy(value)))
+        return value
+
+
+class Tracing(_DataIsDetached):
+    """Inside, on tensors without contents, give the values of `reads` where they are read.
+
+    Attributes:
+        tensors: What was read so far: the tensors among the arguments of each read.
+        calls: For each read its place in `reads`, and its arguments with the tensors left out.
+    """
+
+    def __init__(self, reads: Sequence[HostRead]) -> None:
+        super().__init__()
+        self._reads = reads
+        self._next = 0
+        self.tensors: list[Tensor] = []
+        self.calls: list[tuple[HostRead, TreeSpec, tuple[Any, ...]]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _READERS and (read := self._of(func)) is not None:
+            leaves, structure = tree_flatten((args, kwargs or {}))
+            self.tensors += [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            rest = tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+            self.calls.append((read, structure, rest))
+            return copy.deepcopy(read.value)
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def _of(self, func: Any) -> HostRead | None:
+        """The next recorded read of this kind at this line; a trace may leave out what a real run checks."""
+        where = _users_line()
+        for at in range(self._next, len(self._reads)):
+            if self._reads[at].reader is func and self._reads[at].where == where:
+                self._next = at + 1
+                return self._reads[at]
+        return None
+
+
+class ReadGraph:
+    """What a trace read, as a graph of what decides it."""
+
+    def __init__(
+        self, graph_module: fx.GraphModule, calls: Sequence[tuple[HostRead, TreeSpec, tuple[Any, ...]]]
+    ) -> None:
+        self.graph_module, self._calls = graph_module, tuple(calls)
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph of what was read."""
+        return self.graph_module.graph
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the inputs that decide what was read."""
+        return tuple(str(n.target) for n in self.graph.find_nodes(op="placeholder"))
+
+    def read_nodes(self) -> list[tuple[fx.Node, HostRead]]:
+        """The nodes that were read, each with its read."""
+        nodes = iter(_outputs(self.graph))
+        return [(next(nodes), read) for read, _, rest in self._calls for leaf in rest if leaf is _TENSOR]
+
+    def holds(self, values: Mapping[str, Tensor]) -> bool:
+        """Whether reading gives for the inputs `values`, by name, what it gave; waits for the device."""
+        tensors = iter(self.graph_module(*(values[name] for name in self.inputs)))
+        for read, structure, rest in self._calls:
+            leaves = [next(tensors) if leaf is _TENSOR else leaf for leaf in rest]
+            args, kwargs = tree_unflatten(leaves, structure)
+            if not _alike(read.reader(*args, **kwargs), read.value):
+                return False
+        return True
+
+
+def separate_reads(
+    graph_module: fx.GraphModule, n_outputs: int, calls: Sequence[tuple[HostRead, TreeSpec, tuple[Any, ...]]]
+) -> ReadGraph | None:
+    """Take the outputs after the first `n_outputs`, which are the tensors that were read, out of `graph_module`."""
+    if not calls:
+        return None
+    output = graph_module.graph.output_node()
+    everything = _outputs(graph_module.graph)
+    readings = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    readings.graph_copy(graph_module.graph, copies)
+    readings.output(tuple(copies[n] for n in everything[n_outputs:]))
+    readings.eliminate_dead_code()
+    for node in readings.find_nodes(op="placeholder"):
+        if not node.users:
+            readings.erase_node(node)
+    output.args = (everything[:n_outputs],)
+    return ReadGraph(fx.GraphModule(graph_module, readings), calls)
+
+
+def _flat(numbers: Any) -> list[Any]:
+    return [one for each in numbers for one in _flat(each)] if isinstance(numbers, list) else [numbers]
+
+
+def _outputs(graph: fx.Graph) -> tuple[Any, ...]:
+    outputs: Any = graph.output_node().args[0]
+    return tuple(outputs)
+
+
+_TENSOR = object()
+"""Stands for a tensor among the arguments of a read."""
+
+
+def _users_line() -> str:
+    frame = sys._getframe(2)
+    while frame.f_back is not None and not is_the_users(frame.f_code.co_filename):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _alike(value: Any, before: Any) -> bool:
+    """Whether two values read from tensors are the same numbers, of the same kind; nan is nan."""
+    if type(value) is not type(before):
+        return False
+    if isinstance(value, (list, tuple)):
+        return len(value) == len(before) and all(map(_alike, value, before))
+    if isinstance(value, np.ndarray):
+        forms = (value.dtype, value.shape) == (before.dtype, before.shape)
+        return forms and bool(value.tobytes() == before.tobytes())
+    return bool(value == before or (value != value and before != before))
