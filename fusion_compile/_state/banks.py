@@ -1,6 +1,7 @@
 """Module <-> banks. The only room that knows parameter names and where each parameter lies.
 
-Parameters of one role, shape, dtype and group form one bank. Matrices on the spectral path are stacked ``[K, m, n]``.
+Parameters of one role, shape, dtype and group form one bank. Matrices on the spectral path are stacked ``[K, m, n]``;
+a parameter that is itself a stack ``[E, m, n]`` has E places in a row.
 Parameters that are updated element by element share one flat vector per dtype and group, each 16-byte aligned. Every
 other state tensor of an optimizer (moments, z) has the form of a bank, possibly with smaller trailing dimensions, or is
 a 0-dim number. One `Layout` therefore translates all of it to and from full parameter names.
@@ -43,10 +44,20 @@ class Bank:
     def shape(self) -> tuple[int, ...]:
         return (self.length,) if self.matrix is None else (self.length, *self.matrix)
 
+    @property
+    def matrices(self) -> list[int]:
+        """How many matrices of a stacked bank each parameter has: E for a stack ``[E, m, n]``, otherwise 1."""
+        rows, columns = self.matrix or (1, 1)
+        return [max(1, place.numel // (rows * columns)) for place in self.places]
+
     def split(self, tensor: Tensor) -> list[Tensor]:
         """`tensor` (shaped like the bank, trailing dimensions free) as one view a place, in that part's shape."""
         if self.matrix is not None:
-            parts = list(tensor.unbind(0))
+            parts, counts = list(tensor.unbind(0)), self.matrices
+            if len(parts) != len(counts):
+                parts = [
+                    part[0] if one == 1 else part for part, one in zip(torch.split(tensor, counts), counts, strict=True)
+                ]
             whole = tuple(tensor.shape[1:]) == self.matrix
             return [part.view(p.shape) if whole else part for part, p in zip(parts, self.places, strict=True)]
         ends = [p.at for p in self.places[1:]] + [self.length]
@@ -57,8 +68,9 @@ class Bank:
     def join(self, parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """The inverse of `split`: one new tensor of the bank's shape; padding is zero."""
         if self.matrix is not None:
-            rows, columns = self.matrix
-            return torch.stack([part.reshape(rows, columns) for part in parts]).to(dtype)
+            if len(self.places) == self.length:
+                return torch.stack([part.reshape(self.matrix) for part in parts]).to(dtype)
+            return torch.cat([part.reshape(-1, *self.matrix) for part in parts]).to(dtype).contiguous()
         pieces: list[Tensor] = []
         ends = [p.at for p in self.places[1:]] + [self.length]
         for part, place, end in zip(parts, self.places, ends, strict=True):
@@ -85,8 +97,8 @@ class Layout:
 
     @property
     def infos(self) -> BankInfos:
-        """By bank key, what a transform may know of it."""
-        return {b.key: BankInfo(b.places, b.blocks) for b in self.banks}
+        """By bank key, what a transform may know of it. Every matrix of a stack is a parameter of its own there."""
+        return {b.key: BankInfo(tuple(_each_matrix(b)), b.blocks) for b in self.banks}
 
     def without_data(self) -> Tensors:
         """The banks in the state dtype as tensors on the meta device, to run a transform on."""
@@ -132,7 +144,7 @@ def build_layout(model: nn.Module, routes: Sequence[Route]) -> Layout:
                 f"{r.name} {list(p.shape)} is a {kind}; a bank holds dense floating-point tensors. "
                 f"Freeze it (requires_grad=False) or convert it."
             )
-        matrix = (p.shape[0], p.numel() // p.shape[0]) if r.role == "spectral" else None
+        matrix = r.matrix if r.role == "spectral" else None
         members.setdefault(_Kind(r.role, p.dtype, matrix, r.blocks, r.group), []).append((r.name, p))
     return Layout(tuple(_bank(kind, named) for kind, named in members.items()), devices.pop())
 
@@ -160,11 +172,23 @@ class _Kind(NamedTuple):
 
 def _bank(kind: _Kind, members: list[tuple[str, Tensor]]) -> Bank:
     if kind.matrix is not None:
-        stacked = tuple(Place(n, tuple(p.shape), i) for i, (n, p) in enumerate(members))
-        return Bank(kind.key, kind.dtype, kind.matrix, stacked, len(members), kind.blocks)
+        stacked, at = [], 0
+        for n, p in members:
+            stacked.append(Place(n, tuple(p.shape), at))
+            at += p.numel() // (kind.matrix[0] * kind.matrix[1])
+        return Bank(kind.key, kind.dtype, kind.matrix, tuple(stacked), at, kind.blocks)
     step = max(1, _ALIGNMENT // kind.dtype.itemsize)
     flat, at = [], 0
     for n, p in members:
         flat.append(Place(n, tuple(p.shape), at))
         at += -(-p.numel() // step) * step
     return Bank(kind.key, kind.dtype, None, tuple(flat), at)
+
+
+def _each_matrix(bank: Bank) -> Iterator[Place]:
+    """The places of a bank with those of a stack one by one, as ``experts.up[3]``."""
+    for place, count in zip(bank.places, bank.matrices, strict=True):
+        if bank.matrix is None or count == 1:
+            yield place
+        else:
+            yield from (Place(f"{place.name}[{i}]", bank.matrix, place.at + i) for i in range(count))

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
@@ -20,6 +21,10 @@ ELEMENTWISE_RECIPE = "the recipe is elementwise"
 _HEAD_NAME = re.compile(
     r"(^|\.)(lm_head|head|heads|classifier|unembed|to_logits|fc_out|proj_out|final_layer\.linear|final_layer)\.weight$"
 )
+_EXPERTS = re.compile(r"(^|[._])experts?([._]|$)", re.IGNORECASE)
+"""Mixtures of experts keep the matrices of all experts in one parameter ``[E, m, n]``."""
+_KERNEL_1D, _KERNEL_ND = 7, 32
+"""Last axes up to which a parameter of a module that torch does not know is taken for a convolution's weight."""
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -28,7 +33,7 @@ class Route:
     """One parameter's role (``"spectral"`` or ``"scalar"``) and the reason in words.
 
     `blocks`: how its matrix is cut for the update; None updates it whole. `group`: the group whose numbers it
-    follows.
+    follows. `stack`: whether the parameter is a stack of matrices ``[…, m, n]``, each updated by itself.
     """
 
     name: str
@@ -37,11 +42,13 @@ class Route:
     reason: str
     blocks: Blocks | None = None
     group: str = DEFAULT
+    stack: bool = False
 
     @property
     def matrix(self) -> tuple[int, int]:
-        """Rows and columns; a convolution has its first axis as rows and flattens the rest."""
-        return self.shape[0], math.prod(self.shape[1:])
+        """Rows and columns; a convolution has its first axis as rows and flattens the rest, a stack has those of each
+        of its matrices."""
+        return self.shape[-2:] if self.stack else (self.shape[0], math.prod(self.shape[1:]))  # type: ignore[return-value]
 
 
 def _matching(patterns: Sequence[str], name: str) -> str | None:
@@ -100,8 +107,10 @@ def route(
     """A `Route` for every trainable parameter of `model`, in the order of ``named_parameters()``.
 
     Spectral: linear and (flattened) convolution weights with both sides at least 128 that are neither embedding nor
-    output head. `roles`: those that the optimizer handles; without a spectral role every parameter is ``"scalar"``.
-    `force_scalar`, `force_spectral`: regular expressions searched in the full name; both at once is a ValueError.
+    output head, and the stacked matrices ``[E, m, n]`` of experts. A parameter of three or more axes that is named in
+    `force_spectral` is a stack, unless it is a convolution's weight or looks like one. `roles`: those that the
+    optimizer handles; without a spectral role every parameter is ``"scalar"``. `force_scalar`, `force_spectral`:
+    regular expressions searched in the full name; both at once is a ValueError.
     """
     trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     names = [n for n, _ in trainable]
@@ -126,33 +135,58 @@ def route(
         if name == head or (_HEAD_NAME.search(name) and not re.search(r"\.\d+\.", name))
     }
 
-    def decide(name: str, p: nn.Parameter) -> tuple[str, str]:
+    def decide(name: str, p: nn.Parameter) -> _Decision:
         if SPECTRAL not in roles:
-            return ELEMENTWISE, ELEMENTWISE_RECIPE
+            return _Decision(ELEMENTWISE, ELEMENTWISE_RECIPE)
         off, on = _matching(force_scalar, name), _matching(force_spectral, name)
         if off and on:
             raise ValueError(f"{name} matches both force_scalar ({off!r}) and force_spectral ({on!r}); keep one.")
         if off:
-            return ELEMENTWISE, f"force_scalar {off!r}"
+            return _Decision(ELEMENTWISE, f"force_scalar {off!r}")
         if p.ndim < 2 or p.numel() == 0:
             if on:
                 raise ValueError(f"force_spectral {on!r}: {name} of shape {tuple(p.shape)} is not a matrix.")
-            return ELEMENTWISE, f"{p.ndim}-D" if p.numel() else "empty"
-        if on:
-            return SPECTRAL, f"force_spectral {on!r}"
-        if id(p) in embeddings:
-            return ELEMENTWISE, "embedding"
-        if id(p) in heads:
-            return ELEMENTWISE, "output head"
+            return _Decision(ELEMENTWISE, f"{p.ndim}-D" if p.numel() else "empty")
         is_conv = isinstance(owners.get(name), _CONV)
-        if p.ndim > 2 and not is_conv:
-            return ELEMENTWISE, f"{p.ndim}-D and not a convolution"
-        rows, columns = p.shape[0], p.numel() // p.shape[0]
+        experts = p.ndim > 2 and _EXPERTS.search(name) is not None
+        is_stack = p.ndim > 2 and not is_conv and (experts or not _is_kernel(p))
+        if on:
+            how = f"; {_stacked(p)}" if is_stack else "; flattened, as a convolution's weight is" if p.ndim > 2 else ""
+            return _Decision(SPECTRAL, f"force_spectral {on!r}{how}", is_stack)
+        if id(p) in embeddings:
+            return _Decision(ELEMENTWISE, "embedding")
+        if id(p) in heads:
+            return _Decision(ELEMENTWISE, "output head")
+        if p.ndim > 2 and not is_conv and not experts:
+            return _Decision(ELEMENTWISE, f"{p.ndim}-D and not a convolution")
+        rows, columns = p.shape[-2:] if is_stack else (p.shape[0], p.numel() // p.shape[0])
         if min(rows, columns) < SPECTRAL_MIN_SIDE:
-            return ELEMENTWISE, f"a side under {SPECTRAL_MIN_SIDE}"
-        return SPECTRAL, f"{rows}×{columns} matrix" + (" (flattened convolution)" if is_conv else "")
+            return _Decision(ELEMENTWISE, f"a side under {SPECTRAL_MIN_SIDE}")
+        if is_stack:
+            return _Decision(SPECTRAL, _stacked(p), True)
+        return _Decision(SPECTRAL, f"{rows}×{columns} matrix" + (" (flattened convolution)" if is_conv else ""))
 
-    return tuple(Route(n, tuple(p.shape), *decide(n, p)) for n, p in trainable)
+    def route_of(name: str, p: nn.Parameter) -> Route:
+        role, reason, stack = decide(name, p)
+        return Route(name, tuple(p.shape), role, reason, stack=stack)
+
+    return tuple(route_of(n, p) for n, p in trainable)
+
+
+class _Decision(NamedTuple):
+    role: str
+    reason: str
+    stack: bool = False
+
+
+def _is_kernel(p: nn.Parameter) -> bool:
+    """Whether the last axes are so short that the parameter of an unknown module is the weight of a convolution."""
+    return p.shape[-1] <= _KERNEL_1D if p.ndim == 3 else max(p.shape[2:]) <= _KERNEL_ND
+
+
+def _stacked(p: nn.Parameter) -> str:
+    rows, columns = p.shape[-2:]
+    return f"a stack of {p.numel() // (rows * columns)} matrices of {rows}×{columns}"
 
 
 def refuse_roles(routes: Sequence[Route], roles: Sequence[str], optimizer: str) -> None:

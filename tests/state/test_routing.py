@@ -95,7 +95,7 @@ def test_convolutions_are_flattened_to_first_times_rest_and_other_tensors_are_no
             self.wide = nn.Conv2d(16, 128, 3)  # 128 x 144
             self.narrow = nn.Conv2d(14, 128, 3)  # 128 x 126
             self.line = nn.Conv1d(64, 128, 2)  # 128 x 128
-            self.experts = nn.Parameter(torch.zeros(4, 128, 128))
+            self.heads_of = nn.Parameter(torch.zeros(4, 128, 128))
             self.out = nn.Linear(2, 2)
 
     model = Mixed()
@@ -103,7 +103,7 @@ def test_convolutions_are_flattened_to_first_times_rest_and_other_tensors_are_no
     assert spectral(model) == {"wide.weight", "line.weight"}
     assert routes["wide.weight"].reason == "128×144 matrix (flattened convolution)"
     assert routes["narrow.weight"].reason == "a side under 128"
-    assert routes["experts"].reason == "3-D and not a convolution"
+    assert routes["heads_of"].reason == "3-D and not a convolution"
 
 
 @pytest.mark.parametrize(
