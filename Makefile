@@ -9,13 +9,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 
-.PHONY: help demo test exhaustive house lint docs wheel bench clean compiler browser
+.PHONY: help demo test exhaustive trainers house lint docs wheel bench clean compiler browser
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    train a diffusion transformer on real digits as one program and sample it from a table -> demo/"
 	@echo "make test    run the tests"
 	@echo "make exhaustive  run what the tests leave to it: every subset of the optimizer's components (minutes)"
+	@echo "make trainers  install Lightning and ignite and run the tests that need them"
 	@echo "make lint    ruff, mypy and basedpyright"
 	@echo "make docs    build the documentation -> site/"
 	@echo "make wheel   build the source archive and, from it, the wheel -> dist/"
@@ -35,6 +36,13 @@ test: $(INSTALLED) compiler browser
 exhaustive: export OMP_NUM_THREADS ?= 1
 exhaustive: $(INSTALLED) compiler
 	@$(BIN)/python -m pytest -q -m exhaustive -n $(WORKERS) $(ARGS)
+
+# Lightning and ignite are not among the ordinary tests' packages. They need no other torch; torchmetrics, which Lightning
+# brings, looks for a torchvision that fits torch, and does without one.
+trainers: export OMP_NUM_THREADS ?= 1
+trainers: $(INSTALLED)
+	@$(PIP) install --quiet --constraint constraints.txt lightning pytorch-ignite
+	@$(BIN)/python -m pytest -q -m trainers $(ARGS) tests/integrations
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check

@@ -246,6 +246,12 @@ class TorchOptimizer(torch.optim.Optimizer):
         self.train(False)
 
     @property
+    def training(self) -> bool:
+        """Whether the optimizer is in train mode. False: the parameters hold what is deployed, and no step may be
+        taken."""
+        return not (self._inside.moves and self._inside.evaluating)
+
+    @property
     def routes(self) -> tuple[Route, ...]:
         """Which parameter goes where and why, for groups that have taken a step."""
         return tuple(r for group in self._inside.groups() for r in group.routes)
@@ -268,7 +274,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             ``state`` by parameter index (live tensors, not copies) and ``param_groups``.
         """
         inside = self._inside
-        if inside.moves and not inside.evaluating and any(inside.groups()):
+        if inside.guards.on and not inside.guards.saves_averages:
             inside.guards.saved("optimizer.state_dict() was taken")
         return super().state_dict()
 

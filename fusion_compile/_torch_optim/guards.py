@@ -19,7 +19,10 @@ from fusion_compile._torch_optim.parameter_group import Holder
 
 
 class Guards:
-    """The guards of one optimizer's modules. `warn`: how its warnings are given."""
+    """The guards of one optimizer's modules. `warn`: how its warnings are given.
+
+    `saves_averages`: somebody sees to it that models are saved at x, so the optimizer's state may be taken at y.
+    """
 
     def __init__(self, warn: SayOnce) -> None:
         self._warn = warn
@@ -29,6 +32,7 @@ class Guards:
         self._handles: list[Any] = []
         weakref.finalize(self, _take_off, self._handles)
         self.on = False
+        self.saves_averages = False
 
     def cover(self, parameters: Mapping[str, nn.Parameter], model: nn.Module | None) -> None:
         """Guard the modules that own `parameters` too, looking for them in `model`, or among all modules alive."""

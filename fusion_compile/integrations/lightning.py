@@ -1,0 +1,100 @@
+"""Schedule-Free and compiled training steps under Lightning's Trainer."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import Any
+
+from fusion_compile.integrations._averages import averaged, kept, of_schedule_free
+
+# Both packages are Lightning, with classes of their own. The one that the user has imported counts.
+_HAS_LIGHTNING = importlib.util.find_spec("lightning") is not None
+if "pytorch_lightning" in sys.modules and ("lightning.pytorch" not in sys.modules or not _HAS_LIGHTNING):
+    import pytorch_lightning as pl
+elif _HAS_LIGHTNING:
+    import lightning.pytorch as pl
+else:
+    raise ModuleNotFoundError("fusion_compile.integrations.lightning needs Lightning: pip install lightning.")
+
+
+class ScheduleFreeCallback(pl.Callback):
+    """Put the average x into the model while the Trainer validates and saves, and when training ends.
+
+    A checkpoint, also a weights-only one, holds x; the optimizer's state in it holds x and z, so a resumed run goes on
+    bit for bit. Optimizers of other kinds are left alone.
+
+    Give it to the Trainer, ``Trainer(callbacks=[ScheduleFreeCallback()])``.
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Have checkpoints take x.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The model.
+            stage: What begins.
+        """
+        strategy = trainer.strategy
+        if "lightning_module_state_dict" in vars(strategy):
+            return
+        taken = strategy.lightning_module_state_dict
+
+        # A callback's on_save_checkpoint is not called for weights-only checkpoints.
+        def lightning_module_state_dict() -> dict[str, Any]:
+            with averaged(trainer.optimizers):
+                return kept(taken())
+
+        strategy.lightning_module_state_dict = lightning_module_state_dict
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave the Trainer as it was.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The model.
+            stage: What ends.
+        """
+        vars(trainer.strategy).pop("lightning_module_state_dict", None)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Train at y.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The model.
+        """
+        _switch(trainer, True)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validate x.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The model.
+        """
+        _switch(trainer, False)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Train on at y, if the Trainer trains.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The model.
+        """
+        if trainer.state.fn == "fit":
+            _switch(trainer, True)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave x in the model.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The model.
+        """
+        _switch(trainer, False)
+
+
+def _switch(trainer: pl.Trainer, training: bool) -> None:
+    for optimizer in of_schedule_free(trainer.optimizers):
+        optimizer.train(training)

@@ -1,0 +1,152 @@
+"""Lightning's own Trainer validates and saves x, resumes bit for bit, and finds a learning rate without a trace."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from tests.small_models import batches, mlp
+from tests.torch_loops import equal, loss_of, made, weights
+
+pytestmark = [
+    pytest.mark.trainers,
+    # Lightning warns of much about itself; of ours, each is an error.
+    pytest.mark.filterwarnings("ignore", "error:.*(Schedule-Free|optimizer).*"),
+]
+pl = pytest.importorskip("lightning.pytorch", exc_type=ImportError)
+
+
+def loader() -> Any:
+    data = batches(12, size=1)
+    return DataLoader(TensorDataset(torch.cat([x for x, _ in data]), torch.cat([y for _, y in data])), batch_size=2)
+
+
+def lit(recipe: str = "sf_adamw", seen: list[Any] | None = None) -> Any:
+    class Lit(pl.LightningModule):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.lr = mlp(), 1e-2
+
+        def training_step(self, batch: Any, i: int) -> Tensor:
+            return loss_of(self.net, batch)
+
+        def validation_step(self, batch: Any, i: int) -> None:
+            if i == 0 and seen is not None:
+                seen.append(weights(self.net))
+            self.log("val", loss_of(self.net, batch))
+
+        def configure_optimizers(self) -> Any:
+            return made(self.net.named_parameters(), recipe, lr=self.lr)
+
+    return Lit()
+
+
+def trainer_in(folder: Path, **options: Any) -> Any:
+    from fusion_compile.integrations.lightning import ScheduleFreeCallback
+
+    callbacks = [*options.pop("callbacks", []), ScheduleFreeCallback()]
+    chosen = {"max_epochs": 2, "enable_checkpointing": True, **options}
+    return pl.Trainer(
+        default_root_dir=str(folder),
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=callbacks,
+        **chosen,
+    )
+
+
+def by_hand(epochs: int) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    """The ordinary loop: x after each epoch, and x at the end."""
+    model = mlp()
+    optimizer = made(model, "sf_adamw", lr=1e-2)
+    seen = []
+    for _ in range(epochs):
+        for batch in loader():
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            optimizer.step()
+        optimizer.eval()
+        seen.append(weights(model))
+        optimizer.train()
+    optimizer.eval()
+    return seen, weights(model)
+
+
+def net_of(saved: Any) -> dict[str, Tensor]:
+    return {n.removeprefix("net."): t for n, t in saved["state_dict"].items()}
+
+
+def test_validation_and_checkpoints_see_x_and_the_run_is_the_ordinary_loops(tmp_path: Path) -> None:
+    seen: list[Any] = []
+    model = lit(seen=seen)
+    saving = pl.callbacks.ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}", save_on_train_epoch_end=True)
+
+    class Bare(pl.Callback):  # type: ignore[name-defined, misc]
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "bare.ckpt", weights_only=True)
+
+    trainer = trainer_in(tmp_path, callbacks=[saving, Bare()])
+    trainer.fit(model, loader(), loader())  # a warning is an error here
+    of_epochs, end = by_hand(2)
+    assert all(equal(ours, theirs) for ours, theirs in zip(seen, of_epochs, strict=True))
+    assert equal(weights(model.net), end), "x stays in the model"
+    for epoch, x in enumerate(of_epochs):
+        assert equal(net_of(torch.load(tmp_path / f"epoch={epoch}.ckpt", weights_only=False)), x)
+    assert equal(net_of(torch.load(tmp_path / "bare.ckpt", weights_only=False)), end)
+    assert "lightning_module_state_dict" not in vars(trainer.strategy)
+
+
+def test_a_resumed_run_is_bitwise_the_one_that_never_stopped(tmp_path: Path) -> None:
+    saving = pl.callbacks.ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
+    trainer_in(tmp_path, callbacks=[saving], max_epochs=1).fit(lit(), loader(), loader())
+    model = lit()
+    trainer_in(tmp_path).fit(model, loader(), loader(), ckpt_path=str(tmp_path / "epoch=0.ckpt"), weights_only=False)
+    assert equal(weights(model.net), by_hand(2)[1])
+
+
+@pytest.mark.parametrize("recipe", ["adamw", "sf_adamw"])
+def test_the_search_for_a_learning_rate_leaves_the_start_as_it_was(tmp_path: Path, recipe: str) -> None:
+    model = lit(recipe)
+    start = copy.deepcopy(weights(model.net))
+    trainer = trainer_in(tmp_path)
+    finder = pl.tuner.Tuner(trainer).lr_find(model, loader(), num_training=10, min_lr=1e-4, max_lr=1e-1)
+    assert finder is not None and len(finder.results["lr"]) == 10
+    assert equal(weights(model.net), start)
+    model.lr = 1e-2
+    trainer.fit(model, loader())
+    if recipe == "sf_adamw":
+        assert equal(weights(model.net), by_hand(2)[1])
+
+
+def test_a_layer_that_is_unfrozen_later_joins_with_plain_parameters(tmp_path: Path) -> None:
+    """``BaseFinetuning`` adds a group of plain parameters."""
+
+    class Unfreeze(pl.callbacks.BaseFinetuning):  # type: ignore[name-defined, misc]
+        def freeze_before_training(self, module: Any) -> None:
+            self.freeze(module.net[0])
+
+        def finetune_function(self, module: Any, epoch: int, optimizer: Any) -> None:
+            if epoch == 1:
+                self.unfreeze_and_add_param_group(module.net[0], optimizer, lr=1e-3)
+
+    class Lit(type(lit())):  # type: ignore[misc]
+        def configure_optimizers(self) -> Any:
+            return made([(n, p) for n, p in self.net.named_parameters() if p.requires_grad], "sf_adamw", lr=1e-2)
+
+    model = Lit()
+    start = weights(model.net)
+    trainer = trainer_in(tmp_path, callbacks=[Unfreeze()])
+    trainer.fit(model, loader())
+    assert [len(g["params"]) for g in trainer.optimizers[0].param_groups] == [2, 2]
+    assert [g["steps"] for g in trainer.optimizers[0].param_groups] == [12, 6]
+    moved = weights(model.net)
+    assert not any(torch.equal(moved[n], t) for n, t in start.items())
