@@ -243,13 +243,17 @@ def backend_for(backend: str, mode: str) -> Callable[..., Any]:
     return made
 
 
-def observed_backend(backend: str, mode: str, on_graph: GraphObserver) -> Callable[..., Any]:
-    """Make a torch.compile backend that shows each captured graph to `on_graph` and then calls `backend`."""
+def observed_backend(
+    backend: str, mode: str, on_graph: GraphObserver, around: Callable[[torch.fx.GraphModule], Any] | None = None
+) -> Callable[..., Any]:
+    """Make a torch.compile backend that shows each captured graph to `on_graph` and then calls `backend`, inside the
+    context manager that `around` gives for the graph."""
     inner = backend_for(backend, mode)
 
     def compile_graph(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
         on_graph(graph, inputs)
-        return inner(graph, inputs)
+        with contextlib.nullcontext() if around is None else around(graph):
+            return inner(graph, inputs)
 
     return compile_graph
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from fusion_compile import _compat
 from fusion_compile._program._compat import inductor_orders
-from fusion_compile._program.recomputation import recomputes, waits_for_gradient
+from fusion_compile._program.recomputation import checkpoints, recomputes, waits_for_gradient
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "eager")
 
@@ -46,7 +47,10 @@ def lower(
         return fn
     if on_graph is not None:
         return torch.compile(
-            fn, fullgraph=True, dynamic=False, backend=_compat.observed_backend(backend, mode, on_graph)
+            fn,
+            fullgraph=True,
+            dynamic=False,
+            backend=_compat.observed_backend(backend, mode, on_graph, partial(_recomputed_late, backend=backend)),
         )
     if backend != "inductor":
         return torch.compile(fn, fullgraph=True, dynamic=False, backend=backend)
@@ -65,12 +69,16 @@ def lower_graph(
     if mode == "eager":
         return graph
     _compat.hand_on_static_inputs(graph)
-    ordered: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if backend == "inductor" and recomputes(graph.graph):
-        ordered = inductor_orders(waits_for_gradient)
-    with torch.no_grad(), _compat.shapes_as_the_kernels_have_them(), ordered:
+    with torch.no_grad(), _compat.shapes_as_the_kernels_have_them(), _recomputed_late(graph, backend):
         compiled: Callable[..., Any] = _compat.backend_for(backend, mode)(graph, list(inputs))
     return compiled
+
+
+def _recomputed_late(graph: torch.fx.GraphModule, backend: str) -> contextlib.AbstractContextManager[None]:
+    """Inside, what the checkpoints of `graph` compute again waits for the gradient."""
+    if backend == "inductor" and (recomputes(graph.graph) or checkpoints(graph.graph)):
+        return inductor_orders(waits_for_gradient)
+    return contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """What checkpointing computes again is computed when the gradient has come there, and not before.
 
-A captured graph holds the recomputed nodes beside the ones that they repeat. Nothing in their inputs says that they
-belong to the backward, so a compiler fuses a recomputed normalization with its original and runs the matrix products
-behind it at once; all activations are then kept until the backward, as if nothing were checkpointed.
+A graph that was captured by running holds the recomputed nodes beside the ones that they repeat; where Dynamo read the
+step, AOTAutograd puts them there. Nothing in their inputs says that they belong to the backward, so a compiler fuses a
+recomputed normalization with its original and runs the matrix products behind it at once; all activations are then kept
+until the backward, as if nothing were checkpointed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,23 @@ from fusion_compile._program.program import recomputed_region, region_of
 
 def recomputes(graph: fx.Graph) -> bool:
     """Whether some node of `graph` is marked as recomputed."""
-    return any(recomputed_region(node) for node in graph.nodes)
+    return any(_region(node) for node in graph.nodes)
+
+
+def checkpoints(graph: fx.Graph) -> bool:
+    """Whether `graph`, as Dynamo read it, calls activation checkpointing."""
+    return any("activation_checkpoint" in str(n.target) for n in graph.nodes if n.op == "call_function")
+
+
+def _region(node: fx.Node) -> int:
+    """Which region `node` recomputes, from 1; 0 if it recomputes nothing.
+
+    AOTAutograd's copies of checkpointed operators are marked as the originals are, and as the backward's besides.
+    """
+    if number := recomputed_region(node):
+        return number
+    is_copy = node.meta.get("autograd_backward") and node.meta.get("recompute") is not None
+    return int(node.meta.get("ac_graph_id", 0)) + 1 if is_copy else 0
 
 
 def waits_for_gradient(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
@@ -28,7 +45,7 @@ def waits_for_gradient(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     nodes = list(graph.nodes)
     regions: dict[int, list[fx.Node]] = {}
     for node in nodes:
-        if number := recomputed_region(node):
+        if number := _region(node):
             regions.setdefault(number, []).append(node)
     found: dict[fx.Node, fx.Node] = {}
     for inside in regions.values():
@@ -67,7 +84,7 @@ def _first_of(inside: Sequence[fx.Node]) -> list[fx.Node]:
 
 
 def _is_of_the_backward(node: fx.Node) -> bool:
-    return node.op == "call_function" and region_of(node) == "backward" and not recomputed_region(node)
+    return node.op == "call_function" and region_of(node) == "backward" and not _region(node)
 
 
 def _is_view(node: fx.Node) -> bool:

@@ -1,9 +1,10 @@
-"""The first step of a program against the ordinary loop: loss, gradient norm and buffers, and the step undone."""
+"""The first two steps of a program against the ordinary loop: loss, gradient norm and buffers, and the step undone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,10 +20,10 @@ term that was lost; a smaller term goes unseen."""
 
 
 class Proof:
-    """What the ordinary loop computes on the first batch, and the state before the step.
+    """What the ordinary loop computes on a batch, and the state before the step.
 
     Args:
-        wanted: The outcome of the rehearsal.
+        wanted: The outcome of a real run.
         state: The flat state. Its tensors are copied, to the CPU where they lie on another device: the copy lives until
             the first step is done.
         dtypes: Of everything that the loss and its gradient compute.
@@ -68,6 +69,63 @@ class Proof:
             return bool(torch.equal(torch.isfinite(a), torch.isfinite(b)))
         scale = float(b.abs().max()) if b.numel() else 0.0
         return float((a - b).abs().max() if b.numel() else 0.0) <= self._room * max(scale, 1e-6)
+
+
+class Compared(NamedTuple):
+    """A step that was compared with the ordinary loop.
+
+    Attributes:
+        fresh: The entries that the state did not have.
+        objection: In what it is not the ordinary loop's. The step is then undone.
+        rounding: In what the compiled step differs, where the captured graph agrees if it is not compiled. The step is
+            taken.
+    """
+
+    fresh: Tensors
+    objection: str = ""
+    rounding: str = ""
+
+
+def take_compared(
+    state: Tensors,
+    proof: Proof,
+    compiled: Callable[[], Tensors],
+    uncompiled: Callable[[], None] | None,
+    *,
+    draws_apart: bool,
+) -> Compared:
+    """Take one step of `state` in place and compare it with the ordinary loop.
+
+    Args:
+        state: The flat state.
+        proof: What is wanted, with a copy of the state.
+        compiled: The step.
+        uncompiled: The captured graph, operator by operator; None where there is none.
+        draws_apart: Whether the compiled step draws other random numbers than the ordinary loop. Then the captured
+            graph is compared in its place; without one, nothing is.
+    """
+    if draws_apart:
+        if uncompiled is not None and (objection := _of_uncompiled(state, proof, uncompiled)):
+            return Compared({}, objection)
+        return Compared(compiled())
+    fresh = compiled()
+    if not (objection := proof.objection(state)):
+        return Compared(fresh)
+    proof.undo(state)
+    if uncompiled is None or _of_uncompiled(state, proof, uncompiled):
+        return Compared({}, objection)
+    return Compared(compiled(), rounding=objection)
+
+
+def _of_uncompiled(state: Tensors, proof: Proof, uncompiled: Callable[[], None]) -> str:
+    """The objection to the captured graph; the state is put back. Empty where there is no memory for it."""
+    try:
+        uncompiled()
+        return proof.objection(state)
+    except torch.OutOfMemoryError:
+        return ""
+    finally:
+        proof.undo(state)
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -69,6 +69,9 @@ class ReadStep:
         known(state, batch)
         return {}
 
+    def done(self) -> None:
+        """Nothing is left to do: a step that is read counts nothing."""
+
     def forget(self) -> None:
         """Drop the program."""
         self._programs.drop(self._key)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fusion_compile._capture.by_running.leaves import parameters_are_leaves
 from fusion_compile._capture.by_running.trace import no_checkpoint_is_reentrant
 from fusion_compile._capture.rehearsal.left_behind import Kind
-from fusion_compile._capture.rehearsal.rehearsal import Rehearsal, rehearse
+from fusion_compile._capture.rehearsal.rehearsal import Rehearsal, rehearse, run_once
 from fusion_compile._capture.sources.sources import Source, Sources
 from fusion_compile._capture.watch.reads import Reads, reading
 from fusion_compile._step import batches
@@ -48,6 +48,82 @@ class RehearsedStep:
     reads: Reads
 
 
+class OrdinaryStep:
+    """Forward and backward of a step as the ordinary loop has them, on clones of weights, buffers and batch.
+
+    A call goes on from the buffers that the last one left; `result` says what one computes.
+
+    Attributes:
+        given: The batch, cloned.
+        others: Tensors with gradients that the loss reads and that are none of the model's parameters.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss_fn: LossFn, plan: StepPlan, state: Tensors, batch: tuple[Any, ...]
+    ) -> None:
+        self._parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            point = plan.update.gradient_point(state, plan.update.context(state))
+            weights = {n: w.clone() for n, w in weights_at(plan, point).items()}
+        self._model, self._accumulate, self._device = model, plan.options.accumulate, plan.update.layout.device
+        names = tuple(n for n, _ in model.named_buffers())
+        self._loss = LossModule(model, loss_fn, names, plan.precision)
+        self._buffers = {n: b.clone() for n, b in model.named_buffers()}
+        self._leaves = {n: hooked_leaf(self._parameters[n], w) for n, w in weights.items()}
+        self.given = batches.with_leaves(batch, [t.clone() for t in batches.tensors(batch)])
+        self.others: dict[int, Tensor] = {}
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The clones that stand in the place of parameters and buffers."""
+        return [*self._leaves.values(), *self._buffers.values()]
+
+    def result(self) -> Outcome:
+        """Run forward and backward once."""
+        own = {id(leaf) for leaf in self._leaves.values()}
+        total = torch.zeros((), device=self._device)
+        gradients: dict[str, Tensor] = {}
+        for i in range(self._accumulate):
+            whole = batches.part(self.given, i, self._accumulate)
+            part = batches.with_leaves(whole, [t.clone() for t in batches.tensors(whole)])
+            with (
+                torch.enable_grad(),
+                no_checkpoint_is_reentrant(),
+                self._loss.holding(self._leaves, dict(self._buffers)),
+                parameters_are_leaves(self._leaves, self._parameters),
+            ):
+                value, metrics, _ = self._loss(*part)
+                check_loss(value, metrics)
+                self.others.update({id(leaf): leaf for leaf in leaves_of(value) if id(leaf) not in own})
+                scaled, leaves = value / self._accumulate, list(self._leaves.values())
+                found = torch.autograd.grad(scaled, leaves, allow_unused=True)
+                self._buffers.update({n: self._model.get_buffer(n).detach() for n in self._buffers})
+            total = total + value.detach() / self._accumulate
+            for name, gradient in zip(self._leaves, found, strict=True):
+                if gradient is not None:
+                    before = gradients.get(name)
+                    gradients[name] = gradient if before is None else before + gradient
+        squares = [g.detach().float().square().sum() for g in gradients.values()]
+        norm = torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
+        return Outcome(total, norm, {n: b.clone() for n, b in self._buffers.items()})
+
+
+def outcome_now(
+    model: nn.Module, loss_fn: LossFn, plan: StepPlan, state: Tensors, batch: tuple[Any, ...]
+) -> Outcome | None:
+    """What the ordinary loop would compute now, after one more real run that leaves nothing behind.
+
+    None where there is no memory for it beside the compiled step's.
+    """
+    step = OrdinaryStep(model, loss_fn, plan, state, batch)
+    roots = {"model": model, "loss_fn": loss_fn}
+    try:
+        found: Outcome = run_once(roots, step.result, batches.tensors(step.given), step.weights)
+    except torch.OutOfMemoryError:
+        return None
+    return found
+
+
 def rehearse_step(
     model: nn.Module, loss_fn: LossFn, plan: StepPlan, state: Tensors, batch: tuple[Any, ...]
 ) -> RehearsedStep:
@@ -59,15 +135,7 @@ def rehearse_step(
         Exception: The loss's own.
         ValueError: The loss runs once, but not twice in a row, or depends on learnable tensors outside of the model.
     """
-    options, parameters = plan.options, dict(model.named_parameters())
-    with torch.no_grad():
-        point = plan.update.gradient_point(state, plan.update.context(state))
-        weights = {n: w.clone() for n, w in weights_at(plan, point).items()}
-    loss = LossModule(model, loss_fn, tuple(n for n, _ in model.named_buffers()), plan.precision)
-    buffers = {n: b.clone() for n, b in model.named_buffers()}
-    given = batches.with_leaves(batch, [t.clone() for t in batches.tensors(batch)])
-    leaves = {n: hooked_leaf(parameters[n], w) for n, w in weights.items()}
-    own, others = {id(leaf) for leaf in leaves.values()}, dict[int, Tensor]()
+    step = OrdinaryStep(model, loss_fn, plan, state, batch)
     sources, reads = Sources(), reading()
     watching: list[contextlib.AbstractContextManager[Any]] = [sources, reads]
     seen: list[Any] = []
@@ -75,37 +143,11 @@ def rehearse_step(
     def run() -> Outcome:
         with watching.pop(0) if watching else contextlib.nullcontext() as seeing:
             seen.append(seeing)
-            return once()
-
-    def once() -> Outcome:
-        total = torch.zeros((), device=plan.update.layout.device)
-        gradients: dict[str, Tensor] = {}
-        for i in range(options.accumulate):
-            whole = batches.part(given, i, options.accumulate)
-            part = batches.with_leaves(whole, [t.clone() for t in batches.tensors(whole)])
-            with (
-                torch.enable_grad(),
-                no_checkpoint_is_reentrant(),
-                loss.holding(leaves, dict(buffers)),
-                parameters_are_leaves(leaves, parameters),
-            ):
-                value, metrics, _ = loss(*part)
-                check_loss(value, metrics)
-                others.update({id(leaf): leaf for leaf in leaves_of(value) if id(leaf) not in own})
-                found = torch.autograd.grad(value / options.accumulate, list(leaves.values()), allow_unused=True)
-                buffers.update({n: model.get_buffer(n).detach() for n in buffers})
-            total = total + value.detach() / options.accumulate
-            for name, gradient in zip(leaves, found, strict=True):
-                if gradient is not None:
-                    before = gradients.get(name)
-                    gradients[name] = gradient if before is None else before + gradient
-        squares = [g.detach().float().square().sum() for g in gradients.values()]
-        norm = torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
-        return Outcome(total, norm, {n: b.clone() for n, b in buffers.items()})
+            return step.result()
 
     roots = {"model": model, "loss_fn": loss_fn}
     try:
-        rehearsal = rehearse(roots, run, batches.tensors(given), [*leaves.values(), *buffers.values()])
+        rehearsal = rehearse(roots, run, batches.tensors(step.given), step.weights)
     except torch.OutOfMemoryError as error:
         error.add_note(
             "The loss and its gradient were computed in the ordinary way, on copies of the weights, to see what they "
@@ -120,5 +162,5 @@ def rehearse_step(
             f"the loss runs once, but not twice in a row ({type(error).__name__}: {str(error).splitlines()[0]}). "
             f"{notes}"
         ) from error
-    refuse_learnable(others.values(), roots, [record.label for record in rehearsal.of(Kind.WRITTEN)])
+    refuse_learnable(step.others.values(), roots, [record.label for record in rehearsal.of(Kind.WRITTEN)])
     return RehearsedStep(rehearsal, rehearsal.results[0], tuple(sources.found), seen[1])

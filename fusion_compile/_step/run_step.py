@@ -36,6 +36,9 @@ class UncapturedStep:
         """True: nothing was captured."""
         return True
 
+    def done(self) -> None:
+        """Nothing is left to do: Python ran."""
+
     def __call__(self, state: Tensors, batch: tuple[Any, ...]) -> Tensors:
         """Take one step in place; returns the entries that the state does not have yet."""
         with no_checkpoint_is_reentrant():
@@ -81,6 +84,12 @@ class RunStep:
         """
         if self._watch is not None and (change := self._watch.changed()) is not None:
             raise RuntimeError(change.sentence("step.recapture()"))
-        fresh = self._captured(state, self._numbers.given(batch))
+        return self._captured(state, self._numbers.given(batch))
+
+    def uncompiled(self, state: Tensors, batch: tuple[Any, ...]) -> None:
+        """Take one step in place, operator by operator."""
+        self._captured.uncompiled(state, self._numbers.given(batch))
+
+    def done(self) -> None:
+        """The step counts: plain numbers go on."""
         self._numbers.count_on()
-        return fresh

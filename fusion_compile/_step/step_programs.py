@@ -28,12 +28,12 @@ from fusion_compile._step.kept_state import KeptState
 from fusion_compile._step.learnable import note_trained
 from fusion_compile._step.loss import LossFacts, LossFn, LossModule, examine, run_on_fakes
 from fusion_compile._step.methods import Methods
-from fusion_compile._step.metrics import step_metrics
+from fusion_compile._step.metrics import keep_metrics
 from fusion_compile._step.operands import NotAnOperand
-from fusion_compile._step.proof import Proof
+from fusion_compile._step.proof import Compared, Proof, take_compared
 from fusion_compile._step.pure_step import Form, StepPlan, pure_step
 from fusion_compile._step.read_step import NotRead, Pure, ReadStep
-from fusion_compile._step.rehearsed import RehearsedStep, rehearse_step
+from fusion_compile._step.rehearsed import RehearsedStep, outcome_now, rehearse_step
 from fusion_compile._step.run_step import RunStep, UncapturedStep
 from fusion_compile._step.way import Asked, Way, choose, refuse_sources
 from fusion_compile._step.written import refuse_other_points, refuse_rebound
@@ -60,6 +60,8 @@ class _Step(Protocol):
 
     def __call__(self, state: Tensors, batch: tuple[Any, ...]) -> Tensors: ...
 
+    def done(self) -> None: ...
+
 
 class StepPrograms:
     """Compile and run the step for each kind of batch. `facts`: what the loss does; None before its first run.
@@ -77,6 +79,8 @@ class StepPrograms:
         self._programs = Programs(plan.options.backend)
         self._steps: dict[Key, list[_Step]] = {}
         self._hooks = GradientHooks(dict(model.named_parameters()))
+        self._second: dict[int, RehearsedStep] = {}
+        """What real runs showed, by the identity of those steps whose second call is to be compared, too."""
         self._waited: set[tuple[batches.Signature, bool]] = set()
         self._warn = SayOnce()
         self._carried = Carried()
@@ -95,6 +99,7 @@ class StepPrograms:
         """Drop all compiled functions, which hold the state."""
         self._programs.forget()
         self._steps.clear()
+        self._second.clear()
         self._signatures.clear()
 
     def recapture(self) -> None:
@@ -123,12 +128,52 @@ class StepPrograms:
             step = next((step for step in self._steps.get(key, ()) if step.fits()), None)
             if step is None:
                 self._compile(key, batch)
+            elif id(step) in self._second:
+                self._take_second(key, step, batch)
             else:
-                self._take(step, batch)
+                self._take(step, step(self._state, batch))
 
-    def _take(self, step: _Step, batch: tuple[Any, ...]) -> None:
-        fresh = step(self._state, batch)
+    def _take(self, step: _Step, fresh: Tensors) -> None:
+        """The step was taken, and counts. `fresh`: entries that the state did not have."""
+        step.done()
         self._give_back(step.forms, fresh)
+
+    def _take_second(self, key: Key, step: _Step, batch: tuple[Any, ...]) -> None:
+        """Take a program's second step, compared as the first was: what a first step alone has shows now."""
+        seen = self._second[id(step)]
+        wanted = outcome_now(self._model, self._loss_fn, self._plan, self._state, batch)
+        if wanted is None:
+            self._take(step, step(self._state, batch))
+        else:
+            proof = Proof(wanted, self._state, seen.rehearsal.dtypes)
+            found = self._compared(proof, step, batch, seen)
+            if found.objection:
+                self._steps[key].remove(step)
+                self._second.pop(id(step))
+                objection = f"in its second step {found.objection}"
+                if isinstance(step, RunStep) or self._plan.options.capture == "read":
+                    raise ValueError(_not_the_loops(objection))
+                self._compile(key, batch, f"when it is read, {objection}")
+                return
+            self._take(step, found.fresh)
+        self._second.pop(id(step))
+
+    def _compared(self, proof: Proof, step: _Step, batch: tuple[Any, ...], seen: RehearsedStep) -> Compared:
+        """Take one step; what the compiler's rounding alone makes different is said once."""
+        found = take_compared(
+            self._state,
+            proof,
+            lambda: step(self._state, batch),
+            (lambda: step.uncompiled(self._state, batch)) if isinstance(step, RunStep) else None,
+            draws_apart=self._draws_apart(seen),
+        )
+        if found.rounding:
+            self._warn(
+                "rounding",
+                f"the compiled step rounds otherwise than the ordinary loop: {found.rounding}. The captured graph "
+                f"agrees with the loop where it is not compiled, so the compiler's rounding makes the difference.",
+            )
+        return found
 
     # ------------------------------------------------------------------ state that user code keeps
 
@@ -158,14 +203,16 @@ class StepPrograms:
 
     # ------------------------------------------------------------------ a new program
 
-    def _compile(self, key: Key, batch: tuple[Any, ...]) -> None:
-        """Look at the loss, choose a way, compile, and take the first step."""
+    def _compile(self, key: Key, batch: tuple[Any, ...], not_read: str = "") -> None:
+        """Look at the loss, choose a way, compile, and take the first step. `not_read`: why it is not read."""
         signature, due, _ = key
         self._refuse_too_many(key)
         options = self._plan.options
         if options.accumulate > 1:
             batches.check_divisible(batch, options.accumulate)
         seen, way = self._rehearsed(key, batch)
+        if not_read:
+            way = way._replace(runs=True, because=not_read)
         self._carried.add(way.carried, self._roots)
         for path, tensor in self._carried.tensors().items():
             self._store(keys.carried(path), tensor)
@@ -185,9 +232,11 @@ class StepPrograms:
             left = () if seen is None else seen.rehearsal.of(Kind.NUMBER)
             numbers = [record.slot for record in left if record.slot is not None]
             step: _Step = UncapturedStep(pure(Form(due=due, runs=True)), self._carried, numbers)
-            self._take(step, batch)
+            self._take(step, step(self._state, batch))
         else:
             step = self._captured(key, pure, batch, seen, way)
+            if seen is not None and (isinstance(step, RunStep) or not self._draws_apart(seen)):
+                self._second[id(step)] = seen
         self._signatures[signature] = None
         if way.not_yet:
             self._waited.add(key[:2])
@@ -231,8 +280,9 @@ class StepPrograms:
     def _captured(self, key: Key, pure: Pure, batch: tuple[Any, ...], seen: RehearsedStep | None, way: Way) -> _Step:
         """Capture the step, compile it, take the first step, and prove that it is the ordinary loop's."""
         options, because = self._plan.options, way.because
-        proof = None if seen is None else self._proof(seen)
         if not way.runs:
+            compares = seen is not None and not self._draws_apart(seen)
+            proof = self._proof(seen) if compares and seen is not None else None
             try:
                 read = ReadStep(self._programs, key, pure, key[1], (self._state, batch), self._mode)
                 objection = "" if proof is None else proof.objection(self._state)
@@ -251,21 +301,22 @@ class StepPrograms:
                 raise ValueError(f"{because} Without rehearse=False the step could be captured by running it.")
         assert seen is not None
         refuse_sources(seen.sources, because)
-        step = self._run(key, pure, batch, proof, [record.slot for record in way.numbers if record.slot is not None])
+        changing = [record.slot for record in way.numbers if record.slot is not None]
+        step = self._run(key, pure, batch, changing, seen)
         step.watch(self._roots, seen.reads, self._carried)
         if because:
             self.because = because
             self._warn("runs", f"the step is captured by running it, because {because.rstrip('.')}.")
         return step
 
-    def _proof(self, seen: RehearsedStep) -> Proof | None:
-        """What the first step is compared with; None where the compiled step draws other random numbers."""
-        options = self._plan.options
-        if seen.rehearsal.drew_random and options.backend == "inductor":
-            return None
+    def _proof(self, seen: RehearsedStep) -> Proof:
         return Proof(seen.wanted, self._state, seen.rehearsal.dtypes)
 
-    def _run(self, key: Key, pure: Pure, batch: tuple[Any, ...], proof: Proof | None, changing: list[Slot]) -> RunStep:
+    def _draws_apart(self, seen: RehearsedStep) -> bool:
+        """Whether the compiled step draws other random numbers than the ordinary loop."""
+        return seen.rehearsal.drew_random and self._plan.options.backend == "inductor"
+
+    def _run(self, key: Key, pure: Pure, batch: tuple[Any, ...], changing: list[Slot], seen: RehearsedStep) -> RunStep:
         numbers = self._numbers(changing, batch)
         given = numbers.given(batch)
         contents = Contents(self._roots)
@@ -281,26 +332,11 @@ class StepPrograms:
                 contents.restore()
             step = RunStep(captured, self._carried.forms, numbers)
             captured.compile(self._state, given, mode=self._mode, backend=backend)
-            fresh = captured(self._state, given)
-        if proof is not None and (objection := proof.objection(self._state)):
-            proof.undo(self._state)
-            captured.uncompiled(self._state, given)
-            is_the_compilers = not proof.objection(self._state)
-            proof.undo(self._state)
-            if not is_the_compilers:
-                raise ValueError(
-                    f"the captured step is not the ordinary loop's: {objection}. Nothing was changed. mode='eager' "
-                    f"runs the loss as it is; please report the model."
-                )
-            self._warn(
-                "rounding",
-                f"the compiled step rounds otherwise than the ordinary loop: {objection}. The captured graph agrees "
-                f"with the loop where it is not compiled, so the compiler's rounding makes the difference.",
-            )
-            fresh = captured(self._state, given)
+            found = self._compared(self._proof(seen), step, batch, seen)
+        if found.objection:
+            raise ValueError(_not_the_loops(found.objection))
         self._programs.captured[key, len(self._steps.get(key, ()))] = step.program
-        numbers.count_on()
-        self._give_back(step.forms, fresh)
+        self._take(step, found.fresh)
         return step
 
     def _numbers(self, slots: list[Slot], batch: tuple[Any, ...]) -> CountedNumbers:
@@ -328,7 +364,7 @@ class StepPrograms:
             when = "the loss now" if known_shape else "with this batch shape the loss"
             raise ValueError(f"{when} {difference}; compile another step for it.") from None
         if self.facts is None:
-            self._keep_metrics(facts)
+            keep_metrics(self._plan.update, self._state, facts.metrics)
             self._say_unused(facts)
         known = () if self.facts is None else self.facts.changed_buffers
         if new := [name for name in facts.changed_buffers if name not in known]:
@@ -337,22 +373,9 @@ class StepPrograms:
                 _compat.mark_static(buffer)
             self._programs.forget()
             self._steps.clear()
+            self._second.clear()
         self.facts = facts
         return facts
-
-    def _keep_metrics(self, facts: LossFacts) -> None:
-        taken = step_metrics(self._plan.update, self._state)
-        for name in facts.metrics:
-            if name in taken:
-                raise ValueError(
-                    f"the metric name {name!r} is taken by the step itself; give the loss's metric another one."
-                )
-        device = self._plan.update.layout.device
-        for name, (shape, dtype) in facts.metrics.items():
-            self._state[keys.metrics(name)] = torch.zeros(shape, dtype=dtype, device=device)
-        for key, tensor in self._state.items():
-            if keys.split(key)[0] == keys.METRICS:
-                _compat.mark_static(tensor)
 
     def _say_unused(self, facts: LossFacts) -> None:
         if facts.unused:
@@ -361,3 +384,10 @@ class StepPrograms:
                 f"the loss never reads {', '.join(facts.unused)}: their gradient counts as zero, so weight decay "
                 f"still acts. Freeze them (requires_grad=False) before compile_training_step() to leave them alone.",
             )
+
+
+def _not_the_loops(objection: str) -> str:
+    return (
+        f"the captured step is not the ordinary loop's: {objection}. Nothing was changed. mode='eager' runs the loss "
+        f"as it is; please report the model."
+    )

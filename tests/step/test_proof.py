@@ -1,13 +1,17 @@
-"""The first step of a program against the ordinary loop."""
+"""The first two steps of a program against the ordinary loop."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusion_compile._state import keys
-from fusion_compile._step.proof import ROOM, Proof
+from fusion_compile._step.proof import ROOM, Proof, take_compared
 from fusion_compile._step.rehearsed import Outcome
+from tests.small_models import batches, compiled
 
 
 def state(loss: float = 2.0, norm: float = 1.0, mean: float = 0.5) -> dict[str, Tensor]:
@@ -59,3 +63,73 @@ def test_a_step_is_undone_with_its_random_numbers_and_new_entries() -> None:
     check.undo(now)
     assert now.keys() == state().keys() and float(now[keys.metrics("loss")]) == 2.0
     assert torch.equal(torch.get_rng_state(), random)
+
+
+def setting(now: dict[str, Tensor], loss: float) -> Callable[[], dict[str, Tensor]]:
+    """A step that computes this loss and counts itself."""
+
+    def step() -> dict[str, Tensor]:
+        now[keys.metrics("loss")].fill_(loss)
+        now["counts/step"] += 1
+        return {"fresh": torch.tensor(loss)}
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("compiled_loss", "captured_loss", "draws_apart", "taken", "said"),
+    [
+        (2.0, None, False, 1, ("", "")),
+        (3.0, None, False, 0, ("its loss is 3 where the ordinary loop has 2", "")),
+        (3.0, 3.0, False, 0, ("its loss is 3 where the ordinary loop has 2", "")),
+        (3.0, 2.0, False, 1, ("", "its loss is 3 where the ordinary loop has 2")),
+        (3.0, 2.0, True, 1, ("", "")),
+        (2.0, 3.0, True, 0, ("its loss is 3 where the ordinary loop has 2", "")),
+        (3.0, None, True, 1, ("", "")),
+    ],
+)
+def test_a_step_is_taken_once_or_not_at_all(
+    compiled_loss: float, captured_loss: float | None, draws_apart: bool, taken: int, said: tuple[str, str]
+) -> None:
+    now = {**state(), "counts/step": torch.tensor(0)}
+    uncompiled = None if captured_loss is None else setting(now, captured_loss)
+    found = take_compared(
+        now,
+        proof(now),
+        setting(now, compiled_loss),
+        None if uncompiled is None else lambda: uncompiled() and None,
+        draws_apart=draws_apart,
+    )
+    assert (found.objection, found.rounding) == said
+    assert int(now["counts/step"]) == taken and bool(found.fresh) is bool(taken)
+
+
+def test_a_graph_that_there_is_no_memory_for_is_not_compared() -> None:
+    now = {**state(), "counts/step": torch.tensor(0)}
+
+    def too_large() -> None:
+        now["counts/step"] += 5
+        raise torch.OutOfMemoryError("too large")
+
+    found = take_compared(now, proof(now), setting(now, 3.0), too_large, draws_apart=True)
+    assert found.objection == "" and int(now["counts/step"]) == 1
+
+
+def test_what_the_first_step_cannot_show_is_refused_at_the_second() -> None:
+    import ctypes
+
+    memory = ctypes.create_string_buffer(8)  # what no watch sees
+    address = ctypes.addressof(memory)
+
+    def loss_fn(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return (model(x) - y).square().mean() * (1.0 + ctypes.c_double.from_address(address).value)
+
+    model = nn.Linear(16, 4)
+    step = compiled(model, loss_fn, capture="run")
+    x, y = batches(1)[0]
+    step(x, y)
+    ctypes.c_double.from_address(address).value = 1.0
+    before, count = model.weight.clone(), int(step.metrics["step"])
+    with pytest.raises(ValueError, match="in its second step its loss is .* where the ordinary loop has"):
+        step(x, y)
+    assert torch.equal(model.weight, before) and int(step.metrics["step"]) == count

@@ -53,6 +53,7 @@ def test_a_captured_step_counts_and_watches() -> None:
     step.watch(roots, reads, Carried())
     for steps in (1, 2):
         assert step.fits() and step(state, ()) == {}
+        step.done()
         assert settings.steps == steps
     assert state["w"].tolist() == [4.0, 4.0] and step.program.captured_by == "run"
     settings.scale = 3.0

@@ -110,6 +110,26 @@ def rehearse(
     return contextvars.copy_context().run(_rehearse, roots, run, list(inputs), list(weights))
 
 
+def run_once(
+    roots: Mapping[str, Any],
+    run: Callable[[], Any],
+    inputs: Iterable[Tensor] = (),
+    weights: Iterable[Tensor] = (),
+) -> Any:
+    """Call `run` once for real and put everything back: what it returned, tensors detached. See `rehearse`."""
+
+    def once() -> Any:
+        contents = Contents(roots, {"inputs": list(inputs), "weights": list(weights)})
+        owners = contents.reach.generators.values()
+        trial = _Trial(contents, Provenance([*inputs, *weights], _weights(roots), owners), run)
+        try:
+            return trial.go_on()
+        finally:
+            trial.back_to_start()
+
+    return contextvars.copy_context().run(once)
+
+
 def _rehearse(
     roots: Mapping[str, Any], run: Callable[[], Any], inputs: list[Tensor], weights: list[Tensor]
 ) -> Rehearsal:
