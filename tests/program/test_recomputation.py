@@ -81,6 +81,20 @@ def test_inductor_keeps_recomputed_products_and_runs_them_in_the_backward() -> N
     assert all(backward[i - 1] == "mm" for i, product in enumerate(backward) if product == "addmm")
 
 
+def test_what_was_read_is_recomputed_in_the_backward_too() -> None:
+    from torch._inductor.utils import run_and_get_code
+
+    blocks = nn.Sequential(Block(), Block(), Block())
+    step = fc.compile_training_step(blocks, loss_fn, optimizer="adamw", capture="read")
+    _, code = run_and_get_code(step, torch.randn(16, 8))
+    calls = [line for line in "\n".join(code).splitlines() if "extern_kernels." in line and "out=" in line]
+    products = ["addmm" if "extern_kernels.addmm" in call else "mm" for call in calls]
+    # Six products of the forward. The last block's two come at once: the backward begins with them. Those of the two
+    # blocks before it stand behind the products of a gradient, where all of them stood in front before.
+    first = products.index("mm")
+    assert first <= 8 and products[first:].count("addmm") == 2
+
+
 def test_a_mask_drawn_in_a_region_is_not_drawn_again() -> None:
     class Dropped(Block):
         def inside(self, x: Tensor) -> Tensor:
