@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile._sampler.call_arguments import refuse_other_forms
-from fusion_compile._sampler.graph.call import Call, invoke, sees_keywords, take_apart
+from fusion_compile._sampler.graph.call import Call, invoke
 from fusion_compile._sampler.options import SamplerOptions
 from fusion_compile._sampler.program import SamplerProgram
 from fusion_compile._sampler.programs import SamplerPrograms
@@ -83,7 +83,7 @@ class SamplerModule(StandIn):
             ValueError: If the model is in training mode or an input requires a gradient.
             RuntimeError: If the call needs weights that were dropped.
         """
-        call = take_apart(self._signature, args, kwargs, keywords_matter=sees_keywords(self.model))
+        call = self._programs.take(args, kwargs)
         if torch.is_grad_enabled() and (
             names := [o for o, t in zip(call.owners, call.tensors, strict=True) if t.requires_grad]
         ):
@@ -363,7 +363,7 @@ class SamplerModule(StandIn):
         """Call the model, which was offloaded, quantised or given a cache after the sampler was made."""
         self._weights.refuse_if_out(f"{why} The whole model would serve, which")
         self._say_once("unservable", f"{why} Meanwhile the whole model serves, and nothing is hoisted.")
-        return invoke(self.model, call, call.arguments)
+        return invoke(self.model, call, {**call.arguments, **call.numbers})
 
     def _serve_whole(self, call: Call, unserved: Unserved) -> Any:
         values, why, remedy = unserved.values, unserved.why, unserved.remedy
@@ -376,7 +376,7 @@ class SamplerModule(StandIn):
             unserved.topic, f"timestep {values} {why}; the whole model serves it, which is slower. {remedy}."
         )
         with self._weights.resident():
-            out = invoke(self.model, call, call.arguments)
+            out = invoke(self.model, call, {**call.arguments, **call.numbers})
         self._programs.accept_structure()
         return out
 

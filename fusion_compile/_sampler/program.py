@@ -48,8 +48,8 @@ class SamplerProgram:
         self.split, self._options, self._weights = split, options, weights
         self.specialised = Specialised(split, model_name)
         self._device = split.call.tensors[split.positions("live")[0]].device
-        self._step_at, self._request_at = split.positions("step")[0], split.positions("request")
-        self.like = split.timestep.detach()
+        self._steps_at, self._request_at = split.positions("step"), split.positions("request")
+        self.like = split.timesteps[0].detach()
         self._example = {
             name: tree_map(lambda leaf: leaf.detach().to("meta") if isinstance(leaf, Tensor) else leaf, value)
             for name, value in split.call.arguments.items()
@@ -106,7 +106,8 @@ class SamplerProgram:
 
     def locate(self, call: Call, slot: RequestSlot | None) -> Located:
         """The row that serves the timestep of `call`, which is for `slot`."""
-        return self.rows.locate(call.tensors[self._step_at], slot)
+        t, *more = (call.tensors[i] for i in self._steps_at)
+        return self.rows.locate(t, slot, *more)
 
     def starts_trajectory(self, row: int, slot: RequestSlot, *, new: bool) -> bool:
         """Count a call whose row the CPU knows; return whether a trajectory starts with it."""
@@ -119,7 +120,8 @@ class SamplerProgram:
         """
         self._refuse_new_rows(self.table.stages_missing(slot, (-1,)), unknown.values)
         row = unknown.learn()
-        self.table.assign_row(row, call.tensors[self._step_at], self.rows.capacity)
+        t, *more = (call.tensors[i] for i in self._steps_at)
+        self.table.assign_row(row, t, self.rows.capacity, *more)
         return row
 
     def follow_schedule(self, schedule: Tensor | None) -> None:
@@ -248,7 +250,8 @@ class SamplerProgram:
     def set_timestep(self, tensors: list[Tensor], t: Tensor) -> None:
         """Write the value `t` ``[]`` into the timestep among the `tensors` of a call, if the body reads it."""
         if self.split.rank is not None:
-            tensors[self._step_at] = torch.full_like(tensors[self._step_at], t.item())
+            at = self._steps_at[0]
+            tensors[at] = torch.full_like(tensors[at], t.item())
 
     def denoise(self, slot: RequestSlot, row: Tensor, tensors: Sequence[Tensor], known: Tensor | None = None) -> Any:
         """The model's output at `row` ``[1]`` of `slot`, or NaN where `known` ``[]`` is given and False.
@@ -324,9 +327,11 @@ class SamplerProgram:
 
 
 def _rows_of(split: SplitDenoiser, options: SamplerOptions) -> Rows:
+    t, *more = split.timesteps
     if options.fitted_range is not None:
-        return RangeRows(options.fitted_range, split.timestep, split.n_steps)
-    return LearnedRows(split.timestep, split.n_steps, fixed=options.schedule is not None, verify=options.verify)
+        return RangeRows(options.fitted_range, t, split.n_steps)
+    fixed = options.schedule is not None
+    return LearnedRows(t, split.n_steps, fixed=fixed, verify=options.verify, more=tuple(more))
 
 
 def _zeros_like(leaf: Any, device: torch.device) -> Any:

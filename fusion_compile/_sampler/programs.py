@@ -23,7 +23,9 @@ from fusion_compile._sampler.graph.call import (
     sees_keywords,
     take_apart,
     what_varies,
+    with_tensors_for,
 )
+from fusion_compile._sampler.graph.number_clock import refuse_other_numbers
 from fusion_compile._sampler.graph.roles import Roles, assign_roles, roles_of_names
 from fusion_compile._sampler.options import SamplerOptions
 from fusion_compile._sampler.program import SamplerProgram
@@ -129,6 +131,19 @@ class SamplerPrograms:
             )
         return None
 
+    def take(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        """Take a call apart, with a tensor in place of a timestep that is a Python number.
+
+        Raises TypeError as the model would. A number counts as the timestep by its role, or, where no tensor has that
+        role, by its name.
+        """
+        call = take_apart(self._signature, args, kwargs, keywords_matter=sees_keywords(self._model))
+        roles = roles_of_names(list(call.arguments), self._options.roles)
+        clocks = [name for name, role in roles.items() if role == "step"]
+        if any(owner in clocks for owner in call.owners):
+            clocks = [name for name in clocks if (self._options.roles or {}).get(name) == "step"]
+        return with_tensors_for(call, clocks)
+
     def complete_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
         """A call with these arguments, completed from the last call if they name a request alone.
 
@@ -141,7 +156,7 @@ class SamplerPrograms:
             return self.call_named(self.values()[-1].complete_arguments(given))
         if not given:
             return None
-        return take_apart(self._signature, args, kwargs, keywords_matter=sees_keywords(self._model))
+        return self.take(args, kwargs)
 
     def call_named(self, arguments: Mapping[str, Any], by_keyword: Collection[str] = ()) -> Call:
         """The call with `arguments` (name -> value), each by position or keyword as in the last call.
@@ -155,7 +170,7 @@ class SamplerPrograms:
             positional.append(name)
         args = tuple(arguments[name] for name in positional)
         kwargs = {name: value for name, value in arguments.items() if name not in positional}
-        return take_apart(self._signature, args, kwargs, keywords_matter=sees_keywords(self._model))
+        return self.take(args, kwargs)
 
     @contextlib.contextmanager
     def changing_schedule(self, schedule: Tensor | None) -> Iterator[SamplerPrograms]:
@@ -199,6 +214,12 @@ class SamplerPrograms:
 
     def _build(self, call: Call) -> SamplerProgram:
         refuse_unservable(self._model)
+        self._weights.refuse_if_dropped(
+            self._weights.names, "the table of a new shape", "prepare every shape before weights are dropped"
+        )
+        if call.numbers:
+            with self._weights.resident():
+                refuse_other_numbers(self._model, call)
         self._refuse_training()
         roles = assign_roles(call.arguments, self._options.roles)
         if roles.guessed and self._roles is None and sys.stderr.isatty():
@@ -206,9 +227,6 @@ class SamplerPrograms:
         self._roles = roles
         name = type(self._model).__name__
         self._refuse_other_devices(call, roles)
-        self._weights.refuse_if_dropped(
-            self._weights.names, "the table of a new shape", "prepare every shape before weights are dropped"
-        )
         with self._weights.resident():
             program = SamplerProgram(name, self._split(call, roles), self._options, self._weights)
         self._weights.refuse_if_out_among(program.body_names, "the loop at this shape")
@@ -256,5 +274,11 @@ def _rank_conditioning(options: SamplerOptions, call: Call, roles: Roles) -> Ran
     covers = options.fitted_range
     if covers is None or not isinstance(options.conditioning, Rank):
         return None
-    t = call.tensors[call.owners.index(roles.named("step")[0])]
+    clocks = [t for t, owner in zip(call.tensors, call.owners, strict=True) if roles.by_argument[owner] == "step"]
+    if len(clocks) > 1:
+        raise ValueError(
+            f"conditioning=Rank(…) follows one clock, and {', '.join(roles.named('step'))} are timesteps; pass roles= "
+            f"with 'live' for the others, or conditioning=Exact()."
+        )
+    (t,) = clocks
     return RankConditioning(options.conditioning.rank, covers, t)

@@ -73,8 +73,10 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def locate(self, t: Tensor, request: object) -> Located:
+    def locate(self, t: Tensor, request: object, *more: Tensor) -> Located:
         """The row that serves the timestep `t`, of any shape, in a call for `request`.
+
+        `more`: further clocks, where the model has several.
 
         Raises RuntimeError when an earlier call, which nobody looked at, had a timestep without a row.
         """

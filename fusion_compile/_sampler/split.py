@@ -51,14 +51,14 @@ class SplitDenoiser:
         return [i for i, owner in enumerate(self.call.owners) if self.roles.by_argument[owner] == role]
 
     @property
-    def timestep(self) -> Tensor:
-        """The timestep of the call."""
-        return self.call.tensors[self.positions("step")[0]]
+    def timesteps(self) -> tuple[Tensor, ...]:
+        """The timestep of the call, or all of them where the model has several clocks."""
+        return tuple(self.call.tensors[i] for i in self.positions("step"))
 
     @property
-    def step_input(self) -> str:
-        """The graph's name for the timestep."""
-        return self.traced.inputs[self.positions("step")[0]]
+    def step_inputs(self) -> tuple[str, ...]:
+        """The graph's names for the timesteps."""
+        return tuple(self.traced.inputs[i] for i in self.positions("step"))
 
     def read_by(self, inputs: Iterable[str]) -> frozenset[str]:
         """Full names of the weights among `inputs` of a stage."""

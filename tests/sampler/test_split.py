@@ -27,7 +27,7 @@ def split() -> SplitDenoiser:
 def test_arguments_are_found_by_their_role() -> None:
     made = split()
     assert (made.positions("live"), made.positions("step"), made.positions("request")) == ([0], [1], [2])
-    assert made.timestep is T and made.step_input == "timestep"
+    assert made.timesteps == (T,) and made.step_inputs == ("timestep",)
     assert made.times == {"x": BindingTime.LIVE, "timestep": BindingTime.STEP, "y": BindingTime.REQUEST}
     assert binding_times_of(made.traced, made.call, made.roles) == made.times
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -44,12 +45,13 @@ class CallKey(NamedTuple):
 class Call:
     """`arguments`: name -> value; what ``*args`` takes is called ``args[0]``, and what ``**kwargs`` takes by its own
     name. `positional`: the arguments that came by position, in order. `tensors`: the tensor leaves, in the order of
-    `key.owners`."""
+    `key.owners`. `numbers`: arguments that came as Python numbers, and stand as tensors ``[]`` in `arguments`."""
 
     arguments: dict[str, Any]
     positional: tuple[str, ...]
     tensors: tuple[Tensor, ...]
     key: CallKey
+    numbers: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def owners(self) -> tuple[str, ...]:
@@ -123,6 +125,23 @@ def call_of(arguments: dict[str, Any], positional: tuple[str, ...], *, keywords_
     return Call(arguments, positional, tuple(tensors), key)
 
 
+def with_tensors_for(call: Call, names: Iterable[str]) -> Call:
+    """`call` with tensors ``[]`` in place of the numbers among its arguments `names`: int64, or float64 where the
+    device has it. The key tells the call from one with tensors."""
+    numbers = {n: call.arguments[n] for n in names if _is_number(call.arguments.get(n))}
+    if not numbers:
+        return call
+    device = call.tensors[0].device if call.tensors else torch.device("cpu")
+    exact = torch.float32 if device.type == "mps" else torch.float64
+    tensors = {
+        name: torch.tensor(value, dtype=torch.int64 if isinstance(value, Integral) else exact, device=device)
+        for name, value in numbers.items()
+    }
+    fresh = call_of({**call.arguments, **tensors}, call.positional, keywords_matter=call.key.positional is not None)
+    kinds = tuple((name, type(value), "a number") for name, value in numbers.items())
+    return replace(fresh, key=fresh.key._replace(constants=fresh.key.constants + kinds), numbers=numbers)
+
+
 def sees_keywords(model: nn.Module) -> bool:
     """Whether calls that differ only in what is passed by keyword may differ in effect.
 
@@ -177,6 +196,10 @@ def _describe(key: CallKey) -> dict[str, str]:
 
 
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _is_plain(value: Any) -> bool:

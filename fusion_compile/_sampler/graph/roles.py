@@ -19,7 +19,9 @@ BINDING_TIMES: dict[Role, BindingTime] = {
 }
 
 _NAMES: dict[Role, str] = {
-    "step": "t ts time times timestep timesteps time_step time_steps sigma sigmas noise_level tau t_cond time_cond",
+    "step": "t ts time times timestep timesteps time_step time_steps sigma sigmas noise_level tau t_cond time_cond "
+    "r r_timestep timestep_r target_timestep next_timestep prev_timestep timestep_next t_next next_t t_hat sigma_next "
+    "sigma_hat timesteps_r",
     "live": "x xt x_t z zt z_t sample latent latents noisy_latents hidden_states noisy input inputs img image "
     "images noise action actions noisy_actions block_controlnet_hidden_states",
     "request": "y c label labels class_label class_labels text context cond conditioning encoder_hidden_states "
@@ -33,11 +35,14 @@ _PREFIXES: dict[Role, tuple[str, ...]] = {
     "live": ("controlnet_", "noisy_"),  # a ControlNet sees the latent
     "request": ("encoder_", "text_", "txt_", "prompt_", "pooled_", "caption_", "cap_", "class_", "added_cond"),
 }
+_OF_TEXT = ("encoder", "text", "txt", "prompt", "caption", "cap_", "t5", "clip", "llama", "pooled")
+"""Parts of names of hidden states that come from an encoder; other hidden states are a stream of latents."""
 _SUFFIXES: dict[Role, tuple[str, ...]] = {
+    "step": ("_timestep", "_timesteps", "_timestep_r", "_sigma", "_sigmas"),
     "request": (
         *("_mask", "_masks", "_ids", "_emb", "_embed", "_embeds", "_embedding", "_embeddings", "_feats"),
         *("_shapes", "_size", "_coords", "_cond", "_kwargs", "_labels"),
-    )
+    ),
 }
 
 
@@ -62,8 +67,9 @@ def assign_roles(arguments: Mapping[str, Any], given: Mapping[str, str] | None) 
 
     Names are tried first, then shapes. Of the arguments without a known name, a floating tensor of two or more
     dimensions is live if no other is. A floating 0-dim or 1-dim tensor is the timestep if no other is. The rest belongs
-    to the request. Raises ValueError for a role or argument that does not exist, unless exactly one argument, one
-    tensor, is the timestep, and unless at least one is live.
+    to the request. Several arguments may be timesteps: a sigma beside it, the time of each of two streams, the time
+    that a flow map jumps to. Raises ValueError for a role or argument that does not exist, unless at least one
+    argument is the timestep, and unless at least one is live.
     """
     given = dict(given or {})
     tensors = {name: value for name, value in arguments.items() if _holds_tensor(value)}
@@ -79,23 +85,23 @@ def assign_roles(arguments: Mapping[str, Any], given: Mapping[str, str] | None) 
     for name in tensors:
         if name not in roles:
             guess = _role_of_name(name)
-            if guess is None or (guess == "step" and "step" in given.values()):
+            if guess is None or (guess == "step" and "step" in given.values() and not _is_a_clock(tensors[name])):
                 unnamed.append(name)
             else:
                 roles[name] = guess
-    for name in unnamed:
+    for name in sorted(unnamed, key=lambda n: not isinstance(tensors[n], Tensor)):
         roles[name] = _role_of_shape(tensors[name], set(roles.values()))
     result = Roles({name: roles[name] for name in tensors}, tuple(name for name in tensors if name not in given))
     steps = result.named("step")
-    if len(steps) != 1 or not isinstance(tensors[steps[0]], Tensor):
+    if not steps:
         raise ValueError(
-            f"{_found(steps)} is the timestep among {_described(tensors)}; exactly one tensor must be. "
-            f"Pass roles={{'name': 'step' | 'request' | 'live', ...}}."
+            f"no argument is the timestep among {_described(tensors)}; one tensor must be, or several where the model "
+            f"has several clocks. {_advice(result, 'step', [n for n in tensors if _is_a_clock(tensors[n])])}"
         )
     if not result.named("live"):
         raise ValueError(
             f"no argument is live among {_described(tensors)}: the latent, which changes at every call, must be. "
-            f"Pass roles={{'name': 'step' | 'request' | 'live', ...}}."
+            f"{_advice(result, 'live', [n for n in tensors if not _is_a_clock(tensors[n])])}"
         )
     return result
 
@@ -118,16 +124,35 @@ def _role_of_name(name: str) -> Role | None:
     for role, prefixes in _PREFIXES.items():
         if name.startswith(prefixes):
             return role
+    if name.endswith("hidden_states"):
+        return "request" if any(part in name for part in _OF_TEXT) else "live"
     return next((role for role, suffixes in _SUFFIXES.items() if name.endswith(suffixes)), None)
 
 
+def _advice(found: Roles, role: Role, candidates: list[str]) -> str:
+    """The dictionary to pass: `role` for the likeliest argument, and what the others were taken for."""
+    name = next(iter(candidates), next(iter(found.by_argument), "name"))
+    return f"Pass roles={ {name: role} } if it is {name!r}; the roles so far are {dict(found.by_argument)}."
+
+
 def _role_of_shape(value: Any, taken: set[Role]) -> Role:
+    if isinstance(value, (list, tuple)) and value and all(isinstance(one, Tensor) for one in value):
+        return "live" if "live" not in taken and all(_looks_live(one) for one in value) else "request"
     if isinstance(value, Tensor) and value.is_floating_point():
-        if value.dim() >= 2 and "live" not in taken:
+        if _looks_live(value) and "live" not in taken:
             return "live"
         if value.dim() <= 1 and "step" not in taken:
             return "step"
     return "request"
+
+
+def _looks_live(value: Tensor) -> bool:
+    return value.is_floating_point() and value.dim() >= 2
+
+
+def _is_a_clock(value: Any) -> bool:
+    """Whether `value` has the form of one time for all, or one for each sample."""
+    return isinstance(value, Tensor) and value.dim() <= 1
 
 
 def _holds_tensor(value: Any) -> bool:
@@ -136,10 +161,6 @@ def _holds_tensor(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return any(map(_holds_tensor, value))
     return isinstance(value, Tensor)
-
-
-def _found(names: tuple[str, ...]) -> str:
-    return "no argument" if not names else " and ".join(map(repr, names))
 
 
 def _described(tensors: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ class RangeRows:
     def __len__(self) -> int:
         return 1
 
-    def locate(self, t: Tensor, request: object) -> Located:
+    def locate(self, t: Tensor, request: object, *more: Tensor) -> Located:
         """Row 0, or why the whole model must serve `t`, which may differ within a call."""
         if t.device.type != "cpu" or bool(((t >= self._covers.low) & (t <= self._covers.high)).all()):
             return Seen(0)

@@ -84,7 +84,7 @@ class ConditioningTable:
     """
 
     def __init__(self, split: SplitDenoiser, *, batched: bool, n_slots: int, mode: str, backend: str) -> None:
-        self._buffers, self._step_input, self._capacity = split.buffers, split.step_input, split.n_steps
+        self._buffers, self._step_inputs, self._capacity = split.buffers, split.step_inputs, split.n_steps
         self._rows = {b.name: torch.zeros(b.total, dtype=b.dtype, device=b.device) for b in self._buffers}
         self._batched = batched
         self.measured_difference: float | None = 0.0 if batched else None
@@ -106,10 +106,11 @@ class ConditioningTable:
             self._stages[time] = _PackedStage(stage, mine, keep, split.traced.weights, its_mode, backend)
             self._feeds[time] = readers
 
-    def assign_row(self, row: int, t: Tensor, capacity: int) -> None:
-        """Make row `row` the row of the timestep `t`, in a table with room for `capacity` rows."""
+    def assign_row(self, row: int, t: Tensor, capacity: int, *more: Tensor) -> None:
+        """Make row `row` that of the timestep `t` and `more` clocks, in a table with room for `capacity` rows."""
         self._capacity = max(self._capacity, capacity)
-        self._schedule.per_row[row] = {self._step_input: t.detach().clone()}
+        clocks = (clock.detach().clone() for clock in (t, *more))
+        self._schedule.per_row[row] = dict(zip(self._step_inputs, clocks, strict=True))
         for part in (self._schedule, *self._slots):
             part.done.discard(row)
 

@@ -10,7 +10,7 @@ call that sees the flag raises RuntimeError, so an image is never silently wrong
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,48 +34,55 @@ class Look:
 class StepIndex:
     """Rows of timesteps that have the dtype and device of `t`. `len()`: rows in use, which are 0 to ``len() - 1``.
 
+    A model with several clocks (a timestep and a sigma, the time of a video and that of its sound) has `more` of them:
+    each row is then for one value of every clock, and each method takes them in this order.
+
     `capacity`: rows that there is room for. It doubles when all are in use, up to `most`; then the least recently used
     row is given away.
     """
 
-    def __init__(self, t: Tensor, capacity: int, most: int) -> None:
+    def __init__(self, t: Tensor, capacity: int, most: int, *more: Tensor) -> None:
         self.capacity, self.most = capacity, most
-        self._bits = _bits(t.new_empty(capacity))
-        self._rows: dict[int, int] = {}  # bits -> row, the least recently used first
+        self._bits = [_bits(clock.new_empty(capacity)) for clock in (t, *more)]
+        self._rows: dict[tuple[int, ...], int] = {}  # bits -> row, the least recently used first
         self._missed: tuple[Tensor, Tensor] | None = None  # a flag [], and the first entries of the unknown t
         self._values, self._flag = ReadBack(), ReadBack()
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def look_up(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def look_up(self, *t: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``(row [1] int64, known [] bool)`` for `t` of any shape, on its device; needs a row in use.
 
         Known means that all entries of `t` are one entry of the schedule. An unknown `t` gives row 0.
         Raises RuntimeError when an earlier call of this method had an unknown `t`.
         """
         self._raise_if_missed()
-        matches = (_bits(t).reshape(-1, 1) == self._bits[: len(self)]).all(dim=0)
+        clocks = zip(t, self._bits, strict=True)
+        found = [(_bits(clock).reshape(-1, 1) == bits[: len(self)]).all(dim=0) for clock, bits in clocks]
+        matches, *others = found
+        for other in others:
+            matches = matches & other
         known = matches.any()
-        self._note(t.detach().reshape(-1)[:NAMED_ENTRIES], known)
+        self._note(_named(t), known)
         return matches.to(torch.uint8).argmax().reshape(1), known
 
-    def look(self, t: Tensor) -> Look:
+    def look(self, *t: Tensor) -> Look:
         """Read `t` on the CPU; waits for the device that it is on."""
-        (values,) = self._values.now(t.reshape(-1))
-        bits = _bits(values)
-        even = bool((bits == bits[0]).all())
-        key = int(bits[0])
+        values = self._values.now(*(clock.reshape(-1) for clock in t))
+        bits = [_bits(clock) for clock in values]
+        even = all(bool((each == each[0]).all()) for each in bits)
+        key = tuple(int(each[0]) for each in bits)
         row = self._rows.get(key) if even else None
         if row is not None:
             self._rows[key] = self._rows.pop(key)
-        return Look(row, even, values[:NAMED_ENTRIES].tolist())
+        return Look(row, even, _named(values).tolist())
 
-    def row_of(self, value: Tensor) -> int | None:
-        """The row of a value ``[]`` that lies on the CPU, or None."""
-        return self._rows.get(int(_bits(value)))
+    def row_of(self, *value: Tensor) -> int | None:
+        """The row of values ``[]`` that lie on the CPU, or None."""
+        return self._rows.get(tuple(int(_bits(one)) for one in value))
 
-    def reserve(self, t: Tensor, keep: Collection[int] = ()) -> int:
+    def reserve(self, *t: Tensor, keep: Collection[int] = ()) -> int:
         """Give `t`, which has no row and whose entries are equal, a new row, or the least recently used row not in
         `keep`."""
         if len(self) == self.capacity < self.most:
@@ -84,17 +91,17 @@ class StepIndex:
         if row == self.capacity:
             oldest = next(bits for bits, r in self._rows.items() if r not in keep)
             row = self._rows.pop(oldest)
-        one = _bits(t).reshape(-1)[:1]
-        self._bits[row : row + 1].copy_(one)
-        (value,) = self._values.now(one)
-        self._rows[int(value)] = row
+        ones = [_bits(clock).reshape(-1)[:1] for clock in t]
+        for bits, one in zip(self._bits, ones, strict=True):
+            bits[row : row + 1].copy_(one)
+        self._rows[tuple(map(int, self._values.now(*ones)))] = row
         return row
 
     def make_room(self, capacity: int, most: int) -> None:
         """Have room for at least `capacity` rows, and let it grow to `most`."""
         self.most = max(self.most, most)
         if capacity > self.capacity:
-            self._bits = torch.cat([self._bits, self._bits.new_empty(capacity - self.capacity)])
+            self._bits = [torch.cat([bits, bits.new_empty(capacity - self.capacity)]) for bits in self._bits]
             self.capacity = capacity
 
     def _note(self, values: Tensor, known: Tensor) -> None:
@@ -124,6 +131,13 @@ class UnknownTimestep(RuntimeError):
             f"image, or pass timesteps= or prepare(timesteps=...) with all values the scheduler uses."
         )
         self.values = values
+
+
+def _named(t: Sequence[Tensor]) -> Tensor:
+    """The first entries of one clock, or the first entry of each of several."""
+    if len(t) == 1:
+        return t[0].detach().reshape(-1)[:NAMED_ENTRIES]
+    return torch.cat([clock.detach().reshape(-1)[:1].double() for clock in t])
 
 
 def _bits(t: Tensor) -> Tensor:

@@ -37,6 +37,43 @@ def test_given_roles_come_before_names_and_names_before_shapes() -> None:
     assert str(roles) == "x=live (guessed), sigma=step (guessed), extra=request"
 
 
+@pytest.mark.parametrize(
+    "clocks",
+    [
+        ("timestep", "sigma"),  # LTX-2
+        ("timestep", "timestep_r"),  # HunyuanVideo-1.5
+        ("t", "r"),  # MeanFlow
+        ("timestep", "r_timestep"),  # AnyFlow
+        ("timestep", "target_timestep"),
+        ("timestep", "audio_timestep", "sigma", "audio_sigma"),
+        ("timestep", "vision_timesteps"),
+    ],
+)
+def test_a_model_may_have_several_clocks(clocks: tuple[str, ...]) -> None:
+    arguments = {"x": X, **dict.fromkeys(clocks, T), "text": X}
+    assert assign_roles(arguments, None).named("step") == clocks
+    assert assign_roles(arguments, {clocks[0]: "step"}).named("step") == clocks
+    assert assign_roles(arguments, {clocks[1]: "request"}).named("step") == tuple(c for c in clocks if c != clocks[1])
+
+
+def test_hidden_states_are_live_unless_an_encoder_gave_them() -> None:
+    live = ["hidden_states", "audio_hidden_states", "vision_hidden_states", "video_hidden_states"]
+    request = ["encoder_hidden_states", "audio_encoder_hidden_states", "prompt_hidden_states", "t5_hidden_states"]
+    assert set(roles_of_names(live, None).values()) == {"live"}
+    assert set(roles_of_names(request, None).values()) == {"request"}
+    conditions = roles_of_names(["timestep_cond", "sigma_embeds", "global_hidden_states"], None)
+    assert set(conditions.values()) == {"request"}
+
+
+def test_a_list_of_latents_is_live_if_no_tensor_is() -> None:
+    assert assign_roles({"vision_tokens": [X, X], "t": T}, None).named("live") == ("vision_tokens",)
+    assert assign_roles({"tokens": [X, X], "a": X, "t": T}, None).by_argument == {
+        "tokens": "request",
+        "a": "live",
+        "t": "step",
+    }
+
+
 def test_shapes_decide_where_names_say_nothing() -> None:
     roles = assign_roles({"a": X, "b": T, "d": X, "e": torch.tensor([1, 2])}, None)
     assert roles.by_argument == {"a": "live", "b": "step", "d": "request", "e": "request"}
@@ -48,11 +85,14 @@ def test_shapes_decide_where_names_say_nothing() -> None:
         ({"x": X, "t": T}, {"z": "live"}, "roles name 'z', which is no argument of this call"),
         ({"x": X, "t": T}, {"t": "now"}, r"roles\['t'\] is 'now'; use 'step', 'request' or 'live'"),
         ({"x": X, "y": X}, None, r"no argument is the timestep among x: float32\[2, 4\]"),
-        ({"t": T, "sigma": T, "x": X}, None, "'t' and 'sigma' is the timestep"),
-        ({"x": X, "t": (T, T)}, {"t": "step"}, "'t' is the timestep among x: .*, t: tuple; exactly one tensor must be"),
-        ({"t": T, "y": X}, None, "no argument is live"),
+        (
+            {"x": X, "now": torch.ones(2).long()},
+            None,
+            r"Pass roles=\{'now': 'step'\} if it is 'now'",
+        ),
+        ({"t": T, "y": X}, None, r"no argument is live .*Pass roles=\{'y': 'live'\} if it is 'y'"),
     ],
-    ids=["unknown argument", "unknown role", "no timestep", "two timesteps", "a tuple", "no latent"],
+    ids=["unknown argument", "unknown role", "no timestep", "the likeliest timestep", "no latent"],
 )
 def test_roles_that_do_not_fit_are_refused(arguments: dict[str, object], given: dict[str, str], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):

@@ -53,3 +53,18 @@ def test_integers_are_their_own_bits() -> None:
     index = StepIndex(torch.zeros(2, dtype=torch.int64), 2, 2)
     assert index.reserve(torch.tensor([999, 999])) == 0
     assert index.look(torch.tensor([999, 999])).row == 0
+
+
+def test_several_clocks_of_several_dtypes_are_one_key() -> None:
+    index = StepIndex(torch.zeros(2), 2, 4, torch.zeros(2, dtype=torch.int64))
+    half, one, two = torch.full((2,), 0.5), torch.ones(2, dtype=torch.int64), torch.full((2,), 2)
+    assert index.reserve(half, one) == 0 and index.reserve(half, two) == 1 and index.reserve(2 * half, two) == 2
+    assert index.look(half, two) == Look(1, True, [0.5, 2.0])
+    assert index.look(torch.zeros(2), two).row is None
+    assert index.look(half, torch.tensor([1, 2])) == Look(None, False, [0.5, 1.0])
+    row, known = index.look_up(half, two)
+    assert (row.tolist(), bool(known)) == ([1], True)
+    assert not bool(index.look_up(2 * half, one)[1])  # each of them is known, and the pair is not
+    with pytest.raises(UnknownTimestep, match=r"timestep \[1.0, 1.0\]"):
+        index.look_up(half, one)
+    assert index.row_of(torch.tensor(0.5), torch.tensor(1)) == 0
