@@ -125,7 +125,7 @@ def test_a_parameter_that_the_checkpoint_lacks_starts_fresh_and_only_it() -> Non
 def test_a_copy_goes_on_as_the_original_and_apart_from_it(name: str, how: str) -> None:
     model, optimizer = trained_bowl(name, 0 if how == "before the first step" else 4)
     pair = (model, optimizer)
-    said = contextlib.nullcontext()
+    said: Any = contextlib.nullcontext()
     if how == "pickle" and name in SCHEDULE_FREE:
         said = pytest.warns(UserWarning, match="the model was pickled in train mode: the model's weights are Sch")
     with said:

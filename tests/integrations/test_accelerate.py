@@ -57,4 +57,4 @@ def test_other_optimizers_and_other_objects() -> None:
     accelerator.prepare(torch.optim.AdamW(model.parameters()))
     assert equal(accelerator.get_state_dict(model), weights(model))
     with pytest.raises(TypeError, match="was given a Sequential; give the Accelerator"):
-        save_averages(model)  # type: ignore[arg-type]
+        save_averages(model)

@@ -16,7 +16,7 @@ MODULES = [s for s in PACKAGE if s.module.startswith("fusion_compile.integration
 
 
 def public(source: object) -> set[str]:
-    nodes = tree(source).body  # type: ignore[arg-type]
+    nodes = tree(source).body
     return {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")}
 
 

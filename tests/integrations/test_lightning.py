@@ -28,7 +28,7 @@ def loader() -> Any:
 
 
 def lit(recipe: str = "sf_adamw", seen: list[Any] | None = None) -> Any:
-    class Lit(pl.LightningModule):  # type: ignore[name-defined, misc]
+    class Lit(pl.LightningModule):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.net, self.lr = mlp(), 1e-2
@@ -90,7 +90,7 @@ def test_validation_and_checkpoints_see_x_and_the_run_is_the_ordinary_loops(tmp_
     model = lit(seen=seen)
     saving = pl.callbacks.ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}", save_on_train_epoch_end=True)
 
-    class Bare(pl.Callback):  # type: ignore[name-defined, misc]
+    class Bare(pl.Callback):  # type: ignore[name-defined]
         def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
             trainer.save_checkpoint(tmp_path / "bare.ckpt", weights_only=True)
 
@@ -130,7 +130,7 @@ def test_the_search_for_a_learning_rate_leaves_the_start_as_it_was(tmp_path: Pat
 def test_a_layer_that_is_unfrozen_later_joins_with_plain_parameters(tmp_path: Path) -> None:
     """``BaseFinetuning`` adds a group of plain parameters."""
 
-    class Unfreeze(pl.callbacks.BaseFinetuning):  # type: ignore[name-defined, misc]
+    class Unfreeze(pl.callbacks.BaseFinetuning):  # type: ignore[name-defined]
         def freeze_before_training(self, module: Any) -> None:
             self.freeze(module.net[0])
 

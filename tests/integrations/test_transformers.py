@@ -86,7 +86,11 @@ def test_a_resumed_run_is_bitwise_the_one_that_never_stopped(tmp_path: Path) -> 
 def test_the_best_weights_stay_in_the_model(tmp_path: Path) -> None:
     """The Trainer loads them after the last step, which was none of evaluation: switching to x afterwards would have
     overwritten them."""
-    options = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "eval_strategy": "steps"}
+    options: dict[str, Any] = {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "eval_strategy": "steps",
+    }
     model, _, trainer = begun(tmp_path, eval_steps=2, learning_rate=1.0, **options)
     trainer.train()
     best = Path(str(trainer.state.best_model_checkpoint))
