@@ -59,6 +59,10 @@ class ParameterSums:
             t = t.sum(-1)
         return t
 
+    def count(self, t: Tensor) -> int:
+        """How many entries of `t` belong to a parameter; the others are padding."""
+        return sum([place.numel for place in self.places])
+
     def entries(self, t: Tensor) -> Tensor:
         """``[M]``: how many entries each parameter has, in the dtype of `t`."""
         return self._on(t).entries.to(t.dtype)

@@ -13,6 +13,7 @@ from torch import Tensor
 from fusion_compile._types import Tensors
 from fusion_compile.optim._inner import wrap
 from fusion_compile.optim._step_size import check_rates, multiplied
+from fusion_compile.optim._total import total
 from fusion_compile.optim._transform import (
     BankInfos,
     Context,
@@ -155,9 +156,9 @@ def _build(
         weight, beta3 = state.d / d0 * state.d, h[b3.name]
         zero = torch.zeros_like(state.d)
         s = {key: beta3 * state.s[key] + weight * g[key] for key in g}
-        inner = sum(((g[key] * (state.start[key] - p[key])).sum(-1).sum() for key in g), zero)
+        inner = total([g[key] * (state.start[key] - p[key]) for key in g], zero)
         numerator = beta3 * state.numerator + weight * inner
-        norm = sum((t.abs().sum(-1).sum() for t in s.values()), zero)
+        norm = total([t.abs() for t in s.values()], zero)
         estimate = torch.where(norm > 0, h[coef.name] * numerator / norm, zero)
         d_max = torch.maximum(state.d_max, estimate)
         d = torch.minimum(d_max, h[limit.name] * state.d)

@@ -11,6 +11,7 @@ from torch import Tensor
 from fusion_compile._types import Tensors
 from fusion_compile.optim._inner import wrap
 from fusion_compile.optim._parameter_sums import ParameterSums
+from fusion_compile.optim._total import total_of_rows
 from fusion_compile.optim._transform import BankInfos, Context, State, Transform, bound, check_transform
 from fusion_compile.optim._tree import number_like
 
@@ -92,7 +93,8 @@ def _cautious(base: Transform, floor: float, rescale: str, flat: Mapping[str, Pa
     ) -> tuple[Tensors, CautiousState]:
         directions, base_state = base.update(updates, state.base, params, context)
         masked: Tensors = {}
-        kept, entries = torch.zeros_like(state.keep_frac), torch.zeros_like(state.keep_frac)
+        kept: list[Tensor] = []
+        count = 0
         for k, u in directions.items():
             parameters = flat[k] if k in flat and u.ndim == 1 else _Whole()
             mask = (u.sign() * updates[k].sign() > 0).to(u.dtype)
@@ -107,8 +109,10 @@ def _cautious(base: Transform, floor: float, rescale: str, flat: Mapping[str, Pa
                 factor = norm / (left + NORM_EPS)
             if rescale != "none":
                 masked[k] = parameters.scale(masked[k], factor)
-            kept, entries = kept + agreeing.sum(), entries + n.expand_as(agreeing).sum()
-        return masked, CautiousState(base_state, kept / entries.clamp(min=1))
+            kept.append(agreeing.reshape(-1))
+            count += parameters.count(u)
+        keep_frac = total_of_rows(kept, torch.zeros_like(state.keep_frac)) / max(count, 1)
+        return masked, CautiousState(base_state, keep_frac)
 
     def bind(infos: BankInfos) -> Transform:
         sums = {k: ParameterSums(info.places) for k, info in infos.items() if info.places}
@@ -126,6 +130,9 @@ class _Whole:
 
     def sums(self, t: Tensor) -> Tensor:
         return t.sum(-1, keepdim=True).sum(-2, keepdim=True) if t.ndim > 1 else t.sum()
+
+    def count(self, t: Tensor) -> int:
+        return t.numel()
 
     def entries(self, t: Tensor) -> Tensor:
         n = t.shape[-1] * t.shape[-2] if t.ndim > 1 else t.numel()

@@ -6,21 +6,14 @@ import torch
 from torch import Tensor
 
 from fusion_compile._types import Tensors
+from fusion_compile.optim._total import total
 from fusion_compile.optim._transform import Context, Number, Transform, by_name, declare, stateless
 
 
 def global_norm(tensors: Tensors) -> Tensor:
     """Euclidean norm over all entries of all tensors, 0-dim, computed in at least fp32; 0 without tensors."""
-    squares = [_sum_of_squares(t.to(torch.promote_types(t.dtype, torch.float32))) for t in tensors.values()]
-    total = squares[0] if squares else torch.zeros(())
-    for square in squares[1:]:
-        total = total + square
-    return total.sqrt()
-
-
-def _sum_of_squares(t: Tensor) -> Tensor:
-    # Rows first: a sum over the last dimension fuses with the loop that makes t, a sum over everything does not.
-    return (t * t).sum(-1).sum() if t.ndim > 1 else (t * t).sum()
+    exact = [t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors.values()]
+    return total([t * t for t in exact], torch.zeros(())).sqrt()
 
 
 def clip_factor(norm: Tensor, max_norm: Tensor) -> Tensor:

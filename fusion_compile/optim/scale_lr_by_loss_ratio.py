@@ -11,6 +11,7 @@ from torch import Tensor
 from fusion_compile._types import Tensors
 from fusion_compile.optim._inner import wrap
 from fusion_compile.optim._step_size import check_rates, multiplied
+from fusion_compile.optim._total import total
 from fusion_compile.optim._transform import (
     BankInfos,
     Context,
@@ -101,8 +102,8 @@ def _build(
         def averaged(mean: Tensor, seen: Tensor, sample: Tensor) -> Tensor:
             return torch.where(seen > 0, h[b.name] * mean + (1 - h[b.name]) * sample, sample)
 
-        total = sum((g.abs().sum(-1).sum() for g in updates.values()), torch.zeros_like(state.rate))
-        gnorm = total / sum([entries[key] if key in entries else g.numel() for key, g in updates.items()])
+        absolute = total([g.abs() for g in updates.values()], torch.zeros_like(state.rate))
+        gnorm = absolute / sum([entries[key] if key in entries else g.numel() for key, g in updates.items()])
         gnorm_ema = averaged(state.gnorm_ema, state.gradients, gnorm)
         loss_ema, losses = state.loss_ema.clone(), state.losses.clone()
         if context.loss is not None:

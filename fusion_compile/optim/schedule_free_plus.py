@@ -12,6 +12,7 @@ from fusion_compile._types import Tensors
 from fusion_compile.optim._averaging import Averaging
 from fusion_compile.optim._inner import BASE_AT_Z, wrap
 from fusion_compile.optim._step_size import check_rates, with_rates
+from fusion_compile.optim._total import total
 from fusion_compile.optim._transform import Context, Number, State, Transform, by_name, check_transform, declare
 from fusion_compile.optim._tree import copy, number_like
 
@@ -122,8 +123,8 @@ def schedule_free_plus(
             )
         h = context.hyperparameters
         zero = torch.zeros_like(state.rate)
-        norm = sum((g.abs().sum(-1).sum() for g in updates.values()), zero)
-        inner = sum(((g * (state.z[k] - params[k])).sum(-1).sum() for k, g in updates.items()), zero)
+        norm = total([g.abs() for g in updates.values()], zero)
+        inner = total([g * (state.z[k] - params[k]) for k, g in updates.items()], zero)
         inner = averaging.beta_now(state.taken, context) * inner
         size, smoothed = norm, state.smoothed
         if smoothing is not None:

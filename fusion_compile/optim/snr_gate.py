@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusion_compile._types import Tensors
 from fusion_compile.optim._inner import wrap
+from fusion_compile.optim._total import total
 from fusion_compile.optim._transform import Context, Number, State, Transform, by_name, check_transform, declare
 from fusion_compile.optim._tree import map_tensors, number_like, zeros_like
 
@@ -105,7 +106,7 @@ def snr_gate(
         directions, base_state = base.update(updates, state.base, params, context)
         beta_power = state.beta_power * beta
         mean, square, gated = {}, {}, {}
-        total, count = torch.zeros_like(state.gain), 0
+        gains: list[Tensor] = []
         for k, u in directions.items():
             s = updates[k] if source == "gradient" else u
             mean[k] = beta * state.mean[k] + (1 - beta) * s
@@ -115,9 +116,9 @@ def snr_gate(
             gain = ratio.clamp(max=1.0)
             gain = torch.maximum(gain if power == 1 else gain.pow(power), floor)
             gated[k] = gain * u
-            total = total + (gain.sum(-1).sum() if gain.ndim else gain)
-            count += gain.numel()
-        return gated, SnrGateState(base_state, mean, square, beta_power, total / max(count, 1))
+            gains.append(gain)
+        found = total(gains, torch.zeros_like(state.gain)) / max(sum([gain.numel() for gain in gains]), 1)
+        return gated, SnrGateState(base_state, mean, square, beta_power, found)
 
     def diagnostics(state: SnrGateState) -> Mapping[str, Tensor]:
         return {"comp/snr_gain": state.gain}

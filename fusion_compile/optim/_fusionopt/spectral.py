@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fusion_compile._types import Tensors
 from fusion_compile.optim._kronecker import eye_like, zero_factors
+from fusion_compile.optim._total import total, total_of_rows
 from fusion_compile.optim._transform import Blocks
 from fusion_compile.optim._tree import copy, map_tensors, number_like, weighted_mean, zeros_like
 from fusion_compile.optim.matrix.inverse_roots import inverse_root
@@ -237,16 +238,10 @@ def _at_least_fp32(x: Tensor) -> Tensor:
 
 def sum_of_squares(tensors: Tensors, like: Tensor) -> Tensor:
     """Over all entries of all tensors, 0-dim, in the dtype of `like`."""
-    total = torch.zeros_like(like)
-    for t in tensors.values():
-        total = total + t.to(like.dtype).square().sum(-1).sum()
-    return total
+    return total([t.to(like.dtype).square() for t in tensors.values()], torch.zeros_like(like))
 
 
 def mean_over_matrices(tensors: Tensors, like: Tensor) -> Tensor:
     """The mean over all matrices of each one's mean entry, 0-dim."""
-    total, matrices = torch.zeros_like(like), 0
-    for t in tensors.values():
-        total = total + t.mean((-2, -1)).sum()
-        matrices += t[..., 0, 0].numel()
-    return total / max(1, matrices)
+    means = [t.mean((-2, -1)).reshape(-1) for t in tensors.values()]
+    return total_of_rows(means, torch.zeros_like(like)) / max(1, sum([mean.numel() for mean in means]))

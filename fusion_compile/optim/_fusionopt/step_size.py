@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fusion_compile._types import Tensors
 from fusion_compile.optim._fusionopt.banked_parameters import BankedParameters
+from fusion_compile.optim._total import total
 from fusion_compile.optim._tree import copy, number_like, zeros_like
 
 DECAYS = ("cosine", "linear", "wsd")
@@ -91,10 +92,8 @@ def polyak_ratio(
     def averaged(ema: Tensor, value: Tensor) -> Tensor:
         return torch.where(is_first, value, beta * ema + (1 - beta) * value)
 
-    absolute, entries = torch.zeros_like(one), 0
-    for key, g in grads.items():
-        absolute = absolute + (g.abs().sum(-1) if g.ndim > 1 else g.abs()).sum()
-        entries += parameters.count(key, g)
+    absolute = total([g.abs() for g in grads.values()], torch.zeros_like(one))
+    entries = sum([parameters.count(key, g) for key, g in grads.items()])
     gnorm = averaged(state.gnorm_ema, absolute / max(1, entries))
     if loss is None:
         return one.clamp(least, most), PolyakState(gnorm, state.loss_ema.clone())
@@ -137,14 +136,15 @@ class Autoscale:
     def update(self, grads: Tensors, point: Tensors, state: AutoscaleState) -> tuple[Tensor, AutoscaleState]:
         """The multiplier d / d0 of this step, from the gradients at the weights `point`."""
         f = state.d * state.d / self.d0
-        inner, size = torch.zeros_like(state.d), torch.zeros_like(state.d)
+        products: list[Tensor] = []
         s: Tensors = {}
         for key, g in grads.items():
             sample = self.parameters.sampled(key, g, self.every)
             moved = state.start[key] - self.parameters.sampled(key, point[key], self.every)
             s[key] = self.beta3 * state.s[key] + f * sample
-            inner = inner + (sample * moved).sum(-1).sum()
-            size = size + s[key].abs().sum(-1).sum()
+            products.append(sample * moved)
+        inner = total(products, torch.zeros_like(state.d))
+        size = total([t.abs() for t in s.values()], torch.zeros_like(state.d))
         known = size > 0
         numerator = torch.where(known, self.beta3 * state.numerator + f * inner, state.numerator)
         estimate = self.coef * numerator / torch.where(known, size, torch.ones_like(size))

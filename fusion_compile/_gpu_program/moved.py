@@ -1,0 +1,97 @@
+"""A graph that was captured on a CPU, as it would have been captured on a GPU."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fusion_compile._compat import hand_on_static_inputs
+from fusion_compile.passes import lower_to_aten
+
+_CARRIED = ("tensor_dict", "_dynamo_source", "dynamo_source")
+"""What Dynamo notes at an input; by it Inductor knows which inputs keep their address."""
+
+
+def in_aten(captured: fx.GraphModule) -> fx.GraphModule:
+    """A graph that Dynamo captured on a CPU in ATen operators, its backward written out, with a GPU's attention.
+
+    The backward is traced on the CPU's fake tensors: autograd asks C++ for a GPU before it runs on one.
+    """
+    graph = fx.GraphModule(captured, copy.deepcopy(captured.graph))
+    for node in graph.graph.nodes:
+        if node.target is torch.nn.functional.scaled_dot_product_attention:
+            node.target = attention_on_gpu
+        if "_enter_autocast" in str(node.target) and node.args[0] == "cpu":
+            node.args = ("cuda", *node.args[1:])
+    graph.recompile()
+    aten = lower_to_aten(graph)
+    for node, original in zip(_inputs(aten), _inputs(captured), strict=True):
+        node.meta |= {key: original.meta[key] for key in _CARRIED if key in original.meta}
+    hand_on_static_inputs(aten)
+    return aten
+
+
+def moved_to_gpu(graph: fx.GraphModule, fake: Any) -> list[Tensor]:
+    """Put the inputs and factories of an ATen graph on the GPU, in place; return fake inputs there.
+
+    A factory that was given no device stays where it is, on the CPU, as it would on a machine with a GPU.
+    """
+    gpu = torch.device("cuda", 0)
+    inputs: list[Tensor] = []
+
+    def moved(a: Any) -> Any:
+        return gpu if isinstance(a, torch.device) and a.type == "cpu" else a
+
+    for node in graph.graph.nodes:
+        if node.op == "placeholder":
+            example = node.meta.get("example_value", node.meta.get("val"))
+            with fake:
+                new = torch.empty_strided(example.shape, example.stride(), dtype=example.dtype, device=gpu)
+            inputs.append(new.requires_grad_(example.requires_grad))
+        node.args, node.kwargs = (fx.node.map_aggregate(a, moved) for a in (node.args, node.kwargs))
+    graph.recompile()
+    return inputs
+
+
+def _inputs(graph: fx.GraphModule) -> list[fx.Node]:
+    return list(graph.graph.find_nodes(op="placeholder"))
+
+
+def attention_on_gpu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """torch's first choices on an H100 without cuDNN's: flash for half precision without a mask, else the
+    memory-efficient kernel. Which one is decided in C++, by kernels that a CPU build does not have."""
+    pad = torch.nn.functional.pad
+    if enable_gqa:
+        times = q.shape[-3] // k.shape[-3]
+        k, v = k.repeat_interleave(times, -3), v.repeat_interleave(times, -3)
+    needs = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
+    if q.dtype in (torch.float16, torch.bfloat16) and attn_mask is None:
+        width = q.shape[-1]
+        if width % 8:
+            scale = scale or width**-0.5
+            q, k, v = (pad(t, (0, -width % 8)) for t in (q, k, v))
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        out: Tensor = flash(q, k, v, dropout_p, is_causal, False, scale=scale)[0]
+        return out[..., :width]
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            attn_mask = torch.where(attn_mask, 0.0, float("-inf")).to(q.dtype)
+        keys = k.shape[2]
+        attn_mask = attn_mask.expand(q.shape[0], q.shape[1], q.shape[2], keys)
+        if keys % 8:
+            attn_mask = pad(attn_mask, (0, -keys % 8))[..., :keys]
+    efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+    out = efficient(q, k, v, attn_mask, needs, dropout_p, is_causal, scale=scale)[0]
+    return out
