@@ -96,6 +96,7 @@ def optimize_sampler(
     backend: str = "inductor",
     byte_budget: int | None = None,
     verify: Verify = "trajectory",
+    method: str = "forward",
 ) -> Sampler:
     """Make a drop-in for `model` in a sampling loop, with its time conditioning taken out of the loop.
 
@@ -114,14 +115,17 @@ def optimize_sampler(
         byte_budget: Upper limit of the table in bytes; see `hoist_time_conditioning`.
         verify: When a checksum compares the hoisted weights, which sees writes that no version counts: at the start of
             each "trajectory", "always" (at every call) or "never".
+        method: The model's method to stand in for, ``"forward_with_cfg"`` for example. The sampler is called as the
+            method is, and also has it under this name.
 
     Returns:
         A `Sampler`.
 
     Raises:
         ValueError: For a model in training mode, with weights that are no plain tensors, or with hooks that move
-            weights or keep state (offloading, caching); for neither `n_steps` nor `timesteps`, or if they disagree; for
-            an unknown role, argument, mode or `verify`; for a `Rank` without a range.
+            weights or keep state (offloading, caching); for a method that the model does not have; for neither
+            `n_steps` nor `timesteps`, or if they disagree; for an unknown role, argument, mode or `verify`; for a
+            `Rank` without a range.
         TypeError: For a `model`, `timesteps`, `roles`, `conditioning` or `example_inputs` of another kind.
 
     Example:
@@ -139,6 +143,11 @@ def optimize_sampler(
         raise ValueError(
             f"{type(model).__name__} is in training mode, so dropout would be frozen into the table; call model.eval()."
         )
+    if not isinstance(method, str) or not callable(getattr(model, method, None)):
+        raise ValueError(
+            f"method={method!r} is no method of {type(model).__name__}; pass the name of one that takes the latent and "
+            f"the timestep, 'forward_with_cfg' for example."
+        )
     refuse_unservable(model)
     schedule = None if timesteps is None else as_schedule(timesteps)
     options = SamplerOptions(
@@ -150,6 +159,7 @@ def optimize_sampler(
         backend=backend,
         byte_budget=byte_budget,
         verify=verify,
+        method=method,
     )
     given = None if example_inputs is None else as_args_and_kwargs(example_inputs)
     sampler = Sampler(model, options)

@@ -33,7 +33,7 @@ class SamplerModule(StandIn):
     """All of a sampler but its explanation; see `fusion_compile.sampler.Sampler`."""
 
     def __init__(self, model: nn.Module, options: SamplerOptions) -> None:
-        super().__init__(model)
+        super().__init__(model, options.method)
         self.eval()
         self._options = options
         self._preset = preset(options.n_steps)
@@ -253,7 +253,8 @@ class SamplerModule(StandIn):
 
         Returns:
             The bytes given back on the model's device. On CUDA they are the allocator's count, elsewhere the size of
-            the storages that nothing holds any more.
+            the storages that nothing holds any more. What the table holds of these very weights is taken off: a model
+            that normalises its weights in each forward has the normalised ones there.
 
         Raises:
             ValueError: If `to` is neither "drop" nor a device with memory, if nothing was hoisted yet, or, for
@@ -295,8 +296,9 @@ class SamplerModule(StandIn):
             warnings.warn(
                 f"{len(released.declined)} hoisted weights stay in memory, {name} because {why}.", stacklevel=2
             )
-        self._released += released.bytes
-        return released.bytes
+        net = max(0, released.bytes - sum(program.copies_of(self._weights.names) for program in programs))
+        self._released += net
+        return net
 
     def restore_weights(self, state: Mapping[str, Tensor] | None = None) -> None:
         """Put released weights back.
@@ -358,6 +360,13 @@ class SamplerModule(StandIn):
                 f"{', '.join(names)} changed in the middle of a schedule, {_MANY_CHANGES} times so far; what depends "
                 f"on it is computed again each time. If it changes at every step, pass roles={{{names[0]!r}: 'live'}}.",
             )
+
+    def _runs_unhoisted(self, name: str) -> None:
+        self._say_once(
+            f"method {name}",
+            f"{type(self.model).__name__}.{name} is the model's own method, and nothing in it is hoisted. Make a "
+            f"sampler of it: optimize_sampler(model, n_steps, method={name!r}).",
+        )
 
     def _serve_unservable(self, call: Call, why: Unservable) -> Any:
         """Call the model, which was offloaded, quantised or given a cache after the sampler was made."""

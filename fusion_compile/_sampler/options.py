@@ -32,6 +32,7 @@ class SamplerOptions:
     backend: str = "inductor"
     byte_budget: int | None = None
     verify: Verify = "trajectory"
+    method: str = "forward"
 
     def __post_init__(self) -> None:
         count_steps(self.n_steps, self.schedule)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -88,6 +88,10 @@ class SamplerProgram:
     def not_captured(self) -> str | None:
         """Why the body is not the CUDA graph that its mode asks for; None if it is one or none was asked for."""
         return self._body.not_captured
+
+    def copies_of(self, weights: Collection[str]) -> int:
+        """Bytes that the table holds of `weights` (full names): values computed from weights alone."""
+        return self.split.copies_of(weights)
 
     def report(self, released: int) -> ProgramReport:
         """What was hoisted and declined."""

@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ class SamplerPrograms:
         open_ended = any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in signature.parameters.values())
         if not open_ended and (unknown := sorted(set(options.roles or ()) - set(signature.parameters))):
             raise ValueError(
-                f"roles name {unknown}, which {type(model).__name__}.forward does not take; its arguments are "
+                f"roles name {unknown}, which {type(model).__name__}.{options.method} does not take; its arguments are "
                 f"{list(signature.parameters)}."
             )
 
@@ -137,7 +138,9 @@ class SamplerPrograms:
         Raises TypeError as the model would. A number counts as the timestep by its role, or, where no tensor has that
         role, by its name.
         """
-        call = take_apart(self._signature, args, kwargs, keywords_matter=sees_keywords(self._model))
+        method = self._options.method
+        call = take_apart(self._signature, args, kwargs, keywords_matter=sees_keywords(self._model, method))
+        call = replace(call, method=method)
         roles = roles_of_names(list(call.arguments), self._options.roles)
         clocks = [name for name, role in roles.items() if role == "step"]
         if any(owner in clocks for owner in call.owners):

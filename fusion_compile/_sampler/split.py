@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, fx
 
@@ -59,6 +60,28 @@ class SplitDenoiser:
     def step_inputs(self) -> tuple[str, ...]:
         """The graph's names for the timesteps."""
         return tuple(self.traced.inputs[i] for i in self.positions("step"))
+
+    def copies_of(self, weights: Collection[str]) -> int:
+        """Bytes of the values in the table that are computed from `weights` (full names) and nothing later."""
+        stage = self.hoisted.stages.get(BindingTime.CONST)
+        if stage is None:
+            return 0
+        reached: set[fx.Node] = set()
+        graph = stage.graph_module.graph
+        for node in graph.nodes:
+            if (node.op == "placeholder" and self.full_names.get(str(node.target)) in weights) or any(
+                source in reached for source in node.all_input_nodes
+            ):
+                reached.add(node)
+        outputs: Any = graph.output_node().args[0]
+        copies = {name for name, node in zip(stage.outputs, outputs, strict=True) if node in reached}
+        return sum(
+            part.numel * buffer.dtype.itemsize
+            for buffer in self.buffers
+            if buffer.time is BindingTime.CONST
+            for part in buffer.slices
+            if part.name in copies
+        )
 
     def read_by(self, inputs: Iterable[str]) -> frozenset[str]:
         """Full names of the weights among `inputs` of a stage."""

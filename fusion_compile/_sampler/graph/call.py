@@ -45,13 +45,15 @@ class CallKey(NamedTuple):
 class Call:
     """`arguments`: name -> value; what ``*args`` takes is called ``args[0]``, and what ``**kwargs`` takes by its own
     name. `positional`: the arguments that came by position, in order. `tensors`: the tensor leaves, in the order of
-    `key.owners`. `numbers`: arguments that came as Python numbers, and stand as tensors ``[]`` in `arguments`."""
+    `key.owners`. `numbers`: arguments that came as Python numbers, and stand as tensors ``[]`` in `arguments`.
+    `method`: of the model, which is called."""
 
     arguments: dict[str, Any]
     positional: tuple[str, ...]
     tensors: tuple[Tensor, ...]
     key: CallKey
     numbers: Mapping[str, Any] = field(default_factory=dict)
+    method: str = "forward"
 
     @property
     def owners(self) -> tuple[str, ...]:
@@ -139,26 +141,34 @@ def with_tensors_for(call: Call, names: Iterable[str]) -> Call:
     }
     fresh = call_of({**call.arguments, **tensors}, call.positional, keywords_matter=call.key.positional is not None)
     kinds = tuple((name, type(value), "a number") for name, value in numbers.items())
-    return replace(fresh, key=fresh.key._replace(constants=fresh.key.constants + kinds), numbers=numbers)
+    return replace(
+        fresh, key=fresh.key._replace(constants=fresh.key.constants + kinds), numbers=numbers, method=call.method
+    )
 
 
-def sees_keywords(model: nn.Module) -> bool:
+def sees_keywords(model: nn.Module, method: str = "forward") -> bool:
     """Whether calls that differ only in what is passed by keyword may differ in effect.
 
     A wrapper around ``forward`` may look for a name among the keywords, as diffusers' for a LoRA scale does, and a hook
     may. A plain function with names of its own cannot tell.
     """
-    forward = model.forward
+    forward = getattr(model, method)
     function = forward.__func__ if inspect.ismethod(forward) else None
     plain = inspect.isfunction(function) and not {"__wrapped__", "__signature__"} & vars(function).keys()
+    if method != "forward":
+        return not plain
     hooked = model._forward_pre_hooks or model._forward_hooks
     return not plain or bool(hooked) or type(model).__call__ is not nn.Module.__call__
 
 
 def invoke(module: Callable[..., Any], call: Call, arguments: Mapping[str, Any]) -> Any:
-    """Call `module` with `arguments` in place of those of `call`, each by position or by keyword as there."""
+    """Call `module`, or its method if the call is of one, with `arguments` in place of those of `call`.
+
+    Each goes by position or by keyword as there.
+    """
     by_keyword = {name: value for name, value in arguments.items() if name not in call.positional}
-    return module(*(arguments[name] for name in call.positional), **by_keyword)
+    called = module if call.method == "forward" else getattr(module, call.method)
+    return called(*(arguments[name] for name in call.positional), **by_keyword)
 
 
 def name_dim(owners: Sequence[str], dim: Dim) -> str:

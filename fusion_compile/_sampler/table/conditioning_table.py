@@ -209,8 +209,6 @@ class ConditioningTable:
             part.known.update(kept)
             for name, row in computed.items():
                 part.tables[name][0].copy_(row)
-                if once is BindingTime.CONST:
-                    self._rows[name].copy_(row)
         part.once = True
         if (todo := [row for row in rows if row not in part.done]) and per_row in self._stages:
             self._compute_rows(part, per_row, todo, {**outside, **part.known})
@@ -247,6 +245,9 @@ class ConditioningTable:
             n_rows = self._capacity if time.per_step else 1
             old = part.tables.get(buffer.name)
             if old is None or len(old) < n_rows:
+                if time is BindingTime.CONST:  # the one row is what the body reads
+                    part.tables[buffer.name] = self._rows[buffer.name].view(1, -1)
+                    continue
                 table = torch.empty(n_rows, buffer.total, dtype=buffer.dtype, device=buffer.device)
                 if old is not None:
                     table[: len(old)].copy_(old)
