@@ -302,6 +302,7 @@ def compile_training_step(
     compute_dtype: torch.dtype | None = None,
     keep_fp32: Sequence[str] = (),
     accumulate: int = 1,
+    weigh_by: str | None = None,
     clip_grad_norm: float | None = None,
     skip_nonfinite: bool = True,
     mode: str | None = None,
@@ -333,7 +334,9 @@ def compile_training_step(
         compute_dtype: ``torch.bfloat16`` or ``float16``: the loss runs under ``torch.autocast``, so that products of
             matrices and convolutions compute in it. Weights, state and inputs stay as they are.
         keep_fp32: Regular expressions over full names of modules whose forward leaves autocast and gets fp32 inputs.
-        accumulate: Micro-batches per step, run inside the program. Loss and gradient are their means.
+        accumulate: Micro-batches per step, run inside the program: what shares the batch's leading size is cut, into
+            parts as equal as can be. Loss, gradient and metrics are means over the whole batch.
+        weigh_by: Name of a metric that the loss returns, a count (of tokens) by which the micro-batches are weighed.
         clip_grad_norm: Bound on the global gradient norm, live under that name; None is no bound.
         skip_nonfinite: A step whose gradient norm is not finite in fp32 changes nothing and counts in
             ``metrics["skipped"]``.
@@ -385,6 +388,7 @@ def compile_training_step(
         capture=capture,
         rehearse=rehearse,
         keep_fp32=keep_fp32,
+        weigh_by=weigh_by,
     )
     forced = Forced(force_scalar, force_spectral, split_blocks)
     planned = plan_update(model, optimizer, lr, groups, clip_grad_norm, forced)

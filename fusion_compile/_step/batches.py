@@ -90,37 +90,6 @@ def _kinds(signature: Signature) -> dict[str, str]:
     return {path: str(what[1]) if isinstance(what, tuple) else repr(what) for path, what in signature}
 
 
-def check_divisible(batch: tuple[Any, ...], accumulate: int) -> None:
-    """Raise ValueError unless every tensor's leading dimension splits in `accumulate`."""
-    for path, leaf in leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] % accumulate:
-            raise ValueError(
-                f"accumulate={accumulate} does not divide the leading dimension of {path} {list(leaf.shape)}; "
-                f"use a batch of a multiple of {accumulate}."
-            )
-
-
-def part(batch: tuple[Any, ...], index: int, accumulate: int) -> tuple[Any, ...]:
-    """Micro-batch `index` of `accumulate`; with one, the batch itself."""
-    if accumulate == 1:
-        return batch
-    split: tuple[Any, ...] = micro_batch(batch, index, accumulate)
-    return split
-
-
-def micro_batch(tree: Any, index: int, accumulate: int) -> Any:
-    """Part `index` of `accumulate` equal parts along the leading dimension. 0-dim tensors and non-tensors stay
-    whole."""
-    if isinstance(tree, dict):
-        return {k: micro_batch(v, index, accumulate) for k, v in tree.items()}
-    if isinstance(tree, tuple | list):
-        return _like(tree, [micro_batch(v, index, accumulate) for v in tree])
-    if isinstance(tree, Tensor) and tree.ndim:
-        size = tree.shape[0] // accumulate
-        return tree[index * size : (index + 1) * size]
-    return tree
-
-
 def map_tensors(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """`tree` with ``fn(tensor)`` in the place of each tensor; containers are new."""
     if isinstance(tree, Tensor):

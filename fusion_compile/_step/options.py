@@ -24,6 +24,7 @@ class StepOptions:
     capture: Capture | None = None
     rehearse: bool = True
     keep_fp32: Sequence[str] = ()
+    weigh_by: str | None = None
 
     def __post_init__(self) -> None:
         if self.capture not in CAPTURES:
@@ -39,6 +40,8 @@ class StepOptions:
             raise ValueError(
                 f"accumulate={self.accumulate!r} is not a number of micro-batches; give a whole number, at least 1."
             )
+        if self.weigh_by is not None and not isinstance(self.weigh_by, str):
+            raise TypeError(f"weigh_by={self.weigh_by!r} is not a name; give that of a metric that the loss returns.")
         if not isinstance(self.skip_nonfinite, bool):
             raise TypeError(f"skip_nonfinite={self.skip_nonfinite!r} is not a switch; give True or False.")
         if not isinstance(self.backend, str):

@@ -18,10 +18,10 @@ from fusion_compile import _compat
 from fusion_compile._capture.by_running.leaves import parameters_are_leaves
 from fusion_compile._state import flat_tree, keys
 from fusion_compile._state.masters import rounded, with_written_weights
-from fusion_compile._step.batches import part
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.gradient_hooks import hooked_leaf
 from fusion_compile._step.loss import LossFacts, LossModule
+from fusion_compile._step.micro_batches import Shares, micro_batches, times
 from fusion_compile._step.options import StepOptions
 from fusion_compile._step.precision import Precision
 from fusion_compile._step.update import UpdatePlan, is_alike, pure_update, settled
@@ -99,7 +99,6 @@ def pure_step(
 ) -> Callable[[Tensors, tuple[Any, ...]], Tensors]:
     """The step as a function that changes none of its arguments and returns the new values by key."""
     layout, options = plan.update.layout, plan.options
-    accumulate = options.accumulate
     parameters = dict(loss.model.named_parameters())
     # A gradient hook sees what it sees in the ordinary loop, which divides the loss before its backward.
     hooked = form.runs and any(map(_compat.gradient_hooks, parameters.values()))
@@ -110,12 +109,15 @@ def pure_step(
             value, metrics, after = loss(*batch)
         return value, {k: m.detach() for k, m in metrics.items()}, {k: b.detach() for k, b in after.items()}
 
-    def backward(values: list[Tensor], forwards: list[Tensors]) -> Tensors:
-        """Gradient banks of the sum of `values`, summed over the leaves of `forwards` in the state dtype."""
+    def backward(values: list[Tensor], forwards: list[Tensors], divisor: Tensor | int) -> Tensors:
+        """Gradient banks of the sum of `values`, summed over the leaves of `forwards` in the state dtype.
+
+        `divisor`: where hooks look at gradients, the sum is divided by it first.
+        """
         left_out = () if form.runs else facts.unused
         used = tuple((i, n) for i, leaves in enumerate(forwards) for n in leaves if n not in left_out)
         with torch.enable_grad(), _compat.region("backward"):
-            summed = _sum(values) / accumulate if hooked else _sum(values)
+            summed = _sum(values) / divisor if hooked else _sum(values)
             found = torch.autograd.grad(summed, [forwards[i][n] for i, n in used], allow_unused=form.runs)
         if form.runs:
             _refuse_other_unread([n for (_, n), g in zip(used, found, strict=True) if g is None], facts.unused)
@@ -137,37 +139,44 @@ def pure_step(
         buffers = before
         kept = keys.section(state, keys.CARRIED)
         values: list[Tensor] = []
+        counts: list[Tensor | int] = []
+        found: list[Tensors] = []
         forwards: list[Tensors] = []
         grads: Tensors = {}
-        metrics: Tensors = {}
         weights, before_writes = weights_at(plan, point), state
-        for i in range(accumulate):
-            micro = part(batch, i, accumulate)
+        parts = micro_batches(batch, options.accumulate)
+        shares = Shares.of(parts, options.weigh_by)
+        for i, micro in enumerate(parts):
             # A clone: the loss may write into its buffers, and a skipped step needs the old values.
             own = {n: b.clone() for n, b in buffers.items()}
             leaves = {n: leaf(n, w.clone() if n in facts.written else w) for n, w in weights.items()}
             with loss.holding(leaves, own), (held if form.runs else nothing_held)(leaves, kept):
-                value, found, buffers = forward(leaves, micro)
+                value, metrics, buffers = forward(leaves, micro.batch)
+                counts.append(shares.weight(i, metrics))
+                with torch.enable_grad():
+                    value = times(value, counts[i])
                 if form.one_backward:
                     forwards.append(leaves)
                 else:
-                    banks = backward([value], [leaves])
+                    # Where hooks look, no weight depends on what a later part returns.
+                    banks = backward([value], [leaves], _known_total(shares) if hooked else 1)
                     grads = {k: grads[k] + g if i else g for k, g in banks.items()}
                 if form.runs:  # after the backward, whose recomputation counts in statistics too
                     kept = carried.now()
             weights = {**weights, **{n: leaves[n].detach() for n in facts.written}}
             values.append(value)
-            metrics = {k: metrics[k] + m if i else m for k, m in found.items()}
+            found.append(metrics)
+        total = shares.total(counts)
         if form.one_backward:
-            grads = backward(values, forwards)
+            grads = backward(values, forwards, total)
         if facts.written:
             state = with_written_point(plan.update, state, point, {n: weights[n] for n in facts.written}, context)
         # The mean of losses in half precision is taken in the state's.
         value = _sum([v.detach().to(torch.promote_types(v.dtype, torch.float32)) for v in values])
-        if accumulate > 1:
-            value = value / accumulate
-            grads = grads if hooked else {k: g / accumulate for k, g in grads.items()}
-            metrics = {k: m / accumulate for k, m in metrics.items()}
+        if len(parts) > 1:
+            value = value / total
+            grads = grads if hooked else {k: g / total for k, g in grads.items()}
+        metrics = shares.mean(found, counts, layout.state_dtype)
 
         with _compat.region("optimizer"):
             norm = global_norm(grads)
@@ -218,6 +227,17 @@ def skip_nonfinite(new: Tensors, state: Tensors, norm: Tensor) -> Tensors:
     finite = torch.isfinite(norm)
     kept = {k: torch.where(finite, t, state[k]) if k in state and is_alike(t, state[k]) else t for k, t in new.items()}
     return {**kept, keys.counts("skipped"): state[keys.counts("skipped")] + (~finite)}
+
+
+def _known_total(shares: Shares) -> int:
+    """The divisor before any part has run. Raises ValueError where it is what the loss will count."""
+    total = shares.known_total()
+    if total is None:
+        raise ValueError(
+            f"weigh_by={shares.weigh_by!r} with gradient hooks: a hook would see a gradient before the count of all "
+            f"micro-batches is known, by which it is divided. Leave out the hook or weigh_by."
+        )
+    return total
 
 
 def _sum(values: list[Tensor]) -> Tensor:

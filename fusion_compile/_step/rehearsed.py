@@ -19,6 +19,7 @@ from fusion_compile._step import batches
 from fusion_compile._step.gradient_hooks import hooked_leaf
 from fusion_compile._step.learnable import leaves_of, refuse_learnable
 from fusion_compile._step.loss import LossFn, LossModule, check_loss
+from fusion_compile._step.micro_batches import Shares, micro_batches, times
 from fusion_compile._step.pure_step import StepPlan, weights_at
 from fusion_compile._types import Tensors
 
@@ -65,7 +66,7 @@ class OrdinaryStep:
         with torch.no_grad():
             point = plan.update.gradient_point(state, plan.update.context(state))
             weights = {n: w.clone() for n, w in weights_at(plan, point).items()}
-        self._model, self._accumulate, self._device = model, plan.options.accumulate, plan.update.layout.device
+        self._model, self._options, self._device = model, plan.options, plan.update.layout.device
         names = tuple(n for n, _ in model.named_buffers())
         self._loss = LossModule(model, loss_fn, names, plan.precision)
         self._buffers = {n: b.clone() for n, b in model.named_buffers()}
@@ -83,9 +84,11 @@ class OrdinaryStep:
         own = {id(leaf) for leaf in self._leaves.values()}
         total = torch.zeros((), device=self._device)
         gradients: dict[str, Tensor] = {}
-        for i in range(self._accumulate):
-            whole = batches.part(self.given, i, self._accumulate)
-            part = batches.with_leaves(whole, [t.clone() for t in batches.tensors(whole)])
+        parts = micro_batches(self.given, self._options.accumulate)
+        shares, counts = Shares.of(parts, self._options.weigh_by), list[Tensor | int]()
+        known = shares.known_total()
+        for i, whole in enumerate(parts):
+            part = batches.map_tensors(torch.clone, whole.batch)
             with (
                 torch.enable_grad(),
                 no_checkpoint_is_reentrant(),
@@ -95,17 +98,20 @@ class OrdinaryStep:
                 value, metrics, _ = self._loss(*part)
                 check_loss(value, metrics)
                 self.others.update({id(leaf): leaf for leaf in leaves_of(value) if id(leaf) not in own})
-                scaled, leaves = value / self._accumulate, list(self._leaves.values())
-                found = torch.autograd.grad(scaled, leaves, allow_unused=True)
+                counts.append(shares.weight(i, metrics))
+                # A gradient hook sees what it sees in the ordinary loop, which divides the loss before its backward.
+                value = times(value, counts[i]) / (known or 1)
+                found = torch.autograd.grad(value, list(self._leaves.values()), allow_unused=True)
                 self._buffers.update({n: self._model.get_buffer(n).detach() for n in self._buffers})
-            total = total + value.detach() / self._accumulate
+            total = total + value.detach()
             for name, gradient in zip(self._leaves, found, strict=True):
                 if gradient is not None:
                     before = gradients.get(name)
                     gradients[name] = gradient if before is None else before + gradient
         squares = [g.detach().float().square().sum() for g in gradients.values()]
         norm = torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
-        return Outcome(total, norm, {n: b.clone() for n, b in self._buffers.items()})
+        divisor = shares.total(counts) if known is None else 1
+        return Outcome(total / divisor, norm / divisor, {n: b.clone() for n, b in self._buffers.items()})
 
 
 def outcome_now(

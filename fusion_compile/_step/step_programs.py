@@ -29,6 +29,7 @@ from fusion_compile._step.learnable import note_trained
 from fusion_compile._step.loss import LossFacts, LossFn, LossModule, examine, run_on_fakes
 from fusion_compile._step.methods import Methods
 from fusion_compile._step.metrics import keep_metrics
+from fusion_compile._step.micro_batches import Shares, micro_batches, uncut
 from fusion_compile._step.operands import NotAnOperand
 from fusion_compile._step.proof import Compared, Proof, take_compared
 from fusion_compile._step.pure_step import Form, StepPlan, pure_step
@@ -208,8 +209,9 @@ class StepPrograms:
         signature, due, _ = key
         self._refuse_too_many(key)
         options = self._plan.options
-        if options.accumulate > 1:
-            batches.check_divisible(batch, options.accumulate)
+        parts = micro_batches(batch, options.accumulate)
+        if options.accumulate > 1 and (whole := uncut(batch)):
+            self._warn(f"uncut {whole}", whole)
         seen, way = self._rehearsed(key, batch)
         if not_read:
             way = way._replace(runs=True, because=not_read)
@@ -217,8 +219,7 @@ class StepPrograms:
         for path, tensor in self._carried.tensors().items():
             self._store(keys.carried(path), tensor)
         weights = self._plan.update.layout.views(self._residence.banks)
-        example = batches.part(batch, 0, options.accumulate)
-        found = examine(self._model, self._loss_fn, weights, example, self._plan.precision, self._carried)
+        found = examine(self._model, self._loss_fn, weights, parts[0].batch, self._plan.precision, self._carried)
         refuse_other_points(self._plan.update, self._state, found.written)
         if self._mode != "eager":
             refuse_rebound(found.rebound)
@@ -346,8 +347,8 @@ class StepPrograms:
         loss = LossModule(self._model, self._loss_fn, (), self._plan.precision)
 
         def run(mode: Any) -> None:
-            for i in range(options.accumulate):
-                run_on_fakes(mode, loss, batches.part(batch, i, options.accumulate))
+            for part in micro_batches(batch, options.accumulate):
+                run_on_fakes(mode, loss, part.batch)
 
         device = self._plan.update.layout.device
         try:
@@ -364,7 +365,10 @@ class StepPrograms:
             when = "the loss now" if known_shape else "with this batch shape the loss"
             raise ValueError(f"{when} {difference}; compile another step for it.") from None
         if self.facts is None:
-            keep_metrics(self._plan.update, self._state, facts.metrics)
+            shares = Shares((1,) * self._plan.options.accumulate, self._plan.options.weigh_by)
+            keep_metrics(
+                self._plan.update, self._state, shares.metrics(facts.metrics, self._residence.layout.state_dtype)
+            )
             self._say_unused(facts)
         known = () if self.facts is None else self.facts.changed_buffers
         if new := [name for name in facts.changed_buffers if name not in known]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fusion_compile._step.batches import check_divisible, check_same_kind, leaves, micro_batch, signature
+from fusion_compile._step.batches import check_same_kind, leaves, signature
 
 CPU = torch.device("cpu")
 
@@ -56,16 +56,3 @@ def test_another_shape_is_the_same_kind_and_another_dtype_or_part_is_not() -> No
         check_same_kind(signature((torch.zeros(2, 3),), CPU), [first])
     with pytest.raises(ValueError, match=r"the batch has an additional batch\[2\]"):
         check_same_kind(signature((torch.zeros(2, 3), None, True), CPU), [first])
-
-
-def test_micro_batches_are_equal_parts_and_scalars_go_whole() -> None:
-    x, scale = torch.arange(6), torch.tensor(2.0)
-    parts = [micro_batch({"x": (x, scale), "flag": True}, i, 3) for i in range(3)]
-    assert [part["x"][0].tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
-    assert all(part["x"][1] is scale and part["flag"] is True for part in parts)
-
-
-def test_what_does_not_divide_is_refused() -> None:
-    check_divisible((torch.zeros(4), torch.zeros(())), 2)
-    with pytest.raises(ValueError, match=r"accumulate=3 does not divide the leading dimension of batch\[0\] \[4\]"):
-        check_divisible((torch.zeros(4),), 3)
