@@ -9,12 +9,14 @@ The passes that cost and explain a training step read operators, and Dynamo's gr
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
 
 from ._compat import number_of_gradient, tree_leaves
 from ._graph import value_of
@@ -26,9 +28,11 @@ def lower_to_aten(module: fx.GraphModule, *, gradients: bool = True) -> fx.Graph
     """Lower a Dynamo graph to an ATen graph, with ``torch.autograd.grad`` written out as the backward's operators.
 
     Exact. `module` is run on the fake tensors recorded at its placeholders, which takes no memory and no arithmetic.
-    Inputs keep their names. Each node keeps ``meta["custom"]``, ``meta["nn_module_stack"]`` and ``meta["stack_trace"]``
-    of the node it came from. A node of the backward has ``meta["autograd_backward"]``, and takes module and source line
-    from the forward operator whose gradient it computes, or else from the call of ``autograd.grad``.
+    Inputs keep their names. A checkpointed call is computed again where the backward needs it, and what computes it
+    again has ``meta["custom"]["recomputed"]``, the number of the call. Each node keeps ``meta["custom"]``,
+    ``meta["nn_module_stack"]`` and ``meta["stack_trace"]`` of the node it came from. A node of the backward has
+    ``meta["autograd_backward"]``, and takes module and source line from the forward operator whose gradient it
+    computes, or else from the call of ``autograd.grad``.
 
     Args:
         module: A graph captured by Dynamo; it stays as it is.
@@ -64,8 +68,7 @@ def lower_to_aten(module: fx.GraphModule, *, gradients: bool = True) -> fx.Graph
     held = _held_tensors(module)
 
     def run(*given: Any) -> Any:
-        interpreter = _TellsWhoseGradient(module)
-        interpreter.held = dict(zip(held, given, strict=False))
+        interpreter = _Lowering(module, dict(zip(held, given, strict=False)))
         return interpreter.run(*given[len(held) :])
 
     with fx.traceback.preserve_node_meta(), fake, torch.set_grad_enabled(gradients):
@@ -110,19 +113,41 @@ def _read_as_attributes(lowered: fx.GraphModule, held: dict[fx.Node, tuple[str, 
         lowered.graph.erase_node(node)
 
 
-class _TellsWhoseGradient(fx.Interpreter):
-    """Tags the nodes that ``autograd.grad`` runs with the number of the forward operator whose gradient they compute.
+class _Lowering(fx.Interpreter):
+    """Runs a graph so that a trace of it has what the program does with gradients.
 
-    Tracing records the same number, ``seq_nr``, at the forward's nodes. `held`: tensors to run with in place of the
-    module's own.
+    The nodes that ``autograd.grad`` runs get the number of the forward operator whose gradient they compute. Tracing
+    records the same number, ``seq_nr``, at the forward's nodes. A checkpointed call runs again where the backward needs
+    what it computed, and those nodes get ``meta["custom"]["recomputed"]``, the number of the call counted from 1.
     """
 
-    held: Mapping[str, Tensor] = {}
+    def __init__(
+        self, module: fx.GraphModule, held: Mapping[str, Tensor], numbers: Iterator[int] | None = None
+    ) -> None:
+        super().__init__(module)
+        self._held = held
+        self._numbers = itertools.count(1) if numbers is None else numbers
+        self.recomputes: dict[str, Any] = {}  # what the nodes of a run that recomputes have besides their own
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return self.held[target] if target in self.held else super().get_attr(target, args, kwargs)
+        return self._held[target] if target in self._held else super().get_attr(target, args, kwargs)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        self._mark()
+        return super().call_function(target, args, kwargs)
+
+    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+        self._mark()
+        return super().call_method(target, args, kwargs)
+
+    def _mark(self) -> None:
+        if self.recomputes:
+            meta = fx.traceback.get_current_meta()
+            meta["custom"] = {**(meta.get("custom") or {}), **self.recomputes}
 
     def run_node(self, n: fx.Node) -> Any:
+        if n.op == "call_function" and "activation_checkpoint" in str(n.target):
+            return self._checkpointed(n)
         if n.target is not torch.autograd.grad:
             return super().run_node(n)
         handles = []
@@ -134,6 +159,21 @@ class _TellsWhoseGradient(fx.Interpreter):
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _checkpointed(self, n: fx.Node) -> Any:
+        inside, *inputs = self.fetch_args_kwargs_from_env(n)[0]
+        number = next(self._numbers)
+        runs = itertools.count()
+
+        def body(*given: Any) -> Any:
+            lowering = _Lowering(inside, {}, self._numbers)
+            if next(runs):
+                outer = fx.traceback.get_current_meta().get("custom") or {}
+                lowering.recomputes = {k: v for k, v in outer.items() if k != _TAG} | {"recomputed": number}
+            return lowering.run(*given)
+
+        options = {"context_fn": chosen} if (chosen := inside.meta.get("_checkpoint_context_fn")) else {}
+        return checkpoint(body, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
 
 
 def _gradients(losses: list[Any]) -> Iterator[Any]:
@@ -176,5 +216,7 @@ def _give_backward_its_lines(graph: fx.Graph) -> None:
             node.meta["custom"] = {k: v for k, v in custom.items() if k != _TAG}
             node.meta["autograd_backward"] = True
             node.meta |= {k: source.meta[k] for k in ("nn_module_stack", "stack_trace") if source and k in source.meta}
+        elif "recomputed" in custom:
+            node.meta["autograd_backward"] = True
         elif node.op == "call_function" and "seq_nr" in node.meta:
             forward.setdefault(node.meta["seq_nr"], node)

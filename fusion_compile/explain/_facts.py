@@ -65,6 +65,7 @@ class NodeFacts:
     `inputs`: indices of nodes.
     `binding_time`: in a sampler's graph only.
     `finding`: identity of a finding about this node, see `_findings.identity`.
+    `recomputed`: number of the checkpointed region that the backward computes again with this node; 0 for other nodes.
     """
 
     name: str
@@ -83,6 +84,7 @@ class NodeFacts:
     inputs: tuple[int, ...]
     binding_time: str | None = None
     finding: str | None = None
+    recomputed: int = 0
 
 
 @dataclass(frozen=True)

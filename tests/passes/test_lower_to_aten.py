@@ -9,6 +9,7 @@ import torch
 from expecttest import assert_expected_inline
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 from fusion_compile.passes import format_graph, lower_to_aten
 from fusion_compile.passes._user_frame import user_line
@@ -95,6 +96,30 @@ def test_tensors_that_the_graph_holds_are_read_as_attributes() -> None:
     with torch.no_grad():
         lowered(torch.ones(2))
     assert torch.equal(weights, before + 1)
+
+
+def checkpointed(x: Tensor, weight: Tensor) -> Tensor:
+    for _ in range(2):
+        x = checkpoint(lambda y: torch.mm(y, weight).sin(), x, use_reentrant=False)
+    return torch.autograd.grad(x.sum(), [weight])[0]
+
+
+def test_a_checkpointed_call_is_computed_again_in_the_backward_and_marked() -> None:
+    x, weight = torch.randn(4, 3, dtype=torch.float64), torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        graph_module = captured(checkpointed, x, weight)
+    lowered = lower_to_aten(graph_module)
+    again = [n for n in lowered.graph.nodes if (n.meta.get("custom") or {}).get("recomputed")]
+    computed = [(str(n.target), n.meta["custom"]["recomputed"]) for n in again if "detach" not in str(n.target)]
+    # The last region is needed first. Its sine is not needed, but the product whose cosine its gradient is.
+    assert computed == [("aten.mm.default", 2), ("aten.mm.default", 1)]
+    assert all(n.meta["autograd_backward"] for n in again)
+    line = checkpointed.__code__.co_firstlineno + 2
+    assert {user_line(n) for n in again} == {f"{__file__}:{line}"}
+    assert sum(n.target is torch.ops.aten.mm.default for n in lowered.graph.nodes if n not in again) == 2 + 3
+    given = {"l_x_": x, "l_weight_": weight}
+    got = lowered(*(given[n.name] for n in lowered.graph.find_nodes(op="placeholder")))[0]
+    torch.testing.assert_close(got, checkpointed(x, weight), rtol=0, atol=0)  # float64 in the same order
 
 
 def test_a_graph_without_examples_is_refused() -> None:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence, Set
 
 from torch import fx
 
+from fusion_compile._program.program import recomputed_region
 from fusion_compile.explain._facts import INPUT, GraphFacts, NodeFacts, RegionFacts
 from fusion_compile.explain._findings import WAITS, identity
 from fusion_compile.explain._graph.costs import bytes_moved, flops, launches, main_dtype, number, tensors_of, touched
 from fusion_compile.explain._graph.memory import memory_of
-from fusion_compile.explain._graph.roofline import Roofline
+from fusion_compile.explain._graph.roofline import ROOFLINES, Roofline
 from fusion_compile.passes import BindingTime, Finding, find_host_syncs
 from fusion_compile.passes._graph import op_name
 from fusion_compile.passes._user_frame import user_line
@@ -30,7 +31,8 @@ def graph_facts(
 ) -> GraphFacts:
     """Make the table of `module`, whose nodes carry fake tensors in ``meta["val"]``.
 
-    `line`: the roofline for the times. `region`: returns the region of a call. `input_names`: names for its inputs.
+    `line`: the roofline for the times; an operator on the CPU takes that of one CPU core.
+    `region`: returns the region of a call. `input_names`: names for its inputs.
     `findings`: those about a node's line and operator are linked to it. `times`: binding times by node name. `root`:
     common prefix of all module names, which is removed.
     """
@@ -38,6 +40,7 @@ def graph_facts(
     index = {n: i for i, n in enumerate(nodes)}
     waits = {(f.where, f.op) for f in find_host_syncs(module)}
     titles = input_names or {}
+    on_gpu = any(tensor.device.type not in ("cpu", "meta") for node in nodes for tensor in tensors_of(node))
     facts = []
     for node in nodes:
         where, path = user_line(node), module_path(node).removeprefix(root)
@@ -50,6 +53,10 @@ def graph_facts(
         if node.op == "call_function":
             op = str(node.target) if hasattr(node.target, "_schema") else op_name(node.target)
         name = titles.get(node.name, node.name)
+        finding = _finding(findings, where, {op, name, op_name(node.target)}, (where, op) in waits)
+        own_line = line
+        if not line.is_cpu and (_on_the_cpu(node, on_gpu) or (finding or "").startswith("cpu_tensor")):
+            own_line = ROOFLINES["cpu"]
         facts.append(
             NodeFacts(
                 name=name,
@@ -63,16 +70,23 @@ def graph_facts(
                 bytes_read=read,
                 bytes_written=written,
                 intensity=operations / moved if moved else 0.0,
-                microseconds=line.microseconds(operations, moved, main_dtype(node)),
+                microseconds=own_line.microseconds(operations, moved, main_dtype(node)),
                 launches=launches(node),
                 inputs=tuple(index[s] for s in node.all_input_nodes),
                 binding_time=None if time is None else time.name.lower(),
-                finding=_finding(findings, where, {op, name, op_name(node.target)}, (where, op) in waits),
+                finding=finding,
+                recomputed=recomputed_region(node),
             )
         )
     names = {node: (fact.name, fact.where) for node, fact in zip(nodes, facts, strict=True)}
     memory = memory_of(module.graph, nodes, names)
     return GraphFacts(title, _regions(facts), _edges(nodes, facts), tuple(facts), memory)
+
+
+def _on_the_cpu(node: fx.Node, on_gpu: bool) -> bool:
+    """Whether `node` of a program that runs on a GPU runs on the CPU."""
+    tensors = [t for each in (node, *node.all_input_nodes) for t in tensors_of(each)]
+    return on_gpu and bool(tensors) and all(t.device.type == "cpu" for t in tensors)
 
 
 def _finding(findings: Sequence[Finding], where: str, names: Set[str], waits: bool) -> str | None:

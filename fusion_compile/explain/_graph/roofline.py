@@ -22,6 +22,10 @@ class Roofline:
     flops: Mapping[str, float]
     bandwidth: float
 
+    @property
+    def is_cpu(self) -> bool:
+        return self.name == "cpu"
+
     def microseconds(self, flops: int, moved: int, dtype: torch.dtype) -> float:
         """Return the lower bound for `flops` in `dtype` and `moved` bytes, both at their peak rates and overlapping."""
         return 1e6 * max(flops / self.peak(dtype) if flops else 0.0, moved / self.bandwidth)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -61,7 +62,9 @@ _CONTEXT = {
     "stack",
     "subgraph_name",
 }
-_UNUSED = {"str", "chromium_event", "describe_storage", "expression_created"}
+PHASES = ("create_aot_dispatcher_function", "inductor_compile", "code_gen")
+"""Spans of torch's own timeline, from the outermost to the innermost."""
+_UNUSED = {"str", "describe_storage", "expression_created"}
 
 
 def _trace_record(record: logging.LogRecord, heard: Heard) -> None:
@@ -70,6 +73,10 @@ def _trace_record(record: logging.LogRecord, heard: Heard) -> None:
     if kind in _UNUSED:
         return
     data = said.get(kind)
+    if kind == "chromium_event":
+        data = json.loads(getattr(record, "payload", None) or "{}")
+        if data.get("name") not in PHASES:
+            return
     if kind == "artifact" and isinstance(data, dict):
         kind = str(data.get("name", ""))
     place = (said.get("frame_id"), said.get("frame_compile_id"))

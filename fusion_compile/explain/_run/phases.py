@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fusion_compile.explain._facts import CacheUse, Phase
-from fusion_compile.explain._run.listen import TraceRecord
+from fusion_compile.explain._run.listen import PHASES, TraceRecord
 
 # From the outermost phase to the innermost; each lies within the one before it.
 _NESTED = (
@@ -25,7 +25,26 @@ def read_phases(records: Sequence[TraceRecord]) -> tuple[Phase, ...]:
             spans = [_seconds(record.data, field) for _, field in _NESTED]
             for (name, _), own, inner in zip(_NESTED, spans, [*spans[1:], 0.0], strict=True):
                 seconds[name] += max(0.0, own - inner)
+    for name, span in _without_dynamo(records).items():
+        seconds[name] += span
     return tuple(Phase(name, round(s, 6)) for name, s in seconds.items() if s > 0)
+
+
+def _without_dynamo(records: Sequence[TraceRecord]) -> dict[str, float]:
+    """Sum up the phases of compilations that Dynamo has no part in, from torch's timeline: a step that was captured by
+    running it is given to the backend as it is."""
+    begun: dict[str, float] = {}
+    spans = dict.fromkeys(PHASES, 0.0)
+    for record in records:
+        if record.kind == "chromium_event" and not record.compile_id:
+            name, time = record.data["name"], float(record.data["ts"]) / 1e6
+            if record.data["ph"] == "B":
+                begun[name] = time
+            elif name in begun:
+                spans[name] += time - begun.pop(name)
+    inner = [*list(spans.values())[1:], 0.0]
+    named = [name for name, _ in _NESTED[1:]]
+    return {name: max(0.0, own - inside) for name, own, inside in zip(named, spans.values(), inner, strict=True)}
 
 
 def _seconds(metrics: Any, field: str) -> float:

@@ -138,6 +138,8 @@ def _notes(heard: Heard, compiled_before: bool) -> tuple[str, ...]:
         return (said,)
     if heard.of("compilation_metrics"):
         return ()
+    if heard.of("chromium_event"):
+        return ("it was compiled as it was captured by running, so there are no graph breaks and no guards.",)
     why = "it was compiled before" if compiled_before else "Dynamo met no tensor operation that it can trace"
     return (f"nothing was compiled while the program ran ({why}), so breaks, guards and kernels are not known.",)
 

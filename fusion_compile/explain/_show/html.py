@@ -27,8 +27,8 @@ _SEVERITIES = ("error", "warning", "note")
 _NUMBER = re.compile(r"|[-−+]?([\d,]*\.?\d+(e[-+]?\d+)?|inf|nan)( ?(%|[A-Za-zµ]{1,5}(/s)?))?", re.ASCII | re.IGNORECASE)
 _ALIVE_SHOWN = 25
 _SHORT = 28  # characters of the longest fact that is shown beside others
-# Kinds that keep a program from being one graph and one replay without a wait.
-_NOT_CAPTURED = ("graph_break", "capture_unsafe", "cudagraph_skip", "cudagraph_partition", "host_sync")
+# Kinds of errors by which a captured program is compiled or recorded again. All others keep it from capture.
+_AGAIN = ("recompile", "python_scalar", "growing_state", "dynamic_shape", "rerecord")
 
 
 def write_html(data: Data, path: str | os.PathLike[str]) -> None:
@@ -47,6 +47,7 @@ def write_html(data: Data, path: str | os.PathLike[str]) -> None:
                 nodes.setdefault(places[node["finding"]], (g, i, node["name"]))
     # The page has its own list of expensive lines, with links.
     facts = [fact for fact in data["summary"] if not fact["label"].startswith("most expensive")]
+    against = [f for f in data["findings"] if f["severity"] == "error" or f["kind"] == "cudagraph_partition"]
     order = sorted(range(len(data["findings"])), key=lambda i: _SEVERITIES.index(data["findings"][i]["severity"]))
     _write(
         path,
@@ -57,7 +58,8 @@ def write_html(data: Data, path: str | os.PathLike[str]) -> None:
         findings=[{"index": i, "node": nodes.get(i), **data["findings"][i]} for i in order],
         severities=_counted((finding["severity"] for finding in data["findings"]), _SEVERITIES),
         kinds=_counted(finding["kind"] for finding in data["findings"]),
-        not_captured=_counted(f["kind"] for f in data["findings"] if f["kind"] in _NOT_CAPTURED),
+        not_captured=_counted(f["kind"] for f in against if f["kind"] not in _AGAIN),
+        again=_counted(f["kind"] for f in against if f["kind"] in _AGAIN),
         expensive=_most_expensive(data["graphs"]),
         short_facts=[fact for fact in facts if len(fact["value"]) <= _SHORT],
         long_facts=[fact for fact in facts if len(fact["value"]) > _SHORT],

@@ -76,6 +76,7 @@ def _nodes(graphs: Sequence[Data], places: Mapping[str, int]) -> Data:
         "finding": [places.get(node["finding"], -1) for node in nodes],
         "type": _coded(tensor_type(node["dtype"], node["shape"]) for node in nodes),
         "launches": [node["launches"] for node in nodes],
+        "recomputed": [node.get("recomputed", 0) for node in nodes],
         "read": [node["bytes_read"] for node in nodes],
         "written": [node["bytes_written"] for node in nodes],
         "flops": [node["flops"] for node in nodes],

@@ -152,7 +152,6 @@ def cost_plots(graph: dict[str, Any], names: Sequence[str], salt: str) -> list[P
                 color=_NAMED[f"region-{region_colour(region, names)}"],
                 edgecolors=_NAMED["paper"],
                 linewidths=1.2,
-                label=f"\u200b{region or 'no region'}",  # matplotlib leaves out a label that begins with "_"
                 zorder=3,
             )
         if ridge is not None and lowest < ridge < highest:
@@ -167,12 +166,27 @@ def cost_plots(graph: dict[str, Any], names: Sequence[str], salt: str) -> list[P
         axes.yaxis.set_major_formatter(lambda y, _: numbers.round_time(y))
         axes.minorticks_off()
         axes.set_xlabel("arithmetic intensity, FLOP per byte")
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(-0.01, 1.0), frameon=False, labelcolor=_NAMED["ink"], ncols=6,
-            handletextpad=0.1, columnspacing=1.2, borderpad=0.2,
-        )  # fmt: skip
+        _legend_of_regions(axes, sorted({point[1] for point in points}, key=_order_of(names)), names)
 
     return _draw_twice(draw, salt, wide=(1000, 340), narrow=(440, 320)) if points else []
+
+
+def _legend_of_regions(axes: Axes, regions: Sequence[str], names: Sequence[str]) -> None:
+    """Say in a frame above the axes which colour is which region, with squares: a dot would look like a point."""
+    from matplotlib.patches import Patch
+
+    colours = [_NAMED[f"region-{region_colour(region, names)}"] for region in regions]
+    # The first entry is the title. matplotlib leaves out a label that begins with "_".
+    handles = [Patch(alpha=0, label="Legend:")]
+    handles += [
+        Patch(color=colour, label=f"\u200b{region or 'no region'}")
+        for region, colour in zip(regions, colours, strict=True)
+    ]
+    axes.legend(
+        handles=handles, loc="lower left", bbox_to_anchor=(-0.01, 1.01), labelcolor=_NAMED["ink"], ncols=7,
+        facecolor=_NAMED["paper"], edgecolor=_NAMED["rule"], framealpha=1, fancybox=False,
+        handlelength=0.9, handletextpad=0.4, columnspacing=1.2, borderpad=0.35,
+    )  # fmt: skip
 
 
 def _order_of(names: Sequence[str]) -> Callable[[str], tuple[int, str]]:

@@ -24,10 +24,12 @@ def summarize(
     them, and the costs are those of the most expensive one.
     """
     worst = [f for f in findings if f.severity == "error"]
-    whole: Status = "plain" if runtime is not None and runtime.graph_breaks else "good"
+    broken = (together and len(graphs) > 1) or (runtime is not None and bool(runtime.graph_breaks))
+    whole: Status = "plain" if broken or not graphs else "good"
+    found: Status = "bad" if worst else "plain" if findings or not graphs else "good"
     lines = [
         SummaryLine("captured", _graphs(len(graphs)) if captured else "nothing yet", whole if captured else "bad"),
-        SummaryLine("findings", _counted(findings), "bad" if worst else "plain" if findings else "good"),
+        SummaryLine("findings", _counted(findings), found),
     ]
     if runtime is not None:
         lines += _events(runtime)
@@ -42,6 +44,12 @@ def summarize(
         SummaryLine("kernels", f"{kernels}, run operator by operator"),
         SummaryLine("peak memory", _peak(max((g.memory for g in counted), key=lambda m: m.peak_bytes))),
     ]
+    again = [n for g in counted for n in g.nodes if n.recomputed]
+    if again:
+        parts = len({(g.name, n.recomputed) for g in counted for n in g.nodes if n.recomputed})
+        regions_again = f"{parts} checkpointed {'region' if parts == 1 else 'regions'}"
+        work = f"{sum(n.launches for n in again)} kernels, {sum(n.flops for n in again) / 1e9:.3g} GFLOP"
+        lines.append(SummaryLine("recomputed", f"{work}, in {regions_again}"))
     costs = sorted((n for g in counted for n in g.nodes), key=lambda n: -n.microseconds)[:_MOST_EXPENSIVE]
     lines += [SummaryLine(f"most expensive {i}", _described(n)) for i, n in enumerate(costs, 1) if n.microseconds]
     return tuple(lines)
@@ -58,13 +66,20 @@ def _graphs(n: int) -> str:
 
 def _events(runtime: RuntimeFacts) -> list[SummaryLine]:
     graphs = runtime.cudagraphs
-    counts = {
-        "graph breaks": len(runtime.graph_breaks),
-        "recompiles": len(runtime.recompiles),
-        "CUDA-graph skips": len(graphs.skips),
-        "CUDA-graph re-records": len(graphs.rerecords),
-    }
-    return [SummaryLine(label, str(n), "bad" if n else "good") for label, n in counts.items()]
+    compiled = bool(runtime.phases)
+    return [
+        _event("graph breaks", len(runtime.graph_breaks), watched=compiled),
+        _event("recompiles", len(runtime.recompiles), watched=compiled),
+        _event("CUDA-graph skips", len(graphs.skips), watched=graphs.captures > 0),
+        _event("CUDA-graph re-records", len(graphs.rerecords), watched=graphs.captures > 0),
+    ]
+
+
+def _event(label: str, count: int, *, watched: bool) -> SummaryLine:
+    """`watched`: whether it could have happened. Where nothing was compiled or recorded, 0 is no good news."""
+    if count:
+        return SummaryLine(label, str(count), "bad")
+    return SummaryLine(label, "0", "good") if watched else SummaryLine(label, "not watched")
 
 
 def _counted(findings: Sequence[Finding]) -> str:

@@ -37,7 +37,9 @@ def write_text(explanation: ExplanationFacts, console: Console) -> None:
         console.print()
         console.print(table(part))
     if explanation.environment.roofline and explanation.graphs:
-        console.print(Text(f"µs: lower bounds on {explanation.environment.roofline}", style="dim"), soft_wrap=True)
+        on = explanation.environment.roofline
+        on += "" if on.startswith("cpu") else "; of an operator on the CPU, on one CPU core"
+        console.print(Text(f"µs: lower bounds on {on}", style="dim"), soft_wrap=True)
     console.print()
     for line in explanation.summary:
         console.print(Text.assemble(f"{line.label}: ", (line.value, _COLOURS[line.status])), soft_wrap=True)
@@ -47,8 +49,10 @@ def write_text(explanation: ExplanationFacts, console: Console) -> None:
         console.print(f"{count} {'finding' if count == 1 else 'findings'}:")
         for finding in explanation.findings:
             console.print(Text(f"  {finding}", style=_COLOURS[finding.severity]), soft_wrap=True)
-    else:
+    elif explanation.graphs:
         console.print("No findings: no host sync, and nothing that a CUDA graph cannot hold.")
+    else:
+        console.print("No findings, and nothing was captured in which there could be some.")
     for note in explanation.notes:
         console.print(Text(f"Note: {note}"), soft_wrap=True)
 

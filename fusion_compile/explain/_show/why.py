@@ -49,6 +49,8 @@ def _of_node(explanation: ExplanationFacts, graph: GraphFacts, at: int) -> str:
         f"{node.bytes_written:,} written, at least {node.microseconds:.3g} µs",
         f"  read by {', '.join(users[:8]) or 'nothing'}{f' and {len(users) - 8} more' if len(users) > 8 else ''}",
     ]
+    if node.recomputed:
+        lines.append(f"  computed again for the backward: checkpointed region {node.recomputed}")
     if node.inputs:
         lines.append("  from " + " <- ".join(_chain(graph, node)))
     lines += [f"  {finding}" for finding in explanation.findings if identity(finding) == node.finding]

@@ -144,7 +144,7 @@ def _graph(what: str, program: Program) -> Section:
     for region in REGIONS:
         most = ", ".join(f"{name} {n}" for name, n in counts[region].most_common(_MOST_OPERATORS))
         rows.append((region, counts[region].total(), most))
-    recomputed = sum(recomputed_region(n) > 0 for n in program.graph.graph.nodes)
+    recomputed = sum(recomputed_region(n) > 0 for n in program.aten.graph.nodes)
     heading = f"{what}: one graph, {program.nodes} calls as captured by {_WAYS[program.captured_by]}"
     if recomputed:
         heading += f", {recomputed} of them recompute {program.checkpoints} checkpointed regions"

@@ -12,6 +12,23 @@ def test_phases_are_told_without_the_phases_inside_them() -> None:
     assert [phase.seconds for phase in phases] == [6.0, 4.0, 10.0]
 
 
+def test_what_the_backend_compiles_without_dynamo_is_read_from_the_timeline() -> None:
+    def event(name: str, phase: str, seconds: float, compile_id: str = "") -> TraceRecord:
+        return TraceRecord("chromium_event", compile_id, {"name": name, "ph": phase, "ts": seconds * 1e6}, "")
+
+    own = [
+        event("create_aot_dispatcher_function", "B", 1.0),
+        event("inductor_compile", "B", 2.0),
+        event("code_gen", "B", 3.0),
+        event("code_gen", "E", 7.0),
+        event("inductor_compile", "E", 8.0),
+        event("create_aot_dispatcher_function", "E", 10.0),
+    ]
+    of_dynamo = [event("code_gen", phase, at, "0/0") for phase, at in (("B", 0.0), ("E", 100.0))]  # in its metrics
+    phases = read_phases([*own, *of_dynamo])
+    assert [(p.name.split(":")[0], p.seconds) for p in phases] == [("AOTAutograd", 3), ("Inductor", 2), ("Code", 4)]
+
+
 def test_caches_count_whatever_their_records_hold() -> None:
     kinds = [
         "fx_graph_cache_hit",

@@ -107,6 +107,49 @@ def test_the_summary_says_what_is_not_captured_and_what_costs_most(tmp_path: Pat
     assert first.removeprefix("/home/ada/") in text[begin:][:60]
 
 
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        ((), "Nothing was found that keeps this program from capture."),
+        ((("python_scalar", "error"),), "Compiled or recorded again: python_scalar."),
+        ((("unmarked_mutation", "error"),), "Not captured: unmarked_mutation."),
+        ((("unmarked_mutation", "warning"),), "Nothing was found that keeps this program from capture."),
+        ((("cudagraph_partition", "warning"),), "Not captured: cudagraph_partition."),
+        (
+            (("recompile", "error"), ("cpu_tensor", "error"), ("recompile", "error")),
+            "Not captured: cpu_tensor. Compiled or recorded again: recompile × 2.",
+        ),
+    ],
+)
+def test_the_verdict_follows_from_the_errors(tmp_path: Path, kinds: tuple[tuple[str, str], ...], said: str) -> None:
+    data = report_data.training_step()
+    data["findings"] = [
+        {"id": str(i), "kind": kind, "op": "op", "where": "", "why": "Why.", "remedy": "Remedy.", "severity": severity}
+        for i, (kind, severity) in enumerate(kinds)
+    ]
+    for graph in data["graphs"]:
+        for node in graph["nodes"]:
+            node["finding"] = None
+    text = " ".join(written(data, tmp_path).text.split())
+    assert said in text
+    assert ("Nothing was found" in text) == said.startswith("Nothing")
+
+
+def test_no_verdict_is_given_of_what_was_not_captured(tmp_path: Path) -> None:
+    data = report_data.training_step() | {"findings": [], "graphs": []}
+    text = written(data, tmp_path).text
+    assert "Nothing was captured, so nothing is known of it." in text and "Nothing was found" not in text
+
+
+def test_counts_of_what_was_not_watched_are_not_shown_as_zero(tmp_path: Path) -> None:
+    data = report_data.training_step()
+    data["runtime"] |= {"graph_breaks": [], "recompiles": [], "phases": []}
+    data["runtime"]["cudagraphs"] |= {"captures": 0, "partitions": 0, "skips": [], "rerecords": []}
+    text = " ".join(written(data, tmp_path).text.split())
+    for label in ("graph breaks", "recompiles", "partitions", "skips", "re-records"):
+        assert re.search(rf"{label} ?not watched", text), label
+
+
 def test_what_explain_returns_is_written(tmp_path: Path) -> None:
     program = torch.export.export(nn.Sequential(nn.Linear(8, 4), nn.GELU()), (torch.randn(2, 8),))
     explanation = fusion_compile.explain(program)

@@ -27,3 +27,12 @@ def test_the_ridge_is_where_compute_and_memory_take_equally_long() -> None:
     assert html_plots._ridge(nodes) == pytest.approx(ridge)
     assert html_plots._ridge([node for node in nodes if node["flops"] == 0]) is None
     assert html_plots._ridge([node for node in nodes if node["flops"] > 1e10]) is None
+
+
+def test_the_legend_is_framed_and_says_that_it_is_one() -> None:
+    nodes = report_data.step_nodes(2)
+    (wide, narrow) = html_plots.cost_plots({"nodes": nodes}, ["forward", "backward"], "salt")
+    for plot in (wide, narrow):
+        assert "Legend:" in plot.svg
+        legend = plot.svg[plot.svg.index("Legend:") :]
+        assert "forward" in legend and "backward" in legend

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fusion_compile.explain._facts import (
     CudaGraphs,
+    CudaGraphSkip,
     GraphBreak,
     GraphFacts,
     Memory,
     NodeFacts,
+    Phase,
     RegionFacts,
     RuntimeFacts,
     SummaryLine,
@@ -38,6 +42,7 @@ def test_costs_are_summed_if_a_call_runs_all_graphs_and_else_those_of_the_most_e
     assert "most expensive 2" not in one
     both = values(summarize([], graphs, together=True))
     assert both["arithmetic"] == ("2 GFLOP", "plain") and both["memory traffic"][0] == "2 MiB, operator by operator"
+    assert both["captured"] == ("2 graphs", "plain")  # a call that needs two has a break between them
     assert both["most expensive 2"][0].endswith("at least 1 µs")
 
 
@@ -48,11 +53,39 @@ def test_findings_are_counted_by_kind_and_bad_only_with_an_error() -> None:
     assert values(summarize([error, warning, error], []))["findings"] == ("recompile 2, rerecord 1", "bad")
 
 
+COMPILED = (Phase("Dynamo: from Python to a graph", 1.0),)
+
+
 def test_events_of_a_run_are_good_if_there_are_none() -> None:
-    runtime = RuntimeFacts(graph_breaks=(GraphBreak("r", ""),), cudagraphs=CudaGraphs())
+    runtime = RuntimeFacts(graph_breaks=(GraphBreak("r", ""),), cudagraphs=CudaGraphs(), phases=COMPILED)
     lines = values(summarize([], [graph("a", 1.0, 0)], runtime))
     assert lines["captured"] == ("one graph", "plain")
     assert lines["graph breaks"] == ("1", "bad") and lines["recompiles"] == ("0", "good")
+
+
+def test_what_was_not_watched_is_not_good() -> None:
+    """Where nothing was compiled there can be no break, and without a recording no skip."""
+    labels = ("graph breaks", "recompiles", "CUDA-graph skips", "CUDA-graph re-records")
+    idle = values(summarize([], [graph("a", 1.0, 0)], RuntimeFacts()))
+    assert [idle[label] for label in labels] == [("not watched", "plain")] * 4
+    on_cpu = values(summarize([], [graph("a", 1.0, 0)], RuntimeFacts(phases=COMPILED)))
+    assert [on_cpu[label] for label in labels] == [("0", "good")] * 2 + [("not watched", "plain")] * 2
+    recorded = RuntimeFacts(phases=COMPILED, cudagraphs=CudaGraphs(captures=1))
+    assert [values(summarize([], [], recorded))[label] for label in labels] == [("0", "good")] * 4
+    skipped = RuntimeFacts(phases=COMPILED, cudagraphs=CudaGraphs(skips=(CudaGraphSkip("why", ""),)))
+    assert values(summarize([], [], skipped))["CUDA-graph skips"] == ("1", "bad")
+
+
+def test_no_findings_are_no_good_news_where_nothing_was_captured() -> None:
+    assert values(summarize([], []))["findings"] == ("none", "plain")
+
+
+def test_what_checkpointing_computes_again_is_told() -> None:
+    once = graph("a", 1.0, 0)
+    assert "recomputed" not in values(summarize([], [once]))
+    again = replace(once, nodes=tuple(replace(once.nodes[0], recomputed=i) for i in (1, 1, 2)))
+    lines = values(summarize([], [again]))
+    assert lines["recomputed"] == ("3 kernels, 3e-08 GFLOP, in 2 checkpointed regions", "plain")
 
 
 def test_nothing_captured_is_bad() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from expecttest import TestCase
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import fusion_compile as fc
 from fusion_compile._program.program import Program, refuse_host_syncs
+from tests.explain.run.lines import line_of
 
 
 def squares(model: nn.Module, x: Tensor) -> Tensor:
@@ -114,3 +118,68 @@ def test_an_uncompiled_step_says_that_nothing_was_captured() -> None:
     text = str(fc.explain(step))
     assert "nothing was captured yet" in text
     assert not any(isinstance(p, Program) for p in step.programs)
+
+
+class Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + checkpoint(block, x, use_reentrant=False)  # the checkpoint
+        return x
+
+
+@pytest.fixture(scope="module")
+def both() -> dict[str, fc.Explanation]:
+    """The same step, captured by reading and by running, after one watched call."""
+    found = {}
+    ways: tuple[Literal["read", "run"], ...] = ("read", "run")
+    for way in ways:
+        torch.manual_seed(0)
+        step = fc.compile_training_step(
+            Blocks(), squares, optimizer="adamw", mode="default", backend="aot_eager", capture=way
+        )
+        found[way] = fc.explain(step, (torch.randn(3, 8),))
+    return found
+
+
+def test_both_ways_of_capture_show_the_same_regions_and_costs(both: dict[str, fc.Explanation]) -> None:
+    read, run = (both[way].graphs[0] for way in ("read", "run"))
+    assert {r.name for r in read.regions} == {"forward", "backward", "optimizer", "state"}
+    for name in ("forward", "backward", "optimizer"):
+        mine, theirs = (next(r for r in graph.regions if r.name == name) for graph in (read, run))
+        assert (mine.launches, mine.flops, mine.bytes) == (theirs.launches, theirs.flops, theirs.bytes), name
+    assert read.memory.peak_bytes == run.memory.peak_bytes
+
+
+@pytest.mark.parametrize("way", ["read", "run"])
+def test_both_ways_of_capture_mark_what_is_recomputed_and_keep_the_users_line(
+    both: dict[str, fc.Explanation], way: str
+) -> None:
+    told = both[way]
+    (graph,) = told.graphs
+    again = [n for n in graph.nodes if n.recomputed]
+    assert {n.region for n in again} == {"backward"} and {n.recomputed for n in again} == {1, 2}
+    assert sum(n.op == "aten.addmm.default" for n in again) == 2  # the second product of a block is not needed again
+    assert {n.where for n in again} == {line_of(__file__, "the checkpoint")}
+    forward = {n.where for n in graph.nodes if n.region == "forward" and n.flops}
+    assert forward == {line_of(__file__, "the checkpoint")}
+    assert "computed again for the backward: checkpointed region" in told.why(again[0].name)
+    lines = {line.label: line.value for line in told.summary}
+    assert lines["recomputed"].endswith("in 2 checkpointed regions")
+    assert any("recompute 2 checkpointed regions" in section.heading for section in told.sections)
+    assert told.runtime is not None and told.runtime.phases
+    assert lines["graph breaks"] == "0"
+
+
+@pytest.mark.parametrize("way", ["read", "run"])
+def test_both_ways_of_capture_find_an_operator_at_the_users_line(way: Literal["read", "run"]) -> None:
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        return torch.linalg.svdvals(model(x)).sum()  # the factorization
+
+    step = fc.compile_training_step(nn.Linear(4, 4), loss, optimizer="adamw", backend="aot_eager", capture=way)
+    with pytest.raises(ValueError, match="svd") as refused:
+        fc.explain(step, (torch.randn(8, 4),))
+    assert line_of(__file__, "the factorization") in str(refused.value)

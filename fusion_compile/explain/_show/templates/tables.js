@@ -74,6 +74,9 @@ function nodesTable(root) {
     columns.splice(1, 0, { title: "graph", width: 90, value: (i) => rows.graphs[graphOf(i)].name, print: false });
     facets.unshift({ title: "all graphs", value: (i) => rows.graphs[graphOf(i)].name });
   }
+  if (nodes.recomputed.some(Boolean)) {
+    facets.push({ title: "computed once or again", value: (i) => (nodes.recomputed[i] ? `again: region ${nodes.recomputed[i]}` : "") });
+  }
   if (nodes.finding.some((at) => at >= 0)) {
     facets.push({ title: "with or without finding", value: (i) => (finding(i) ? `${finding(i).severity}: ${finding(i).kind}` : "") });
   }
@@ -84,7 +87,7 @@ function nodesTable(root) {
       ["operator", element("code", {}, op(i))],
       ["source", source(where(i))],
       ["finding", mine && element("a", { href: `#finding-${nodes.finding[i]}` }, `${mine.severity}: ${mine.kind}`)],
-      ["region", region(i)], ["module", module(i) && element("code", {}, module(i))],
+      ["region", region(i)], ["computed again", nodes.recomputed[i] ? `for the backward: checkpointed region ${nodes.recomputed[i]}` : null], ["module", module(i) && element("code", {}, module(i))],
       ["result", type(i) && element("code", {}, type(i))], ["known", binding(i)],
       ["time", nodes.microseconds[i] === null ? null : `${time(nodes.microseconds[i])} at least`],
       ["compute", flops(nodes.flops[i])], ["reads", size(nodes.read[i])], ["writes", size(nodes.written[i])],
