@@ -346,7 +346,7 @@ def compile_training_step(
         capture: ``"read"``: Dynamo reads the loss's bytecode. ``"run"``: the loss runs once on fake tensors and its
             operators are written down. None reads, and runs where reading cannot. See docs/training.md.
         rehearse: Compute loss and gradient in the ordinary way first, on copies, to see what they leave behind and to
-            compare the first step. False saves that; state kept in Python is then not carried.
+            compare the first two steps. False saves that; state kept in Python is then not carried.
         force_scalar: Regular expressions over full parameter names that are updated entry by entry.
         force_spectral: Regular expressions over full parameter names that are updated as matrices.
         split_blocks: Fused matrices (q, k and v; gate and up; adaLN's six) that are orthogonalized block by block
