@@ -18,6 +18,7 @@ QUIET = (
     "ignore:the step is captured by running",
     "ignore:`gradient_checkpointing_enable`",
     "ignore:Dynamo detected a call to a `functools.lru_cache`",
+    "ignore:TorchaoLoraLinear was instantiated without",
 )
 """What the libraries' own code makes torch, transformers and the step say."""
 QUICK = ("GPT-2", "Llama, checkpointed", "4-bit base with LoRA", "LSTM")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fusion_compile import _compat
+from fusion_compile._program import compilers_warnings
 from fusion_compile._program._compat import inductor_orders
 from fusion_compile._program.recomputation import checkpoints, recomputes, waits_for_gradient
 
@@ -69,7 +70,8 @@ def lower_graph(
     if mode == "eager":
         return graph
     _compat.hand_on_static_inputs(graph)
-    with torch.no_grad(), _compat.shapes_as_the_kernels_have_them(), _recomputed_late(graph, backend):
+    quiet = compilers_warnings.are_no_errors()
+    with torch.no_grad(), quiet, _compat.shapes_as_the_kernels_have_them(), _recomputed_late(graph, backend):
         compiled: Callable[..., Any] = _compat.backend_for(backend, mode)(graph, list(inputs))
     return compiled
 

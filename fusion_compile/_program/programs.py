@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fusion_compile import _compat
+from fusion_compile._program import compilers_warnings
 from fusion_compile._program.lower import lower, no_recompile
 from fusion_compile._program.program import Program
 from fusion_compile._progress import stage
@@ -98,6 +99,7 @@ class Programs:
             with (
                 stage(f"compiling {what} ({mode if self.backend == 'inductor' else self.backend})"),
                 _compat.shapes_as_the_kernels_have_them(),
+                compilers_warnings.are_no_errors(),
             ):
                 run(*given)
         except Exception as error:

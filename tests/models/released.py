@@ -315,6 +315,17 @@ def four_bit(dropout: float) -> Released:
     return Released(model.train(), _rows_loss, _normal((8, 8), (8, 4)))
 
 
+def int8(dropout: float) -> Released:
+    """torchao's int8 weights, frozen, under peft's LoRA."""
+    quantize_, Int8WeightOnlyConfig = _from("torchao.quantization", "quantize_", "Int8WeightOnlyConfig")
+    LoraConfig, inject_adapter_in_model = _from("peft", "LoraConfig", "inject_adapter_in_model")
+
+    model = nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Linear(16, 4))
+    quantize_(model, Int8WeightOnlyConfig())
+    lora = LoraConfig(r=2, target_modules=["0", "2"], lora_dropout=dropout, init_lora_weights=False)
+    return Released(inject_adapter_in_model(lora, model).train(), _rows_loss, _normal((8, 8), (8, 4)))
+
+
 class _Recurrent(nn.Module):
     def __init__(self, kind: type[nn.Module], dropout: float) -> None:
         super().__init__()
@@ -400,6 +411,7 @@ RELEASED: dict[str, Callable[[float], Released]] = {
     "Flux with LoRA": flux_lora,
     "Flux with DoRA": flux_dora,
     "4-bit base with LoRA": four_bit,
+    "int8 base with LoRA": int8,
     "LSTM": lstm,
     "GRU": gru,
 }
