@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ class Residence:
         self._tenants = []
         self._places: list[Tensor] = []
         self._buffers: list[tuple[dict[str, Any], str, str, Tensor]] = []
+        self._handed_out: dict[str, tuple[Tensor, int]] = {}
         for name, view in layout.views(self.banks).items():
             p, place = parameters[name], torch.from_dlpack(view)  # type: ignore[attr-defined]
             p.data = place
@@ -55,6 +56,17 @@ class Residence:
             kept[name] = owner[key]  # type: ignore[assignment]
             self._buffers.append((owner, key, name, kept[name]))
         return kept
+
+    def hand_out(self, names: Collection[str]) -> None:
+        """Put a fresh tensor in the place of each buffer of `names`, which the forward assigns.
+
+        Who keeps the old one (a history of means) keeps its numbers, as without a program. `check` takes it back.
+        """
+        for owner, key, name, kept in self._buffers:
+            if name in names:
+                fresh = kept.detach().clone()
+                owner[key] = fresh
+                self._handed_out[name] = fresh, fresh._version
 
     def say_written(self) -> None:
         """Bump the version of every parameter.
@@ -91,6 +103,10 @@ class Residence:
         for owner, key, name, kept in self._buffers:
             now = owner.get(key)
             if now is kept:
+                continue
+            handed_out, version = self._handed_out.get(name, (None, 0))
+            if now is not None and now is handed_out and now._version == version:
+                owner[key] = kept
                 continue
             if now is None or (now.shape, now.dtype, now.device) != (kept.shape, kept.dtype, kept.device):
                 what = "removed" if now is None else f"replaced by {now.dtype} {list(now.shape)} on {now.device}"

@@ -66,13 +66,15 @@ _HOST_READS: tuple[type[Exception], ...] = (HostRead, *_compat.DATA_DEPENDENT)
 @dataclass(frozen=True)
 class LossFacts:
     """What a loss does: shapes and dtypes of its metrics, parameters it never reads, buffers it changes, parameters
-    that it writes itself, and those of them into which it puts another tensor (``.data = …``)."""
+    that it writes itself, those of them into which it puts another tensor (``.data = …``), and the buffers that it
+    replaces by another tensor (``self.mean = …``)."""
 
     metrics: dict[str, tuple[tuple[int, ...], torch.dtype]]
     unused: tuple[str, ...]
     changed_buffers: tuple[str, ...]
     written: tuple[str, ...] = ()
     rebound: tuple[str, ...] = ()
+    assigned: tuple[str, ...] = ()
 
     def difference(self, other: LossFacts) -> str:
         """The first difference from `other`, in words."""
@@ -91,7 +93,13 @@ class LossFacts:
             raise ValueError(self.difference(other))
         more = tuple(name for name in self.changed_buffers if name not in other.changed_buffers)
         wrote = tuple(name for name in self.written if name not in other.written)
-        return replace(other, changed_buffers=other.changed_buffers + more, written=other.written + wrote)
+        put = tuple(name for name in self.assigned if name not in other.assigned)
+        return replace(
+            other,
+            changed_buffers=other.changed_buffers + more,
+            written=other.written + wrote,
+            assigned=other.assigned + put,
+        )
 
 
 def examine(
@@ -172,7 +180,9 @@ def _examine(
     changed = tuple(n for n, b in buffers.items() if after[n] is not b or b._version != versions[n] or id(b) in updated)
     rebound = tuple(n for n, leaf in leaves.items() if leaf.untyped_storage()._cdata != memory[n])
     written = tuple(n for n, leaf in leaves.items() if n in rebound or writes.holds(leaf))
-    return LossFacts({k: (tuple(v.shape), v.dtype) for k, v in metrics.items()}, unused, changed, written, rebound)
+    assigned = tuple(n for n, b in buffers.items() if after[n] is not b)
+    shapes = {k: (tuple(v.shape), v.dtype) for k, v in metrics.items()}
+    return LossFacts(shapes, unused, changed, written, rebound, assigned)
 
 
 def run_on_fakes(mode: Any, module: LossModule, batch: tuple[Any, ...]) -> None:

@@ -133,6 +133,8 @@ class StepPrograms:
                 self._take_second(key, step, batch)
             else:
                 self._take(step, step(self._state, batch))
+        if self.facts is not None and self.facts.assigned:
+            self._residence.hand_out(self.facts.assigned)
 
     def _take(self, step: _Step, fresh: Tensors) -> None:
         """The step was taken, and counts. `fresh`: entries that the state did not have."""
