@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fusion_compile._capture.numbers.expressions import Expression, apply, number
+from fusion_compile._capture.numbers.math_calls import math_is_asked
 from fusion_compile._capture.python_state.slots import Slot, read, write
 from fusion_compile._capture.rehearsal._compat import DispatchMode
 
@@ -102,6 +103,14 @@ def _answered(name: str) -> Callable[..., Any]:
     return lambda *operands: function(*map(_plain, operands))
 
 
+def _of_math(name: str, arguments: tuple[Any, ...]) -> Any:
+    if any(isinstance(argument, Tensor) for argument in arguments):
+        return NotImplemented
+    expression = apply(name, *(a.expression if _is_followed(a) else a for a in arguments))
+    value = getattr(math, name.removeprefix("math.")).__wrapped__(*map(_plain, arguments))
+    return _followed(value, expression, next(a.tensors for a in arguments if _is_followed(a)))
+
+
 for _name in _BINARY:
     setattr(_Followed, f"__{_name}__", _computed(_name))
     setattr(_Followed, f"__r{_name}__", _computed(_name, reflected=True))
@@ -165,7 +174,8 @@ class Operands:
         for i, (slot, value) in enumerate(zip(self._slots, values, strict=True)):
             write(slot, _followed(value, number(i, slot.label), tensors))
         try:
-            yield
+            with math_is_asked(_is_followed, _of_math):
+                yield
         except TypeError as error:  # torch's parser, of a number that it wants plain
             if _Followed.__name__ in str(error):
                 raise NotAnOperand("an operator takes no tensor there") from error

@@ -35,7 +35,13 @@ _INFIX = {
     "gt": ">",
     "ge": ">=",
 }
+OF_MATH = ("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh")
+OF_MATH += ("exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "sqrt", "cbrt", "pow", "fmod", "hypot", "copysign")
+OF_MATH += ("erf", "erfc", "gamma", "lgamma", "degrees", "radians", "fabs")
+"""Functions of ``math`` that make a float of numbers; as operations they are called ``"math.sin"``."""
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **{f"math.{name}": getattr(math, name) for name in OF_MATH},
     **{name: getattr(operator, name + "_" if name in ("and", "or") else name) for name in _INFIX},
     "neg": operator.neg,
     "pos": operator.pos,

@@ -19,6 +19,7 @@ import torch
 
 from fusion_compile._capture.numbers import _compat
 from fusion_compile._capture.numbers.expressions import Expression, apply, can_apply, constant, number
+from fusion_compile._capture.numbers.math_calls import math_is_asked
 from fusion_compile._capture.python_state.slots import Slot, slots_kept, write
 from fusion_compile._capture.python_state.whose_code import is_user_code
 from fusion_compile._capture.sources.who_asks import asker, asks_aside, innermost_user, line_of
@@ -126,8 +127,9 @@ class Symbols:
         self.riddles: list[Riddle] = []
         self.sized: set[int] = set()
         self.values = list(values)
+        self._env = env
         self.numbers = [as_user_sees_it(_compat.new_symbol(env, values[i], f"number{i}")) for i in which]
-        self._inputs = {_compat.expression_of(n): i for i, n in zip(which, self.numbers, strict=True)}
+        self._inputs = {_compat.expression_of(n): {i} for i, n in zip(which, self.numbers, strict=True)}
         self._expressions: dict[int, Expression] = {}
         self._kept: list[Any] = []  # an id is a name only while its object lives
         for i, symbol in zip(which, self.numbers, strict=True):
@@ -154,7 +156,7 @@ class Symbols:
 
     def inputs_of_algebra(self, expression: Any) -> set[int]:
         """The same of a sympy expression."""
-        return {self._inputs[symbol] for symbol in expression.free_symbols if symbol in self._inputs}
+        return {i for symbol in expression.free_symbols for i in self._inputs.get(symbol, ())}
 
     def did(self, name: str, arguments: tuple[Any, ...], out: Any) -> None:
         """Python did the operation `name` with the result `out`."""
@@ -181,6 +183,18 @@ class Symbols:
                 self.wonder(f"torch takes {expression} for the same at all values", expression.inputs())
         if isinstance(out, _compat.SYMBOLIC):
             self.note(out, expression)
+
+    def of_math(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        """The symbol for the result of a function of ``math``, of which torch's algebra need not know anything."""
+        parts = [self.expression(a) if isinstance(a, _compat.SYMBOLIC) else a for a in arguments]
+        if any(part is None for part in parts):
+            return NotImplemented
+        expression = apply(name, *parts)
+        value = expression(self.values)  # raises what Python raises: the logarithm of zero
+        symbol = as_user_sees_it(_compat.new_symbol(self._env, value, f"{name}{len(self._inputs)}"))
+        self._inputs[_compat.expression_of(symbol)] = expression.inputs()
+        self.note(symbol, expression)
+        return symbol
 
     def asked(self, node: Any, outcome: Any) -> None:
         """Python asked for the value of a symbolic number."""
@@ -222,6 +236,7 @@ def with_symbols(
         symbols = Symbols(env, values, [slot.label for slot in slots], chosen)
         others = stack.enter_context(_compat.guards_seen(env, symbols.asked, _is_asked_aside))
         stack.enter_context(_operations_seen(symbols))
+        stack.enter_context(math_is_asked(lambda value: isinstance(value, _compat.SYMBOLIC), symbols.of_math))
         for i, symbol in zip(chosen, symbols.numbers, strict=True):
             write(slots[i], symbol)
         yield symbols
