@@ -276,6 +276,11 @@ def recomputation_refused(error: BaseException) -> str:
     return str(inner) if "Activation checkpoint rematerialization" in str(inner) else ""
 
 
+def misses_a_parameter(error: BaseException) -> bool:
+    """Whether autograd, inside a trace, did not find one of the tensors whose gradient was asked for."""
+    return "appears to not have been used in the graph" in str(error)
+
+
 def compilers_reason(error: BaseException) -> str:
     """The first line of what a compiler said when it refused a graph, without its end mark."""
     inner = getattr(error, "inner_exception", None) or error

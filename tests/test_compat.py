@@ -39,6 +39,13 @@ def test_a_write_stays_in_a_compiled_program(dtype: torch.dtype) -> None:
     assert int(state) == 2
 
 
+def test_a_parameter_that_the_graph_does_not_reach_is_told_from_other_errors() -> None:
+    a, b = torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True)
+    with pytest.raises(RuntimeError) as missed:
+        torch.autograd.grad((2 * a).sum(), [a, b])
+    assert _compat.misses_a_parameter(missed.value) and not _compat.misses_a_parameter(RuntimeError("other"))
+
+
 def test_writes_are_seen_through_views_and_data() -> None:
     through_view, through_data, read = torch.zeros(4, 2), torch.zeros(3), torch.zeros(3)
     with _compat.WritesSeen() as seen:

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile import _compat
+from fusion_compile._capture.by_running.leaves import parameters_are_leaves
 from fusion_compile._capture.by_running.trace import no_checkpoint_is_reentrant
 from fusion_compile._capture.rehearsal.contents import Contents
 from fusion_compile._step.batches import map_tensors
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.host_reads import HostRead, RefuseHostReads, host_read_message, not_on_fakes_message
+from fusion_compile._step.learnable import leaves_of, refuse_learnable
 from fusion_compile._step.precision import Precision
 from fusion_compile._types import Tensors
 
@@ -109,20 +111,26 @@ def examine(
     batch: tuple[Any, ...],
     precision: Precision | None,
     carried: Carried,
+    *,
+    rehearsed: bool = True,
 ) -> LossFacts:
     """Run the loss once on fake tensors and report what it does. It costs no memory and draws no random number.
 
     Everything that the loss leaves behind is put back: a tensor of this run has no data.
 
     `weights`: trainable parameters by name. A loss that is not a scalar, that does not depend on the weights, or that
-    reads a value on the CPU is a TypeError or ValueError that names the user's line.
+    reads a value on the CPU is a TypeError or ValueError that names the user's line. `rehearsed`: whether real runs
+    have looked for learnable tensors outside of the model; if not, this run does.
     """
     roots = {"model": model, "loss_fn": loss_fn}
     contents = Contents(roots)
     try:
-        return _examine(model, loss_fn, weights, batch, precision, carried)
+        facts, others = _examine(model, loss_fn, weights, batch, precision, carried)
     finally:
         contents.restore()
+    if not rehearsed:
+        refuse_learnable(others, roots, ())
+    return facts
 
 
 def _examine(
@@ -132,8 +140,9 @@ def _examine(
     batch: tuple[Any, ...],
     precision: Precision | None,
     carried: Carried,
-) -> LossFacts:
-    every_buffer = dict(model.named_buffers())
+) -> tuple[LossFacts, list[Tensor]]:
+    """The facts, and the leaves on which the loss depends besides `weights`."""
+    every_buffer, parameters = dict(model.named_buffers()), dict(model.named_parameters())
     module = LossModule(model, loss_fn, tuple(every_buffer), precision)
     with (
         _compat.shapes_as_the_kernels_have_them(),
@@ -163,9 +172,12 @@ def _examine(
                 _compat.StatisticsSeen() as seen,
                 _compat.WritesSeen() as writes,
                 module.holding(leaves, buffers),
+                parameters_are_leaves(leaves, parameters),
                 carried.held(held),
             ):
                 loss, metrics, after = module(*fakes)
+                own = {id(leaf) for leaf in leaves.values()}
+                others = [leaf for leaf in leaves_of(loss) if id(leaf) not in own] if isinstance(loss, Tensor) else []
                 gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         except _HOST_READS as error:
             raise ValueError(host_read_message(traceback.extract_tb(error.__traceback__), str(error))) from None
@@ -182,7 +194,7 @@ def _examine(
     written = tuple(n for n, leaf in leaves.items() if n in rebound or writes.holds(leaf))
     assigned = tuple(n for n, b in buffers.items() if after[n] is not b)
     shapes = {k: (tuple(v.shape), v.dtype) for k, v in metrics.items()}
-    return LossFacts(shapes, unused, changed, written, rebound, assigned)
+    return LossFacts(shapes, unused, changed, written, rebound, assigned), others
 
 
 def run_on_fakes(mode: Any, module: LossModule, batch: tuple[Any, ...]) -> None:

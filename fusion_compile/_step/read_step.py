@@ -94,6 +94,11 @@ class ReadStep:
         except Exception as error:
             if reason := _compat.recomputation_refused(error):
                 raise NotRead(not_captured_message([], reason)) from error
+            if _compat.misses_a_parameter(error):
+                raise NotRead(
+                    "the loss reads a parameter that it keeps outside of the model (in a closure, in a list), which is "
+                    "another tensor when the step is read."
+                ) from error
             raise
 
     def _check(self, program: Program) -> None:

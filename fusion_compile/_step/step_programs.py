@@ -221,7 +221,8 @@ class StepPrograms:
         for path, tensor in self._carried.tensors().items():
             self._store(keys.carried(path), tensor)
         weights = self._plan.update.layout.views(self._residence.banks)
-        found = examine(self._model, self._loss_fn, weights, parts[0].batch, self._plan.precision, self._carried)
+        given, looked = (self._model, self._loss_fn, weights, parts[0].batch), seen is not None
+        found = examine(*given, self._plan.precision, self._carried, rehearsed=looked)
         refuse_other_points(self._plan.update, self._state, found.written)
         if self._mode != "eager":
             refuse_rebound(found.rebound)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion_compile._step.learnable import leaves_of, note_trained, refuse_learnable
-from tests.small_models import PROGRAMS, batches, compiled, mlp
+from tests.small_models import PROGRAMS, assert_same_weights, batches, compiled, mlp, torch_loop
 
 
 @pytest.mark.parametrize("way", PROGRAMS)
@@ -19,6 +21,46 @@ def test_a_criterion_with_weights_is_refused_in_every_mode(way: str) -> None:
         step(*batches(1)[0])
     head.requires_grad_(False)
     step(*batches(1)[0])
+
+
+def test_it_is_refused_without_a_rehearsal_too() -> None:
+    head = nn.Linear(2, 2)
+    step = compiled(mlp(), lambda model, x, y: F.mse_loss(head(model(x)), y), mode="eager", rehearse=False)
+    with pytest.raises(ValueError, match=r"the loss depends on loss_fn<head>.weight \[2, 2\]"):
+        step(*batches(1)[0])
+
+
+class ArcFace(nn.Module):
+    """A head that belongs to the loss in published code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centers = nn.Parameter(torch.eye(2) + 0.1)
+
+    def forward(self, features: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(4 * F.linear(F.normalize(features), F.normalize(self.centers)), y)
+
+
+@pytest.mark.parametrize("way", PROGRAMS)
+def test_the_remedy_trains_both_as_the_ordinary_loop_does(way: str) -> None:
+    """A head, and a log-variance (Kendall's) beside it: one module holds them, and the loss may call them as before."""
+
+    def together() -> tuple[nn.Module, nn.Module, nn.Parameter, nn.ModuleDict]:
+        model, head, log_variance = mlp(), ArcFace(), nn.Parameter(torch.zeros(1))
+        return model, head, log_variance, nn.ModuleDict({"m": model, "h": head, "v": nn.ParameterList([log_variance])})
+
+    def weighed(head_loss: Tensor, log_variance: Tensor) -> Tensor:
+        return (head_loss * torch.exp(-log_variance) + log_variance).sum()
+
+    model, head, log_variance, everything = together()
+    step = compiled(everything, lambda _, x, y: weighed(head(model(x), y), log_variance), lr=1e-2, **PROGRAMS[way])
+    said = pytest.warns(UserWarning, match="keeps outside of the model") if way == "captured" else nullcontext()
+    with said:  # read, the closure's log-variance is not the model's; so the step is captured by running
+        for batch in batches(3):
+            step(*batch)
+    model, head, log_variance, reference = together()
+    torch_loop(reference, batches(3), lambda _, x, y: weighed(head(model(x), y), log_variance), lr=1e-2)
+    assert_same_weights(everything, reference)
 
 
 def test_what_another_step_trains_may_be_used() -> None:
