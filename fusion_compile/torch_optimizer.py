@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile._state.routing import Route, check_list
-from fusion_compile._torch_optim.group_numbers import as_float, as_shown, check_number, check_numbers
+from fusion_compile._torch_optim.group_numbers import as_float, as_shown, check_numbers
 from fusion_compile._torch_optim.grouped_update import GroupedUpdate, GroupRecord, names_in
-from fusion_compile._torch_optim.named_groups import STEPS, check_options, check_parameters, check_patterns, names_of
+from fusion_compile._torch_optim.named_groups import STEPS, check_patterns
 from fusion_compile._torch_optim.saved_state import load_saved
+from fusion_compile._torch_optim.torch_words import BETAS, MAXIMIZE
 from fusion_compile._torch_optim.update_program import UpdatePrograms
 from fusion_compile.optim._resolve import OptimizerChoice, resolve_optimizer, with_rate
 from fusion_compile.optim._schedules import Schedule
@@ -32,13 +33,15 @@ def as_torch_optimizer(
     backend: str = "inductor",
     force_scalar: Sequence[str] = (),
     force_spectral: Sequence[str] = (),
+    model: nn.Module | None = None,
+    maximize: bool = False,
 ) -> TorchOptimizer:
     """Make a ``torch.optim.Optimizer`` whose step is one compiled program, for Lightning, accelerate or your own loop.
 
     Every hyperparameter is a float in ``param_groups`` under its declared name. A value written there counts from the
     next step, and nothing recompiles; it may be a tensor of one number, or a schedule, which stays in force until its
     number is written. torch's schedulers write ``lr`` only: with a recipe of two rates give ``scalar_lr`` a schedule of
-    its own.
+    its own. A group's ``betas`` is torch's pair: the recipe's own argument of that name.
 
     A parameter without a gradient is left untouched, weights and moments, as in torch.optim. Such steps are another
     program, one for all choices of missing parameters. Deviation: the step count by which Adam corrects its bias is its
@@ -55,10 +58,10 @@ def as_torch_optimizer(
 
     Args:
         params: The model, which routes as in `compile_training_step`; ``model.named_parameters()``; a list of groups
-            ``{"params": <named parameters>, "lr": 3e-4, "weight_decay": 0.0}``; or, for an elementwise recipe, plain
-            parameters. Without the model an embedding is known by its name only (``embed``, ``wte``, …), the last layer
-            by names such as ``lm_head``, and convolutions are elementwise; `force_scalar` and `force_spectral`
-            override.
+            ``{"params": <named parameters>, "lr": 3e-4, "weight_decay": 0.0}``; or plain parameters. Without the model
+            an embedding is known by its name only (``embed``, ``wte``, …), the last layer by names such as ``lm_head``,
+            and convolutions are elementwise; `force_scalar` and `force_spectral` override. Of plain parameters a recipe
+            for matrices sees the shapes alone, and warns.
         optimizer: A recipe's name, a `Transform`, or a callable that makes one (``partial(optim.adamw, eps=1e-6)``). An
             optimizer made of a name or a callable can be pickled.
         lr: Replaces the recipe's learning rate, a number or a schedule; its unit is the recipe's.
@@ -66,6 +69,8 @@ def as_torch_optimizer(
         backend: A torch.compile backend.
         force_scalar: Regular expressions over full parameter names that are updated entry by entry.
         force_spectral: Regular expressions over full parameter names that are updated as matrices.
+        model: The model that plain parameters or groups belong to; it gives them their names and routes.
+        maximize: Go uphill, as in torch.optim; also a group's key.
 
     Returns:
         The optimizer. Nothing is compiled before its first step.
@@ -73,8 +78,7 @@ def as_torch_optimizer(
     Raises:
         TypeError: The arguments are the wrong way round, an entry of `params` is no parameter, or `optimizer` is of the
             wrong kind.
-        ValueError: A recipe, number or option is unknown; a parameter is given twice or has no name where the recipe
-            needs one; a pattern matches nothing.
+        ValueError: A recipe, number or option is unknown; a parameter is given twice; a pattern matches nothing.
 
     Example:
         >>> import torch, fusion_compile as fc
@@ -87,9 +91,19 @@ def as_torch_optimizer(
     """
     _refuse_the_wrong_way_round(params, optimizer)
     _refuse_other_kinds(params)
-    return TorchOptimizer(
-        params, optimizer, lr=lr, mode=mode, backend=backend, force_scalar=force_scalar, force_spectral=force_spectral
+    made = TorchOptimizer(
+        params,
+        optimizer,
+        lr=lr,
+        mode=mode,
+        backend=backend,
+        force_scalar=force_scalar,
+        force_spectral=force_spectral,
+        model=model,
     )
+    if maximize:
+        made._go_uphill()
+    return made
 
 
 def _refuse_other_kinds(params: Any) -> None:
@@ -139,13 +153,14 @@ class TorchOptimizer(torch.optim.Optimizer):
         backend: str,
         force_scalar: Sequence[str],
         force_spectral: Sequence[str],
+        model: nn.Module | None = None,
     ) -> None:
         made = resolve_optimizer(optimizer)
         numbers = with_rate(made, lr)
-        if STEPS in numbers:
-            raise ValueError(f"{made.name} has a hyperparameter {STEPS!r}, a name that the optimizer needs; rename it.")
+        if reserved := next((n for n in (STEPS, BETAS, MAXIMIZE) if n in numbers), None):
+            raise ValueError(f"{made.name} has a hyperparameter {reserved!r}, which the optimizer needs; rename it.")
         check_numbers(numbers)
-        model = params if isinstance(params, nn.Module) else None
+        model = params if isinstance(params, nn.Module) else model
         groups = list(params.named_parameters() if isinstance(params, nn.Module) else params)
         if not groups:
             raise ValueError("the optimizer was given no parameters; give the model or model.named_parameters().")
@@ -153,10 +168,19 @@ class TorchOptimizer(torch.optim.Optimizer):
             check_list(option, given)
         programs, patterns = UpdatePrograms(mode, backend), (tuple(force_scalar), tuple(force_spectral))
         self._inside = GroupedUpdate(optimizer, made, numbers, programs, *patterns, model)
-        super().__init__(groups, {**{n: as_shown(v) for n, v in numbers.items()}, STEPS: 0})
+        defaults = {**{n: as_shown(v) for n, v in numbers.items()}, STEPS: 0}
+        if betas := self._inside.betas:
+            defaults[BETAS] = tuple(as_float(defaults[n]) for n in betas)
+        super().__init__(groups, defaults)
         check_patterns(names_in(self._inside.records, self.param_groups), made, force_scalar, force_spectral)
         if lr is not None:
             self._inside.refuse_unread_rate(self.param_groups)
+
+    def _go_uphill(self) -> None:
+        """Maximize in all groups that do not say otherwise, those that join later too."""
+        self.defaults[MAXIMIZE] = True
+        for options in self.param_groups:
+            options.setdefault(MAXIMIZE, True)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch.optim; it starts with a step count of its own.
@@ -166,30 +190,26 @@ class TorchOptimizer(torch.optim.Optimizer):
 
         Raises:
             TypeError: An entry is no tensor, or a number is none.
-            ValueError: A parameter is in a group already, a number is not known or out of range, or names are missing.
+            ValueError: A parameter is in a group already, a number is not known or out of its range.
         """
         inside, at = self._inside, len(self.param_groups)
-        names, schedules = [], {n: v for n, v in inside.numbers.items() if callable(v)}
+        names: list[str] = []
+        schedules = {n: v for n, v in inside.numbers.items() if callable(v)}
         # torch.optim refuses what is no group at all.
         if isinstance(param_group, dict) and "params" not in param_group:
             raise ValueError(f"parameter group {at} lacks 'params'; it has {', '.join(map(str, param_group))}.")
         if isinstance(param_group, dict) and not isinstance(param_group.get("params", set()), set):
-            given = param_group["params"]
-            param_group = {**param_group, "params": [given] if isinstance(given, Tensor) else list(given)}
-            taken = {id(p): n for n, p in names_in(inside.records, self.param_groups).items()}
-            check_parameters(param_group["params"], at, inside.transform, taken)
-            check_options(param_group, at, inside.transform)
-            names = names_of(param_group["params"], at)
+            param_group, names = inside.read_group(param_group, self.param_groups)
             for name in inside.numbers.keys() & param_group.keys():
-                value = param_group[name]
-                check_number(at, name, value)
                 schedules.pop(name, None)
-                if callable(value):
-                    schedules[name] = value
-                param_group[name] = as_shown(value)
-            inside.refuse_unread(at, param_group)
+                if callable(param_group[name]):
+                    schedules[name] = param_group[name]
+                param_group[name] = as_shown(param_group[name])
         super().add_param_group(param_group)
-        numbers = {n: as_float(self.param_groups[-1][n]) for n in inside.numbers}
+        options = self.param_groups[-1]
+        if inside.betas:
+            options[BETAS] = tuple(as_float(options[n]) for n in inside.betas)
+        numbers = {n: as_float(options[n]) for n in inside.numbers}
         inside.records.append(GroupRecord(names, schedules, numbers))
 
     # ------------------------------------------------------------------ the step

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fusion_compile._say_once import SayOnce
 from fusion_compile._state.banks import build_layout
@@ -19,15 +19,17 @@ from fusion_compile._state.groups import refuse_unread
 from fusion_compile._state.mismatches import refuse_mismatches
 from fusion_compile._state.routing import Route
 from fusion_compile._step.numbers_used import numbers_used
-from fusion_compile._torch_optim.group_numbers import as_float
+from fusion_compile._torch_optim.group_numbers import as_float, check_number
 from fusion_compile._torch_optim.guards import Guards
-from fusion_compile._torch_optim.named_groups import STEPS, group_routes, names_of
+from fusion_compile._torch_optim.named_groups import STEPS, check_options, check_parameters, group_routes
+from fusion_compile._torch_optim.naming import full_names, has_place_only
 from fusion_compile._torch_optim.parameter_group import ParameterGroup, holder
+from fusion_compile._torch_optim.torch_words import BETAS, MAXIMIZE, betas_of, split_betas, without_torchs_words
 from fusion_compile._torch_optim.update_program import Arrivals, Signature, Turn, UpdatePrograms
 from fusion_compile._types import Tensors
 from fusion_compile.optim._resolve import OptimizerChoice
 from fusion_compile.optim._schedules import Schedule
-from fusion_compile.optim._transform import Transform, bound
+from fusion_compile.optim._transform import SPECTRAL, Transform, bound
 
 Options: TypeAlias = dict[str, Any]
 """One of ``param_groups``."""
@@ -85,7 +87,41 @@ class GroupedUpdate:
         """The groups that have taken a step."""
         return (record.group for record in self.records if record.group is not None)
 
+    @property
+    def betas(self) -> tuple[str, ...]:
+        """Names of the hyperparameters that a group's ``betas`` stands for."""
+        return betas_of(self.transform)
+
     # ------------------------------------------------------------------ groups come to be
+
+    def read_group(self, group: Options, param_groups: list[Options]) -> tuple[Options, list[str]]:
+        """Check a group that joins `param_groups`. Return it as torch.optim takes it, and its parameters' names."""
+        at, of = len(param_groups), f"parameter group {len(param_groups)}"
+        known = names_in(self.records, param_groups)
+        given = group["params"]
+        given = [given] if isinstance(given, Tensor) else list(given)
+        check_parameters(given, at, {id(p): n for n, p in known.items()})
+        group = split_betas(without_torchs_words({**group, "params": given}, of), self.betas, of)
+        check_options(group, at, self.transform)
+        for name in self.numbers.keys() & group.keys():
+            check_number(at, name, group[name])
+        names = full_names(given, at, known, self.model)
+        self._say_of_plain(names, at)
+        tensors = [entry[1] if isinstance(entry, tuple) else entry for entry in given]
+        self.refuse_unread(at, group, dict(zip(names, tensors, strict=True)))
+        # torch.optim wants names for all groups or for none.
+        named = "param_names" in param_groups[0] if param_groups else any(isinstance(e, tuple) for e in given)
+        group["params"] = list(zip(names, tensors, strict=True)) if named else tensors
+        return group, names
+
+    def _say_of_plain(self, names: list[str], at: int) -> None:
+        if SPECTRAL in self.transform.roles and any(map(has_place_only, names)):
+            self.warn(
+                "plain",
+                f"parameter group {at} has parameters without names, and {self.transform.name} treats matrices and "
+                f"embeddings apart: only their shapes tell which are which, so an embedding or a last layer counts as "
+                f"a matrix. Give the model (model=…), or model.named_parameters().",
+            )
 
     def new_group(self, at: int, options: Options, also: Iterable[str] = ()) -> ParameterGroup:
         """Put the trainable parameters of a group, and those named in `also`, into banks, with a fresh state."""
@@ -106,15 +142,14 @@ class GroupedUpdate:
                 )
         return ParameterGroup(at, members, routes, self.transform, numbers)
 
-    def refuse_unread(self, at: int, options: Options) -> None:
+    def refuse_unread(self, at: int, options: Options, given: Mapping[str, nn.Parameter]) -> None:
         """Raise ValueError for a number that the new group `at` sets and nothing reads for its parameters.
 
         A number that is the default's, as in a copy of other ``param_groups``, sets nothing.
         """
         set_here = {n: options[n] for n in self.numbers if n in options}
         differing = [n for n, value in set_here.items() if as_float(value) != as_float(self.numbers[n])]
-        given = [e[1] if isinstance(e, tuple) else e for e in options["params"]]
-        members = {n: p for n, p in zip(names_of(options["params"], at), given, strict=True) if p.requires_grad}
+        members = {n: p for n, p in given.items() if p.requires_grad}
         if differing and members:
             refuse_unread(f"parameter group {at}", differing, self._numbers_used(members), self.transform.name)
 
@@ -155,7 +190,8 @@ class GroupedUpdate:
             with torch.no_grad():
                 group.show(self.evaluating)
             self.guards.cover(group.members, self.model)
-            self.guards.switch(not self.evaluating)
+            # Before the first step y is x.
+            self.guards.switch(not self.evaluating and options[STEPS] > 0)
         for name, parts in group.parts().items():
             state.setdefault(group.members[name], {}).update(parts)  # beside what others keep there
         self.kept = len(state)
@@ -179,7 +215,7 @@ class GroupedUpdate:
             due = group.transform.period > 0 and options[STEPS] % group.transform.period == 0
             turns.append(Turn(at, due, bool(missing)))
             groups[at] = group
-            gradients.update(group.gather(given))
+            gradients.update(group.gather(given, uphill=bool(options.get(MAXIMIZE))))
             if missing:
                 present.update(group.present(missing))
             updated += [group.members[n] for n in given]
@@ -187,6 +223,10 @@ class GroupedUpdate:
             return
         layout = next(iter(groups.values())).layout
         if loss is not None:
+            uphill = {bool(param_groups[at].get(MAXIMIZE)) for at in groups}
+            if len(uphill) > 1:
+                raise ValueError("a step with a loss has groups with maximize and groups without; take two optimizers.")
+            loss = -loss if True in uphill else loss
             loss = torch.as_tensor(loss, device=layout.device).detach().to(layout.state_dtype).reshape(())
         signature = Signature(tuple(turns), loss is not None)
         self.programs.step(groups, signature, Arrivals(gradients, present, loss))
@@ -196,6 +236,7 @@ class GroupedUpdate:
         torch.autograd.graph.increment_version(updated)
         for group in groups.values():
             group.note_versions()
+        self.guards.switch(self.moves)
 
     def _ready(self, at: int, options: Options, state: State, given: Tensors, dropped: bool) -> ParameterGroup:
         """Return the group with all parameters of `given` in place. `dropped`: some parameter's state is gone."""
@@ -234,6 +275,7 @@ class GroupedUpdate:
     def apply_numbers(self, group: ParameterGroup, options: Options) -> None:
         """Write the numbers of ``param_groups`` and the values of schedules to the device where they changed."""
         record = self.records[group.at]
+        self._apply_betas(group, options, record.seen)
         given = {n: options[n] if callable(options[n]) else as_float(options[n]) for n in record.seen}
         changed = {n for n, value in given.items() if value != record.seen[n]}
         for name in changed:
@@ -255,6 +297,26 @@ class GroupedUpdate:
             given[name] = options[name] = float(schedule(options[STEPS]))
         group.hyperparameters.update(given)
         record.seen = given
+        if self.betas:
+            options[BETAS] = tuple(given[n] for n in self.betas)
+
+    def _apply_betas(self, group: ParameterGroup, options: Options, seen: Mapping[str, Any]) -> None:
+        """Take over what was written into a group's ``betas``. A number that was written itself counts more."""
+        names = self.betas
+        if not names or BETAS not in options or options[BETAS] == tuple(seen[n] for n in names):
+            return
+        told = split_betas({BETAS: options[BETAS]}, names, f"parameter group {group.at}")
+        told = {n: value for n, value in told.items() if value != seen[n] and options[n] == seen[n]}
+        for name, value in told.items():
+            group.hyperparameters.check(name, value)
+        options.update(told)
+        if names[0] in told and names[0] != "beta1":
+            meant = "the momentum of matrices" if names[0] == "momentum" else "Schedule-Free's place of the gradient"
+            self.warn(
+                "betas",
+                f"betas was written, as OneCycleLR and CyclicLR do; its first is {names[0]} here, {meant}, for which "
+                f"a cycle of Adam's momentum was not made. Give the scheduler cycle_momentum=False.",
+            )
 
     def show(self, param_groups: list[Options], evaluating: bool) -> None:
         """Change what the parameters hold: x (`evaluating`) or the point at which gradients are taken."""
@@ -271,7 +333,7 @@ class GroupedUpdate:
                     if not evaluating:
                         group.adopt_written()
                     group.show(evaluating)
-        self.guards.switch(not evaluating and any(self.groups()))
+        self.guards.switch(not evaluating and any(param_groups[group.at][STEPS] for group in self.groups()))
 
 
 def gradients_of(named: Iterable[tuple[str, nn.Parameter]]) -> Tensors:

@@ -6,7 +6,6 @@ while parameters hold y: hooks keep torch from its fast paths of inference.
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 from fusion_compile._say_once import SayOnce
-from fusion_compile._torch_optim.parameter_group import Holder
+from fusion_compile._torch_optim.naming import alive_modules
 
 
 class Guards:
@@ -127,8 +126,6 @@ def owners_of(parameters: set[int], model: nn.Module | None) -> list[nn.Module]:
 
     found = [] if model is None else [m for m in model.modules() if owned(m)]
     if parameters - {i for m in found for i in owned(m)}:
-        # type(), because isinstance() asks proxies for their __class__, which runs their code.
-        alive = [o for o in gc.get_objects() if issubclass(type(o), nn.Module)]
         seen = {id(m) for m in found}
-        found += [m for m in alive if not isinstance(m, Holder) and id(m) not in seen and owned(m)]
+        found += [m for m in alive_modules() if id(m) not in seen and owned(m)]
     return found

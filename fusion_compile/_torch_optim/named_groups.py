@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fusion_compile._state.routing import Route, refuse_roles, route
 from fusion_compile._torch_optim.parameter_group import holder
+from fusion_compile._torch_optim.torch_words import MAXIMIZE
 from fusion_compile.optim._transform import ELEMENTWISE, SPECTRAL, Transform
 
 STEPS = "steps"
@@ -20,18 +21,7 @@ STEPS = "steps"
 _TABLE_NAME = re.compile(r"(^|\.)[^.]*(emb|wte|wpe|vocab|shared)[^.]*(\.weight)?$")
 """Names of embedding tables, for parameters that come without their modules."""
 
-_TORCH_OPTIONS = (
-    "lr",
-    "betas",
-    "momentum",
-    "eps",
-    "weight_decay",
-    "amsgrad",
-    "nesterov",
-    "maximize",
-    "fused",
-    "foreach",
-)
+_TORCH_OPTIONS = ("lr", "betas", "momentum", "eps", "weight_decay", "nesterov", "dampening", "alpha", "centered")
 """Options of torch's optimizers. Ignoring one that a transform lacks would be a silent mistake."""
 
 
@@ -40,19 +30,13 @@ def names_of(given: Sequence[Any], at: int) -> list[str]:
     return [e[0] if isinstance(e, tuple) else f"param_groups[{at}]['params'][{i}]" for i, e in enumerate(given)]
 
 
-def check_parameters(given: Sequence[Any], at: int, transform: Transform, taken: Mapping[int, str]) -> None:
+def check_parameters(given: Sequence[Any], at: int, taken: Mapping[int, str]) -> None:
     """Refuse what group `at` cannot hold. `taken`: names of the parameters of other groups, by id."""
     seen = dict(taken)
     for name, entry in zip(names_of(given, at), given, strict=True):
-        named = isinstance(entry, tuple)
-        p = entry[1] if named else entry
+        p = entry[1] if isinstance(entry, tuple) else entry
         if not isinstance(p, Tensor):
             raise TypeError(f"{name} is a {type(p).__name__}; an optimizer takes parameters.")
-        if not named and SPECTRAL in transform.roles:
-            raise ValueError(
-                f"{transform.name} treats matrices and embeddings apart, which takes names: give the model or "
-                f"model.named_parameters() (in a group: 'params': [(name, parameter), …])."
-            )
         if id(p) in seen:
             raise ValueError(f"{name} {list(p.shape)} is given twice, first as {seen[id(p)]}; name it once.")
         if not p.is_leaf:
@@ -67,7 +51,7 @@ def check_options(group: Mapping[str, Any], at: int, transform: Transform) -> No
     """Refuse an option of group `at` that would be ignored silently. Other keys are left alone."""
     known = transform.hyperparameters
     for key in group:
-        if key in known or key in ("params", STEPS):
+        if key in known or key in ("params", STEPS, MAXIMIZE):
             continue
         close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.8)
         if close or key in _TORCH_OPTIONS:

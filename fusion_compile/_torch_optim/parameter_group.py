@@ -134,12 +134,15 @@ class ParameterGroup:
 
     # ------------------------------------------------------------------ what a step is given
 
-    def gather(self, gradients: Tensors) -> Tensors:
-        """Join gradients by parameter to new banks in the parameters' dtype, under shared keys; a missing one is
-        zero."""
+    def gather(self, gradients: Tensors, *, uphill: bool = False) -> Tensors:
+        """Join gradients by parameter to new banks in the parameters' dtype, under shared keys; a missing one is zero.
+
+        `uphill`: with the other sign.
+        """
         zeros = {b.dtype: torch.zeros((), dtype=b.dtype, device=self.layout.device) for b in self.layout.banks}
         named = {n: gradients.get(n, zeros[p.dtype].expand(p.shape)) for n, p in self.members.items()}
-        return keys.of_group(self.at, self.layout.join(named, in_state_dtype=False))
+        joined = self.layout.join(named, in_state_dtype=False)
+        return keys.of_group(self.at, {k: -g for k, g in joined.items()} if uphill else joined)
 
     def present(self, missing: frozenset[str]) -> Tensors:
         """Mask the entries of a flat bank and the matrices of a stacked one whose parameters have a gradient."""

@@ -12,6 +12,7 @@ from fusion_compile._state.mismatches import refuse_mismatches
 from fusion_compile._torch_optim.group_numbers import as_float, check_saved
 from fusion_compile._torch_optim.grouped_update import REMEDY, GroupedUpdate, Options, State
 from fusion_compile._torch_optim.parameter_group import Parts
+from fusion_compile._torch_optim.torch_words import BETAS
 
 
 def load_saved(inside: GroupedUpdate, own: list[Options], state: State, saved: Mapping[str, Any]) -> None:
@@ -40,6 +41,8 @@ def load_saved(inside: GroupedUpdate, own: list[Options], state: State, saved: M
     for at, (record, options) in enumerate(zip(inside.records, own, strict=True)):
         options.update({k: copy.deepcopy(v) for k, v in theirs[at].items() if k not in ("params", "param_names")})
         record.seen = {n: as_float(options[n]) for n in record.seen}
+        if inside.betas:
+            options[BETAS] = tuple(record.seen[n] for n in inside.betas)
         for name, p in zip(record.names, options["params"], strict=True):
             state.pop(p, None)
             if name in parts[at]:

@@ -54,4 +54,12 @@ from fusion_compile.optim.scale_lr_by_loss_ratio import scale_lr_by_loss_ratio a
 from fusion_compile.optim.schedule_free import schedule_free as schedule_free
 from fusion_compile.optim.schedule_free_plus import schedule_free_plus as schedule_free_plus
 from fusion_compile.optim.snr_gate import snr_gate as snr_gate
+from fusion_compile.optimizer_classes import SOAP as SOAP
+from fusion_compile.optimizer_classes import AdamW as AdamW
+from fusion_compile.optimizer_classes import FullFusion as FullFusion
+from fusion_compile.optimizer_classes import Lion as Lion
+from fusion_compile.optimizer_classes import Muon as Muon
+from fusion_compile.optimizer_classes import NorMuon as NorMuon
+from fusion_compile.optimizer_classes import SFAdamW as SFAdamW
+from fusion_compile.optimizer_classes import SFNorMuon as SFNorMuon
 from fusion_compile.torch_optimizer import as_torch_optimizer as as_torch_optimizer

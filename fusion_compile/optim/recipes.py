@@ -42,7 +42,8 @@ def adamw(
 ) -> Transform:
     """AdamW for every parameter. 8 bytes a parameter.
 
-    Source: 1711.05101, ``torch.optim.AdamW``. Deviations: none.
+    Source: 1711.05101, ``torch.optim.AdamW``. Deviations: none while the betas stay. Where they change, the bias is
+    corrected by the product of those that were used, in torch by the present one to the power of the count.
 
     Args:
         lr: Size of a step of one entry.

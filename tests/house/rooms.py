@@ -10,7 +10,8 @@ from tests.house.source import within
 GROUND = {"fusion_compile." + name for name in ("_compat", "_types", "_say_once", "_progress", "_factory")}
 """Private torch API, the shared nouns, warnings said once, progress, MODULE:FACTORY of commands."""
 DOORS = {"fusion_compile", "fusion_compile.optim"} | {
-    "fusion_compile." + name for name in ("training_step", "torch_optimizer", "sampler", "scalar_logger", "cli")
+    "fusion_compile." + name
+    for name in ("training_step", "torch_optimizer", "optimizer_classes", "sampler", "scalar_logger", "cli")
 }
 """What users import. `fusion_compile.optim` itself is a door, because it shows `as_torch_optimizer`; what lies below it
 is the room "optim"."""

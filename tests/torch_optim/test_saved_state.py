@@ -87,7 +87,7 @@ def test_right_after_loading_the_model_is_what_was_loaded_in_both_modes() -> Non
         optimizer.train(not evaluating)
         model.load_state_dict(start)
         optimizer.load_state_dict(fresh)
-        assert equal(dict(model.state_dict()), start)
+        assert equal(dict(model.state_dict()), start)  # and warns of nothing: before the first step y is x
         optimizer.train()
         assert equal(dict(model.state_dict()), start)
 
