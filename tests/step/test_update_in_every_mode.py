@@ -99,6 +99,7 @@ def test_state_that_is_handed_over_untouched(mode: str, name: str, hand: str, sk
     assert shown == [0.0, *wanted[:-1]]  # a metric is of the weights before the step, as the loss is
 
 
+@pytest.mark.filterwarnings("ignore:the step is captured by running it, because model.held")
 @pytest.mark.parametrize("mode", ["eager", pytest.param("inductor", marks=pytest.mark.exhaustive)])
 def test_a_loss_that_hands_on_buffers_and_attributes(mode: str) -> None:
     """What a loss keeps is written too: the features of the last step, and those of the one before, in a module."""
