@@ -282,6 +282,7 @@ class TrainingStep(Lifetime):
             periodic_programs=self.periodic_programs,
             unused=() if facts is None else facts.unused,
             because=self._programs.because,
+            choices=[*(n(self.layout.device.type) for n in self.transform.notes), *self._plan.precision.notes()],
         )
         return explain_step(repr(self), parts, device=device)
 

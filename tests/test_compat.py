@@ -46,6 +46,26 @@ def test_a_parameter_that_the_graph_does_not_reach_is_told_from_other_errors() -
     assert _compat.misses_a_parameter(missed.value) and not _compat.misses_a_parameter(RuntimeError("other"))
 
 
+@pytest.mark.parametrize(
+    ("own", "onednn", "wanted"),
+    [
+        ({"architecture": "x86_64", "avx512_bf16": True}, True, torch.bfloat16),
+        ({"architecture": "x86_64", "amx_bf16": True}, True, torch.bfloat16),
+        ({"architecture": "x86_64", "avx512_bf16": False}, True, torch.float32),  # AVX-512 alone converts every entry
+        ({"architecture": "x86_64", "avx512_bf16": True}, False, torch.float32),  # ONEDNN_MAX_CPU_ISA=AVX2
+        ({"architecture": "aarch64"}, True, torch.bfloat16),
+        ({"architecture": "aarch64"}, False, torch.float32),
+    ],
+)
+def test_products_are_in_what_the_cpu_has_instructions_for(
+    monkeypatch: pytest.MonkeyPatch, own: dict[str, object], onednn: bool, wanted: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: own, raising=False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn, raising=False)
+    assert _compat.fast_product_dtype("cpu") is wanted
+    assert _compat.fast_product_dtype("meta") is torch.float32
+
+
 def test_writes_are_seen_through_views_and_data() -> None:
     through_view, through_data, read = torch.zeros(4, 2), torch.zeros(3), torch.zeros(3)
     with _compat.WritesSeen() as seen:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusion_compile._compat import fast_product_dtype
 from fusion_compile._step.batches import map_tensors
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -52,6 +53,16 @@ class Precision:
         self._names = tuple(kept)
         self._own = [vars(module).get("forward") for module in kept.values()]
         self._forwards = [(module, self._in_fp32(name, module)) for name, module in kept.items()]
+
+    def notes(self) -> list[str]:
+        """What `explain` says of it: a precision that the device has no instructions for is slow."""
+        if self.dtype is None or self.dtype == (fast := fast_product_dtype(self.device_type)):
+            return []
+        name, other = (str(dtype).removeprefix("torch.") for dtype in (self.dtype, fast))
+        return [
+            f"compute_dtype is {name}, and this {self.device_type} multiplies {other} fast; without instructions for "
+            f"{name} its products may be many times slower."
+        ]
 
     @contextmanager
     def kept(self) -> Iterator[None]:

@@ -113,5 +113,6 @@ def grouped(transform: Transform, groups: Mapping[str, Mapping[str, float | Sche
         bind=None if transform.bind is None else bind,
         descends=transform.descends,
         after_step=transform.after_step,
+        notes=transform.notes,
     )
     return Transform(init, update, extras)

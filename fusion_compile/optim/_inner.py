@@ -103,6 +103,7 @@ def merge(name: str, parts: Sequence[Extras]) -> Extras:
         period=periods[0] if periods else 0,
         descends=any(part.descends for part in parts),
         after_step=all(part.after_step for part in parts),
+        notes=tuple(note for part in parts for note in part.notes),
     )
 
 

@@ -139,6 +139,7 @@ class Extras(NamedTuple):
             learning rate. A transform without a step is refused as an optimizer.
         after_step: Whether the transform may follow a part that takes a step, because it takes updates as well as
             directions (a factor on each, a bound on their norm). Anything else behind a step is refused.
+        notes: ``device type -> sentence``: what the transform chooses by the device, for `explain`.
     """
 
     name: str = "transform"
@@ -151,6 +152,7 @@ class Extras(NamedTuple):
     bind: Callable[[BankInfos], Transform] | None = None
     descends: bool = False
     after_step: bool = False
+    notes: tuple[Callable[[str], str], ...] = ()
 
 
 class Transform(NamedTuple):
@@ -216,6 +218,10 @@ class Transform(NamedTuple):
     @property
     def after_step(self) -> bool:
         return self.extras.after_step
+
+    @property
+    def notes(self) -> tuple[Callable[[str], str], ...]:
+        return self.extras.notes
 
     def __copy__(self) -> Transform:
         return self

@@ -66,7 +66,7 @@ def fusion(
     step_size: str | None = None,
     layer_weights: Mapping[int, float] | None = None,
     coefficients: str = "jordan",
-    matmul_dtype: torch.dtype | str = torch.bfloat16,
+    matmul_dtype: torch.dtype | str = "auto",
     gram_restarts: tuple[int, ...] | str | None = "auto",
     audit_every: int = 0,
 ) -> Transform:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fusion_compile._compat import fast_product_dtype
 from fusion_compile._types import Tensors
 from fusion_compile.optim._transform import (
     SPECTRAL,
@@ -28,6 +29,8 @@ from fusion_compile.optim.matrix.newton_schulz import orthogonalize as _orthogon
 from fusion_compile.optim.matrix.newton_schulz import resolve_gram_restarts
 
 MATMUL_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+AUTO = "auto"
+_PRODUCTS = (*MATMUL_DTYPES.values(), torch.float64)
 
 
 class AuditState(NamedTuple):
@@ -51,7 +54,7 @@ def orthogonalize(
     *,
     nesterov: bool = True,
     coefficients: str = "jordan",
-    matmul_dtype: torch.dtype | str = torch.bfloat16,
+    matmul_dtype: torch.dtype | str = AUTO,
     gram_restarts: tuple[int, ...] | str | None = None,
     guard: bool | None = None,
     audit_every: int = 0,
@@ -63,14 +66,15 @@ def orthogonalize(
     itself. Matrices ``[..., m, n]``. 4 bytes a parameter; without a momentum none, but 4 with audits, which then keep
     the last input.
     Source: Jordan et al. 2024; ``torch.optim.Muon`` (exponential-average momentum; norm clamped at 1e-7). Deviations:
-    none.
+    none, apart from the dtype of products on a device that does not multiply bf16 fast.
 
     Args:
         momentum: Decay of the average, live under that name; None keeps no momentum.
         nesterov: Look ahead from the new average.
         coefficients: ``"jordan"``, ``"quintic"`` or ``"polar_express"``.
         matmul_dtype: Dtype of the matrix products: ``torch.bfloat16``, ``float16`` or ``float32``, or ``"bf16"``,
-            ``"fp16"``, ``"fp32"``.
+            ``"fp16"``, ``"fp32"``. ``"auto"``: bf16 where the device has instructions for it, else what it multiplies
+            fast: fp16 on GPUs of compute capability 7, fp32 on CPUs without bf16. `explain` says which.
         gram_restarts: If one side is at least twice the other, run the iterations in the Gram matrix and restart from
             the matrix at these iterations. It is the same polynomial with a fifth ((2, 4), sides 1:4) to a third (one
             restart) fewer operations, but in bf16 not bit by bit what ``torch.optim.Muon`` computes. ``"auto"``: the
@@ -101,23 +105,28 @@ def orthogonalize(
     """
     if coefficients not in POLYNOMIALS:
         raise ValueError(f"coefficients={coefficients!r} is not known; use one of {', '.join(map(repr, POLYNOMIALS))}.")
-    matmul_dtype = MATMUL_DTYPES.get(matmul_dtype, matmul_dtype) if isinstance(matmul_dtype, str) else matmul_dtype
-    if not isinstance(matmul_dtype, torch.dtype) or matmul_dtype not in (*MATMUL_DTYPES.values(), torch.float64):
+    chosen = MATMUL_DTYPES.get(matmul_dtype, matmul_dtype) if isinstance(matmul_dtype, str) else matmul_dtype
+    if chosen != AUTO and (not isinstance(chosen, torch.dtype) or chosen not in _PRODUCTS):
         raise ValueError(
             f"matmul_dtype={matmul_dtype!r} cannot run Newton-Schulz; use torch.bfloat16, float16 or float32, or one "
-            f"of {', '.join(map(repr, MATMUL_DTYPES))}."
+            f"of {', '.join(map(repr, (AUTO, *MATMUL_DTYPES)))}."
         )
     if type(audit_every) is not int or audit_every < 0:
         raise ValueError(f"audit_every={audit_every!r} is not a number of steps; give a whole number, or 0 for never.")
-    restarts = resolve_gram_restarts(gram_restarts, coefficients, matmul_dtype)
+    restarts = {dtype: resolve_gram_restarts(gram_restarts, coefficients, dtype) for dtype in _PRODUCTS}
+
+    def products(device_type: str) -> torch.dtype:
+        return chosen if isinstance(chosen, torch.dtype) else fast_product_dtype(device_type)
+
     beta = None if momentum is None else declare("momentum", momentum)
 
     def built(infos: BankInfos) -> Transform:
         blocks = {key: info.blocks for key, info in infos.items()}
 
         def polar(key: str, m: Tensor) -> Tensor:
+            dtype = products(m.device.type)
             return in_blocks(
-                lambda b: (_orthogonalize(b, coefficients, matmul_dtype, restarts, guard),), blocks.get(key), m
+                lambda b: (_orthogonalize(b, coefficients, dtype, restarts[dtype], guard),), blocks.get(key), m
             )[0]
 
         def exact(key: str, m: Tensor) -> Tensor:
@@ -163,6 +172,13 @@ def orthogonalize(
                 f"fusion/audit_{field}": getattr(state.audit, field) for field in ("rel_mean", "rel_max", "abs_max")
             }
 
+        def note(device_type: str) -> str:
+            name = str(products(device_type)).removeprefix("torch.")
+            return (
+                f"Newton-Schulz multiplies in {name}, which this {device_type} has instructions for "
+                f"(matmul_dtype='auto'; give a dtype to choose another)."
+            )
+
         extras = Extras(
             "orthogonalize",
             {} if beta is None else by_name(beta),
@@ -170,6 +186,7 @@ def orthogonalize(
             diagnostics=diagnostics if audit_every else None,
             periodic=(Periodic("audit", audit_every, audit),) if audit_every else (),
             bind=built,
+            notes=(note,) if chosen == AUTO else (),
         )
         return Transform(init, update, extras)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ def test_the_transform_takes_auto_a_tuple_or_none() -> None:
     x = dominated(32, 128, 2, 1.0, signs=False)
     found = {}
     for given in (None, (3,), "auto"):
-        transform = optim.orthogonalize(0.0, nesterov=False, gram_restarts=given)
+        transform = optim.orthogonalize(0.0, nesterov=False, matmul_dtype="bf16", gram_restarts=given)
         params = {"spectral/32x128": torch.zeros_like(x)}
         context = optim.Context({"momentum": torch.tensor(0.0)})
         updates, _ = transform.update({"spectral/32x128": x}, transform.init(params), params, context)
@@ -77,3 +78,26 @@ def test_coefficients_and_dtypes_that_are_not_known_are_refused() -> None:
         optim.orthogonalize(coefficients="keller")
     with pytest.raises(ValueError, match=r"matmul_dtype=torch\.int8 cannot run Newton-Schulz"):
         optim.orthogonalize(matmul_dtype=torch.int8)
+
+
+@pytest.mark.parametrize("fast", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_products_are_in_what_the_device_multiplies_fast_unless_a_dtype_is_given(
+    monkeypatch: pytest.MonkeyPatch, fast: torch.dtype, backend: str
+) -> None:
+    module = importlib.import_module("fusion_compile.optim.orthogonalize")
+    monkeypatch.setattr(module, "fast_product_dtype", lambda device: fast)
+    banks = {"spectral/6x4": torch.randn(2, 6, 4)}
+    for given, used in (("auto", fast), ("fp32", torch.float32)):
+        part = optim.orthogonalize(None, matmul_dtype=given, gram_restarts="auto")
+        named = optim.orthogonalize(None, matmul_dtype=used, gram_restarts="auto")
+        context, state = optim.Context({}), part.init(banks)
+
+        def update(part: optim.Transform, state: object, context: optim.Context) -> torch.Tensor:
+            return part.update(banks, state, banks, context)[0]["spectral/6x4"]
+
+        run = torch.compile(update, backend=backend) if backend != "eager" else update
+        assert torch.equal(run(part, state, context), update(named, state, context))
+    notes = optim.muon().notes
+    assert [note("cpu").split(",")[0] for note in notes] == [f"Newton-Schulz multiplies in {str(fast)[6:]}"]
+    assert optim.muon(matmul_dtype="bf16").notes == ()

@@ -130,7 +130,7 @@ def test_each_expert_is_updated_as_torchs_muon_updates_it(program: dict[str, Any
     torch.manual_seed(0)
     start = torch.randn(3, 6, 4)
     mine, reference = Stacked(start), Apart(start)
-    recipe = optim.muon(lr=0.02, weight_decay=0.1)
+    recipe = optim.muon(lr=0.02, weight_decay=0.1, matmul_dtype=torch.bfloat16)  # torch.optim.Muon's
     step = compiled(mine, lambda m, x, y: F.mse_loss(m(x), y), optimizer=recipe, force_spectral=["experts"], **program)
     optimizer = torch.optim.Muon(reference.parameters(), lr=0.02, weight_decay=0.1)
     for _ in range(4):

@@ -164,7 +164,8 @@ def stepped(*parts: Transform) -> Transform:
     matrices = optim.chain(*parts, optim.scale_by_learning_rate(0.02))
     if "spectral" not in matrices.roles:
         return matrices
-    return optim.partition({"spectral": matrices, "scalar": optim.adamw(optim.Named("scalar_lr", 3e-4))})
+    betas = (optim.Named("scalar_beta1", 0.9), optim.Named("scalar_beta2", 0.999))
+    return optim.partition({"spectral": matrices, "scalar": optim.adamw(optim.Named("scalar_lr", 3e-4), betas)})
 
 
 ALL: dict[str, Callable[[], Transform]] = {
@@ -198,8 +199,10 @@ ALL: dict[str, Callable[[], Transform]] = {
     "scale_by_soap": lambda: stepped(optim.scale_by_soap(every=2)),
     "scale_lr_by_loss_ratio": lambda: optim.scale_lr_by_loss_ratio(optim.adamw(1e-4)),
     "schedule_free": lambda: optim.schedule_free(optim.lion(1e-3), lr=1e-3, anneal=4, c_warmup=1, r=1.0),
-    "schedule_free_plus": lambda: optim.schedule_free_plus(optim.scale_by_adam()),
-    "snr_gate": lambda: stepped(optim.snr_gate(optim.scale_by_adam())),
+    "schedule_free_plus": lambda: optim.schedule_free_plus(
+        optim.chain(optim.scale_by_rms(), optim.scale_by_learning_rate(1.0)), lr=1.0
+    ),
+    "snr_gate": lambda: stepped(optim.snr_gate(optim.scale_by_adam(), mode="element")),
 }
 QUICK = ("lion", "sf_normuon")
 

@@ -33,7 +33,8 @@ class StepParts:
     """What an explanation of a training step is made from.
 
     `banks`: the module's, empty once the step was released. `state`: flat. `unused`: parameters that the loss never
-    reads. `because`: why the step was captured by running, where nobody asked for it.
+    reads. `because`: why the step was captured by running, where nobody asked for it. `choices`: what the optimizer
+    chose by the device, in sentences.
     """
 
     model: nn.Module
@@ -46,6 +47,7 @@ class StepParts:
     periodic_programs: Mapping[str, Program]
     unused: Sequence[str]
     because: str = ""
+    choices: Sequence[str] = ()
 
 
 def explain_step(title: str, parts: StepParts, *, device: str | None = None) -> Explanation:
@@ -64,6 +66,7 @@ def explain_step(title: str, parts: StepParts, *, device: str | None = None) -> 
     findings = deduplicate(found)
     graphs = [_facts(name, program, line, findings) for name, program in named.items() if not program.not_in_aten]
     notes = [f"the step was captured by running it, because {parts.because}"] if parts.because else []
+    notes += dict.fromkeys(parts.choices)
     notes += [f"the loss never reads {name}; its gradient counts as zero." for name in parts.unused]
     notes += [
         f"{name} has no costs here, because it cannot be written out in ATen's operators ({p.not_in_aten})."
