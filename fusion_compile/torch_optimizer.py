@@ -47,7 +47,7 @@ def as_torch_optimizer(
     program, one for all choices of missing parameters. Deviation: the step count by which Adam corrects its bias is its
     group's, not its own. What a transform pools over all parameters it pools over a group. Frozen parameters take no
     memory; one joins, at the price of a compile, when it first has a gradient. At the first step parameters become
-    views into banks: until then they may be moved, from then on copy into them.
+    views into banks: until then they may be converted and moved to another device; later ``p.data = …`` is a write.
 
     With Schedule-Free, parameters hold the gradient point y while training. ``optimizer.eval()`` puts the average x
     there and ``optimizer.train()`` puts y back. A transform that needs the loss takes it from ``step(closure)`` or
@@ -224,8 +224,8 @@ class TorchOptimizer(torch.optim.Optimizer):
             What `closure` returned; None without one.
 
         Raises:
-            RuntimeError: The optimizer is in eval mode, a parameter was moved, a gradient is sparse or of another dtype
-                or device, or the recipe needs a loss and has none.
+            RuntimeError: The optimizer is in eval mode, a parameter has another shape, dtype or device than in the first
+                step, a gradient is sparse or of another dtype or device, or the recipe needs a loss and has none.
         """
         inside = self._inside
         if torch.is_inference_mode_enabled():

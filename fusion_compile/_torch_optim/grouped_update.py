@@ -242,24 +242,24 @@ class GroupedUpdate:
         """Return the group with all parameters of `given` in place. `dropped`: some parameter's state is gone."""
         group = self.records[at].group
         if group is not None:
-            group.check_in_place()
+            written = group.take_back()
             kept = group.kept_in(state) if dropped else group.members.keys()
             if len(kept) < len(group.members):
                 with torch.no_grad():
                     group.load({n: parts for n, parts in group.parts().items() if n in kept})
                 options[STEPS] = options[STEPS] if kept else 0
                 self.adopt(group, options, state)
-            self._notice_written(group, options)
+            self._notice_written(group, options, written)
         if group is None or not given.keys() <= group.members.keys():
             group = self.build(at, options, state, given)
         return group
 
-    def _notice_written(self, group: ParameterGroup, options: Options) -> None:
+    def _notice_written(self, group: ParameterGroup, options: Options, rebound: str | None) -> None:
         """Take up what the user wrote into parameters before their first step; say of later writes that they are lost.
 
-        Only where parameters hold y: elsewhere a write needs no notice.
+        Only where parameters hold y: elsewhere a write needs no notice. `rebound`: one rebound to other values.
         """
-        if (name := group.written()) is None:
+        if (name := rebound or group.written()) is None:
             return
         if options[STEPS] == 0:
             with torch.no_grad():
@@ -325,10 +325,10 @@ class GroupedUpdate:
         self.evaluating = evaluating
         for group in self.groups():
             if group.moves:
-                group.check_in_place()
+                written = group.take_back()
                 self.apply_numbers(group, param_groups[group.at])
                 if evaluating:
-                    self._notice_written(group, param_groups[group.at])
+                    self._notice_written(group, param_groups[group.at], written)
                 with torch.no_grad():
                     if not evaluating:
                         group.adopt_written()

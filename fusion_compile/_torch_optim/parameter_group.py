@@ -90,16 +90,32 @@ class ParameterGroup:
 
     # ------------------------------------------------------------------ where the weights are
 
-    def check_in_place(self) -> None:
-        """Raise RuntimeError naming the first parameter that is no longer the view into its bank."""
-        for name, place in self._places.items():
-            if not self.members[name].is_set_to(place):
+    def take_back(self) -> str | None:
+        """Bring every parameter that was rebound (``.data = …``) back into its bank, with the values that it has now.
+
+        SAM puts old weights back so, and so does another optimizer that shares the parameter. Return the name of the
+        first whose values differ from those in the bank. Raise RuntimeError, before anything is changed, for one that
+        no longer fits: it has another shape, dtype or device.
+        """
+        moved = [(n, p, place) for n, place in self._places.items() if not (p := self.members[n]).is_set_to(place)]
+        for name, p, place in moved:
+            if (p.shape, p.dtype, p.device, p.layout) != (place.shape, place.dtype, place.device, place.layout):
                 raise RuntimeError(
-                    f"{name} {list(place.shape)} was rebound (.data = …, .to(), .half()) after the optimizer's first "
-                    f"step; the optimizer still updates the old memory. Copy into it (parameter.copy_), or let the "
-                    f"optimizer take the parameters up where they now lie: "
+                    f"{name} {list(place.shape)} {place.dtype} on {place.device} is {list(p.shape)} {p.dtype} on "
+                    f"{p.device} now (.data = …, .to(), .half()), and the optimizer still updates the old memory. "
+                    f"Convert before the first step, or let the optimizer take the parameters up as they are: "
                     f"optimizer.load_state_dict(optimizer.state_dict())."
                 )
+        written = None
+        for name, p, place in moved:
+            with torch.no_grad():
+                if self.moves and written is None and not torch.equal(p, place):
+                    written = name
+                place.copy_(p.detach())
+            p.data = place
+            if name in self._versions:
+                self._versions[name] = p._version  # what was compared is no other write
+        return written
 
     @property
     def in_place(self) -> bool:

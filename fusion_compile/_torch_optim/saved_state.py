@@ -28,7 +28,10 @@ def load_saved(inside: GroupedUpdate, own: list[Options], state: State, saved: M
     check_saved(theirs, inside.numbers)
     parts: list[dict[str, Parts]] = []
     for record, options in zip(inside.records, theirs, strict=True):
-        named = {n: saved["state"].get(i) for n, i in zip(record.names, options["params"], strict=True)}
+        named = {
+            n: saved["state"].get(i)
+            for n, i in zip(_names_in_order(record.names, options), options["params"], strict=True)
+        }
         parts.append({n: kept for n, kept in named.items() if kept})
     targets = {}
     for at, record in enumerate(inside.records):
@@ -53,3 +56,13 @@ def load_saved(inside: GroupedUpdate, own: list[Options], state: State, saved: M
         with torch.no_grad():
             group.load(parts[at])
         inside.adopt(group, own[at], state)
+
+
+def _names_in_order(names: list[str], theirs: Mapping[str, Any]) -> list[str]:
+    """Our `names` in the order in which a saved group has its parameters.
+
+    It is the order of our own group, as in torch.optim, unless the checkpoint has the same names in another order.
+    """
+    saved = theirs.get("param_names")
+    same = saved is not None and len(saved) == len(set(saved)) and set(saved) == set(names)
+    return list(saved) if same and saved is not None else names

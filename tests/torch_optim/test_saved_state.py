@@ -135,3 +135,18 @@ def test_what_others_keep_in_the_state_stays_there(ours: bool) -> None:
     fresh.load_state_dict(saved)
     assert torch.equal(fresh.state[again.get_parameter("0.weight")]["ema"], average)
     assert fresh.state["seen"] == {"batches": 1}
+
+
+def test_names_in_another_order_are_loaded_by_name() -> None:
+    """torch loads by place, and two biases of one shape would change places without a word."""
+    model = mlp()
+    pairs = list(model.named_parameters())
+    optimizer = made(pairs)
+    train(model, optimizer, batches(2))
+    saved = copy.deepcopy(optimizer.state_dict())
+    again = mlp()
+    fresh = made(list(reversed(list(again.named_parameters()))))
+    fresh.load_state_dict(saved)
+    for (name, p), (_, q) in zip(pairs, again.named_parameters(), strict=True):
+        assert equal(optimizer.state[p], fresh.state[q]), name
+    assert fresh.param_groups[0]["param_names"] == ["2.bias", "2.weight", "0.bias", "0.weight"]
