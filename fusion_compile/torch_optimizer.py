@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from fusion_compile.optim._schedules import Schedule
 from fusion_compile.optim._transform import Transform
 
 Parameters: TypeAlias = "nn.Module | Iterable[Any]"
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def as_torch_optimizer(
@@ -126,6 +127,13 @@ def _refuse_the_wrong_way_round(params: Any, optimizer: Any) -> None:
         )
 
 
+def _uncaptured(method: Method) -> Method:
+    """`method`, which a torch.compile of the user's loop calls as it is: Dynamo cannot read it, and need not."""
+    disable: Callable[..., Any] = torch.compiler.disable  # torch gives it no types
+    called: Method = disable(method, reason="the optimizer's update is a compiled program of its own")
+    return called
+
+
 class TorchOptimizer(torch.optim.Optimizer):
     """A recipe as a ``torch.optim.Optimizer``; made by `as_torch_optimizer`.
 
@@ -214,6 +222,7 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     # ------------------------------------------------------------------ the step
 
+    @_uncaptured
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient. Nothing waits for the device.
 
@@ -224,8 +233,8 @@ class TorchOptimizer(torch.optim.Optimizer):
             What `closure` returned; None without one.
 
         Raises:
-            RuntimeError: The optimizer is in eval mode, a parameter has another shape, dtype or device than in the first
-                step, a gradient is sparse or of another dtype or device, or the recipe needs a loss and has none.
+            RuntimeError: The optimizer is in eval mode, a parameter has another shape, dtype or device than in the
+                first step, a gradient is sparse or of another dtype or device, or the recipe needs a loss and has none.
         """
         inside = self._inside
         if torch.is_inference_mode_enabled():
@@ -252,6 +261,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         """
         self._inside.loss = loss.detach() if isinstance(loss, Tensor) else loss
 
+    @_uncaptured
     def train(self, mode: bool = True) -> None:
         """Put the gradient point into the parameters. Does nothing for recipes whose gradient point is the weights.
 

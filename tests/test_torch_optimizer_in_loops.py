@@ -187,3 +187,51 @@ def test_hooks_run_around_each_step() -> None:
     train(model, optimizer, batches(2))
     optimizer.load_state_dict(optimizer.state_dict())
     assert said == ["before", "after", "before", "after", 1, "loaded"]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # Dynamo looks at it
+@pytest.mark.parametrize("name", ["adamw", "sf_adamw"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_loop_that_is_compiled_itself(name: str, first: int) -> None:
+    """``torch.compile`` around forward, backward and step, from the first step on or later, gives the same weights."""
+    found = []
+    for compiled in (True, False):
+        model = mlp()
+        optimizer = made(model, name, lr=1e-2)
+        scheduler = LambdaLR(optimizer, lambda i: 1 / (1 + i))
+
+        def step(
+            x: torch.Tensor, y: torch.Tensor, model: nn.Module = model, optimizer: Any = optimizer
+        ) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = loss_of(model, (x, y))
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        fast: Any = torch.compile(step, backend="eager") if compiled else step
+        for i, batch in enumerate(batches(5)):
+            (step if i < first else fast)(*batch)
+            scheduler.step()
+        optimizer.eval()
+        found.append(weights(model))
+    assert equal(*found)
+
+
+def test_a_step_that_is_compiled_by_itself_is_the_step() -> None:
+    model, reference = mlp(), mlp()
+    optimizer = made(model, optim.adamw(lr=1e-2))
+    other = torch.optim.AdamW(reference.parameters(), lr=1e-2)
+
+    def step() -> None:
+        optimizer.step()
+
+    compiled: Any = torch.compile(step, backend="eager")
+    for batch in batches(3):
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        compiled()
+    train(reference, other, batches(3))
+    close_to_torch(model, reference)
