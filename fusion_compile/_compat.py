@@ -224,7 +224,7 @@ def write(target: Tensor, value: Tensor) -> None:
     view.copy_(value)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def fast_product_dtype(device_type: str) -> torch.dtype:
     """The lowest-precision dtype whose matrix products the device has instructions for: bf16, fp16 or fp32.
 
@@ -238,7 +238,7 @@ def fast_product_dtype(device_type: str) -> torch.dtype:
     if device_type != "cpu":
         return torch.bfloat16 if device_type == "xpu" else torch.float32
     has_bf16 = bool(getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)())
-    own = getattr(torch.cpu, "get_capabilities", dict)()
+    own: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if own.get("architecture") == "x86_64":  # where oneDNN takes any AVX-512 for support
         has_bf16 &= bool(own.get("avx512_bf16") or own.get("amx_bf16"))
     return torch.bfloat16 if has_bf16 else torch.float32
