@@ -98,8 +98,8 @@ class TrainingStep(Lifetime):
         The first call with a batch shape compiles. Further kinds of batch are programs of their own, at most 8.
 
         Args:
-            *batch: What `loss_fn` gets after the model: tensors on the model's device, in tuples, lists and
-                dictionaries; None, booleans and strings are part of the program.
+            *batch: What `loss_fn` gets after the model: tensors on the model's device, in tuples, lists, dictionaries
+                and dataclasses; None, booleans and strings are part of the program.
 
         Returns:
             The loss, a 0-dim tensor on the device: the mean over micro-batches, at the weights before the step.
@@ -112,6 +112,7 @@ class TrainingStep(Lifetime):
         self._check_alive()
         self._check_mode(self.model)
         self._residence.check()
+        batch = batches.outside_inference(batch)
         signature = batches.signature(batch, self.layout.device)
         due = self.transform.period > 0 and self.steps_called % self.transform.period == 0
         self.hyperparameters.apply_schedules(self.steps_called)

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+
+from fusion_compile._step.containers import children, map_tensors, special_containers
 
 Signature: TypeAlias = tuple[tuple[str, Any], ...]
 """``(path, (shape, dtype, stride))`` of every tensor and ``(path, value)`` of every None, bool or string."""
 
 
 def leaves(tree: Any, path: str = "batch") -> Iterator[tuple[str, Any]]:
-    """``(path, leaf)`` of nested tuples, lists and dictionaries."""
-    if isinstance(tree, dict):
-        for key, child in tree.items():
-            yield from leaves(child, f"{path}[{key!r}]")
-    elif isinstance(tree, tuple | list):
-        for i, child in enumerate(tree):
-            yield from leaves(child, f"{path}[{i}]")
-    else:
+    """``(path, leaf)`` of nested tuples, lists, dictionaries and dataclasses."""
+    inner = children(tree)
+    if inner is None:
         yield path, tree
+    else:
+        for step, child in inner:
+            yield from leaves(child, path + step)
 
 
 def tensors(batch: tuple[Any, ...]) -> list[Tensor]:
@@ -31,20 +31,13 @@ def tensors(batch: tuple[Any, ...]) -> list[Tensor]:
 
 def with_leaves(batch: Any, given: Iterable[Tensor]) -> Any:
     """`batch` with the tensors of `given`, in the order of `leaves`, in the places of its own; containers are new."""
-    return _with_leaves(batch, iter(given))
-
-
-def _with_leaves(tree: Any, given: Iterator[Tensor]) -> Any:
-    if isinstance(tree, dict):
-        return {key: _with_leaves(child, given) for key, child in tree.items()}
-    if isinstance(tree, tuple | list):
-        return _like(tree, [_with_leaves(child, given) for child in tree])
-    return next(given) if isinstance(tree, Tensor) else tree
+    following = iter(given)
+    return map_tensors(lambda _: next(following), batch)
 
 
 def signature(batch: tuple[Any, ...], device: torch.device) -> Signature:
     """The key of the program that fits `batch`. ValueError or TypeError for a batch that no program can take."""
-    out: list[tuple[str, Any]] = []
+    out: list[tuple[str, Any]] = [(path, f"a {kind.__qualname__}") for path, kind in special_containers(batch)]
     for path, leaf in leaves(batch):
         if isinstance(leaf, Tensor):
             if leaf.device != device:
@@ -61,11 +54,31 @@ def signature(batch: tuple[Any, ...], device: torch.device) -> Signature:
         elif leaf is None or isinstance(leaf, bool | str):
             out.append((path, leaf))
         else:
-            raise TypeError(
-                f"{path} is a {type(leaf).__name__} ({leaf!r}); every new value would need another program. "
-                f"Pass a tensor, torch.tensor({leaf!r}, device={str(device)!r})."
-            )
+            raise TypeError(_sentence(path, leaf, device))
     return tuple(out)
+
+
+def _sentence(path: str, leaf: Any, device: torch.device) -> str:
+    """Why a batch cannot hold `leaf`, and what can."""
+    kind = type(leaf).__name__
+    if type(leaf).__module__ == "numpy" and hasattr(leaf, "__array_interface__"):
+        shape = list(getattr(leaf, "shape", ()))
+        return f"{path} is a numpy {kind} {leaf.dtype} {shape}; give torch.as_tensor({path}, device={str(device)!r})."
+    if isinstance(leaf, torch.Generator):
+        return (
+            f"{path} is a torch.Generator, whose state is no part of a batch; let the loss close over it (a default "
+            f"argument, an attribute), and its state goes on from step to step."
+        )
+    shown = repr(leaf)
+    if len(shown) > 60:
+        return (
+            f"{path} is a {kind}, which a program cannot take; give tensors in tuples, lists, dictionaries or "
+            f"dataclasses."
+        )
+    return (
+        f"{path} is a {kind} ({shown}); every new value would need another program. "
+        f"Pass a tensor, torch.tensor({shown}, device={str(device)!r})."
+    )
 
 
 def check_same_kind(signature: Signature, compiled: Iterable[Signature]) -> None:
@@ -90,17 +103,9 @@ def _kinds(signature: Signature) -> dict[str, str]:
     return {path: str(what[1]) if isinstance(what, tuple) else repr(what) for path, what in signature}
 
 
-def map_tensors(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """`tree` with ``fn(tensor)`` in the place of each tensor; containers are new."""
-    if isinstance(tree, Tensor):
-        return fn(tree)
-    if isinstance(tree, dict):
-        return {k: map_tensors(fn, v) for k, v in tree.items()}
-    if isinstance(tree, tuple | list):
-        return _like(tree, [map_tensors(fn, v) for v in tree])
-    return tree
-
-
-def _like(tree: Any, children: list[Any]) -> Any:
-    """`children` in a list, tuple or NamedTuple like `tree`."""
-    return type(tree)(*children) if hasattr(tree, "_fields") else type(tree)(children)
+def outside_inference(batch: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`batch` with clones of tensors that were made in inference mode (a cache of latents), which autograd refuses."""
+    if not any(tensor.is_inference() for tensor in tensors(batch)):
+        return batch
+    cloned: tuple[Any, ...] = map_tensors(lambda t: t.clone() if t.is_inference() else t, batch)
+    return cloned

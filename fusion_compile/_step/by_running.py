@@ -71,4 +71,4 @@ class CapturedStep:
 
 def _as_label(path: str) -> str:
     """``batch[0]['x']`` as ``batch/0/x``, as inputs of a step that is read are called."""
-    return re.sub(r"\['?(.*?)'?\]", r"/\1", path)
+    return re.sub(r"\['?(.*?)'?\]|\.(\w+)", lambda found: "/" + (found[1] or found[2]), path)

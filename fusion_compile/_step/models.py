@@ -27,7 +27,17 @@ def refuse_model(model: nn.Module) -> None:
                 f"run them; give the module inside ({name + '.' if name else 'model.'}module). A step trains on one "
                 f"process."
             )
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse and module.weight.requires_grad:
+            raise ValueError(
+                f"{where} is a {type(module).__name__} with sparse=True, and every recipe takes dense gradients; set "
+                f"{name + '.' if name else 'model.'}sparse = False."
+            )
     for name, parameter in model.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise ValueError(
+                f"{name} has no shape yet, because it belongs to a lazy module; call the model once on a batch before "
+                f"compile_training_step()."
+            )
         if _compat.is_spread_over_devices(parameter):
             raise ValueError(
                 f"{name} {list(parameter.shape)} is a DTensor, spread over several devices; a step trains on one "
