@@ -26,7 +26,7 @@ from fusion_compile._step.loss import LossFn
 from fusion_compile._step.metrics import step_metrics
 from fusion_compile._step.models import refuse_model
 from fusion_compile._step.options import StepOptions
-from fusion_compile._step.periodic import run_due_work, work_key
+from fusion_compile._step.periodic import FirstTaken, run_due_work, work_key
 from fusion_compile._step.planned import Forced, plan_update
 from fusion_compile._step.precision import Precision
 from fusion_compile._step.pure_step import StepPlan, initial_state
@@ -89,7 +89,7 @@ class TrainingStep(Lifetime):
         for tensor in self._state.values():
             _compat.mark_static(tensor)
         self._programs = StepPrograms(model, loss_fn, self._plan, self._residence, self._state, mode=self.mode)
-        self._periodic = Programs(self.backend)
+        self._periodic, self._is_first = Programs(self.backend), FirstTaken(self._plan.update)
         self.steps_called = 0
 
     def __call__(self, *batch: Any) -> Tensor:
@@ -118,7 +118,8 @@ class TrainingStep(Lifetime):
         self.hyperparameters.apply_schedules(self.steps_called)
         self._programs.run(signature, batch, due)
         self.steps_called += 1
-        run_due_work(self._plan.update, self.steps_called, self._state, self._periodic, mode=self.mode)
+        first = self._is_first(self._state)
+        run_due_work(self._plan.update, self.steps_called, self._state, self._periodic, mode=self.mode, first=first)
         self._residence.say_written()
         return self._state[keys.metrics("loss")].clone()
 
@@ -199,6 +200,7 @@ class TrainingStep(Lifetime):
         self.steps_called = checkpoint.load_state_dict(
             saved, self.model, self.layout, self._state, self.hyperparameters
         )
+        self._is_first = FirstTaken(self._plan.update)
         with torch.no_grad():
             kept.put()
 

@@ -2,8 +2,8 @@
 
 ``params/<bank>``: the weights that the optimizer updates. ``module/<bank>``: the bank that the module's parameters
 view, where it is other memory. ``optimizer/<path>``: the transform's state (`flat_tree`). ``buffers/<name>``,
-``carried/<label>`` (tensors that user code keeps in Python), ``metrics/<name>``, ``counts/<name>``, and
-``hyperparameters``, one tensor.
+``carried/<label>`` (tensors that user code keeps in Python), ``metrics/<name>``, ``counts/<name>``,
+``hyperparameters``, one tensor, and ``taken``, whether the last step was taken and not skipped.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from fusion_compile._types import Tensors
 PARAMS, MODULE, OPTIMIZER = "params", "module", "optimizer"
 CARRIED = "carried"
 BUFFERS, METRICS, COUNTS = "buffers", "metrics", "counts"
-HYPERPARAMETERS = "hyperparameters"
-"""The one key without a rest."""
+HYPERPARAMETERS, TAKEN = "hyperparameters", "taken"
+"""The keys without a rest."""
 
 
 def params(bank: str) -> str:

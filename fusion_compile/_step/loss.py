@@ -81,17 +81,18 @@ class LossFacts:
     def difference(self, other: LossFacts) -> str:
         """The first difference from `other`, in words."""
         if self.metrics != other.metrics:
-            return f"returns the metrics {self.metrics}, before {other.metrics}"
+            said = "a captured step returns the same ones each time: give nan where there is none"
+            return f"returns the metrics {self.metrics}, before {other.metrics} ({said})"
         return f"leaves unread {list(self.unused)}, before {list(other.unused)}"
 
-    def joined(self, other: LossFacts | None) -> LossFacts:
+    def joined(self, other: LossFacts | None, *, any_metrics: bool = False) -> LossFacts:
         """These facts with what either changes or writes: what a loss leaves alone passes through a step.
 
-        Raises ValueError, the first difference in words, if anything else differs.
+        `any_metrics`: the metrics may differ. Raises ValueError, the first difference in words, if anything else does.
         """
         if other is None:
             return self
-        if (self.metrics, self.unused) != (other.metrics, other.unused):
+        if self.unused != other.unused or (self.metrics != other.metrics and not any_metrics):
             raise ValueError(self.difference(other))
         more = tuple(name for name in self.changed_buffers if name not in other.changed_buffers)
         wrote = tuple(name for name in self.written if name not in other.written)

@@ -64,6 +64,8 @@ def initial_state(plan: UpdatePlan, module_banks: Tensors, optimizer: State) -> 
     state[keys.HYPERPARAMETERS] = plan.hyperparameters.tensor
     state |= {keys.counts(name): torch.zeros((), dtype=torch.int64, device=device) for name in COUNTS}
     state |= {keys.metrics(name): torch.zeros((), dtype=dtype, device=device) for name in METRICS}
+    if plan.transform.periodic:
+        state[keys.TAKEN] = torch.ones((), dtype=torch.bool, device=device)
     return state
 
 
@@ -188,6 +190,8 @@ def pure_step(
         new[keys.counts("step")] = state[keys.counts("step")] + 1
         new[keys.metrics("update_norm")] = global_norm(updates)
         new = skip_nonfinite(new, before_writes, norm) if options.skip_nonfinite else settled(new, before_writes)
+        if own := sorted({*METRICS} & metrics.keys()):
+            raise ValueError(f"the metric name {own[0]!r} is taken by the step itself; give the loss's another one.")
         shown = {"loss": value.to(layout.state_dtype), "grad_norm": norm, **metrics}
         new |= settled({keys.metrics(k): m for k, m in shown.items()}, before_writes)
         return new | rounded(layout, {b.key: new[keys.params(b.key)] for b in layout.banks}, state)
@@ -219,14 +223,41 @@ def _refuse_other_unread(unread: Sequence[str], at_first: Sequence[str]) -> None
 
 
 def skip_nonfinite(new: Tensors, state: Tensors, norm: Tensor) -> Tensors:
-    """`new`, or what `state` held where the gradient's norm is not finite, and the count of such steps.
+    """`new`, or what `state` held where the step must not be taken, and the count of such steps.
+
+    A step is not taken if the gradient's norm is not finite, or if a number that the optimizer keeps (a step size from
+    the loss) becomes infinite or nan. In a step that is taken, an entry of a weight or of the optimizer's tensors that
+    would become infinite or nan (0/0 in an update whose gradient is finite) stays as it was. Both count.
 
     A select on every write: it fuses into the kernels that write anyway. Scaling by zero would not do: 0 · nan is nan.
-    State that is there for the first time, or has another shape, has nothing to fall back on and stays new.
+    For the same reason an entry decides for itself: asking all entries before the first is written would compute the
+    update twice. State that is there for the first time, or has another shape, has nothing to fall back on and stays
+    new.
     """
-    finite = torch.isfinite(norm)
-    kept = {k: torch.where(finite, t, state[k]) if k in state and is_alike(t, state[k]) else t for k, t in new.items()}
-    return {**kept, keys.counts("skipped"): state[keys.counts("skipped")] + (~finite)}
+    taken = torch.isfinite(norm)
+    for key, tensor in new.items():
+        if keys.split(key)[0] == keys.OPTIMIZER and not tensor.ndim and tensor.is_floating_point():
+            taken = taken & (tensor.isfinite() | ~state[key].isfinite())
+
+    def kept(key: str, tensor: Tensor) -> Tensor:
+        if key not in state or not is_alike(tensor, state[key]):
+            return tensor
+        return torch.where(taken & finite_entries(tensor) if _decides(key, tensor) else taken, tensor, state[key])
+
+    skipped = ~(taken & torch.isfinite(new[keys.metrics("update_norm")]))
+    after = {key: kept(key, tensor) for key, tensor in new.items()}
+    after[keys.counts("skipped")] = state[keys.counts("skipped")] + skipped
+    return after | ({keys.TAKEN: taken} if keys.TAKEN in state else {})
+
+
+def _decides(key: str, tensor: Tensor) -> bool:
+    """Whether the entries of `tensor` are looked at one by one. Buffers may hold what the user likes."""
+    return keys.split(key)[0] in (keys.PARAMS, keys.OPTIMIZER) and tensor.ndim > 0 and tensor.is_floating_point()
+
+
+def finite_entries(tensor: Tensor) -> Tensor:
+    """Which entries are finite. A comparison, which Inductor vectorizes on a CPU; `isfinite` it does not."""
+    return tensor.abs() <= torch.finfo(tensor.dtype).max
 
 
 def _known_total(shares: Shares) -> int:

@@ -13,7 +13,8 @@ from fusion_compile._program.program import Program, refuse_host_syncs
 from fusion_compile._step.by_running import CapturedStep
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.counted import CountedNumbers
-from fusion_compile._step.update import donated
+from fusion_compile._step.metrics import fit_metrics
+from fusion_compile._step.update import UpdatePlan, donated
 from fusion_compile._types import Tensors
 
 
@@ -24,8 +25,20 @@ class UncapturedStep:
         counted: Where the plain numbers lie that Python changes.
     """
 
-    def __init__(self, advance: Callable[..., Tensors], carried: Carried, counted: list[Slot]) -> None:
-        self._step, self._carried, self.counted = donated(advance), carried, counted
+    def __init__(
+        self,
+        advance: Callable[..., Tensors],
+        carried: Carried,
+        counted: list[Slot],
+        update: UpdatePlan | None = None,
+    ) -> None:
+        def fitting(state: Tensors, *batch: Any) -> Tensors:
+            new = advance(state, *batch)
+            if update is not None:
+                fit_metrics(update, state, new)
+            return new
+
+        self._step, self._carried, self.counted = donated(fitting), carried, counted
 
     @property
     def forms(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from fusion_compile._step.kept_state import KeptState
 from fusion_compile._step.learnable import note_trained
 from fusion_compile._step.loss import LossFacts, LossFn, LossModule, examine, run_on_fakes
 from fusion_compile._step.methods import Methods
-from fusion_compile._step.metrics import keep_metrics
+from fusion_compile._step.metrics import drop_metrics, keep_metrics
 from fusion_compile._step.micro_batches import Shares, micro_batches, uncut
 from fusion_compile._step.operands import NotAnOperand
 from fusion_compile._step.proof import Compared, Proof, take_compared
@@ -106,9 +106,7 @@ class StepPrograms:
     def recapture(self) -> None:
         """Capture again at the next call. What the loss was seen to do is looked at again; all state stays."""
         self.forget()
-        if self.facts is not None:
-            for name in self.facts.metrics:
-                del self._state[keys.metrics(name)]
+        drop_metrics(self._state)
         self.facts = None
 
     def numbers(self) -> dict[str, Any]:
@@ -235,7 +233,7 @@ class StepPrograms:
         if self._mode == "eager" or way.not_yet:
             left = () if seen is None else seen.rehearsal.of(Kind.NUMBER)
             numbers = [record.slot for record in left if record.slot is not None]
-            step: _Step = UncapturedStep(pure(Form(due=due, runs=True)), self._carried, numbers)
+            step: _Step = UncapturedStep(pure(Form(due=due, runs=True)), self._carried, numbers, self._plan.update)
             self._take(step, step(self._state, batch))
         else:
             step = self._captured(key, pure, batch, seen, way)
@@ -362,8 +360,8 @@ class StepPrograms:
     def _adopt(self, found: LossFacts, *, known_shape: bool) -> LossFacts:
         """The facts for a program. Buffers that a loss did not change before join the state, and programs that do not
         know them are dropped."""
-        try:
-            facts = found.joined(self.facts)
+        try:  # where nothing is captured each step shows the metrics that it has
+            facts = found.joined(self.facts, any_metrics=self._mode == "eager")
         except ValueError as difference:
             when = "the loss now" if known_shape else "with this batch shape the loss"
             raise ValueError(f"{when} {difference}; compile another step for it.") from None

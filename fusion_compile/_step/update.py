@@ -77,12 +77,18 @@ def pure_update(plan: UpdatePlan, state: Tensors, gradients: Tensors, context: C
 
 
 def pure_periodic(plan: UpdatePlan, work: Work) -> Callable[[Tensors], Tensors]:
-    """A transform's periodic `work` as a pure function of the flat state that returns the changed entries."""
+    """A transform's periodic `work` as a pure function of the flat state that returns the changed entries.
+
+    After a step that was skipped nothing changes, where the state knows of skipped steps.
+    """
 
     def refresh(state: Tensors) -> Tensors:
         with _compat.region("optimizer"):
             after = work(plan.optimizer(state), plan.params(state), plan.context(state))
-            return settled(_changed(after, state), state)
+            changed, taken = _changed(after, state), state.get(keys.TAKEN)
+            if taken is None:
+                return settled(changed, state)
+            return {k: torch.where(taken, t, state[k]) for k, t in changed.items()}
 
     return refresh
 
@@ -116,7 +122,9 @@ def donated(pure: Callable[..., Tensors]) -> Callable[..., Tensors]:
     def in_place(state: Tensors, *batch: Any) -> Tensors:
         fresh: Tensors = {}
         with torch.no_grad():
-            for key, value in pure(state, *batch).items():
+            new = pure(state, *batch)
+            _refuse_misfits(new, state)
+            for key, value in new.items():
                 old = state.get(key)
                 if old is None or (keys.split(key)[0] == keys.CARRIED and not is_alike(old, value)):
                     fresh[key] = value
@@ -125,6 +133,17 @@ def donated(pure: Callable[..., Tensors]) -> Callable[..., Tensors]:
         return fresh
 
     return in_place
+
+
+def _refuse_misfits(new: Tensors, state: Tensors) -> None:
+    """Raise ValueError for a result of another shape than its place, before the first one is written."""
+    for key, value in new.items():
+        section, name = keys.split(key)
+        if key in state and section != keys.CARRIED and value.shape != state[key].shape:
+            raise ValueError(
+                f"{name} ({section}) is {list(value.shape)} after this step and {list(state[key].shape)} before it; "
+                f"nothing was changed. What a step keeps has one shape."
+            )
 
 
 def is_alike(a: Tensor, b: Tensor) -> bool:

@@ -122,7 +122,8 @@ class UpdatePrograms:
         device = group.layout.device
         with _outside_autocast(device):
             mode = resolve_mode(self.mode, device)
-            run_due_work(group.plan, steps, group.state, self._programs, mode=mode, owner=group.at)
+            first = steps == 1
+            run_due_work(group.plan, steps, group.state, self._programs, mode=mode, owner=group.at, first=first)
 
 
 @contextlib.contextmanager

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from fusion_compile._state import keys
-from fusion_compile._step.metrics import keep_metrics, step_metrics
-from tests.small_models import batches, compiled, mlp
+from fusion_compile._step.metrics import drop_metrics, fit_metrics, keep_metrics, step_metrics
+from tests.refusals import refused
+from tests.small_models import batches, compiled, mlp, squared_error
 
 
 def test_numbers_metrics_and_counts_stand_together_and_are_copies() -> None:
@@ -38,3 +42,75 @@ def test_a_metric_gets_its_room_and_may_not_have_a_name_of_the_steps_own() -> No
     with pytest.raises(ValueError, match="the metric name 'lr' is taken by the step itself"):
         keep_metrics(update, state, {"fine": ((), torch.float32), "lr": ((), torch.float32)})
     assert set(state) == before
+
+
+def test_metrics_of_the_loss_come_and_go_and_those_of_the_step_stay() -> None:
+    step = compiled(mlp(), mode="eager")
+    update, state = step._plan.update, dict(step._state)
+    own = set(state)
+    fit_metrics(update, state, {keys.metrics("a"): torch.ones(2), keys.metrics("loss"): torch.ones(())})
+    assert set(state) == own | {keys.metrics("a")} and state[keys.metrics("a")].shape == (2,)
+    room = state[keys.metrics("a")]
+    fit_metrics(update, state, {keys.metrics("a"): torch.zeros(2)})
+    assert state[keys.metrics("a")] is room
+    fit_metrics(update, state, {keys.metrics("a"): torch.zeros(2, dtype=torch.int64)})
+    assert state[keys.metrics("a")].dtype == torch.int64
+    with pytest.raises(ValueError, match="the metric name 'skipped' is taken by the step itself"):
+        fit_metrics(update, state, {keys.metrics("skipped"): torch.zeros(())})
+    assert set(state) == own | {keys.metrics("a")}
+    drop_metrics(state)
+    assert set(state) == own
+
+
+class Changing:
+    """A loss whose metrics at call 3 are `then`."""
+
+    def __init__(self, then: str) -> None:
+        self.then = then
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, at: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        odd = int(at) == 3
+        metrics = {"a": x.sum(0) if odd and self.then == "of another shape" else x.sum()}
+        if odd and self.then == "one more":
+            metrics["late"] = y.sum()
+        if odd and self.then == "called loss":
+            metrics["loss"] = y.sum()
+        return squared_error(model, x, y), {} if odd and self.then == "gone" else metrics
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("then", ["one more", "gone", "of another shape", "called loss"])
+def test_an_uncaptured_step_shows_what_the_loss_returned_as_an_ordinary_loop_does(
+    then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No step is taken by half: where weights moved, counters did."""
+    calls = [0]
+    loss = Changing(then)
+
+    def counted(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        return loss(model, x, y, torch.tensor(calls[0]))
+
+    step, plain = compiled(mlp(), counted, mode="eager"), compiled(mlp(), mode="eager")
+    for i, (x, y) in enumerate(batches(5), start=1):
+        calls[0] = i
+        if i == 3 and then == "called loss":
+            with refused(step, ValueError, "the metric name 'loss' is taken by the step itself"):
+                step(x, y)
+            calls[0] = 0
+        assert torch.equal(step(x, y), plain(x, y))
+        shown = {n: t for n, t in step.metrics.items() if n in ("a", "late")}
+        expected = loss(step.model, x, y, torch.tensor(calls[0]))[1]
+        assert shown.keys() == expected.keys()
+        assert all(torch.equal(t, expected[n]) for n, t in shown.items())
+        assert (int(step.metrics["step"]), step.steps_called) == (i, i)
+    assert torch.equal(step.model.get_parameter("0.weight"), plain.model.get_parameter("0.weight"))
+
+
+def test_a_captured_step_refuses_metrics_that_come_and_go_and_changes_nothing() -> None:
+    def counted(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return squared_error(model, x, y), {"a": x.sum()} if len(x) == 8 else {"a": x.sum(), "b": y.sum()}
+
+    step = compiled(mlp(), counted)
+    step(*batches(1)[0])
+    with refused(step, ValueError, "returns the metrics", "give nan where there is none"):
+        step(*batches(1, size=4)[0])

@@ -96,7 +96,8 @@ def test_work_that_changes_nothing_else_writes_nothing_else() -> None:
     walk(step, 0, 3)
     (program,) = step.periodic_programs.values()
     inputs = [n.name for n in program.graph.graph.nodes if n.op == "placeholder"]
-    assert len(inputs) == 2 and sum("basis" in name for name in inputs) == 1  # the other: the hyperparameters
+    # The others: the hyperparameters, and whether the step was taken.
+    assert len(inputs) == 3 and sum("basis" in name for name in inputs) == 1
     assert program.graph.code.count("copy_(") == 1
 
 
