@@ -21,7 +21,7 @@ X, Y = torch.linspace(-1, 1, 16).reshape(4, 4), torch.tensor([1, 2, 0, 0])
 
 
 class Guided(nn.Module):
-    """``forward_with_cfg`` of published DiT code, ``apply_model`` of latent diffusion, and one that computes nothing."""
+    """``forward_with_cfg`` of DiT, ``apply_model`` of latent diffusion, and one method that computes nothing."""
 
     def __init__(self) -> None:
         super().__init__()
