@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -49,6 +50,15 @@ of the weights. No body takes a timestep, which the tests check too.
 """
 
 
+_EXPORTED = """## Every class that diffusers exports
+
+Every transformer, UNet and prior class of diffusers {version}, at tiny size, in fp32 on the CPU with `mode="eager"`:
+two requests at three timesteps, with other latents at each. *Exact*: bitwise the model's. *Freed*: the share of the
+weights that `release_weights(to="drop")` returned. Classes of the table above are not repeated. What is refused, or
+left to the whole model, has its sentence below.
+"""
+
+
 def page(results: dict[str, Any], tiny: Sequence[str], full: Sequence[str]) -> str:
     """The whole page; models that have no numbers yet are left out."""
     counted = {name: results["full"][name] for name in full if name in results["full"]}
@@ -56,6 +66,9 @@ def page(results: dict[str, Any], tiny: Sequence[str], full: Sequence[str]) -> s
     machine = results.get("machine", {})
     parts = [_HEAD, _FULL, _weights(counted), _GRAPH, _graphs(counted), "", _declined(counted), ""]
     parts += [_TINY.format(n_steps=8), _measured(measured), ""]
+    tried = results.get("exported", {})
+    if tried:
+        parts += [_EXPORTED.format(version=results.get("diffusers", "0.42.1")), _tried(tried), "", _said(tried), ""]
     parts.append(f"Last run {machine.get('date', '?')}, torch {machine.get('torch', '?')}, {machine.get('cpu', '?')}.")
     return "\n".join(parts) + "\n"
 
@@ -130,6 +143,27 @@ def _measured(measured: dict[str, Any]) -> str:
         )
     head = ["model", "calls " + " / ".join(TIMES.values()), "kernels", "exact", "batched", "freed"]
     return _table(head, rows)
+
+
+def _tried(tried: dict[str, Any]) -> str:
+    rows = []
+    for name, numbers in sorted(tried.items()):
+        whole = numbers["said"] and numbers["difference"] is not None
+        verdict = "refused" if numbers["difference"] is None else "whole model" if whole else "exact"
+        if numbers["difference"]:
+            verdict = f"differs by {numbers['difference']:g}"
+        rows.append([name, verdict, "" if numbers["said"] else f"{numbers['freed']:.0%}"])
+    return _table(["class", "outcome", "freed"], rows)
+
+
+def _said(tried: dict[str, Any]) -> str:
+    lines = [f"- {name}: {_without_folders(n['said'])}" for name, n in sorted(tried.items()) if n["said"]]
+    return "\n".join(lines)
+
+
+def _without_folders(sentence: str) -> str:
+    """Files by name alone: the folder is the machine's."""
+    return re.sub(r"/\S*/(?=[^/\s]+\.py)", "", sentence)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

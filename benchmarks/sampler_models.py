@@ -1,11 +1,13 @@
 """The models that people run: what a sampler does to each, measured on tiny ones and counted at full size.
 
-    python benchmarks/sampler_models.py [--tiny] [--full] [--only NAME ...] [--render]
+    python benchmarks/sampler_models.py [--tiny] [--full] [--exported] [--only NAME ...] [--render]
 
 `--tiny` runs every tiny model of tests/models on the CPU in fp32 and eager mode: a schedule of eight steps with two
-requests, the difference to the model, the bytes freed. `--full` exports every published configuration on meta tensors,
-which take no memory for weights, and half a minute to several minutes each. Both keep what they find in a JSON file,
-model by model, and write docs/sampler-models.md from it; without either nothing runs and the page is written again.
+requests, the difference to the model, the bytes freed. `--exported` tries every transformer, UNet and prior class that
+diffusers exports, at tiny size: exact, or refused with its reason. `--full` exports every published configuration on
+meta tensors, which take no memory for weights, and half a minute to several minutes each. All keep what they find in a
+JSON file, model by model, and write docs/sampler-models.md from it; without one nothing runs and the page is written
+again.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 from _sampler_models_page import page  # noqa: E402
 
 from tests.models.cases import N_STEPS, NAMES, Case, case  # noqa: E402
+from tests.models.exported.run import EXPORTED, outcome  # noqa: E402
 
 
 def measure_tiny(name: str) -> dict[str, Any]:
@@ -107,6 +110,7 @@ def _difference(got: Any, expected: Any) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=" ".join(__doc__.split("\n\n")[0].split()))  # type: ignore[union-attr]
     parser.add_argument("--tiny", action="store_true", help="run the tiny models")
+    parser.add_argument("--exported", action="store_true", help="run every class that diffusers exports, at tiny size")
     parser.add_argument("--full", action="store_true", help="export the published configurations")
     parser.add_argument("--only", nargs="+", default=None, metavar="NAME")
     parser.add_argument("--missing", action="store_true", help="only what the JSON file does not have")
@@ -121,6 +125,9 @@ def main() -> None:
         work += [("tiny", name, measure_tiny) for name in NAMES]
     if options.full:
         work += [("full", name, count_full) for name in PUBLISHED]
+    if options.exported:
+        work += [("exported", name, lambda name: outcome(name)._asdict()) for name in EXPORTED]
+    results.setdefault("exported", {})
     for kind, name, run in work:
         if (options.only and name not in options.only) or (options.missing and name in results[kind]):
             continue

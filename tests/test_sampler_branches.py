@@ -132,14 +132,22 @@ def test_a_number_of_the_timestep_is_given_up_soon() -> None:
         assert same(sampler, model)
 
 
-def test_a_refusal_prints_no_graph(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_branch_on_the_latent_is_left_to_the_model_and_prints_no_graph(capfd: pytest.CaptureFixture[str]) -> None:
+    """HiDream's experts count their tokens on the host."""
+
     class OnLatent(Base):
         def forward(self, x: Tensor, t: Tensor) -> Tensor:
             return x + t[:, None, None] if x.sum() > 0 else x - t[:, None, None]
 
-    _, sampler = made(OnLatent)
+    model, sampler = made(OnLatent)
     with pytest.raises(ValueError, match=r"OnLatent reads the contents .* and x decides it"):
-        sampler(X, at(0.5))
+        sampler.prepare((X, at(0.5)))
+    with pytest.warns(UserWarning, match=r"x decides it, .*Meanwhile the whole model serves"):
+        assert same(sampler, model)
+    assert torch.equal(sampler(-X - 1, at(0.5)), model(-X - 1, at(0.5)))
+    exports = sampler._programs._graphs.n_exports
+    sampler(X, at(0.5))
+    assert sampler._programs._graphs.n_exports == exports, "it was traced again"
     assert capfd.readouterr() == ("", "")
 
 

@@ -39,11 +39,11 @@ def one_export_for_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Export takes most of the time of these tests, and gives the same graph for the same model and call."""
     trace = trace_denoiser
 
-    def cached(model: Any, call: Any) -> DenoiserGraph:
+    def cached(model: Any, call: Any, reads: Any = ()) -> DenoiserGraph:
         key = (id(model), call.key.sizes, call.key.constants)
         if key not in _TRACED:
             _TRACED.clear()
-            _TRACED[key] = trace(model, call)
+            _TRACED[key] = trace(model, call, reads)
         return _TRACED[key]
 
     monkeypatch.setattr(by_shape, "trace_denoiser", cached)

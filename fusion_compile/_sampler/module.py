@@ -372,7 +372,10 @@ class SamplerModule(StandIn):
         """Call the model, which was offloaded, quantised or given a cache after the sampler was made."""
         self._weights.refuse_if_out(f"{why} The whole model would serve, which")
         self._say_once("unservable", f"{why} Meanwhile the whole model serves, and nothing is hoisted.")
-        return invoke(self.model, call, {**call.arguments, **call.numbers})
+        out = invoke(self.model, call, {**call.arguments, **call.numbers})
+        if why.of_the_call:
+            self._programs.accept_structure()
+        return out
 
     def _serve_whole(self, call: Call, unserved: Unserved) -> Any:
         values, why, remedy = unserved.values, unserved.why, unserved.remedy

@@ -61,6 +61,7 @@ class SamplerPrograms:
         self._roles: Roles | None = None
         self._programs: OrderedDict[tuple[CallKey, int], SamplerProgram] = OrderedDict()
         self._built: Counter[CallKey] = Counter()
+        self._unservable: dict[CallKey, Unservable] = {}
         self._graphs = GraphsByShape(model, say_once)
         self._structure: Watch | None = None
         open_ended = any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in signature.parameters.values())
@@ -92,9 +93,18 @@ class SamplerPrograms:
         while weights are out of memory.
         """
         self._follow_structure()
+        if (known := self._unservable.get(call.key)) is not None:
+            raise known.with_traceback(None)
         place = self._place_of(call)
         if place is None:
-            program = self._build(call)
+            refuse_unservable(self._model)
+            try:
+                program = self._build(call)
+            except Unservable as found:  # of this call: the next one need not trace again
+                self._unservable[call.key] = found
+                found.of_the_call = True
+                self._structure = self._structure or Watch({"": self._model}, scope=SAMPLER)
+                raise
             place = (call.key, self._built[call.key])
             self._built[call.key] += 1
             self._programs[place] = program
@@ -202,6 +212,7 @@ class SamplerPrograms:
             return
         refuse_unservable(self._model)
         self._refuse_training()
+        self._unservable.clear()
         tensors = change.tensors
         if tensors is not None and all(program.rebind(tensors) for program in self.values()):
             self._weights.were_replaced(tensors)
@@ -212,11 +223,11 @@ class SamplerPrograms:
         self._say_once("structure", f"{fact}; the sampler is built again.")
         self._programs.clear()
         self._built.clear()
+        self._unservable.clear()
         self._graphs.drop_all()
         self._structure = None
 
     def _build(self, call: Call) -> SamplerProgram:
-        refuse_unservable(self._model)
         self._weights.refuse_if_dropped(
             self._weights.names, "the table of a new shape", "prepare every shape before weights are dropped"
         )

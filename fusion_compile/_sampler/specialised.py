@@ -11,6 +11,7 @@ from torch import Tensor
 from fusion_compile._sampler.graph.call import Call
 from fusion_compile._sampler.graph.host_reads import ReadGraph
 from fusion_compile._sampler.split import SplitDenoiser
+from fusion_compile._sampler.weights.unservable import Unservable
 from fusion_compile.passes import BindingTime, binding_times
 
 MOST_VALUES = 8
@@ -25,7 +26,7 @@ _REMEMBERED = 4
 class Specialised:
     """What was read from tensors when the graph of `split` was traced, to be read again for other calls.
 
-    Raises ValueError if the latent decides it, because it then differs at every call.
+    Raises `Unservable` if the latent decides it, because it then differs at every call.
     """
 
     def __init__(self, split: SplitDenoiser, model_name: str) -> None:
@@ -47,10 +48,10 @@ class Specialised:
         for node, read in self._reads.read_nodes():
             if times[node] is BindingTime.LIVE:
                 live = [name for name in self._at if inputs[name] is BindingTime.LIVE]
-                raise ValueError(
+                raise Unservable(
                     f"{model_name} reads the contents of a tensor at {read.where}, and "
                     f"{', '.join(live) or 'something random'} decides it, which changes at every call. A graph has one "
-                    f"branch; use tensor operations there, or call the model itself."
+                    f"branch; use tensor operations there."
                 )
             if times[node].per_step and not isinstance(read.value, bool):
                 self.most = MOST_NUMBERS_OF_STEP

@@ -159,14 +159,19 @@ def separate_reads(
         return None
     output = graph_module.graph.output_node()
     everything = _outputs(graph_module.graph)
+    decides: set[fx.Node] = set()
+    waiting = list(everything[n_outputs:])
+    while waiting:
+        node = waiting.pop()
+        if node not in decides:
+            decides.add(node)
+            waiting += node.all_input_nodes
     readings = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    readings.graph_copy(graph_module.graph, copies)
+    for node in graph_module.graph.nodes:
+        if node in decides:  # assertions of the whole graph would hold all of its inputs
+            copies[node] = readings.node_copy(node, copies.__getitem__)
     readings.output(tuple(copies[n] for n in everything[n_outputs:]))
-    readings.eliminate_dead_code()
-    for node in readings.find_nodes(op="placeholder"):
-        if not node.users:
-            readings.erase_node(node)
     output.args = (everything[:n_outputs],)
     return ReadGraph(fx.GraphModule(graph_module, readings), calls)
 

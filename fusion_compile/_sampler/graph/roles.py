@@ -23,7 +23,8 @@ _NAMES: dict[Role, str] = {
     "r r_timestep timestep_r target_timestep next_timestep prev_timestep timestep_next t_next next_t t_hat sigma_next "
     "sigma_hat timesteps_r",
     "live": "x xt x_t z zt z_t sample latent latents noisy_latents hidden_states noisy input inputs img image "
-    "images noise action actions noisy_actions block_controlnet_hidden_states",
+    "images noise vision_tokens sound_tokens action_tokens video_tokens audio_tokens latent_tokens action actions "
+    "noisy_actions block_controlnet_hidden_states",
     "request": "y c label labels class_label class_labels text context cond conditioning encoder_hidden_states "
     "guidance pooled_projections prompt_embeds caption mask attention_mask encoder_attention_mask img_ids txt_ids "
     "global_hidden_states rotary_embedding freqs_cis style ofs obs obs_tokens observation observations state "
@@ -37,8 +38,10 @@ _PREFIXES: dict[Role, tuple[str, ...]] = {
 }
 _OF_TEXT = ("encoder", "text", "txt", "prompt", "caption", "cap_", "t5", "clip", "llama", "pooled")
 """Parts of names of hidden states that come from an encoder; other hidden states are a stream of latents."""
+_OF_CONDITIONS = ("image", "context", "cond", "clean", "control", "inpaint", "mask", "ref", "history", "prefix")
+"""Parts of names of latents that stay as they are through a request."""
 _SUFFIXES: dict[Role, tuple[str, ...]] = {
-    "step": ("_timestep", "_timesteps", "_timestep_r", "_sigma", "_sigmas"),
+    "step": ("_timestep", "_timesteps", "_timestep_r", "_sigma", "_sigmas", "_time"),
     "request": (
         *("_mask", "_masks", "_ids", "_emb", "_embed", "_embeds", "_embedding", "_embeddings", "_feats"),
         *("_shapes", "_size", "_coords", "_cond", "_kwargs", "_labels"),
@@ -124,6 +127,8 @@ def _role_of_name(name: str) -> Role | None:
     for role, prefixes in _PREFIXES.items():
         if name.startswith(prefixes):
             return role
+    if name.endswith("_latents"):
+        return "request" if any(part in name for part in _OF_CONDITIONS) else "live"
     if name.endswith("hidden_states"):
         return "request" if any(part in name for part in _OF_TEXT) else "live"
     return next((role for role, suffixes in _SUFFIXES.items() if name.endswith(suffixes)), None)

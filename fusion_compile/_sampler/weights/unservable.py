@@ -10,7 +10,12 @@ _PLAIN = (Tensor, nn.Parameter)
 
 
 class Unservable(ValueError):
-    """A sampler's graph cannot represent the model as it is now. The model itself can be called."""
+    """A sampler's graph cannot represent the model as it is now. The model itself can be called.
+
+    `of_the_call`: whether this is so for calls of one form only, whatever becomes of hooks and weights.
+    """
+
+    of_the_call = False
 
 
 def refuse_unservable(model: nn.Module) -> None:

@@ -98,7 +98,7 @@ def test_nothing_of_a_failed_trace_stays() -> None:
     model = Fails().eval()
     with torch.no_grad():
         with pytest.raises(ValueError, match="reads the contents of a tensor at"):
-            optimize_sampler(model, 4, mode="eager")(X, T, Y)
+            optimize_sampler(model, 4, mode="eager").prepare((X, T, Y))
         assert model.kept is None and model.table.values is None and not model.table.by_size and not model.history
         first = model(X, T, Y)
         assert torch.equal(first, model(X, T, Y))

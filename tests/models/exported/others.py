@@ -1,0 +1,196 @@
+"""Transformers of audio, of video with audio, and of proteins; decoders that diffuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tests.models.exported.spec import Exported, N, mask, noise, rotary, thousand, unit
+
+_LTX2: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "cross_attention_dim": 24,
+    "audio_in_channels": 4,
+    "audio_out_channels": 4,
+    "audio_num_attention_heads": 2,
+    "audio_attention_head_dim": 8,
+    "audio_cross_attention_dim": 16,
+    "num_layers": 1,
+    "caption_channels": 10,
+    "qk_norm": "rms_norm_across_heads",
+    "rope_double_precision": False,
+}
+
+EXPORTED: dict[str, Exported] = {
+    "LTX2VideoDiffusionDecoderModel": Exported(
+        {
+            "latent_channels": 4,
+            "patch_size": 2,
+            "decoder_head_dim": 8,
+            "decoder_stage_channels": (64, 32, 16, 16, 8),
+            "decoder_stage_depths": (1, 1, 1, 1, 1),
+            "decoder_stage_kernels": ((1, 3, 3),) * 4,
+            "decoder_stage5_kernel": (3, 3, 3),
+            "decoder_t_emb_dim": 8,
+        },
+        lambda t: {"z": noise(4, 2, 4, 4)},
+    ),
+    "AceStepTransformer1DModel": Exported(
+        {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "in_channels": 12,
+            "audio_acoustic_hidden_dim": 4,
+            "sliding_window": 4,
+        },
+        lambda t: {
+            "hidden_states": noise(8, 4),
+            "timestep": unit(t),
+            "timestep_r": unit(t / 2),
+            "encoder_hidden_states": noise(6, 32),
+            "context_latents": noise(8, 8),
+        },
+    ),
+    "LongCatAudioDiTTransformer": Exported(
+        {"dit_dim": 32, "dit_depth": 2, "dit_heads": 2, "dit_text_dim": 10, "latent_dim": 4},
+        lambda t: {
+            "hidden_states": noise(8, 4),
+            "encoder_hidden_states": noise(6, 10),
+            "encoder_attention_mask": mask(6).bool(),
+            "timestep": unit(t),
+            "attention_mask": mask(8).bool(),
+            "latent_cond": noise(8, 4),
+        },
+    ),
+    "MiniMaxMusic3Transformer1DModel": Exported(
+        {
+            "in_channels": 4,
+            "condition_dim": 10,
+            "num_layers": 1,
+            "num_attention_heads": 2,
+            "attention_head_dim": 8,
+            "ff_inner_dim": 16,
+            "rotary_dim": 4,
+            "fourier_embedding_dim": 8,
+        },
+        lambda t: {"hidden_states": noise(4, 8), "timestep": unit(t), "encoder_hidden_states": noise(8, 10)},
+    ),
+    "StableAudio3DiTModel": Exported(
+        {
+            "io_channels": 4,
+            "embed_dim": 32,
+            "depth": 2,
+            "num_heads": 2,
+            "cond_token_dim": 10,
+            "global_cond_dim": 8,
+            "local_add_cond_dim": 5,
+            "timestep_features_dim": 8,
+            "num_memory_tokens": 2,
+        },
+        lambda t: {
+            "hidden_states": noise(4, 8),
+            "timestep": unit(t),
+            "encoder_hidden_states": noise(6, 10),
+            "global_hidden_states": noise(8),
+            "encoder_attention_mask": mask(6).bool(),
+            "local_add_cond": noise(5, 8),
+        },
+    ),
+    "LTX2VideoTransformer3DModel": Exported(
+        _LTX2,
+        lambda t: {
+            "hidden_states": noise(8, 4),
+            "audio_hidden_states": noise(4, 4),
+            "encoder_hidden_states": noise(6, 10),
+            "audio_encoder_hidden_states": noise(6, 10),
+            "timestep": thousand(t),
+            "audio_timestep": thousand(t / 2),
+            "sigma": unit(t),
+            "audio_sigma": unit(t / 2),
+            "encoder_attention_mask": mask(6),
+            "audio_encoder_attention_mask": mask(6),
+            "num_frames": 2,
+            "height": 2,
+            "width": 2,
+            "audio_num_frames": 4,
+        },
+    ),
+    "SanaWMLTX2RefinerTransformer3DModel": Exported(
+        _LTX2,
+        lambda t: {
+            "hidden_states": noise(8, 4),
+            "encoder_hidden_states": noise(6, 10),
+            "timestep": thousand(t),
+            "video_rotary_emb": tuple(r[None].expand(N, -1, -1) for r in rotary(8, 24)),
+            "encoder_attention_mask": mask(6),
+        },
+    ),
+    "MiniMaxH3Transformer3DModel": Exported(
+        {
+            "num_attention_heads": 2,
+            "attention_head_dim": 16,
+            "hidden_size": 32,
+            "num_layers": 1,
+            "num_refiner_layers": 1,
+            "ffn_dim": 32,
+            "in_channels": 4,
+            "audio_in_channels": 4,
+            "text_dim": 10,
+            "freq_dim": 16,
+            "time_embed_hidden_dim": 16,
+            "time_embed_dim": 16,
+            "rope_freq_dim": 2,
+        },
+        lambda t: {
+            "hidden_states": noise(4, 16),
+            "audio_hidden_states": noise(2, 4),
+            "encoder_hidden_states": noise(3, 10),
+            "timestep": torch.tensor([t]),
+            "timestep_indices": torch.zeros(9, dtype=torch.int64),
+            "token_tags": torch.tensor([1] * 3 + [0] * 4 + [2] * 2),
+            "position_ids": torch.arange(27.0).reshape(9, 3),
+            "video_indices": torch.arange(3, 7),
+            "audio_indices": torch.arange(7, 9),
+            "text_indices": torch.arange(3),
+        },
+    ),
+    "RFD4ProteinaTransformer": Exported(
+        {
+            "nlayers": 1,
+            "token_dim": 16,
+            "nheads": 2,
+            "dim_cond": 8,
+            "pair_repr_dim": 8,
+            "latent_dim": 4,
+            "token_type_emb_dim": 4,
+            "cath_emb_dim": 4,
+            "t_emb_dim": 8,
+            "seq_sep_dim": 8,
+            "tri_mult_c": 8,
+            "feats_seq": ("xt_bb_ca", "xt_local_latents", "token_type"),
+            "feats_cond_seq": ("time_emb_bb_ca", "time_emb_local_latents"),
+            "feats_pair_repr": ("xt_bb_ca_pair_dists",),
+            "feats_pair_cond": ("time_emb_bb_ca", "time_emb_local_latents"),
+        },
+        lambda t: {
+            "bb_ca": noise(5, 3),
+            "local_latents": noise(5, 4),
+            "bb_ca_time": unit(t),
+            "local_latents_time": unit(t / 2),
+            "padding_mask": torch.ones(N, 5, dtype=torch.bool),
+            "token_type": torch.zeros(N, 5, dtype=torch.int64),
+            "conditioning": {
+                "is_in_context_conditioning": torch.zeros(N, 5, dtype=torch.bool),
+                "supports_local_latent": torch.ones(N, 5, dtype=torch.bool),
+            },
+        },
+    ),
+}
