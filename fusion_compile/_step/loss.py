@@ -15,8 +15,8 @@ from fusion_compile import _compat
 from fusion_compile._capture.by_running.leaves import parameters_are_leaves
 from fusion_compile._capture.by_running.trace import no_checkpoint_is_reentrant
 from fusion_compile._capture.rehearsal.contents import Contents
-from fusion_compile._step.batches import map_tensors
 from fusion_compile._step.carried import Carried
+from fusion_compile._step.containers import map_tensors
 from fusion_compile._step.host_reads import HostRead, RefuseHostReads, host_read_message, not_on_fakes_message
 from fusion_compile._step.learnable import leaves_of, refuse_learnable
 from fusion_compile._step.precision import Precision

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fusion_compile._step import batches
+from fusion_compile._step.containers import map_tensors
 from fusion_compile._types import Tensors
 
 _Metrics: TypeAlias = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -70,7 +71,7 @@ def _cut(batch: tuple[Any, ...], start: int, size: int, whole: int) -> tuple[Any
     def one(tensor: Tensor) -> Tensor:
         return tensor[start : start + size] if tensor.ndim and tensor.shape[0] == whole else tensor
 
-    found: tuple[Any, ...] = batches.map_tensors(one, batch)
+    found: tuple[Any, ...] = map_tensors(one, batch)
     return found
 
 

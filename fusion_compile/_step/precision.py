@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile._compat import fast_product_dtype
-from fusion_compile._step.batches import map_tensors
+from fusion_compile._step.containers import map_tensors
 
 DTYPES = (torch.bfloat16, torch.float16)
 """The precisions that autocast computes in."""

@@ -16,6 +16,7 @@ from fusion_compile._capture.rehearsal.rehearsal import Rehearsal, rehearse, run
 from fusion_compile._capture.sources.sources import Source, Sources
 from fusion_compile._capture.watch.reads import Reads, reading
 from fusion_compile._step import batches
+from fusion_compile._step.containers import map_tensors
 from fusion_compile._step.gradient_hooks import hooked_leaf
 from fusion_compile._step.learnable import leaves_of, refuse_learnable
 from fusion_compile._step.loss import LossFn, LossModule, check_loss
@@ -88,7 +89,7 @@ class OrdinaryStep:
         shares, counts = Shares.of(parts, self._options.weigh_by), list[Tensor | int]()
         known = shares.known_total()
         for i, whole in enumerate(parts):
-            part = batches.map_tensors(torch.clone, whole.batch)
+            part = map_tensors(torch.clone, whole.batch)
             with (
                 torch.enable_grad(),
                 no_checkpoint_is_reentrant(),

@@ -25,7 +25,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-class Encoding(UserDict):  # type: ignore[type-arg]
+class Encoding(UserDict[str, Any]):
     """As transformers' BatchEncoding: keys are attributes, and it can be unpacked."""
 
     def __getattr__(self, name: str) -> Any:
@@ -36,7 +36,7 @@ class Encoding(UserDict):  # type: ignore[type-arg]
 
 
 @dataclasses.dataclass
-class Output(OrderedDict):  # type: ignore[type-arg]
+class Output(OrderedDict[str, Any]):
     """As transformers' and diffusers' ModelOutput: a dictionary and a dataclass at once."""
 
     x: Tensor
@@ -68,8 +68,8 @@ class Sample:
 
 
 class Row(NamedTuple):
-    x: Tensor
-    y: Tensor
+    x: Any
+    y: Any
 
 
 def by_attribute(m: nn.Module, b: Any) -> Tensor:
@@ -138,7 +138,14 @@ def test_another_class_is_another_kind_of_batch() -> None:
 
 def test_containers_are_rebuilt_and_not_changed() -> None:
     x, y = torch.zeros(2), torch.ones(2)
-    for tree in (Encoding({"x": x, "y": y}), Output(x, y), Sample(x, [y]), Row(x, y), defaultdict(list, x=x, y=y)):
+    trees: tuple[Any, ...] = (
+        Encoding({"x": x, "y": y}),
+        Output(x, y),
+        Sample(x, [y]),
+        Row(x, y),
+        defaultdict(float, x=x, y=y),
+    )
+    for tree in trees:
         other = map_tensors(lambda t: t + 1, tree)
         assert type(other) is type(tree)
         inner = children(other)
