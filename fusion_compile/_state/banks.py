@@ -59,14 +59,15 @@ class Bank:
                     part[0] if one == 1 else part for part, one in zip(torch.split(tensor, counts), counts, strict=True)
                 ]
             whole = tuple(tensor.shape[1:]) == self.matrix
-            return [part.view(p.shape) if whole else part for part, p in zip(parts, self.places, strict=True)]
+            return [_shaped(part, p) if whole else part for part, p in zip(parts, self.places, strict=True)]
         ends = [p.at for p in self.places[1:]] + [self.length]
         sizes = [end - p.at for p, end in zip(self.places, ends, strict=True)]
         padded = torch.split(tensor, sizes)
-        return [part[: p.numel].view(p.shape) for part, p in zip(padded, self.places, strict=True)]
+        return [_shaped(part[: p.numel], p) for part, p in zip(padded, self.places, strict=True)]
 
     def join(self, parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """The inverse of `split`: one new tensor of the bank's shape; padding is zero."""
+        parts = [part.permute(p.order) if p.order else part for part, p in zip(parts, self.places, strict=True)]
         if self.matrix is not None:
             if len(self.places) == self.length:
                 return torch.stack([part.reshape(self.matrix) for part in parts]).to(dtype)
@@ -125,8 +126,12 @@ class Layout:
         return next((b.key for b in self.banks if path.endswith(f"/{b.key}")), None)
 
 
-def build_layout(model: nn.Module, routes: Sequence[Route]) -> Layout:
-    """Group the routed parameters into banks. Raises ValueError for what a bank cannot hold, with the full name."""
+def build_layout(model: nn.Module, routes: Sequence[Route], *, columns_in_memory_order: bool = False) -> Layout:
+    """Group the routed parameters into banks. Raises ValueError for what a bank cannot hold, with the full name.
+
+    A parameter keeps the order of its axes in memory (``channels_last``) where it is updated entry by entry, and with
+    `columns_in_memory_order` where it is a matrix, whose columns are then permuted.
+    """
     parameters = dict(model.named_parameters())
     devices = {parameters[r.name].device for r in routes}
     if not routes:
@@ -135,7 +140,7 @@ def build_layout(model: nn.Module, routes: Sequence[Route]) -> Layout:
         raise ValueError(
             f"the model's trainable parameters lie on {', '.join(sorted(map(str, devices)))}; move them to one device."
         )
-    members: dict[_Kind, list[tuple[str, Tensor]]] = {}
+    members: dict[_Kind, list[Place]] = {}
     for r in routes:
         p = parameters[r.name]
         if not p.dtype.is_floating_point or p.layout is not torch.strided or type(p.data) is not Tensor:
@@ -145,7 +150,8 @@ def build_layout(model: nn.Module, routes: Sequence[Route]) -> Layout:
                 f"Freeze it (requires_grad=False) or convert it."
             )
         matrix = r.matrix if r.role == "spectral" else None
-        members.setdefault(_Kind(r.role, p.dtype, matrix, r.blocks, r.group), []).append((r.name, p))
+        place = Place(r.name, tuple(p.shape), 0, _order_in_memory(p, r, columns_in_memory_order))
+        members.setdefault(_Kind(r.role, p.dtype, matrix, r.blocks, r.group), []).append(place)
     return Layout(tuple(_bank(kind, named) for kind, named in members.items()), devices.pop())
 
 
@@ -170,19 +176,39 @@ class _Kind(NamedTuple):
         return in_group("/".join(parts), self.group)
 
 
-def _bank(kind: _Kind, members: list[tuple[str, Tensor]]) -> Bank:
+def _bank(kind: _Kind, members: list[Place]) -> Bank:
+    places, at = [], 0
     if kind.matrix is not None:
-        stacked, at = [], 0
-        for n, p in members:
-            stacked.append(Place(n, tuple(p.shape), at))
-            at += p.numel() // (kind.matrix[0] * kind.matrix[1])
-        return Bank(kind.key, kind.dtype, kind.matrix, tuple(stacked), at, kind.blocks)
+        for place in members:
+            places.append(place._replace(at=at))
+            at += place.numel // (kind.matrix[0] * kind.matrix[1])
+        return Bank(kind.key, kind.dtype, kind.matrix, tuple(places), at, kind.blocks)
     step = max(1, _ALIGNMENT // kind.dtype.itemsize)
-    flat, at = [], 0
-    for n, p in members:
-        flat.append(Place(n, tuple(p.shape), at))
-        at += -(-p.numel() // step) * step
-    return Bank(kind.key, kind.dtype, None, tuple(flat), at)
+    for place in members:
+        places.append(place._replace(at=at))
+        at += -(-place.numel // step) * step
+    return Bank(kind.key, kind.dtype, None, tuple(places), at)
+
+
+def _order_in_memory(p: Tensor, r: Route, columns: bool) -> tuple[int, ...]:
+    """The axes of a parameter as they lie in memory, if a bank can keep them so; empty for those that lie in order.
+
+    Element by element any order will do. The columns of a flattened convolution may be permuted, because every matrix
+    transform treats them alike; rows, stacks and blocks of columns may not. `columns`: whether they may at all.
+    """
+    order = tuple(sorted(range(p.ndim), key=lambda axis: -p.stride(axis)))
+    columns_alone = columns and order[:1] == (0,) and not r.stack and (r.blocks is None or r.blocks.axis == -2)
+    keeps = order != tuple(range(p.ndim)) and (r.role != "spectral" or columns_alone)
+    return order if keeps and p.permute(order).is_contiguous() else ()
+
+
+def _shaped(part: Tensor, place: Place) -> Tensor:
+    """A contiguous part of a bank in the parameter's shape, with its own order in memory."""
+    if not place.order:
+        return part.view(place.shape)
+    return part.view([place.shape[axis] for axis in place.order]).permute(
+        [place.order.index(axis) for axis in range(len(place.order))]
+    )
 
 
 def _each_matrix(bank: Bank) -> Iterator[Place]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from fusion_compile._state import flat_tree, keys
 from fusion_compile._state.banks import Layout, build_layout
 from fusion_compile._state.blocks import SplitBlocks, cut_blocks
 from fusion_compile._state.groups import assign, numbers_of, read_groups, refuse_unread
@@ -61,8 +62,11 @@ def plan_update(
     routes = route(model, roles, forced.scalar, forced.spectral)
     refuse_roles(routes, roles, transform.name)
     routes = assign(cut_blocks(routes, model, forced.blocks), named)
-    layout = build_layout(model, routes)
+    layout = build_layout(model, routes, columns_in_memory_order=True)
     whole = bound(transform, layout.infos)
+    if _knows_columns(whole, layout):
+        layout = build_layout(model, routes)
+        whole = bound(transform, layout.infos)
     empty = layout.without_data()
     if lr is not None and (used := numbers_used(whole, empty)) is not None:
         refuse_unread("the step", ["lr"], used, transform.name)
@@ -72,3 +76,20 @@ def plan_update(
             refuse_unread(f"group {group.name!r}", group.numbers, used, transform.name)
     together = grouped(whole, {g.name: g.numbers for g in named}) if named else whole
     return Planned(together, routes, layout, numbers)
+
+
+def _knows_columns(transform: Transform, layout: Layout) -> bool:
+    """Whether the state of `transform` has something for each column of a matrix whose columns lie in another order (a
+    right factor, a basis, a sample): it would mean other columns in a model whose weights lie in order."""
+    ordered = {b.key: b.shape for b in layout.banks if b.matrix is not None and any(p.order for p in b.places)}
+    if not ordered:
+        return False
+    try:
+        state = dict(flat_tree.flatten(transform.init(layout.without_data()), keys.OPTIMIZER))
+    except Exception:  # of any kind: a transform that needs values cannot tell
+        return True
+    for path, tensor in state.items():
+        key = layout.bank_of(path)
+        if key in ordered and tuple(tensor.shape) != ordered[key] and tensor.ndim > 1 and tensor.shape[-1] > 1:
+            return True
+    return False

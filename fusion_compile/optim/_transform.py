@@ -62,11 +62,16 @@ class Context(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where one parameter lies in its bank: index `at` of a stacked bank, offset `at` of a flat one."""
+    """Where one parameter lies in its bank: index `at` of a stacked bank, offset `at` of a flat one.
+
+    `order`: its axes in the order of memory where that is another than theirs (``channels_last``: 0, 2, 3, 1); empty
+    otherwise.
+    """
 
     name: str
     shape: tuple[int, ...]
     at: int
+    order: tuple[int, ...] = ()
 
     @property
     def numel(self) -> int:
