@@ -24,7 +24,9 @@ from ._graph import value_of
 _TAG = "gradient_of"
 
 
-def lower_to_aten(module: fx.GraphModule, *, gradients: bool = True) -> fx.GraphModule:
+def lower_to_aten(
+    module: fx.GraphModule, *, gradients: bool = True, decompositions: Mapping[Any, Any] | None = None
+) -> fx.GraphModule:
     """Lower a Dynamo graph to an ATen graph, with ``torch.autograd.grad`` written out as the backward's operators.
 
     Exact. `module` is run on the fake tensors recorded at its placeholders, which takes no memory and no arithmetic.
@@ -35,8 +37,9 @@ def lower_to_aten(module: fx.GraphModule, *, gradients: bool = True) -> fx.Graph
     computes, or else from the call of ``autograd.grad``.
 
     Args:
-        module: A graph captured by Dynamo; it stays as it is.
+        module: A graph captured by Dynamo, or an ATen graph; it stays as it is.
         gradients: Whether gradients were enabled where the graph begins.
+        decompositions: Operators to be split up, each with the function that does it, as ``make_fx`` takes them.
 
     Returns:
         The ATen graph.
@@ -72,7 +75,8 @@ def lower_to_aten(module: fx.GraphModule, *, gradients: bool = True) -> fx.Graph
         return interpreter.run(*given[len(held) :])
 
     with fx.traceback.preserve_node_meta(), fake, torch.set_grad_enabled(gradients):
-        lowered = make_fx(run)(*(_faked(tensor, fake) for tensor in held.values()), *examples)
+        trace = make_fx(run, decomposition_table=None if decompositions is None else dict(decompositions))
+        lowered = trace(*(_faked(tensor, fake) for tensor in held.values()), *examples)
     placeholders = lowered.graph.find_nodes(op="placeholder")
     for node, original in zip(placeholders[len(held) :], inputs, strict=True):
         node._rename(original.name)

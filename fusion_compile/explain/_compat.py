@@ -33,6 +33,24 @@ def import_inductor() -> None:
         import torch._inductor.scheduler  # noqa: F401
 
 
+def inductor_decompositions() -> Any:
+    """Return Inductor's table of operators that it splits into those that it fuses."""
+    from torch._inductor.decomposition import select_decomp_table
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own decorators warn
+        return select_decomp_table()
+
+
+def replace_attention(module: torch.fx.GraphModule) -> None:
+    """Replace products and a softmax that are attention by the attention operator, as Inductor does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch._inductor.fx_passes.joint_graph import joint_graph_passes
+
+        joint_graph_passes(module)
+
+
 def cuda_graph_skips() -> int:
     """Return how often Inductor has given up CUDA graphs in this process."""
     return int(torch._dynamo.utils.counters["inductor"]["cudagraph_skips"])

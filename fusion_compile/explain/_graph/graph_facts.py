@@ -79,7 +79,7 @@ def graph_facts(
             )
         )
     names = {node: (fact.name, fact.where) for node, fact in zip(nodes, facts, strict=True)}
-    memory = memory_of(module.graph, nodes, names)
+    memory = memory_of(module, nodes, names)
     return GraphFacts(title, _regions(facts), _edges(nodes, facts), tuple(facts), memory)
 
 

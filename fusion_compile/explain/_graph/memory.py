@@ -14,8 +14,8 @@ from fusion_compile.explain._graph.lifetimes import Lifetimes
 _LISTED = 40
 
 
-def memory_of(graph: fx.Graph, nodes: Sequence[fx.Node], names: Mapping[fx.Node, tuple[str, str]]) -> Memory:
-    """Sum up the memory over `nodes`, those of `graph` except its output. `names`: name and source line of each.
+def memory_of(module: fx.GraphModule, nodes: Sequence[fx.Node], names: Mapping[fx.Node, tuple[str, str]]) -> Memory:
+    """Sum up the memory over `nodes`, those of `module` except its output. `names`: name and source line of each.
 
     The model is a run operator by operator, as in eager PyTorch and ``aot_eager``. Each result has its own memory until
     its last reader is done. Views and in-place writes share the memory of their input. Inputs and weights belong to the
@@ -26,7 +26,7 @@ def memory_of(graph: fx.Graph, nodes: Sequence[fx.Node], names: Mapping[fx.Node,
     alive = sum(lives.sizes[m] for m in lives.inputs)
     ends = defaultdict(list)
     last = len(nodes)
-    for memory, end in lives.last_use(graph.output_node()).items():
+    for memory, end in lives.last_use(module.graph.output_node()).items():
         ends[end].append(memory)
     curve = []
     peak, peak_node = 0, 0
@@ -47,4 +47,4 @@ def memory_of(graph: fx.Graph, nodes: Sequence[fx.Node], names: Mapping[fx.Node,
     listed = [Alive(names[m[0]][0], lives.sizes[m], names[m[0]][1]) for m in at_peak[:_LISTED]]
     if rest := at_peak[_LISTED:]:
         listed.append(Alive(f"{len(rest)} smaller ones", sum(lives.sizes[m] for m in rest), ""))
-    return Memory(tuple(curve), peak, peak_node, tuple(listed), fused_peak(graph, nodes, lives))
+    return Memory(tuple(curve), peak, peak_node, tuple(listed), fused_peak(module))

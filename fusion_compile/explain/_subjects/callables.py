@@ -31,7 +31,7 @@ from fusion_compile.explain._run.runtime import observe
 from fusion_compile.explain._show.summary import summarize
 from fusion_compile.passes import Finding
 from fusion_compile.passes._compat import tree_leaves
-from fusion_compile.passes._graph import op_name
+from fusion_compile.passes._graph import op_name, value_of
 from fusion_compile.passes._user_frame import user_line
 
 
@@ -64,6 +64,11 @@ def explain_callable(
         for i, p in enumerate(programs)
         if p.not_in_aten
     ]
+    if any(_keeps_for_the_backward(program) for program in programs):
+        notes.append(
+            "the memory is that of the forward alone: a result asks for a gradient, and a compiled forward also keeps "
+            "what its backward needs. Explain a function that takes the gradient, or call it under torch.no_grad()."
+        )
     if not programs:
         stopped = runtime is not None and bool(runtime.graph_breaks)
         why = (
@@ -82,6 +87,12 @@ def explain_callable(
         runtime=runtime,
         notes=tuple(notes),
     )
+
+
+def _keeps_for_the_backward(program: Program) -> bool:
+    """Whether a backward outside of `program` may follow its results."""
+    results = [value_of(n) for n in program.graph.graph.output_node().all_input_nodes]
+    return program.gradients and any(isinstance(t, Tensor) and t.requires_grad for t in results)
 
 
 def _facts(

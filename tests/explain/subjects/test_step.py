@@ -134,7 +134,7 @@ class Blocks(nn.Module):
 @pytest.fixture(scope="module")
 def both() -> dict[str, fc.Explanation]:
     """The same step, captured by reading and by running, after one watched call."""
-    found = {}
+    found: dict[str, fc.Explanation] = {}
     ways: tuple[Literal["read", "run"], ...] = ("read", "run")
     for way in ways:
         torch.manual_seed(0)
