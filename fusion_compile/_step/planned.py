@@ -62,11 +62,7 @@ def plan_update(
     routes = route(model, roles, forced.scalar, forced.spectral)
     refuse_roles(routes, roles, transform.name)
     routes = assign(cut_blocks(routes, model, forced.blocks), named)
-    layout = build_layout(model, routes, columns_in_memory_order=True)
-    whole = bound(transform, layout.infos)
-    if _knows_columns(whole, layout):
-        layout = build_layout(model, routes)
-        whole = bound(transform, layout.infos)
+    layout, whole = banks_for(transform, model, routes)
     empty = layout.without_data()
     if lr is not None and (used := numbers_used(whole, empty)) is not None:
         refuse_unread("the step", ["lr"], used, transform.name)
@@ -76,6 +72,17 @@ def plan_update(
             refuse_unread(f"group {group.name!r}", group.numbers, used, transform.name)
     together = grouped(whole, {g.name: g.numbers for g in named}) if named else whole
     return Planned(together, routes, layout, numbers)
+
+
+def banks_for(transform: Transform, model: nn.Module, routes: Sequence[Route]) -> tuple[Layout, Transform]:
+    """The banks of `model`, whose matrices keep their order in memory where `transform` allows it, and the transform
+    that knows them."""
+    layout = build_layout(model, routes, columns_in_memory_order=True)
+    whole = bound(transform, layout.infos)
+    if _knows_columns(whole, layout):
+        layout = build_layout(model, routes)
+        whole = bound(transform, layout.infos)
+    return layout, whole
 
 
 def _knows_columns(transform: Transform, layout: Layout) -> bool:

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 from fusion_compile import _compat
 from fusion_compile._state import flat_tree, keys
-from fusion_compile._state.banks import build_layout
 from fusion_compile._state.hyperparameters import Hyperparameters
 from fusion_compile._state.masters import rounded, with_written_weights
 from fusion_compile._state.mismatches import mismatches
 from fusion_compile._state.named_state import kept_parts
 from fusion_compile._state.residence import Residence
 from fusion_compile._state.routing import Route
+from fusion_compile._step.planned import banks_for
 from fusion_compile._step.update import UpdatePlan
 from fusion_compile._types import Tensors
 from fusion_compile.optim._schedules import Schedule
-from fusion_compile.optim._transform import Transform, bound
+from fusion_compile.optim._transform import Transform
 
 OWN_WEIGHTS = {"x", "master"}
 """Parts that are the optimizer's own weights, where the model may hold others."""
@@ -62,8 +62,7 @@ class ParameterGroup:
     ) -> None:
         module = holder(members)
         self.at, self.members, self.routes = at, dict(members), routes
-        self.layout = layout = build_layout(module, routes)
-        self.transform = bound(transform, layout.infos)
+        self.layout, self.transform = layout, _ = banks_for(transform, module, routes)
         self.moves = self.transform.gradient_point is not None
         self.hyperparameters = Hyperparameters(numbers, layout.device, layout.state_dtype)
         banks = Residence(module, layout).banks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from typing import Any
 
@@ -174,3 +175,30 @@ def test_clearing_the_state_starts_fresh() -> None:
         loss_fn(m, *noise(9)).backward()
         o.step()
     assert equal(weights(model), weights(fresh)) and optimizer.param_groups[0]["steps"] == 1
+
+
+@pytest.mark.parametrize(("name", "kept"), [("adamw", True), ("sf_adamw", True), ("muon", True), ("soap", False)])
+def test_channels_last_weights_stay_so(name: str, kept: bool) -> None:
+    """Both convolutions: a matrix for muon and soap, whose bases would be those of other columns, and a small one."""
+    found = []
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Conv2d(128, 128, 3), nn.Conv2d(128, 8, 1), nn.Conv2d(8, 4, 3))
+        model.to(memory_format=memory_format)  # type: ignore[call-overload]
+        strides = {n: p.stride() for n, p in model.named_parameters()}
+        # In fp32, whose rounding in another order of summation is small.
+        options = {"matmul_dtype": torch.float32} if name == "muon" else {}
+        optimizer = made(model, functools.partial(optim.RECIPES[name], **options))
+        for i in range(2):
+            optimizer.zero_grad()
+            model(torch.randn(2, 128, 6, 6, generator=torch.Generator().manual_seed(i))).square().mean().backward()
+            optimizer.step()
+        optimizer.eval()
+        changed = {n for n, p in model.named_parameters() if p.stride() != strides[n]}
+        assert changed == (set() if kept or memory_format is torch.contiguous_format else {"0.weight"})
+        found.append(weights(model))
+    if not kept:
+        return  # the bases of soap follow the rounding of a gradient of low rank
+    for n, p in found[0].items():
+        # 2 steps of at most 0.02 an entry; convolutions sum in another order in the two formats
+        torch.testing.assert_close(p, found[1][n], rtol=1e-3, atol=2e-4, msg=n)
