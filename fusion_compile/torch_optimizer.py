@@ -91,7 +91,6 @@ def as_torch_optimizer(
         0.01
     """
     _refuse_the_wrong_way_round(params, optimizer)
-    _refuse_other_kinds(params)
     made = TorchOptimizer(
         params,
         optimizer,
@@ -168,6 +167,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         if reserved := next((n for n in (STEPS, BETAS, MAXIMIZE) if n in numbers), None):
             raise ValueError(f"{made.name} has a hyperparameter {reserved!r}, which the optimizer needs; rename it.")
         check_numbers(numbers)
+        _refuse_other_kinds(params)
         model = params if isinstance(params, nn.Module) else model
         groups = list(params.named_parameters() if isinstance(params, nn.Module) else params)
         if not groups:
