@@ -43,6 +43,18 @@ class Lengths(Base):
         return shifted
 
 
+class Framepack(Base):
+    """HunyuanVideo-Framepack cuts a concatenation where a mask says, and splits by such numbers."""
+
+    def forward(self, x: Tensor, t: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
+        n = text_mask.sum(1, dtype=torch.int)
+        both = torch.cat([self.text(text), self.out(x)], dim=1)
+        seen, rest = both[:, : n[0]], both[:, n[0] :]
+        first, _ = both.split([int(n[1]), both.shape[1] - int(n[1])], dim=1)
+        ends: Tensor = seen.sum(1, keepdim=True) - rest.sum(1, keepdim=True) + first.mean(1, keepdim=True)
+        return self.out(x) * self.time(t[:, None, None]) + ends
+
+
 class Interval(Base):
     """stable-audio-tools: guidance within an interval of noise levels only."""
 
@@ -90,6 +102,15 @@ def test_lengths_that_are_read_from_a_mask() -> None:
         mask = torch.arange(5) < torch.tensor(lengths)[:, None]
         assert same(sampler, model, text, mask)
     assert len(sampler.report.programs) == 2
+
+
+def test_a_concatenation_that_is_cut_at_a_tensor() -> None:
+    """Our own pass took the node of the bound for a number."""
+    model, sampler = made(Framepack)
+    text = torch.randn(2, 5, 4)
+    for lengths in ((5, 3), (4, 2), (2, 5)):
+        mask = torch.arange(5) < torch.tensor(lengths)[:, None]
+        assert same(sampler, model, text, mask)
 
 
 def test_a_branch_on_the_timestep_is_taken_by_value() -> None:

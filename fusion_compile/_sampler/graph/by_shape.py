@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -53,8 +53,9 @@ class GraphsByShape:
                 return graph
         self.n_exports += 1
         with stage(f"exporting {type(self._model).__name__}{why}"):
-            if family.reads_contents:
-                return trace_denoiser(self._model, call, record_reads(self._model, call))
+            if family.reads is not None:
+                reads = record_reads(self._model, call, sizes=family.reads == "sizes")
+                return trace_denoiser(self._model, call, reads)
             if varying := family.varying(call.key):
                 graph = self._export_symbolic(call, varying, family)
                 if graph is not None:
@@ -67,15 +68,24 @@ class GraphsByShape:
         try:
             return trace_denoiser(self._model, call)
         except ValueError as refused:
+            said = refused
+        kind: Literal["values", "sizes"]
+        for kind in ("values", "sizes"):
             try:
-                reads = record_reads(self._model, call)
+                reads = record_reads(self._model, call, sizes=kind == "sizes")
             except Exception:  # the model itself fails, which is said already
-                raise refused from None
+                raise said from None
             if not reads:
-                raise
-        family.reads_contents = True
-        self.n_exports += 1
-        return trace_denoiser(self._model, call, reads)
+                continue
+            self.n_exports += 1
+            try:
+                graph = trace_denoiser(self._model, call, reads)
+            except ValueError as refused:
+                said = refused
+            else:
+                family.reads = kind
+                return graph
+        raise said
 
     def _export_symbolic(self, call: Call, varying: set[Dim], family: _Family) -> DenoiserGraph | None:
         name = type(self._model).__name__
@@ -127,8 +137,8 @@ class GraphsByShape:
 class _Family:
     """Graphs and findings for calls that differ in sizes alone.
 
-    `fixed`: sizes that the model always turns into numbers. `symbolic`: graphs, the newest last. `reads_contents`:
-    whether values in tensors decide what is traced, which every call then reads.
+    `fixed`: sizes that the model always turns into numbers. `symbolic`: graphs, the newest last. `reads`: what the
+    trace must be given of tensors' contents: values alone, or also the sizes that data decide.
     """
 
     def __init__(self, first: CallKey) -> None:
@@ -136,7 +146,7 @@ class _Family:
         self._varied: set[Dim] = set()
         self._pinned: dict[Dim, set[int]] = {}
         self.fixed: set[Dim] = set()
-        self.reads_contents = False
+        self.reads: Literal["values", "sizes"] | None = None
         self.symbolic: deque[SymbolicGraph] = deque(maxlen=MAX_SYMBOLIC)
 
     def varying(self, key: CallKey) -> set[Dim]:

@@ -77,11 +77,16 @@ def trace_denoiser(model: nn.Module, call: Call, reads: Sequence[HostRead] = ())
     return export_denoiser(model, call, reads=reads).tidied()
 
 
-def record_reads(model: nn.Module, call: Call) -> list[HostRead]:
-    """Run `model` and return what its Python code reads from tensors; leaves nothing behind in it."""
-    recording = Recording()
-    with as_it_was({"model": model}), torch.no_grad(), recording:
-        invoke(model, call, call.arguments)
+def record_reads(model: nn.Module, call: Call, *, sizes: bool = False) -> list[HostRead]:
+    """Run `model` and return what its Python code reads from tensors; leaves nothing behind in it or in the call.
+
+    `sizes`: also what decides the size of a result.
+    """
+    recording = Recording(sizes=sizes)
+    with as_it_was({"model": model}), torch.no_grad():
+        arguments = call.rebuild([t.detach().clone() for t in call.tensors])
+        with recording:
+            invoke(model, call, arguments)
     return recording.reads
 
 

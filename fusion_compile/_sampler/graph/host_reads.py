@@ -9,6 +9,7 @@ graph knows what it was specialised on, and `ReadGraph` reads it again for other
 from __future__ import annotations
 
 import copy
+import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,21 @@ _READERS: frozenset[Callable[..., Any]] = frozenset(
 )
 
 
+def _repeated(repeats: Tensor) -> Any:
+    """The length to which ``repeat_interleave`` repeats."""
+    return repeats.sum().item()
+
+
+def _positions(chosen: Tensor) -> Any:
+    """Where a mask chooses, one list for each of its dimensions."""
+    return [places.tolist() for places in chosen.nonzero(as_tuple=True)]
+
+
+_REPEATS = (torch.repeat_interleave, Tensor.repeat_interleave)
+_INDEXED = (Tensor.__getitem__, Tensor.__setitem__)
+_CHOSEN = (torch.nonzero, Tensor.nonzero, torch.argwhere, Tensor.argwhere)
+
+
 @dataclass(frozen=True)
 class HostRead:
     """`reader` was called at ``where``, ``"file:line"``, and gave `value`."""
@@ -68,13 +84,20 @@ class _DataIsDetached(TorchFunctionMode):
 
 
 class Recording(TorchFunctionMode):
-    """Inside, on real tensors, collect what is read in `reads`."""
+    """Inside, on real tensors, collect what is read in `reads`.
 
-    def __init__(self) -> None:
+    `sizes`: also where masks choose and how long something is repeated, which torch can mostly trace without.
+    """
+
+    def __init__(self, *, sizes: bool = False) -> None:
         super().__init__()
         self.reads: list[HostRead] = []
+        self._sizes = sizes
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for reader, tensor in _sized_by(func, args, kwargs or {}) if self._sizes else ():
+            with torch.DisableTorchFunctionSubclass():
+                self.reads.append(HostRead(reader, _users_line(), reader(tensor)))
         value = func(*args, **(kwargs or {}))
         if func is Tensor.tolist:  # tensors of a trace do it item by item
             self.reads += [HostRead(Tensor.item, _users_line(), one) for one in _flat(value)]
@@ -105,7 +128,21 @@ class Tracing(_DataIsDetached):
             rest = tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves)
             self.calls.append((read, structure, rest))
             return copy.deepcopy(read.value)
+        known = [(tensor, self._size_of(reader, tensor)) for reader, tensor in _sized_by(func, args, kwargs or {})]
+        if known and all(size is not None for _, size in known):
+            if func in _CHOSEN:
+                return _chosen(known[0], as_tuple=bool((kwargs or {}).get("as_tuple", False)))
+            args, kwargs = _with_sizes(func, args, kwargs or {}, known)
         return super().__torch_function__(func, types, args, kwargs)
+
+    def _size_of(self, reader: Callable[..., Any], tensor: Tensor) -> Any:
+        read = self._of(reader)
+        if read is None or tensor.dim() == 0:
+            return None
+        leaves, structure = tree_flatten(((tensor,), {}))
+        self.tensors.append(tensor)
+        self.calls.append((read, structure, (_TENSOR,) * len(leaves)))
+        return read.value
 
     def _of(self, func: Any) -> HostRead | None:
         """The next recorded read of this kind at this line; a trace may leave out what a real run checks."""
@@ -115,6 +152,42 @@ class Tracing(_DataIsDetached):
                 self._next = at + 1
                 return self._reads[at]
         return None
+
+
+def _sized_by(func: Any, args: Any, kwargs: Mapping[str, Any]) -> list[tuple[Callable[..., Any], Tensor]]:
+    """The tensors whose contents decide the size of what `func` gives, each with what reads the size."""
+    if func in _REPEATS and kwargs.get("output_size") is None:
+        repeats = kwargs.get("repeats", args[1] if len(args) > 1 else args[0])
+        return [(_repeated, repeats)] if isinstance(repeats, Tensor) else []
+    if func in _INDEXED:
+        places = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return [(_positions, one) for one in places if isinstance(one, Tensor) and one.dtype is torch.bool]
+    if func in _CHOSEN and args and "out" not in kwargs:
+        return [(_positions, args[0])]
+    return []
+
+
+def _chosen(known: tuple[Tensor, Any], *, as_tuple: bool) -> Any:
+    """What ``nonzero`` gives, as constants."""
+    mask, places = known
+    found = [torch.tensor(place, dtype=torch.int64, device=mask.device) for place in places]
+    return tuple(found) if as_tuple else torch.stack(found, dim=1)
+
+
+def _with_sizes(
+    func: Any, args: Any, kwargs: Mapping[str, Any], known: Sequence[tuple[Tensor, Any]]
+) -> tuple[Any, dict[str, Any]]:
+    """The arguments with numbers in place of what data decides."""
+    if func in _REPEATS:
+        return args, {**kwargs, "output_size": known[0][1]}
+    sizes = iter(size for _, size in known)
+    places: list[Any] = []
+    for one in args[1] if isinstance(args[1], tuple) else (args[1],):
+        if isinstance(one, Tensor) and one.dtype is torch.bool:
+            places += [torch.tensor(place, dtype=torch.int64, device=one.device) for place in next(sizes)]
+        else:
+            places.append(one)
+    return (args[0], tuple(places), *args[2:]), dict(kwargs)
 
 
 class ReadGraph:
@@ -141,13 +214,28 @@ class ReadGraph:
         return [(next(nodes), read) for read, _, rest in self._calls for leaf in rest if leaf is _TENSOR]
 
     def holds(self, values: Mapping[str, Tensor]) -> bool:
-        """Whether reading gives for the inputs `values`, by name, what it gave; waits for the device."""
-        tensors = iter(self.graph_module(*(values[name] for name in self.inputs)))
-        for read, structure, rest in self._calls:
-            leaves = [next(tensors) if leaf is _TENSOR else leaf for leaf in rest]
-            args, kwargs = tree_unflatten(leaves, structure)
-            if not _alike(read.reader(*args, **kwargs), read.value):
-                return False
+        """Whether reading gives for the inputs `values`, by name, what it gave; waits for the device.
+
+        What comes after a read was traced for its value, so nothing after the first other value is computed.
+        """
+        computed: dict[fx.Node, Any] = {}
+        outputs = iter(_outputs(self.graph))
+        asked = [([next(outputs) for leaf in call[2] if leaf is _TENSOR], call) for call in self._calls]
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                computed[node] = values[str(node.target)]
+            elif node.op == "get_attr":
+                computed[node] = operator.attrgetter(str(node.target))(self.graph_module)
+            elif node.op == "call_function":
+                computed[node] = node.target(
+                    *fx.map_arg(node.args, computed.__getitem__), **fx.map_arg(node.kwargs, computed.__getitem__)
+                )
+            while asked and all(read in computed for read in asked[0][0]):
+                nodes, (read, structure, rest) = asked.pop(0)
+                tensors = iter([computed[n] for n in nodes])
+                args, kwargs = tree_unflatten([next(tensors) if x is _TENSOR else x for x in rest], structure)
+                if not _alike(read.reader(*args, **kwargs), read.value):
+                    return False
         return True
 
 

@@ -22,9 +22,10 @@ def refuse_other_numbers(model: nn.Module, call: Call) -> None:
     """
     name, number = next(iter(call.numbers.items()))
     with as_it_was({"model": model}), torch.no_grad():
-        expected = invoke(model, call, {**call.arguments, **call.numbers})
+        arguments = call.rebuild([t.detach().clone() for t in call.tensors])
+        expected = invoke(model, call, {**arguments, **call.numbers})
         try:
-            got = invoke(model, call, call.arguments)
+            got = invoke(model, call, call.rebuild([t.detach().clone() for t in call.tensors]))
         except Exception as error:
             said = str(error).strip().partition("\n")[0].rstrip(".")
             why = f"fails for a tensor in its place ({type(error).__name__}: {said})"

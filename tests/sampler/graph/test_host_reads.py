@@ -73,6 +73,43 @@ def test_a_trace_that_reads_less_than_a_real_run_finds_its_own() -> None:
     assert graph.reads is not None and [read.value for _, read in graph.reads.read_nodes()] == [2.0]
 
 
+class Sized(nn.Module):
+    """QwenImage-2.1 lays out text and image by a mask, and its Python code compares lengths."""
+
+    def forward(self, x: Tensor, n: Tensor) -> Tensor:
+        chosen = torch.repeat_interleave(n > 1, (n > 1).long() + 1)
+        if len(chosen.nonzero()) + len(chosen.nonzero(as_tuple=True)[0]) != 2 * int(chosen.sum()):
+            raise ValueError("the lengths disagree")
+        laid = x.new_zeros(len(chosen), 3)
+        laid[chosen] = x[n > 1].repeat_interleave(2, dim=0)
+        return laid + sum(chosen.tolist())
+
+
+def test_sizes_that_data_decide_are_read_where_the_code_needs_them() -> None:
+    call = take_apart(inspect.signature(Sized().forward), (X, N), {})
+    with pytest.raises(ValueError, match="could not be exported"):
+        trace_denoiser(Sized(), call, record_reads(Sized(), call))
+    graph = trace_denoiser(Sized(), call, record_reads(Sized(), call, sizes=True))
+    placeholders = graph.graph_module.graph.find_nodes(op="placeholder")
+    inputs = {**graph.weights, "x": X, "n": N}
+    (out,) = graph.graph_module(*(inputs[str(p.target)] for p in placeholders))
+    assert torch.equal(out, Sized()(X, N)) and out.shape == (3, 3)
+    assert graph.reads is not None
+    weights = {name: t for name, t in graph.weights.items() if name in graph.reads.inputs}
+    assert graph.reads.holds({**weights, "n": 2 * N - 1}) and not graph.reads.holds({**weights, "n": N.flip(0)})
+
+
+def test_a_real_run_leaves_the_call_as_it_is() -> None:
+    class Writes(nn.Module):
+        def forward(self, x: Tensor, n: Tensor) -> Tensor:
+            return x.add_(1) if n.sum() > 0 else x
+
+    x = torch.zeros(2, 3)
+    call = take_apart(inspect.signature(Writes().forward), (x, N), {})
+    assert [read.value for read in record_reads(Writes(), call)] == [True]
+    assert torch.equal(x, torch.zeros(2, 3))
+
+
 def test_nan_is_read_as_nan() -> None:
     class Fallback(nn.Module):
         def forward(self, x: Tensor, n: Tensor) -> Tensor:
