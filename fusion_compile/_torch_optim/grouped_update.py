@@ -42,13 +42,25 @@ REMEDY = "Build the optimizer with the model and recipe that saved it."
 class GroupRecord:
     """What belongs to one of ``param_groups`` and is no number.
 
-    `seen`: the numbers as last read. `group`: its banks, None before its first step.
+    `seen`: the numbers as last read. `group`: its banks, None before its first step. `tensors`: numbers that are
+    tensors, with the version and the value as last read.
     """
 
     names: list[str]
     schedules: dict[str, Schedule]
     seen: dict[str, Any]
     group: ParameterGroup | None = None
+    tensors: dict[str, tuple[Tensor, int, Any]] = field(default_factory=dict)
+
+    def read(self, name: str, value: Any) -> Any:
+        """`value` as a float, a schedule as itself. A tensor is read again when it was written, or is another: reading
+        one waits for its device."""
+        if not isinstance(value, Tensor):
+            return value if callable(value) else as_float(value)
+        known = self.tensors.get(name)
+        if known is None or known[0] is not value or known[1] != value._version:
+            known = self.tensors[name] = (value, value._version, as_float(value))
+        return known[2]
 
 
 @dataclass
@@ -276,7 +288,7 @@ class GroupedUpdate:
         """Write the numbers of ``param_groups`` and the values of schedules to the device where they changed."""
         record = self.records[group.at]
         self._apply_betas(group, options, record.seen)
-        given = {n: options[n] if callable(options[n]) else as_float(options[n]) for n in record.seen}
+        given = {n: record.read(n, options[n]) for n in record.seen}
         changed = {n for n, value in given.items() if value != record.seen[n]}
         for name in changed:
             group.hyperparameters.check(name, given[name])

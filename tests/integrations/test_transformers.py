@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
+from fusion_compile import optim
 from fusion_compile.integrations.transformers import ScheduleFreeCallback
 from fusion_compile.torch_optimizer import TorchOptimizer
 from tests.small_models import batches, mlp
-from tests.torch_loops import equal, loss_of, made, weights
+from tests.torch_loops import close_to_torch, equal, loss_of, made, weights
 
 DATA = [{"x": x[0], "y": y[0]} for x, y in batches(12, size=1)]
 
@@ -104,3 +105,26 @@ def test_other_recipes_are_left_alone(tmp_path: Path, name: str) -> None:
     trainer.train()
     assert optimizer.training and optimizer.param_groups[0]["steps"] == 2
     assert not equal(weights(model), weights(Regression()))
+
+
+def test_the_trainer_makes_the_optimizer_of_a_class_as_torchs(tmp_path: Path) -> None:
+    """By ``optimizer_cls_and_kwargs``, with its own two groups of plain parameters, beside torch's AdamW."""
+    found = []
+    for cls, more in ((optim.AdamW, {"mode": "eager"}), (torch.optim.AdamW, {})):
+        model = Regression()
+        args = TrainingArguments(
+            str(tmp_path),
+            max_steps=3,
+            per_device_train_batch_size=2,
+            weight_decay=0.1,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            seed=7,
+        )
+        options = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-7, **more}
+        trainer = Trainer(model=model, args=args, train_dataset=DATA, optimizer_cls_and_kwargs=(cls, options))
+        trainer.train()
+        found.append(model)
+    close_to_torch(*found)

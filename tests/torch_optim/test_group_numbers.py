@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fusion_compile import optim
+from fusion_compile._torch_optim import grouped_update
 from tests.small_models import batches, mlp
 from tests.torch_loops import close_to_torch, equal, made, train, weights
 
@@ -107,3 +108,24 @@ def test_a_schedule_written_into_a_group_is_in_force() -> None:
 def test_a_recipe_with_a_wrong_number_is_refused_where_it_is_named() -> None:
     with pytest.raises(ValueError, match=r"beta1 is 1\.5, but the decay of an average lies below 1"):
         made(one(), functools.partial(optim.adamw, betas=(1.5, 0.9)))
+
+
+def test_a_tensor_is_read_only_when_it_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU reading it waits for the device."""
+    model, rate, read = mlp(), torch.tensor(1e-2), list[float]()
+    optimizer = made(model, lr=rate)
+    as_float = grouped_update.as_float
+
+    def counted(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            read.append(float(value))
+        return as_float(value)
+
+    monkeypatch.setattr(grouped_update, "as_float", counted)
+    train(model, optimizer, batches(3))
+    once = len(read)
+    train(model, optimizer, batches(3))
+    assert len(read) == once
+    rate.fill_(0.5)
+    train(model, optimizer, batches(3))
+    assert read[once:] == [0.5]
