@@ -225,7 +225,7 @@ def test_a_loss_that_depends_on_the_batch_shape_is_refused() -> None:
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Any:
         return F.mse_loss(model(x), y), ({"small": x.sum()} if len(x) < 8 else {})
 
-    step = compiled(mlp(), loss, mode="eager")
+    step = compiled(mlp(), loss)
     step(X, Y)
     with refused(step, ValueError, "with this batch shape the loss returns the metrics", "small"):
         step(X[:4], Y[:4])

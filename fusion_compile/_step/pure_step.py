@@ -190,8 +190,8 @@ def pure_step(
         new[keys.counts("step")] = state[keys.counts("step")] + 1
         new[keys.metrics("update_norm")] = global_norm(updates)
         new = skip_nonfinite(new, before_writes, norm) if options.skip_nonfinite else settled(new, before_writes)
-        if own := sorted({*METRICS} & metrics.keys()):
-            raise ValueError(f"the metric name {own[0]!r} is taken by the step itself; give the loss's another one.")
+        if twice := sorted({*METRICS} & metrics.keys()):
+            raise ValueError(f"the metric name {twice[0]!r} is taken by the step itself; give the loss's another one.")
         shown = {"loss": value.to(layout.state_dtype), "grad_norm": norm, **metrics}
         new |= settled({keys.metrics(k): m for k, m in shown.items()}, before_writes)
         return new | rounded(layout, {b.key: new[keys.params(b.key)] for b in layout.banks}, state)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fusion_compile._types import Tensors
 from fusion_compile.optim._transform import Context, Named
-from fusion_compile.optim._tree import lerp, number_like
+from fusion_compile.optim._tree import count_like, lerp
 
 AVERAGES = ("lr_max", "lr")
 
@@ -51,7 +51,7 @@ class Averaging:
     def taken(self, params: Tensors) -> Tensors:
         """``{"k": 0}`` if an option needs the number of updates taken, else empty."""
         if self.anneal or self.c_warmup or self.r:
-            return {"k": number_like(params, 0.0)}
+            return {"k": count_like(params)}
         return {}
 
     def beta_now(self, taken: Tensors, context: Context) -> Tensor:
@@ -59,7 +59,7 @@ class Averaging:
         beta = context.hyperparameters[self.beta.name]
         if not self.anneal:
             return beta
-        p = (taken["k"] / self.anneal).clamp(0, 1)
+        p = (taken["k"].to(beta.dtype) / self.anneal).clamp(0, 1)
         # Powers instead of logarithms, so that nothing of the other end is left at p = 0 and p = 1.
         return 1 - (1 - beta) ** (1 - p) * (1 - context.hyperparameters[self.beta_max.name]) ** p
 
@@ -71,16 +71,16 @@ class Averaging:
     def move(
         self, x: Tensors, z: Tensors, lr: Tensor, lr_max: Tensor, weight_sum: Tensor, taken: Tensors
     ) -> tuple[Tensors, Tensor, Tensor, Tensors]:
-        """The update of x for the new z, and `lr_max`, `weight_sum` and `taken` after it."""
+        """The update of x for the new z, and `lr_max`, `weight_sum` (fp64) and `taken` after it."""
         lr_max = torch.maximum(lr_max, lr)
         rate = lr_max if self.average == "lr_max" else lr
         weight = rate * rate if self.weight_lr_power == 2 else rate**self.weight_lr_power
         if self.r:
-            weight = weight * (taken["k"] + 1) ** self.r
+            weight = weight * (taken["k"] + 1).to(weight.dtype) ** self.r
         counted = torch.where(taken["k"] < self.c_warmup, torch.zeros_like(weight), weight) if self.c_warmup else weight
         weight_sum = weight_sum + counted
         # At lr = 0 from the start both are zero: the average then stays where it is.
-        c = torch.where(weight_sum > 0, weight / weight_sum, torch.zeros_like(weight))
+        c = torch.where(weight_sum > 0, (weight / weight_sum).to(weight.dtype), torch.zeros_like(weight))
         if self.c_warmup:
             c = torch.where(taken["k"] < self.c_warmup, torch.ones_like(c), c)
         moved = {key: c * (z[key] - value) for key, value in x.items()}

@@ -22,7 +22,7 @@ from fusion_compile.optim._transform import (
     by_name,
     declare,
 )
-from fusion_compile.optim._tree import number_like
+from fusion_compile.optim._tree import count_like, number_like
 
 
 class ScaleLrByLossRatioState(NamedTuple):
@@ -91,7 +91,8 @@ def _build(
     entries = {key: sum(place.numel for place in info.places) for key, info in infos.items()}
 
     def init(params: Tensors) -> ScaleLrByLossRatioState:
-        loss_ema, gnorm_ema, losses, gradients, rate = (number_like(params, 0.0) for _ in range(5))
+        loss_ema, gnorm_ema, rate = (number_like(params, 0.0) for _ in range(3))
+        losses, gradients = count_like(params), count_like(params)
         return ScaleLrByLossRatioState(loss_ema, gnorm_ema, losses, gradients, rate, base.init(params))
 
     def update(

@@ -15,7 +15,7 @@ from fusion_compile._types import Tensors
 from fusion_compile.optim._averaging import Averaging
 from fusion_compile.optim._inner import BASE_AT_Z, wrap
 from fusion_compile.optim._transform import Context, Number, State, Transform, by_name, check_transform, declare
-from fusion_compile.optim._tree import copy, number_like
+from fusion_compile.optim._tree import copy, number_like, sum_like
 
 
 class ScheduleFreeState(NamedTuple):
@@ -96,7 +96,7 @@ def schedule_free(
         raise ValueError(f"{base.name} already moves the gradient point; schedule_free() cannot wrap it again.")
 
     def init(params: Tensors) -> ScheduleFreeState:
-        lr_max, weight_sum = number_like(params, 0.0), number_like(params, 0.0)
+        lr_max, weight_sum = number_like(params, 0.0), sum_like(params)
         return ScheduleFreeState(copy(params), lr_max, weight_sum, base.init(params), averaging.taken(params))
 
     def gradient_point(params: Tensors, state: ScheduleFreeState, context: Context) -> Tensors:

@@ -14,7 +14,7 @@ from fusion_compile.optim._inner import BASE_AT_Z, wrap
 from fusion_compile.optim._step_size import check_rates, with_rates
 from fusion_compile.optim._total import total
 from fusion_compile.optim._transform import Context, Number, State, Transform, by_name, check_transform, declare
-from fusion_compile.optim._tree import copy, number_like
+from fusion_compile.optim._tree import copy, number_like, sum_like
 
 
 class ScheduleFreePlusState(NamedTuple):
@@ -105,7 +105,8 @@ def schedule_free_plus(
     check_rates("schedule_free_plus", base, [rate.name])
 
     def init(params: Tensors) -> ScheduleFreePlusState:
-        lr_max, weight_sum, lr_t, inner, norm = (number_like(params, 0.0) for _ in range(5))
+        lr_max, lr_t, inner, norm = (number_like(params, 0.0) for _ in range(4))
+        weight_sum = sum_like(params)
         smoothed = {} if smoothing is None else {"norm": norm.clone(), "beta_power": number_like(params, 1.0)}
         base_state, taken = base.init(params), averaging.taken(params)
         return ScheduleFreePlusState(copy(params), lr_max, weight_sum, base_state, taken, lr_t, inner, norm, smoothed)

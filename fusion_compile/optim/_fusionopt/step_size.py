@@ -45,16 +45,16 @@ class Shape:
             )
 
     def warm(self, step_count: Tensor) -> Tensor:
-        """``(step_count + 1) / warmup_steps``, at most 1."""
+        """``(step_count + 1) / warmup_steps``, at most 1; in fp64, as `decayed`."""
         if self.warmup_steps == 0:
-            return torch.ones_like(step_count)
-        return ((step_count.double() + 1) / self.warmup_steps).clamp(max=1.0).to(step_count.dtype)
+            return torch.ones_like(step_count, dtype=torch.float64)
+        return ((step_count.double() + 1) / self.warmup_steps).clamp(max=1.0)
 
     def decayed(self, step_count: Tensor) -> Tensor:
         """1 during the warm-up, `decay_min` from `total_steps` on. Cosine and linear run over the steps between, wsd
         over the last ``1 - decay_start`` of all steps."""
         if self.decay is None or self.total_steps is None:
-            return torch.ones_like(step_count)
+            return torch.ones_like(step_count, dtype=torch.float64)
         # In fp64: near its end a cosine is 1e-4 or less, a difference of numbers near 1.
         k = step_count.double()
         done = ((k - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)).clamp(0.0, 1.0)
@@ -66,7 +66,7 @@ class Shape:
             of_all = (k / self.total_steps).clamp(0.0, 1.0)
             left = (1 - (of_all - self.decay_start) / max(1e-12, 1 - self.decay_start)).clamp(0.0, 1.0)
             left = torch.where(k < self.warmup_steps, torch.ones_like(left), left)
-        return (self.decay_min + (1 - self.decay_min) * left).to(step_count.dtype)
+        return self.decay_min + (1 - self.decay_min) * left
 
 
 class PolyakState(NamedTuple):

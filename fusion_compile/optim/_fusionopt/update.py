@@ -31,7 +31,7 @@ from fusion_compile.optim._transform import (
     Named,
     Transform,
 )
-from fusion_compile.optim._tree import copy, lerp, number_like
+from fusion_compile.optim._tree import copy, count_like, lerp, number_like
 from fusion_compile.optim.scale_by_adam import ScaleByAdamState
 
 OF_COMPONENT = {
@@ -84,7 +84,7 @@ class FusionOpt:
                 )
         self.parameters.make_tables(params)
         return FusionOptState(
-            number_like(params, 0.0),
+            count_like(params),
             PolyakState(number_like(params, 0.0), number_like(params, 0.0)),
             () if self.autoscale is None else self.autoscale.init(params),
             self.direction.init(matrices) if matrices else (),
@@ -114,8 +114,8 @@ class FusionOpt:
         matrices, rest = part_of(grads, SPECTRAL), part_of(grads, ELEMENTWISE)
         clamp = (number["beta_p"], number["gamma_min"], number["gamma_max"])
         ratio, polyak = polyak_ratio(grads, state.polyak, self.parameters, context.loss, state.step_count == 0, clamp)
-        decay = self.shape.decayed(state.step_count)
-        factor = ratio * self.shape.warm(state.step_count) * decay * number["gamma_scale"]
+        decay = self.shape.decayed(state.step_count).to(ratio.dtype)
+        factor = ratio * self.shape.warm(state.step_count).to(ratio.dtype) * decay * number["gamma_scale"]
         measured = {"gamma_curr": ratio, "decay": decay}
         scaled = state.autoscale
         if self.autoscale is not None and isinstance(scaled, AutoscaleState):
