@@ -14,18 +14,20 @@ class FactoryError(ValueError):
 
 
 class Made(NamedTuple):
-    """What a factory made: an object, and the arguments of one call of it, empty if it gave none."""
+    """What a factory made: an object, the arguments of one call of it, and further calls; empty if it gave none."""
 
     obj: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    calls: tuple[Any, ...] = ()
 
 
 def call_factory(target: str) -> Made:
     """Import MODULE of ``"MODULE:FACTORY"`` and call its FACTORY.
 
     The working directory is on the import path, as under ``python -m``. FACTORY may be dotted (``Maker.step``). It
-    returns an object, or ``(object, args)``, or ``(object, args, kwargs)`` with a tuple or list and a dictionary.
+    returns an object, or ``(object, args)``, or ``(object, args, kwargs)`` with a tuple or list and a dictionary, or
+    ``(object, args, kwargs, calls)`` with the further calls that `explain` takes.
 
     Raise FactoryError, a ValueError, if there is no such module or function, or it returns another tuple. Errors inside
     the module or the factory pass through.
@@ -54,13 +56,13 @@ def call_factory(target: str) -> Made:
             "takes no arguments."
         )
     made = found()
-    obj, args, kwargs = _parts(made) if isinstance(made, tuple) else (made, (), {})
-    if not (isinstance(args, tuple | list) and isinstance(kwargs, Mapping)):
+    obj, args, kwargs, calls = _parts(made) if isinstance(made, tuple) else (made, (), {}, ())
+    if not (isinstance(args, tuple | list) and isinstance(kwargs, Mapping) and isinstance(calls, tuple | list)):
         raise FactoryError(
-            f"{target} returned {described(made)}; it must return an object, (object, args) or (object, args, kwargs), "
-            "with a tuple and a dictionary."
+            f"{target} returned {described(made)}; it must return an object, (object, args), (object, args, kwargs) or "
+            "(object, args, kwargs, calls), with a tuple, a dictionary and a list of calls."
         )
-    return Made(obj, tuple(args), dict(kwargs))
+    return Made(obj, tuple(args), dict(kwargs), tuple(calls))
 
 
 def described(made: Any) -> str:
@@ -68,7 +70,8 @@ def described(made: Any) -> str:
     return f"({', '.join(type(part).__name__ for part in made)})" if isinstance(made, tuple) else type(made).__name__
 
 
-def _parts(made: tuple[Any, ...]) -> tuple[Any, Any, Any]:
-    if len(made) == 2:
-        return made[0], made[1], {}
-    return made if len(made) == 3 else (made, None, None)
+def _parts(made: tuple[Any, ...]) -> tuple[Any, Any, Any, Any]:
+    if not 2 <= len(made) <= 4:
+        return made, None, None, None
+    given = (*made, *((), {}, ())[len(made) - 1 :])
+    return given[0], given[1], given[2], given[3]

@@ -58,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
         help="report what was captured of a program, what it costs, what went wrong, and why",
         description="Import MODULE, call its FACTORY without arguments, and explain the object that it returns: a "
         "training step, a sampler, an ExportedProgram or a GraphModule. For any other callable, and to watch a step or "
-        "a sampler run, FACTORY returns the inputs of a call too: (callable, args) or (callable, args, kwargs).",
+        "a sampler run, FACTORY returns the inputs of a call too: (callable, args) or (callable, args, kwargs), or "
+        "(callable, args, kwargs, calls) with further calls, and functions to call between them.",
     )
     one.add_argument("factory", metavar="MODULE:FACTORY")
     one.add_argument("--html", metavar="FILE", help="write the report as one HTML file")
@@ -70,7 +71,11 @@ def _parser() -> argparse.ArgumentParser:
         "--device", metavar="NAME", help=f"device whose peak rates the times assume: {', '.join(ROOFLINES)}"
     )
     one.add_argument(
-        "--steps", metavar="N", type=int, default=2, help="number of calls to watch, if there are inputs (2)"
+        "--steps",
+        metavar="N",
+        type=int,
+        default=2,
+        help="number of calls to watch, if there are inputs and FACTORY returned no further calls (2)",
     )
     one.set_defaults(run=_explain)
 
@@ -92,14 +97,14 @@ def _explain(asked: argparse.Namespace) -> int:
     if asked.device is not None and asked.device.lower() not in ROOFLINES:
         raise UsageError(f"--device {asked.device} has no published peaks here; use one of {', '.join(ROOFLINES)}.")
     try:
-        obj, args, kwargs = call_factory(asked.factory)
+        obj, args, kwargs, calls = call_factory(asked.factory)
     except FactoryError as error:
         raise UsageError(str(error)) from error
     watched = bool(args or kwargs) and not isinstance(obj, fx.GraphModule)  # which is read and not run
-    further = [(args, kwargs)] * (asked.steps - 1) if watched else []
+    further = list(calls) or [(args, kwargs)] * (asked.steps - 1) if watched and asked.steps else []
     try:
         explanation = explain(obj, args, kwargs, device=asked.device, run=asked.steps > 0, calls=further)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         if not str(error).startswith("explain() got"):
             raise
         raise UsageError(f"{asked.factory}: {error}") from error

@@ -46,6 +46,15 @@ def wrong():
 def failing():
     raise RuntimeError("the factory's own")
 
+def modes():
+    model = nn.Dropout(0.1)
+    x = torch.ones(4)
+    return model, (x,), {}, [model.eval, (x,)]
+
+def ends_with_a_function():
+    model = nn.Dropout(0.1)
+    return model, (torch.ones(4),), {}, [model.eval]
+
 number = 3
 """
 
@@ -84,6 +93,12 @@ def test_every_watched_call_has_the_keywords_of_the_factory(capsys: pytest.Captu
     assert "recompiles: 0" in capsys.readouterr().out
 
 
+def test_further_calls_of_the_factory_are_made_in_place_of_repeated_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain("modes", "--fail-on", "recompile") == 1
+    assert "recompiles: 1" in capsys.readouterr().out
+    assert explain("modes", "--steps", "0", "--fail-on", "recompile") == 0  # nothing is run
+
+
 def test_a_graph_break_is_gated_under_its_cause_and_under_its_own_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert explain("breaking", "--fail-on", "graph_break", "--steps", "1") == 1
     assert "graph_break" in capsys.readouterr().err
@@ -120,6 +135,7 @@ def test_diff_fails_on_new_findings_only(folder: Path, capsys: pytest.CaptureFix
             "--fail-on names graph_breaks, which no",
         ),
         (["explain", "factories_of_the_test:good", "--steps", "-1"], "--steps -1 is not a number of calls"),
+        (["explain", "factories_of_the_test:ends_with_a_function"], "Module.eval as the last of calls"),
         (["diff", "a.json", "b.json"], "a.json"),
     ],
 )

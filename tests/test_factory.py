@@ -14,11 +14,13 @@ def alone(): return abs
 def with_args(): return abs, (1,)
 def with_list(): return abs, [1]
 def with_names(): return abs, (1,), {"x": 2}
+def with_calls(): return abs, (1,), {}, [(2,), abs]
 class Maker:
     @staticmethod
     def step(): return abs
 def pair_of_numbers(): return 1, 2
 def four(): return 1, 2, 3, 4
+def five(): return 1, 2, 3, 4, 5
 def failing(): raise ValueError("the factory's own")
 number = 3
 """
@@ -36,11 +38,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "made"),
     [
-        ("alone", (abs, (), {})),
-        ("with_args", (abs, (1,), {})),
-        ("with_list", (abs, (1,), {})),
-        ("with_names", (abs, (1,), {"x": 2})),
-        ("Maker.step", (abs, (), {})),
+        ("alone", (abs, (), {}, ())),
+        ("with_args", (abs, (1,), {}, ())),
+        ("with_list", (abs, (1,), {}, ())),
+        ("with_names", (abs, (1,), {"x": 2}, ())),
+        ("with_calls", (abs, (1,), {}, ((2,), abs))),
+        ("Maker.step", (abs, (), {}, ())),
     ],
 )
 def test_a_factory_of_the_working_directory_is_called(name: str, made: object) -> None:
@@ -68,13 +71,18 @@ def test_a_factory_of_the_working_directory_is_called(name: str, made: object) -
         ),
         (
             "made_here:pair_of_numbers",
-            "made_here:pair_of_numbers returned (int, int); it must return an object, (object, args) or (object, args, "
-            "kwargs), with a tuple and a dictionary.",
+            "made_here:pair_of_numbers returned (int, int); it must return an object, (object, args), (object, args, "
+            "kwargs) or (object, args, kwargs, calls), with a tuple, a dictionary and a list of calls.",
         ),
         (
             "made_here:four",
-            "made_here:four returned (int, int, int, int); it must return an object, (object, args) or (object, args, "
-            "kwargs), with a tuple and a dictionary.",
+            "made_here:four returned (int, int, int, int); it must return an object, (object, args), (object, args, "
+            "kwargs) or (object, args, kwargs, calls), with a tuple, a dictionary and a list of calls.",
+        ),
+        (
+            "made_here:five",
+            "made_here:five returned (int, int, int, int, int); it must return an object, (object, args), (object, "
+            "args, kwargs) or (object, args, kwargs, calls), with a tuple, a dictionary and a list of calls.",
         ),
     ],
 )

@@ -26,7 +26,7 @@ def build_target(target: str, dtype: torch.dtype | None = None, sizes: CallSizes
     """
     if ":" not in target or Path(target).exists():
         return with_example(model_of_config(target), dtype or torch.bfloat16, sizes)
-    model, args, kwargs = _call_factory(target)
+    model, args, kwargs, _ = _call_factory(target)  # it counts one call; further ones are for explain
     if dtype is not None:
         cast_weights(model, dtype)
         args, kwargs = tree_map(lambda leaf: _in_dtype(leaf, dtype), (args, kwargs))

@@ -15,7 +15,9 @@ from fusion_compile.explain import _compat
 from fusion_compile.explain._findings import deduplicate
 from fusion_compile.explain._graph.costs import is_alias, mutated, tensors_of
 from fusion_compile.explain._graph.numpy_arrays import find_numpy, lines_of_numpy
+from fusion_compile.explain._run.use_sites import makes_without_device
 from fusion_compile.passes import Finding
+from fusion_compile.passes._compat import OpOverload
 from fusion_compile.passes._graph import RANDOM, op_name
 from fusion_compile.passes._user_frame import user_line
 
@@ -116,12 +118,14 @@ def find_cpu_tensors(graph: fx.Graph, captured: fx.Graph | None, names: Mapping[
 
     `graph`: in ATen's operators. `names`: of its inputs. `captured`: the captured graph. For a program traced on the
     CPU it shows the tensors that would be on the CPU on any machine: those made without ``device=`` or with
-    ``device="cpu"``.
+    ``device="cpu"``. Where the captured graph is in ATen's operators itself, which all have a device, the line of
+    source tells. A tensor that nothing reads is not in the program.
     """
     if any(t.device.type == "cuda" for n in graph.nodes for t in tensors_of(n)):
         made = [n for n in graph.nodes if _comes_from_the_cpu(n)]
     else:
         made = [n for n in (captured.nodes if captured else ()) if _is_made_on_the_cpu(n)]
+    made = [n for n in made if n.users or n.op == "placeholder"]
     return tuple(
         Finding(
             "cpu_tensor",
@@ -160,6 +164,8 @@ def _moves_to_cpu(program: Program) -> list[Finding]:
 def _is_made_on_the_cpu(node: fx.Node) -> bool:
     if node.op != "call_function" or op_name(node.target) not in _FACTORIES:
         return False
+    if isinstance(node.target, OpOverload):
+        return makes_without_device(user_line(node), op_name(node.target))
     made = getattr(node.target, "__module__", None) in ("torch", None) or str(node.target).startswith("<built-in")
     device = node.kwargs.get("device")
     return made and (device is None or device == "cpu") and torch.get_default_device().type == "cpu"

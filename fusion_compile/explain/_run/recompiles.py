@@ -48,6 +48,11 @@ class Failure:
     def words(self) -> Words:
         return plain_words(self.text, self.failed.types if self.failed else {})
 
+    @property
+    def follows_from_a_break(self) -> bool:
+        """Whether the guard is about a value that Python computed before a graph break, which is the cause then."""
+        return "___stack" in self.text
+
     def in_the_users_words(self, name: str, where: str) -> tuple[str, str]:
         """Return `name` and `where` as they are in the user's own function, if torch tells those of a wrapper."""
         failed = self.failed

@@ -119,7 +119,8 @@ def _observation(
         phases=read_phases(heard.trace),
         cache=read_cache_use(heard.trace),
     )
-    findings = break_findings(breaks) + recompile_findings(failures)
+    causes = [f for f in failures if not (breaks and f.follows_from_a_break)]
+    findings = break_findings(breaks) + recompile_findings(causes)
     findings += limit_findings(heard.trace, compilations)
     findings += cuda_graph_findings(heard.cuda_graphs, cuda_graphs)
     return Observation(facts, deduplicate(findings), _notes(heard, compiled_before))

@@ -128,6 +128,19 @@ def is_read(where: str, name: str) -> bool:
     return any(_last(_text(node)) == _last(name) for node in loads)
 
 
+def makes_without_device(where: str, name: str) -> bool:
+    """Whether the line ``file:line`` calls ``torch.<name>`` without ``device=``, or with the CPU."""
+    file, _, line = where.rpartition(":")
+    for node in _nodes(file):
+        if not isinstance(node, ast.Call) or not line.isdigit():
+            continue
+        if node.lineno <= int(line) <= (node.end_lineno or node.lineno) and _text(node.func) == f"torch.{name}":
+            given = [_text(keyword.value) for keyword in node.keywords if keyword.arg == "device"]
+            if not given or given[0] in ("'cpu'", "torch.device('cpu')"):
+                return True
+    return False
+
+
 def _last(name: str) -> str:
     """``"calls"`` of ``self.calls`` and of ``self.stats['calls']``."""
     return re.split(r"[.\[]", name)[-1].strip("]'\"")

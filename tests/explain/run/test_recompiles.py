@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import torch
 import torch._dynamo
@@ -98,3 +99,12 @@ def test_the_number_of_an_optimizers_state_is_told_as_the_method_names_it() -> N
     failures = read_failures([TraceRecord("recompile_reasons", "0/1", {}, said)], compilations, of_these_only=True)
     (finding,) = recompile_findings(failures)
     assert (finding.kind, finding.op) == ("python_scalar", "opt.state[…]['step']")
+
+
+def test_what_only_follows_from_a_break_is_an_event_and_no_finding() -> None:
+    def jitter(x: Tensor) -> Tensor:
+        return x * random.random()  # the break
+
+    seen = observed(jitter, (torch.ones(2),), calls=[(torch.ones(2),)])
+    assert [(f.kind, f.where) for f in seen.findings] == [("side_effect", line_of(__file__, "the break"))]
+    assert len(seen.facts.recompiles) == 1

@@ -17,6 +17,7 @@ from fusion_compile.explain._run.use_sites import (
     first_read,
     is_own,
     is_read,
+    makes_without_device,
     read_near,
     starred,
 )
@@ -94,6 +95,35 @@ def test_a_number_that_is_only_counted_on_is_told_from_one_that_is_read() -> Non
     assert counts_itself(counted, "self.uses") and counts_itself(never, "model.never_looked_at")
     assert not counts_itself(counted, "self.other")
     assert is_read(counted, "self.uses") and not is_read(never, "self.never_looked_at")
+
+
+def made(x: Tensor) -> tuple[Tensor, ...]:
+    return (
+        torch.zeros(3),  # nowhere
+        torch.zeros(3, device=x.device),  # on the device
+        torch.ones(3, device="cpu"),  # on the CPU
+        torch.linspace(
+            0,
+            1,  # inside
+            steps=3,
+        ),
+        torch.zeros_like(x),  # like another
+    )
+
+
+def test_a_tensor_made_without_a_device_is_told_from_the_source() -> None:
+    found = {
+        text: makes_without_device(line_of(__file__, text), name)
+        for text, name in (
+            ("nowhere", "zeros"),
+            ("on the device", "zeros"),
+            ("on the CPU", "ones"),
+            ("inside", "linspace"),
+            ("like another", "zeros"),
+        )
+    }
+    assert [text for text, without in found.items() if without] == ["nowhere", "on the CPU", "inside"]
+    assert not makes_without_device("", "zeros")
 
 
 def test_a_librarys_file_is_not_the_users_own() -> None:

@@ -175,6 +175,18 @@ def test_both_ways_of_capture_mark_what_is_recomputed_and_keep_the_users_line(
 
 
 @pytest.mark.parametrize("way", ["read", "run"])
+def test_both_ways_of_capture_find_a_tensor_on_the_cpu_at_the_users_line(way: Literal["read", "run"]) -> None:
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        weights = torch.linspace(0, 1, 4)  # the table
+        on_the_device = torch.ones(4, device=x.device)
+        return (model(x).square() * weights * on_the_device).mean()
+
+    step = fc.compile_training_step(nn.Linear(4, 4), loss, optimizer="adamw", backend="aot_eager", capture=way)
+    (finding,) = fc.explain(step, (torch.randn(8, 4),)).findings
+    assert (finding.kind, finding.op, finding.where) == ("cpu_tensor", "linspace", line_of(__file__, "the table"))
+
+
+@pytest.mark.parametrize("way", ["read", "run"])
 def test_both_ways_of_capture_find_an_operator_at_the_users_line(way: Literal["read", "run"]) -> None:
     def loss(model: nn.Module, x: Tensor) -> Tensor:
         return torch.linalg.svdvals(model(x)).sum()  # the factorization
