@@ -253,6 +253,16 @@ class TorchOptimizer(torch.optim.Optimizer):
             inside.update(self.param_groups, self.state, loss)
         return result
 
+    @_uncaptured
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop all gradients, as in torch.optim.
+
+        Args:
+            set_to_none: False keeps them as zeros.
+        """
+        self._inside.guards.settle()
+        super().zero_grad(set_to_none)
+
     def set_loss(self, loss: Tensor | float) -> None:
         """Set the loss of the next step, for recipes that need it and loops that give ``step`` no closure.
 

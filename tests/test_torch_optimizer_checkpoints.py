@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from fusion_compile import optim
 from fusion_compile.optim import as_torch_optimizer
@@ -148,3 +149,21 @@ def test_a_transform_is_code_and_a_callable_that_makes_it_is_not() -> None:
     again.step()
     torch.testing.assert_close(q.detach(), torch.full((3,), 0.5))
     assert "lr: 0.5" in repr(copy.deepcopy(made([p], optim.adamw(lr=0.5))))
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("name", ["adamw", "sf_adamw"])
+def test_dcps_state_dicts_resume_bitwise(name: str, flat: bool) -> None:
+    """``set_state_dict`` loads the optimizer before the model."""
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    model, again = mlp(), mlp()
+    optimizer, other = made(model, name), made(again, name)
+    train(model, optimizer, batches(3))
+    optimizer.eval()
+    saved = copy.deepcopy(get_state_dict(model, optimizer, options=options))
+    set_state_dict(again, other, model_state_dict=saved[0], optim_state_dict=saved[1], options=options)
+    for m, o in ((model, optimizer), (again, other)):
+        o.train()
+        train(m, o, batches(6)[3:])
+        o.eval()
+    assert equal(weights(again), weights(model))

@@ -88,7 +88,7 @@ class GroupedUpdate:
     guards: Guards = field(init=False)
 
     def __post_init__(self) -> None:
-        self.guards = Guards(self.warn)
+        self.guards = Guards(self.warn, self._after_load)
 
     @property
     def moves(self) -> bool:
@@ -266,6 +266,12 @@ class GroupedUpdate:
             group = self.build(at, options, state, given)
         return group
 
+    def _after_load(self) -> None:
+        """The model's weights were loaded after the optimizer's: where they are x, put y there for the forward."""
+        if self.moves and not self.evaluating:
+            for group in self.groups():
+                group.show_where_average()
+
     def _notice_written(self, group: ParameterGroup, options: Options, rebound: str | None) -> None:
         """Take up what the user wrote into parameters before their first step; say of later writes that they are lost.
 
@@ -333,6 +339,7 @@ class GroupedUpdate:
     def show(self, param_groups: list[Options], evaluating: bool) -> None:
         """Change what the parameters hold: x (`evaluating`) or the point at which gradients are taken."""
         if self.evaluating is evaluating:
+            self.guards.settle()
             return
         self.evaluating = evaluating
         for group in self.groups():

@@ -20,11 +20,14 @@ from fusion_compile._torch_optim.naming import alive_modules
 class Guards:
     """The guards of one optimizer's modules. `warn`: how its warnings are given.
 
-    `saves_averages`: somebody sees to it that models are saved at x, so the optimizer's state may be taken at y.
+    `after_load`: a method that is called before the first forward after a module's weights were loaded while they hold
+    y. `saves_averages`: somebody sees to it that models are saved at x, so the optimizer's state may be taken at y.
     """
 
-    def __init__(self, warn: SayOnce) -> None:
+    def __init__(self, warn: SayOnce, after_load: Callable[[], None]) -> None:
         self._warn = warn
+        self._after_load = weakref.WeakMethod(after_load)  # its owner holds the guards
+        self._loaded = False
         self._watch = _Watch(self)
         self._guarded: set[int] = set()
         self._owners: list[weakref.ref[nn.Module]] = []
@@ -68,6 +71,17 @@ class Guards:
             "Schedule-Free's y, not x. Call optimizer.eval() before, and optimizer.train() to go on.",
         )
 
+    def loaded(self) -> None:
+        """A module's weights were loaded."""
+        self._loaded = True
+
+    def settle(self) -> None:
+        """Call `after_load` once if weights were loaded."""
+        if self._loaded:
+            self._loaded = False
+            if (after_load := self._after_load()) is not None:
+                after_load()
+
     def saved(self, what: str) -> None:
         """The model's weights are about to be saved: warn. `what`: the subject of the sentence, with its verb."""
         self._warn(
@@ -82,8 +96,9 @@ class Guards:
     def _hang(self, modules: Iterable[nn.Module]) -> None:
         for module in modules:
             self._handles.append(module.register_forward_pre_hook(self._watch))
-            register: Callable[..., Any] = module.register_state_dict_pre_hook  # torch gives it no types
-            self._handles.append(register(self._watch.on_state_dict))
+            untyped: Any = module  # torch gives these two no types
+            self._handles.append(untyped.register_state_dict_pre_hook(self._watch.on_state_dict))
+            self._handles.append(untyped.register_load_state_dict_post_hook(self._watch.on_load))
 
 
 class _Watch:
@@ -93,10 +108,15 @@ class _Watch:
         self._guards = None if guards is None else weakref.ref(guards)
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling() or module.training or self._guards is None:
+        if torch.compiler.is_compiling() or self._guards is None:
             return
         if (guards := self._guards()) is not None:
+            guards.settle()
             guards.evaluated(module)
+
+    def on_load(self, module: nn.Module, incompatible: Any) -> None:
+        if self._guards is not None and (guards := self._guards()) is not None:
+            guards.loaded()
 
     def on_state_dict(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:
         if self._guards is not None and (guards := self._guards()) is not None:

@@ -138,6 +138,19 @@ class ParameterGroup:
         torch.autograd.graph.increment_version(list(self.members.values()))
         self.note_versions()
 
+    def show_where_average(self) -> None:
+        """Put y into the parameters that hold x, as a model does that was saved at x and loaded just now."""
+        plan = self.plan
+        x = self.layout.views(plan.params(self.state))
+        y = self.layout.views(plan.gradient_point(self.state, plan.context(self.state)))
+        with torch.no_grad():
+            for name, p in self.members.items():
+                at_y = y[name].to(p.dtype)
+                if torch.equal(p, x[name].to(p.dtype)):
+                    p.copy_(at_y)
+                if torch.equal(p, at_y):
+                    self._versions[name] = p._version
+
     def adopt_written(self) -> None:
         """Take what the user wrote into parameters that held x as x."""
         self._write(with_written_weights(self.layout, self.state))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fusion_compile import optim
-from fusion_compile._torch_optim import grouped_update
+from fusion_compile._torch_optim.group_numbers import as_float
 from tests.small_models import batches, mlp
 from tests.torch_loops import close_to_torch, equal, made, train, weights
 
@@ -114,14 +114,13 @@ def test_a_tensor_is_read_only_when_it_was_written(monkeypatch: pytest.MonkeyPat
     """On a GPU reading it waits for the device."""
     model, rate, read = mlp(), torch.tensor(1e-2), list[float]()
     optimizer = made(model, lr=rate)
-    as_float = grouped_update.as_float
 
     def counted(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             read.append(float(value))
         return as_float(value)
 
-    monkeypatch.setattr(grouped_update, "as_float", counted)
+    monkeypatch.setattr("fusion_compile._torch_optim.grouped_update.as_float", counted)
     train(model, optimizer, batches(3))
     once = len(read)
     train(model, optimizer, batches(3))

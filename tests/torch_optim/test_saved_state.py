@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -150,3 +151,44 @@ def test_names_in_another_order_are_loaded_by_name() -> None:
     for (name, p), (_, q) in zip(pairs, again.named_parameters(), strict=True):
         assert equal(optimizer.state[p], fresh.state[q]), name
     assert fresh.param_groups[0]["param_names"] == ["2.bias", "2.weight", "0.bias", "0.weight"]
+
+
+@pytest.mark.parametrize("evaluating", [True, False])
+@pytest.mark.parametrize("order", ["model first", "optimizer first"])
+@pytest.mark.parametrize("name", ["adamw", "sf_adamw", "sf_normuon"])
+def test_a_resume_is_bitwise_in_either_order(name: str, order: str, evaluating: bool) -> None:
+    """As DCP's ``set_state_dict``, which loads the optimizer first, and ignite's checkpoints, in the user's order."""
+
+    def loaded(saved: Any) -> Any:
+        model = mlp()
+        optimizer = made(model, name)
+        if order == "model first":
+            model.load_state_dict(saved[0])
+        optimizer.load_state_dict(saved[1])
+        if order != "model first":
+            model.load_state_dict(saved[0])
+        return model, optimizer
+
+    model = mlp()
+    optimizer = made(model, name)
+    train(model, optimizer, batches(3))
+    optimizer.train(not evaluating)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of saving y
+        saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    again, other = loaded(saved)
+    optimizer.train()
+    other.train()
+    for m, o in ((model, optimizer), (again, other)):
+        train(m, o, batches(6)[3:])  # a warning is an error here
+        o.eval()
+    assert equal(weights(again), weights(model))
+
+
+def test_other_weights_loaded_at_y_are_still_said_to_be_lost() -> None:
+    model = mlp()
+    optimizer = made(model, "sf_adamw")
+    train(model, optimizer, batches(3))
+    model.load_state_dict({n: torch.zeros_like(p) for n, p in model.named_parameters()})
+    with pytest.warns(UserWarning, match=r"0\.weight was written to while"):
+        train(model, optimizer, batches(1))
