@@ -196,7 +196,8 @@ def _order_in_memory(p: Tensor, r: Route, columns: bool) -> tuple[int, ...]:
     Element by element any order will do. The columns of a flattened convolution may be permuted, because every matrix
     transform treats them alike; rows, stacks and blocks of columns may not. `columns`: whether they may at all.
     """
-    order = tuple(sorted(range(p.ndim), key=lambda axis: -p.stride(axis)))
+    strides: Sequence[int] = p.stride()
+    order = tuple(sorted(range(p.ndim), key=lambda axis: -strides[axis]))
     columns_alone = columns and order[:1] == (0,) and not r.stack and (r.blocks is None or r.blocks.axis == -2)
     keeps = order != tuple(range(p.ndim)) and (r.role != "spectral" or columns_alone)
     return order if keeps and p.permute(order).is_contiguous() else ()
