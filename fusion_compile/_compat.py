@@ -8,6 +8,7 @@ import time
 import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import sympy  # type: ignore[import-untyped]
@@ -130,8 +131,8 @@ def holding(module: nn.Module, tensors: dict[str, Tensor]) -> contextlib.Abstrac
 
 @contextlib.contextmanager
 def tracing_gradients() -> Iterator[None]:
-    """Let Dynamo trace ``torch.autograd.grad`` into the graph."""
-    with torch._dynamo.config.patch(trace_autograd_ops=True):
+    """Let Dynamo trace ``torch.autograd.grad`` into the graph. Only what `mark_symbolic` marked is symbolic."""
+    with torch._dynamo.config.patch(trace_autograd_ops=True, automatic_dynamic_shapes=False):
         yield
 
 
@@ -182,6 +183,12 @@ def ranks() -> int:
     """Processes of the default process group; 1 without one."""
     available = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if available else 1
+
+
+def mark_symbolic(sizes: Iterable[tuple[Tensor, int]]) -> None:
+    """Let a trace that these tensors are given to treat the size of these axes as symbols; it may refuse."""
+    for tensor, axis in sizes:
+        torch._dynamo.mark_dynamic(tensor, axis)
 
 
 def mark_static(tensor: Tensor) -> None:
@@ -294,6 +301,17 @@ def recomputation_refused(error: BaseException) -> str:
     """What torch says where it cannot recompute checkpointed activations in a captured step; empty for other errors."""
     inner = getattr(error, "inner_exception", error)
     return str(inner) if "Activation checkpoint rematerialization" in str(inner) else ""
+
+
+def where_a_size_is_fixed(error: BaseException) -> str:
+    """The user's line at which a trace with symbolic sizes needed a number; what torch says where it names none."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    at = [(line, code) for line, code in pairwise(lines) if line.startswith('File "')]
+    if not at:
+        return next((line for line in lines if line), type(error).__name__).rstrip(".")
+    where, code = at[-1]
+    name, _, rest = where.removeprefix('File "').partition('", line ')
+    return f"at {name}:{rest.partition(',')[0]}: {code.partition('  # ')[0]}"
 
 
 def misses_a_parameter(error: BaseException) -> bool:

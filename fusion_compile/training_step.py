@@ -24,7 +24,7 @@ from fusion_compile._step import batches
 from fusion_compile._step.lifetime import Lifetime
 from fusion_compile._step.loss import LossFn
 from fusion_compile._step.metrics import step_metrics
-from fusion_compile._step.models import refuse_model
+from fusion_compile._step.models import refuse_model, refuse_other_kinds
 from fusion_compile._step.options import StepOptions
 from fusion_compile._step.periodic import FirstTaken, run_due_work, work_key
 from fusion_compile._step.planned import Forced, plan_update
@@ -95,7 +95,7 @@ class TrainingStep(Lifetime):
     def __call__(self, *batch: Any) -> Tensor:
         """Take one step on `batch`. Nothing waits for the device.
 
-        The first call with a batch shape compiles. Further kinds of batch are programs of their own, at most 8.
+        The first call with a batch shape compiles. Further shapes are programs of their own, at most `max_shapes`.
 
         Args:
             *batch: What `loss_fn` gets after the model: tensors on the model's device, in tuples, lists, dictionaries
@@ -313,6 +313,8 @@ def compile_training_step(
     backend: str = "inductor",
     capture: Capture | None = None,
     rehearse: bool = True,
+    max_shapes: int = 8,
+    dynamic: bool = False,
     force_scalar: Sequence[str] = (),
     force_spectral: Sequence[str] = (),
     split_blocks: SplitBlocks = None,
@@ -378,11 +380,8 @@ def compile_training_step(
         >>> step.hyperparameters["no_decay.weight_decay"]
         0.0
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; compile_training_step needs a torch.nn.Module.")
+    refuse_other_kinds(model, loss_fn)
     refuse_model(model)
-    if not callable(loss_fn):
-        raise TypeError(f"loss_fn is a {type(loss_fn).__name__}; it must be callable as loss_fn(model, *batch).")
     options = StepOptions(
         accumulate=accumulate,
         skip_nonfinite=skip_nonfinite,
@@ -393,6 +392,8 @@ def compile_training_step(
         rehearse=rehearse,
         keep_fp32=keep_fp32,
         weigh_by=weigh_by,
+        max_shapes=max_shapes,
+        dynamic=dynamic,
     )
     forced = Forced(force_scalar, force_spectral, split_blocks)
     planned = plan_update(model, optimizer, lr, groups, clip_grad_norm, forced)

@@ -66,6 +66,15 @@ def test_products_are_in_what_the_cpu_has_instructions_for(
     assert _compat.fast_product_dtype("meta") is torch.float32
 
 
+def test_the_line_that_fixes_a_size_is_found() -> None:
+    x = torch.zeros(5, 2)
+    _compat.mark_symbolic([(x, 0)])
+    with pytest.raises(Exception, match="specialized") as fixed:
+        torch.compile(lambda t: t * (2 if t.shape[0] == 5 else 1), backend="eager", fullgraph=True)(x)
+    assert "test_compat.py:" in _compat.where_a_size_is_fixed(fixed.value)
+    assert _compat.where_a_size_is_fixed(RuntimeError("no frame.")) == "no frame"
+
+
 def test_writes_are_seen_through_views_and_data() -> None:
     through_view, through_data, read = torch.zeros(4, 2), torch.zeros(3), torch.zeros(3)
     with _compat.WritesSeen() as seen:

@@ -38,8 +38,11 @@ def lower(
     mode: str,
     backend: str = "inductor",
     on_graph: _compat.GraphObserver | None = None,
+    dynamic: bool = False,
 ) -> Callable[..., Any]:
     """Compile `fn` as one full graph with static shapes; ``mode="eager"`` gives `fn` back.
+
+    With `dynamic` and `on_graph` the sizes that ``_compat.mark_symbolic`` marked are symbols, and no other is.
 
     `backend`: a torch.compile backend's name; `mode` counts for ``"inductor"`` only. `on_graph` is called with each
     captured FX graph and its inputs before the backend compiles it, and may raise to refuse it.
@@ -50,7 +53,7 @@ def lower(
         return torch.compile(
             fn,
             fullgraph=True,
-            dynamic=False,
+            dynamic=None if dynamic else False,
             backend=_compat.observed_backend(backend, mode, on_graph, partial(_recomputed_late, backend=backend)),
         )
     if backend != "inductor":

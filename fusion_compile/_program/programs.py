@@ -81,11 +81,13 @@ class Programs:
         mode: str,
         what: str,
         check: Callable[[Program], None] | None = None,
+        dynamic: bool = False,
     ) -> None:
         """Compile `function` by its first call, on `given`, and keep it under `key`.
 
         `what`: what the progress line says is compiled. `check` is called with the captured graph before the backend
-        sees it, and may raise ValueError to refuse it; nothing has run then.
+        sees it, and may raise ValueError to refuse it; nothing has run then. `dynamic`: sizes that
+        ``_compat.mark_symbolic`` marked are symbols.
         """
 
         def observe(graph: torch.fx.GraphModule, inputs: list[Any]) -> None:
@@ -94,7 +96,7 @@ class Programs:
                 check(program)
             self.captured[key] = program
 
-        run = lower(_compat.own_code(function), mode=mode, backend=self.backend, on_graph=observe)
+        run = lower(_compat.own_code(function), mode=mode, backend=self.backend, on_graph=observe, dynamic=dynamic)
         try:
             with (
                 stage(f"compiling {what} ({mode if self.backend == 'inductor' else self.backend})"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -217,6 +217,14 @@ _INDEPENDENT = (
     "the loss does not depend on any trainable parameter of the model; call the model that loss_fn receives as its "
     "first argument (not another one), and keep torch.no_grad() and .detach() out of the way."
 )
+
+
+def unread_sentence(unused: Sequence[str]) -> str:
+    """What to say of parameters that a loss never reads."""
+    return (
+        f"the loss never reads {', '.join(unused)}: their gradient counts as zero, so weight decay still acts. Freeze "
+        f"them (requires_grad=False) before compile_training_step() to leave them alone."
+    )
 
 
 def check_loss(loss: Any, metrics: Any) -> None:

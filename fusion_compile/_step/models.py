@@ -8,6 +8,14 @@ from torch import nn
 from fusion_compile import _compat
 
 
+def refuse_other_kinds(model: object, loss_fn: object) -> None:
+    """Raise TypeError unless they are a module and a callable."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; compile_training_step needs a torch.nn.Module.")
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn is a {type(loss_fn).__name__}; it must be callable as loss_fn(model, *batch).")
+
+
 def refuse_model(model: nn.Module) -> None:
     """Raise ValueError for a wrapper that averages gradients, a scripted module, or a run of several processes.
 

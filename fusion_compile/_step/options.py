@@ -9,6 +9,7 @@ import torch
 
 from fusion_compile._state.routing import check_list
 from fusion_compile._step.precision import DTYPES as PRECISIONS
+from fusion_compile._step.shapes import MAX_PROGRAMS
 from fusion_compile._step.way import CAPTURES, Capture
 
 
@@ -25,6 +26,8 @@ class StepOptions:
     rehearse: bool = True
     keep_fp32: Sequence[str] = ()
     weigh_by: str | None = None
+    max_shapes: int = MAX_PROGRAMS
+    dynamic: bool = False
 
     def __post_init__(self) -> None:
         if self.capture not in CAPTURES:
@@ -40,6 +43,10 @@ class StepOptions:
             raise ValueError(
                 f"accumulate={self.accumulate!r} is not a number of micro-batches; give a whole number, at least 1."
             )
+        if not isinstance(self.max_shapes, int) or isinstance(self.max_shapes, bool) or self.max_shapes < 1:
+            raise ValueError(f"max_shapes={self.max_shapes!r} is not a number of batch shapes; give at least 1.")
+        if not isinstance(self.dynamic, bool):
+            raise TypeError(f"dynamic={self.dynamic!r} is a {type(self.dynamic).__name__}; give True or False.")
         if self.weigh_by is not None and not isinstance(self.weigh_by, str):
             raise TypeError(f"weigh_by={self.weigh_by!r} is not a name; give that of a metric that the loss returns.")
         if not isinstance(self.skip_nonfinite, bool):

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any, ClassVar
 
+import torch
+
 from fusion_compile import _compat
 from fusion_compile._program.program import Program, refuse_host_syncs
 from fusion_compile._program.programs import GraphRefused, Programs
+from fusion_compile._step.containers import map_tensors
 from fusion_compile._step.host_reads import not_captured_message
 from fusion_compile._step.methods import Methods
 from fusion_compile._step.pure_step import Form
+from fusion_compile._step.shapes import Dims, marks
 from fusion_compile._step.update import donated
 from fusion_compile._types import Tensors
 
@@ -41,7 +45,9 @@ class ReadStep:
         due: bool,
         given: tuple[Tensors, tuple[Any, ...]],
         mode: str,
+        dims: Dims = (),
     ) -> None:
+        self._dims = dims
         self._programs, self._key, self._mode = programs, key, mode
         self._methods: Methods | None = None
         self._thorough = next(iter(given[0].values())).is_cuda
@@ -77,21 +83,29 @@ class ReadStep:
         self._programs.drop(self._key)
 
     def _compile(self, advance: Callable[..., Tensors], given: tuple[Tensors, tuple[Any, ...]]) -> None:
+        state, batch = given
+        if self._dims:  # aliases: a mark stays on a tensor
+            batch = map_tensors(torch.Tensor.detach, batch)
+            _compat.mark_symbolic(marks(batch, self._dims))
         try:
             with _compat.tracing_gradients():
                 self._programs.compile(
                     self._key,
                     donated(advance),
-                    *given,
+                    state,
+                    batch,
                     mode=self._mode,
-                    what="the training step",
+                    what="the training step" + (" for a band of sizes" if self._dims else ""),
                     check=self._check,
+                    dynamic=bool(self._dims),
                 )
         except _compat.UnsupportedByDynamo as error:
             raise NotRead(not_captured_message(_compat.user_frames(error), str(error))) from error
         except _compat.RefusedByCompiler as error:
             raise NotRead(f"the compiler refuses the graph: {_compat.compilers_reason(error)}") from error
         except Exception as error:
+            if self._dims and not isinstance(error, GraphRefused):  # with symbols, torch fails in its own ways
+                raise NotRead(f"torch fixes a size, {_compat.where_a_size_is_fixed(error)}.") from error
             if reason := _compat.recomputation_refused(error):
                 raise NotRead(not_captured_message([], reason)) from error
             if _compat.misses_a_parameter(error):

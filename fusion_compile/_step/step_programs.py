@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable, Mapping
 from typing import Any, Protocol, TypeAlias
 
@@ -26,7 +27,7 @@ from fusion_compile._step.gradient_hooks import GradientHooks
 from fusion_compile._step.host_reads import not_on_fakes_message
 from fusion_compile._step.kept_state import KeptState
 from fusion_compile._step.learnable import note_trained
-from fusion_compile._step.loss import LossFacts, LossFn, LossModule, examine, run_on_fakes
+from fusion_compile._step.loss import LossFacts, LossFn, LossModule, examine, run_on_fakes, unread_sentence
 from fusion_compile._step.methods import Methods
 from fusion_compile._step.metrics import drop_metrics, keep_metrics
 from fusion_compile._step.micro_batches import Shares, micro_batches, uncut
@@ -36,13 +37,10 @@ from fusion_compile._step.pure_step import Form, StepPlan, pure_step
 from fusion_compile._step.read_step import NotRead, Pure, ReadStep
 from fusion_compile._step.rehearsed import RehearsedStep, outcome_now, rehearse_step
 from fusion_compile._step.run_step import RunStep, UncapturedStep
+from fusion_compile._step.shapes import Band, Bands, refuse_too_many
 from fusion_compile._step.way import Asked, Way, choose, refuse_sources
 from fusion_compile._step.written import refuse_other_points, refuse_rebound
 from fusion_compile._types import Tensors
-
-MAX_PROGRAMS = 8
-"""Different batch shapes that one step compiles before it refuses another, and programs of one shape that differ in
-what a plain number decides."""
 
 Key: TypeAlias = tuple[batches.Signature, bool, Hashable]
 """The batch's signature, whether the transform's period is due, and what the state that user code keeps looks like."""
@@ -86,6 +84,7 @@ class StepPrograms:
         self._warn = SayOnce()
         self._carried = Carried()
         self._signatures: dict[batches.Signature, None] = {}
+        self._bands = Bands(dynamic=plan.options.dynamic)
         self.facts: LossFacts | None = None
         note_trained(p for p in model.parameters() if p.requires_grad)
         self.because = ""
@@ -102,6 +101,7 @@ class StepPrograms:
         self._steps.clear()
         self._second.clear()
         self._signatures.clear()
+        self._bands.forget()
 
     def recapture(self) -> None:
         """Capture again at the next call. What the loss was seen to do is looked at again; all state stays."""
@@ -122,15 +122,22 @@ class StepPrograms:
         """Take one step on `batch`, which has this signature. Compile first where no program fits it."""
         self._hooks.check(read=len(self._programs) > 0)
         self._take_over()
-        key = (signature, due, self._carried.signature())
+        own = (signature, due, self._carried.signature())
+        key = own if own in self._steps else (self._bands.key_of(signature), *own[1:])
         with torch.enable_grad(), self._plan.precision.kept():
             step = next((step for step in self._steps.get(key, ()) if step.fits()), None)
-            if step is None:
-                self._compile(key, batch)
-            elif id(step) in self._second:
-                self._take_second(key, step, batch)
-            else:
-                self._take(step, step(self._state, batch))
+            try:
+                if step is None:
+                    self._compile(own, batch)
+                elif id(step) in self._second:
+                    self._take_second(key, step, batch, own)
+                else:
+                    self._take(step, step(self._state, batch))
+            except RuntimeError:
+                if step is None or not self._bands.gives_up(signature):
+                    raise
+                self._compile(own, batch)
+            self._bands.serve(signature)
         if self.facts is not None and self.facts.assigned:
             self._residence.hand_out(self.facts.assigned)
 
@@ -139,8 +146,9 @@ class StepPrograms:
         step.done()
         self._give_back(step.forms, fresh)
 
-    def _take_second(self, key: Key, step: _Step, batch: tuple[Any, ...]) -> None:
-        """Take a program's second step, compared as the first was: what a first step alone has shows now."""
+    def _take_second(self, key: Key, step: _Step, batch: tuple[Any, ...], own: Key) -> None:
+        """Take a program's second step, compared as the first was: what a first step alone has shows now. `own`: the
+        batch's key, where `key` is a band's."""
         seen = self._second[id(step)]
         wanted = outcome_now(self._model, self._loss_fn, self._plan, self._state, batch)
         if wanted is None:
@@ -154,7 +162,8 @@ class StepPrograms:
                 objection = f"in its second step {found.objection}"
                 if isinstance(step, RunStep) or self._plan.options.capture == "read":
                     raise ValueError(_not_the_loops(objection))
-                self._compile(key, batch, f"when it is read, {objection}")
+                self._bands.gives_up(own[0])
+                self._compile(own, batch, f"when it is read, {objection}")
                 return
             self._take(step, found.fresh)
         self._second.pop(id(step))
@@ -207,8 +216,9 @@ class StepPrograms:
     def _compile(self, key: Key, batch: tuple[Any, ...], not_read: str = "") -> None:
         """Look at the loss, choose a way, compile, and take the first step. `not_read`: why it is not read."""
         signature, due, _ = key
-        self._refuse_too_many(key)
-        options = self._plan.options
+        options, known = self._plan.options, len(self._steps.get(key, ()))
+        bound = sys.maxsize if self._mode == "eager" else options.max_shapes  # uncompiled, a shape has no program
+        refuse_too_many(signature, self._signatures, bound, of_this_shape=known)
         parts = micro_batches(batch, options.accumulate)
         if options.accumulate > 1 and (whole := uncut(batch)):
             self._warn(f"uncut {whole}", whole)
@@ -236,7 +246,7 @@ class StepPrograms:
             step: _Step = UncapturedStep(pure(Form(due=due, runs=True)), self._carried, numbers, self._plan.update)
             self._take(step, step(self._state, batch))
         else:
-            step = self._captured(key, pure, batch, seen, way)
+            step, key = self._captured(key, pure, batch, seen, way)
             if seen is not None and (isinstance(step, RunStep) or not self._draws_apart(seen)):
                 self._second[id(step)] = seen
         self._signatures[signature] = None
@@ -265,32 +275,23 @@ class StepPrograms:
         )
         return seen, choose(seen.rehearsal, asked)
 
-    def _refuse_too_many(self, key: Key) -> None:
-        signature = key[0]
-        batches.check_same_kind(signature, self._signatures)
-        if len({*self._signatures, signature}) > MAX_PROGRAMS:
-            raise ValueError(
-                f"this would be batch shape number {MAX_PROGRAMS + 1}: each shape is a program of its own. Pad or "
-                f"bucket the batches, or drop the last incomplete one (DataLoader(drop_last=True))."
-            )
-        if len(self._steps.get(key, ())) >= MAX_PROGRAMS:
-            raise ValueError(
-                f"this would be program number {MAX_PROGRAMS + 1} for one batch shape: a plain number that the loss "
-                f"changes decides what is computed, otherwise each time. Keep it in a 0-dim tensor."
-            )
-
-    def _captured(self, key: Key, pure: Pure, batch: tuple[Any, ...], seen: RehearsedStep | None, way: Way) -> _Step:
-        """Capture the step, compile it, take the first step, and prove that it is the ordinary loop's."""
+    def _captured(
+        self, key: Key, pure: Pure, batch: tuple[Any, ...], seen: RehearsedStep | None, way: Way
+    ) -> tuple[_Step, Key]:
+        """Capture the step, compile it, take the first step, and prove that it is the ordinary loop's. The step, and
+        the key of the batches that it is for."""
         options, because = self._plan.options, way.because
         if not way.runs:
             compares = seen is not None and not self._draws_apart(seen)
             proof = self._proof(seen) if compares and seen is not None else None
             try:
-                read = ReadStep(self._programs, key, pure, key[1], (self._state, batch), self._mode)
+                band, read = self._read(key, pure, batch)
                 objection = "" if proof is None else proof.objection(self._state)
                 if not objection:
                     read.watch(Methods(() if seen is None else seen.reads.slots, self._model))
-                    return read
+                    if band is not None:
+                        self._bands.open(band, key[0])
+                    return read, key if band is None else (band.signature, *key[1:])
                 assert proof is not None
                 read.forget()
                 proof.undo(self._state)
@@ -309,7 +310,18 @@ class StepPrograms:
         if because:
             self.because = because
             self._warn("runs", f"the step is captured by running it, because {because.rstrip('.')}.")
-        return step
+        return step, key
+
+    def _read(self, key: Key, pure: Pure, batch: tuple[Any, ...]) -> tuple[Band | None, ReadStep]:
+        """Read the step for `batch`, or for a band of sizes, which is then given, too."""
+        band = self._bands.opened_by(key[0], self._signatures)
+        given, due, mode = (self._state, batch), key[1], self._mode
+        if band is not None:
+            try:
+                return band, ReadStep(self._programs, (band.signature, *key[1:]), pure, due, given, mode, band.dims)
+            except NotRead as error:
+                self._warn("band", f"no one program serves these sizes, so each has its own: {error}")
+        return None, ReadStep(self._programs, key, pure, due, given, mode)
 
     def _proof(self, seen: RehearsedStep) -> Proof:
         return Proof(seen.wanted, self._state, seen.rehearsal.dtypes)
@@ -343,17 +355,14 @@ class StepPrograms:
 
     def _numbers(self, slots: list[Slot], batch: tuple[Any, ...]) -> CountedNumbers:
         contents = Contents(self._roots)
-
-        options = self._plan.options
         loss = LossModule(self._model, self._loss_fn, (), self._plan.precision)
 
         def run(mode: Any) -> None:
-            for part in micro_batches(batch, options.accumulate):
+            for part in micro_batches(batch, self._plan.options.accumulate):
                 run_on_fakes(mode, loss, part.batch)
 
-        device = self._plan.update.layout.device
         try:
-            return count_numbers(slots, run, lambda: contents.restore(keep=slots), device)
+            return count_numbers(slots, run, lambda: contents.restore(keep=slots), self._plan.update.layout.device)
         finally:
             contents.restore()
 
@@ -366,11 +375,11 @@ class StepPrograms:
             when = "the loss now" if known_shape else "with this batch shape the loss"
             raise ValueError(f"{when} {difference}; compile another step for it.") from None
         if self.facts is None:
-            shares = Shares((1,) * self._plan.options.accumulate, self._plan.options.weigh_by)
-            keep_metrics(
-                self._plan.update, self._state, shares.metrics(facts.metrics, self._residence.layout.state_dtype)
-            )
-            self._say_unused(facts)
+            update, options = self._plan.update, self._plan.options
+            shares = Shares((1,) * options.accumulate, options.weigh_by)
+            keep_metrics(update, self._state, shares.metrics(facts.metrics, update.layout.state_dtype))
+            if facts.unused:
+                self._warn("unused", unread_sentence(facts.unused))
         known = () if self.facts is None else self.facts.changed_buffers
         if new := [name for name in facts.changed_buffers if name not in known]:
             for name, buffer in self._residence.keep_buffers(new).items():
@@ -379,16 +388,9 @@ class StepPrograms:
             self._programs.forget()
             self._steps.clear()
             self._second.clear()
+            self._bands.forget()
         self.facts = facts
         return facts
-
-    def _say_unused(self, facts: LossFacts) -> None:
-        if facts.unused:
-            self._warn(
-                "unused",
-                f"the loss never reads {', '.join(facts.unused)}: their gradient counts as zero, so weight decay "
-                f"still acts. Freeze them (requires_grad=False) before compile_training_step() to leave them alone.",
-            )
 
 
 def _not_the_loops(objection: str) -> str:

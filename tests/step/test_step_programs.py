@@ -9,18 +9,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion_compile._step.step_programs import MAX_PROGRAMS
+from fusion_compile._step.shapes import MAX_PROGRAMS
 from tests.small_models import batches, compiled, mlp
 
 
 def test_a_program_for_each_shape_up_to_the_limit() -> None:
-    step = compiled(mlp(), mode="eager")
-    for size in range(1, MAX_PROGRAMS + 1):
+    step = compiled(mlp(), max_shapes=3)
+    for size in range(1, 4):
         step(*batches(1, size)[0])
-    with pytest.raises(ValueError, match="this would be batch shape number 9: each shape is a program of its own"):
+    with pytest.raises(ValueError, match=r"batch shape number 4: each shape is a program .*max_shapes=…"):
         step(*batches(1, 20)[0])
     step(*batches(1, 3)[0])
-    assert step.steps_called == MAX_PROGRAMS + 1
+    assert step.steps_called == 4 and len(step.programs) == 3
+
+
+def test_uncompiled_any_number_of_shapes_runs() -> None:
+    step = compiled(mlp(), mode="eager", max_shapes=1)
+    for size in range(1, MAX_PROGRAMS + 3):
+        step(*batches(1, size)[0])
+    assert step.steps_called == MAX_PROGRAMS + 2
 
 
 def test_a_refused_first_batch_fixes_no_kind_of_batch() -> None:

@@ -1,0 +1,152 @@
+"""Batch shapes: how many programs a step may have, and bands of sizes that one symbolic program serves."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any, NamedTuple, TypeAlias
+
+from torch import Tensor
+
+from fusion_compile._step import batches
+
+MAX_PROGRAMS = 8
+"""Programs of one batch shape that differ in what a plain number decides, and the default bound on batch shapes."""
+
+_ANY = "any size"
+
+Dims: TypeAlias = tuple[tuple[int, ...], ...]
+"""For each tensor of a batch, in order, its axes whose size may be another one."""
+
+
+class Band(NamedTuple):
+    """Batches of which one program serves every size.
+
+    Attributes:
+        signature: That of its batches, with a mark in the place of the sizes that vary.
+        dims: Where these are.
+    """
+
+    signature: batches.Signature
+    dims: Dims
+
+
+def refuse_too_many(
+    signature: batches.Signature, known: Collection[batches.Signature], bound: int, *, of_this_shape: int
+) -> None:
+    """Raise ValueError for a shape or a program beyond the bound. `of_this_shape`: programs that it has already."""
+    batches.check_same_kind(signature, known)
+    if len({*known, signature}) > bound:
+        raise ValueError(
+            f"this would be batch shape number {bound + 1}: each shape is a program of its own, with its own memory. "
+            f"Pad or bucket the batches, drop the last incomplete one (DataLoader(drop_last=True)), let one program "
+            f"serve a band of sizes (dynamic=True), or raise the bound: compile_training_step(max_shapes=…)."
+        )
+    if of_this_shape >= MAX_PROGRAMS:
+        raise ValueError(
+            f"this would be program number {MAX_PROGRAMS + 1} for one batch shape: a plain number that the loss "
+            f"changes decides what is computed, otherwise each time. Keep it in a 0-dim tensor."
+        )
+
+
+class Bands:
+    """The bands of one step, and which shapes they serve. `dynamic`: whether there shall be any."""
+
+    def __init__(self, *, dynamic: bool) -> None:
+        self._dynamic = dynamic
+        self._bands: list[Band] = []
+        self._served: set[batches.Signature] = set()
+        self._outside: set[batches.Signature] = set()
+
+    def key_of(self, signature: batches.Signature) -> batches.Signature:
+        """The signature under which a batch's program is kept: the band's, or its own."""
+        if not self._bands or signature in self._outside:
+            return signature
+        return next((band.signature for band in self._bands if _fits(band, signature)), signature)
+
+    def opened_by(self, signature: batches.Signature, known: Iterable[batches.Signature]) -> Band | None:
+        """The band that a new shape makes with one before it: they differ in sizes of contiguous tensors."""
+        if self._dynamic and signature not in self._outside:
+            for other in known:
+                dims = _differing(signature, other)
+                if dims is not None and any(dims):
+                    return Band(_marked(signature, dims), dims)
+        return None
+
+    def open(self, band: Band, signature: batches.Signature) -> None:
+        """A program serves the band from now on, as it did for `signature`."""
+        self._bands.append(band)
+        self._served.add(signature)
+
+    def serve(self, signature: batches.Signature) -> None:
+        """A program of a band, or of this shape alone, has taken a step on this shape."""
+        if self._bands:
+            self._served.add(signature)
+
+    def gives_up(self, signature: batches.Signature) -> bool:
+        """Whether a shape that a band's program refused needs one of its own: if that program never served it."""
+        if signature in self._served or self.key_of(signature) == signature:
+            return False
+        self._outside.add(signature)
+        return True
+
+    def forget(self) -> None:
+        """There is no program any more."""
+        self._bands.clear()
+        self._served.clear()
+        self._outside.clear()
+
+
+def _fits(band: Band, signature: batches.Signature) -> bool:
+    """Whether a batch of this signature belongs to the band, as far as its metadata says."""
+    return len(_tensors(signature)) == len(band.dims) and _marked(signature, band.dims) == band.signature
+
+
+def _tensors(signature: batches.Signature) -> list[tuple[Any, ...]]:
+    return [what for _, what in signature if isinstance(what, tuple)]
+
+
+def _differing(one: batches.Signature, other: batches.Signature) -> Dims | None:
+    if [path for path, _ in one] != [path for path, _ in other]:
+        return None
+    dims = []
+    for (_, a), (_, b) in zip(one, other, strict=True):
+        if not isinstance(a, tuple) or not isinstance(b, tuple):
+            if a != b:
+                return None
+            continue
+        if len(a[0]) != len(b[0]) or a[1] != b[1]:
+            return None
+        found = tuple(i for i, (m, n) in enumerate(zip(a[0], b[0], strict=True)) if m != n)
+        if found and not (_is_contiguous(a) and _is_contiguous(b)):
+            return None
+        if not found and a != b:
+            return None
+        dims.append(found)
+    return tuple(dims)
+
+
+def _marked(signature: batches.Signature, dims: Dims) -> batches.Signature:
+    following = iter(dims)
+    return tuple((path, _mark(what, next(following)) if isinstance(what, tuple) else what) for path, what in signature)
+
+
+def _mark(what: tuple[Any, ...], dims: tuple[int, ...]) -> tuple[Any, ...]:
+    shape, dtype, stride = what
+    if not dims:
+        return what
+    marked = tuple(_ANY if i in dims else size for i, size in enumerate(shape))
+    return marked, dtype, "contiguous" if _is_contiguous(what) else stride
+
+
+def _is_contiguous(what: tuple[Any, ...]) -> bool:
+    shape, _, stride = what
+    expected, step = [], 1
+    for size in reversed(shape):
+        expected.append(step)
+        step *= size
+    return all(size == 1 or a == b for size, a, b in zip(shape, stride, reversed(expected), strict=True))
+
+
+def marks(batch: tuple[Any, ...], dims: Dims) -> list[tuple[Tensor, int]]:
+    """``(tensor, axis)`` of every size of `batch` that a program is to be symbolic in."""
+    return [(t, axis) for t, axes in zip(batches.tensors(batch), dims, strict=True) for axis in axes]

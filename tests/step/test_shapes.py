@@ -1,0 +1,158 @@
+"""Batch shapes: one program for each, or one symbolic program for a band of sizes, with the same numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fusion_compile as fc
+from fusion_compile._step.batches import Signature, signature
+from fusion_compile._step.shapes import Bands, marks, refuse_too_many
+from tests.small_models import assert_same_weights, batches, compiled, mlp, torch_loop
+
+CPU = torch.device("cpu")
+
+
+def of(*batch: Any) -> Signature:
+    return signature(batch, CPU)
+
+
+# -- bands -------------------------------------------------------------------------------------------------------------
+
+
+def test_two_shapes_open_a_band_that_serves_others() -> None:
+    bands = Bands(dynamic=True)
+    first, second, third = (of({"x": torch.zeros(n, 4), "y": torch.zeros(n)}, True) for n in (2, 3, 7))
+    assert bands.opened_by(first, []) is None and bands.key_of(third) == third
+    band = bands.opened_by(second, [first])
+    assert band is not None and band.dims == ((0,), (0,))
+    bands.open(band, second)
+    assert bands.key_of(third) == bands.key_of(second) == band.signature
+    other = of({"x": torch.zeros(7, 5), "y": torch.zeros(7)}, True)
+    assert bands.key_of(other) == other
+    assert bands.key_of(of({"x": torch.zeros(7, 4), "y": torch.zeros(7)}, False)) != band.signature
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ((torch.zeros(2, 4),), (torch.zeros(2, 4, 1),)),
+        ((torch.zeros(2, 4),), (torch.zeros(3, 4, dtype=torch.float64),)),
+        ((torch.zeros(2, 4),), (torch.zeros(4, 3).t(),)),
+        ((torch.zeros(2, 4), "a"), (torch.zeros(3, 4), "b")),
+        ((torch.zeros(2, 4), None), (torch.zeros(3, 4),)),
+        ((torch.zeros(2, 4),), (torch.zeros(2, 4),)),
+    ],
+    ids=["rank", "dtype", "strides", "string", "parts", "equal"],
+)
+def test_shapes_that_differ_in_more_than_sizes_open_none(one: tuple[Any, ...], other: tuple[Any, ...]) -> None:
+    assert Bands(dynamic=True).opened_by(of(*one), [of(*other)]) is None
+    assert Bands(dynamic=False).opened_by(of(torch.zeros(2)), [of(torch.zeros(3))]) is None
+
+
+def test_a_shape_that_the_bands_program_refuses_gets_its_own_once() -> None:
+    bands = Bands(dynamic=True)
+    two, three, one = (of(torch.zeros(n, 4)) for n in (2, 3, 1))
+    band = bands.opened_by(three, [two])
+    assert band is not None
+    bands.open(band, three)
+    assert not bands.gives_up(three)  # it served this one: something else has changed
+    assert bands.gives_up(one) and bands.key_of(one) == one
+    bands.forget()
+    assert bands.key_of(two) == two
+
+
+def test_marks_and_bounds() -> None:
+    x, y = torch.zeros(2, 3), torch.zeros(2)
+    assert [(t is x, axis) for t, axis in marks(({"x": x}, y), ((0, 1), (0,)))] == [(True, 0), (True, 1), (False, 0)]
+    refuse_too_many(of(x), [of(x)], 1, of_this_shape=0)
+    with pytest.raises(ValueError, match="batch shape number 2"):
+        refuse_too_many(of(y[:1]), [of(y)], 1, of_this_shape=0)
+    with pytest.raises(ValueError, match="program number 9 for one batch shape"):
+        refuse_too_many(of(x), [of(x)], 1, of_this_shape=8)
+
+
+# -- the step ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_program_serves_a_band_and_the_numbers_are_the_ordinary_loops() -> None:
+    """Sizes 8 (a program of its own), 5 (the band's) and five others that compile nothing; 1 is special to torch."""
+    mine, reference = mlp(), mlp()
+    step = compiled(mine, lr=1e-2, dynamic=True, max_shapes=3)
+    data = [batches(1, size)[0] for size in (8, 5, 3, 12, 7, 100, 8, 1, 5)]
+    losses = [step(*batch) for batch in data]
+    expected = torch_loop(reference, data, lr=1e-2)
+    torch.testing.assert_close(torch.stack(losses), torch.stack(expected), rtol=1e-5, atol=0)  # AdamW's last bits
+    assert_same_weights(mine, reference, rtol=1e-4, atol=1e-6)
+    assert len(step.programs) == 3
+
+
+class Patches(nn.Module):
+    """Aspect-ratio buckets: a convolution, attention over height × width, and a position code computed from sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv = nn.Conv2d(3, 8, 2, 2), nn.Linear(8, 24, bias=False)  # a key's has no gradient
+        self.out = nn.Linear(8, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x).flatten(2).transpose(1, 2)
+        h = h + torch.arange(h.shape[1], device=x.device)[:, None] / h.shape[1]
+        q, k, v = self.qkv(h).chunk(3, -1)
+        out: Tensor = self.out(F.scaled_dot_product_attention(q, k, v))
+        return out
+
+
+def test_aspect_ratios_are_one_band() -> None:
+    def loss(m: nn.Module, x: Tensor) -> Tensor:
+        return m(x).square().mean()
+
+    torch.manual_seed(0)
+    mine, reference = Patches(), Patches()
+    reference.load_state_dict(mine.state_dict())
+    step = compiled(mine, loss, lr=1e-2, dynamic=True, capture="read")
+    sizes = [(8, 8), (4, 16), (16, 4), (6, 10), (12, 6), (10, 6), (8, 8)]
+    data = [(torch.randn(2, 3, h, w),) for h, w in sizes]
+    losses = [step(*batch) for batch in data]
+    expected = torch_loop(reference, data, loss, lr=1e-2)
+    torch.testing.assert_close(torch.stack(losses), torch.stack(expected), rtol=1e-5, atol=0)  # fp32 sums
+    assert_same_weights(mine, reference, rtol=1e-4, atol=1e-5)
+    assert len(step.programs) == 2
+
+
+def test_where_torch_fixes_a_size_each_shape_is_a_program_and_it_is_said() -> None:
+    mine, reference = mlp(), mlp()
+
+    def loss(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        weight = 2.0 if x.shape[0] == 5 else 1.0  # decides by the size: a program for each outcome
+        return weight * F.mse_loss(m(x), y)
+
+    step = compiled(mine, loss, lr=1e-2, dynamic=True)
+    data = [batches(1, size)[0] for size in (8, 5, 3, 5, 8)]
+    with pytest.warns(UserWarning, match=r"no one program serves these sizes, .* at .*test_shapes\.py:\d+: "):
+        losses = [step(*batch) for batch in data]
+    expected = torch_loop(reference, data, loss, lr=1e-2)
+    torch.testing.assert_close(torch.stack(losses), torch.stack(expected), rtol=1e-5, atol=0)  # AdamW's last bits
+    assert_same_weights(mine, reference, rtol=1e-4, atol=1e-6)
+
+
+def test_a_change_around_the_step_is_still_refused() -> None:
+    """What a band's program served once it serves again, or it says what has changed."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.0), nn.Linear(8, 2))
+    step = compiled(model, dynamic=True)
+    for size in (8, 5, 3):
+        step(*batches(1, size)[0])
+    model[1].eval()
+    with pytest.raises(RuntimeError, match="no longer fits what surrounds it"):
+        step(*batches(1, 3)[0])
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(ValueError, match="max_shapes=0 is not a number of batch shapes"):
+        fc.compile_training_step(mlp(), lambda m, x: m(x).mean(), optimizer="adamw", max_shapes=0)
+    with pytest.raises(TypeError, match="dynamic='yes' is a str"):
+        fc.compile_training_step(mlp(), lambda m, x: m(x).mean(), optimizer="adamw", dynamic="yes")  # type: ignore[arg-type]
