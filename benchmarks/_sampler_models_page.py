@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -68,7 +67,13 @@ def page(results: dict[str, Any], tiny: Sequence[str], full: Sequence[str]) -> s
     parts += [_TINY.format(n_steps=8), _measured(measured), ""]
     tried = results.get("exported", {})
     if tried:
-        parts += [_EXPORTED.format(version=results.get("diffusers", "0.42.1")), _tried(tried), "", _said(tried), ""]
+        parts += [
+            _EXPORTED.format(version=results.get("diffusers", "0.42.1")),
+            _tried(tried),
+            "",
+            _said(tried, results.get("not_tried", {})),
+            "",
+        ]
     parts.append(f"Last run {machine.get('date', '?')}, torch {machine.get('torch', '?')}, {machine.get('cpu', '?')}.")
     return "\n".join(parts) + "\n"
 
@@ -156,14 +161,10 @@ def _tried(tried: dict[str, Any]) -> str:
     return _table(["class", "outcome", "freed"], rows)
 
 
-def _said(tried: dict[str, Any]) -> str:
-    lines = [f"- {name}: {_without_folders(n['said'])}" for name, n in sorted(tried.items()) if n["said"]]
-    return "\n".join(lines)
-
-
-def _without_folders(sentence: str) -> str:
-    """Files by name alone: the folder is the machine's."""
-    return re.sub(r"/\S*/(?=[^/\s]+\.py)", "", sentence)
+def _said(tried: dict[str, Any], not_tried: dict[str, str]) -> str:
+    said = {name: n["said"] for name, n in tried.items() if n["said"]}
+    said |= {name: f"not tried, because {why}." for name, why in not_tried.items()}
+    return "\n".join(f"- {name}: {sentence}" for name, sentence in sorted(said.items()))
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -38,7 +38,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 from _sampler_models_page import page  # noqa: E402
 
 from tests.models.cases import N_STEPS, NAMES, Case, case  # noqa: E402
-from tests.models.exported.run import EXPORTED, outcome  # noqa: E402
+from tests.models.exported.run import EXPORTED, NOT_TRIED, outcome  # noqa: E402
 
 
 def measure_tiny(name: str) -> dict[str, Any]:
@@ -126,6 +126,7 @@ def main() -> None:
     if options.full:
         work += [("full", name, count_full) for name in PUBLISHED]
     if options.exported:
+        results["not_tried"] = NOT_TRIED
         work += [("exported", name, lambda name: outcome(name)._asdict()) for name in EXPORTED]
     results.setdefault("exported", {})
     for kind, name, run in work:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
@@ -49,7 +48,7 @@ def smooth_dit(num_classes: int | None = 10) -> DiT:
 def one_export_for_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same graph for the same model and call."""
 
-    def traced(model: nn.Module, signature: inspect.Signature, call: Call) -> DenoiserGraph:
+    def traced(model: nn.Module, call: Call) -> DenoiserGraph:
         if (model, call.key) not in _TRACED:
             _TRACED[model, call.key] = trace_denoiser(model, call)
         return _TRACED[model, call.key]

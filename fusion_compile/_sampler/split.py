@@ -62,9 +62,12 @@ class SplitDenoiser:
         return tuple(self.traced.inputs[i] for i in self.positions("step"))
 
     def copies_of(self, weights: Collection[str]) -> int:
-        """Bytes of the values in the table that are computed from `weights` (full names) and nothing later."""
+        """Bytes of the values in the table that are computed from `weights` (full names) and nothing later.
+
+        What rank conditioning keeps is not counted: its report says what the factors take.
+        """
         stage = self.hoisted.stages.get(BindingTime.CONST)
-        if stage is None:
+        if stage is None or self.rank is not None:
             return 0
         reached: set[fx.Node] = set()
         graph = stage.graph_module.graph

@@ -136,8 +136,10 @@ def _role_of_name(name: str) -> Role | None:
 
 def _advice(found: Roles, role: Role, candidates: list[str]) -> str:
     """The dictionary to pass: `role` for the likeliest argument, and what the others were taken for."""
-    name = next(iter(candidates), next(iter(found.by_argument), "name"))
-    return f"Pass roles={ {name: role} } if it is {name!r}; the roles so far are {dict(found.by_argument)}."
+    so_far = f"the roles so far are {dict(found.by_argument)}."
+    if not candidates:
+        return f"Pass roles={ {'name': role} } with the argument that is; {so_far}"
+    return f"Pass roles={ {candidates[0]: role} } if it is {candidates[0]!r}; {so_far}"
 
 
 def _role_of_shape(value: Any, taken: set[Role]) -> Role:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any, NamedTuple
 
@@ -92,12 +93,17 @@ def outcome(name: str) -> Outcome:
                 _difference(sampler(**call), model(**call)) for request in (1, 2) for call in calls_of(name, request)
             ]
         except (ValueError, RuntimeError) as refusal:
-            return Outcome(None, 0, 0.0, str(refusal))
+            return Outcome(None, 0, 0.0, _without_folders(str(refusal)))
     said = [str(w.message) for w in caught if "whole model serves" in str(w.message)]
     total = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     programs = len(sampler.report.programs)
     freed = sampler.release_weights(to="drop") / total if programs and not said else 0.0
-    return Outcome(max(differences), programs, freed, said[0] if said else "")
+    return Outcome(max(differences), programs, freed, _without_folders(said[0]) if said else "")
+
+
+def _without_folders(sentence: str) -> str:
+    """Files by name alone: the folder is the machine's."""
+    return re.sub(r"/\S*/(?=[^/\s]+\.py)", "", sentence)
 
 
 def _another(leaf: Any) -> Any:
