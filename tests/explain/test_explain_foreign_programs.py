@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import fusion_compile as fc
+from tests.explain.run.lines import line_of
 
 
 class Foreign(NamedTuple):
@@ -89,3 +90,18 @@ def test_a_foreign_program_is_explained(make: Callable[[], Foreign]) -> None:
     assert told.runtime.guards and told.runtime.phases
     assert bool(told.runtime.kernels) == (foreign.backend == "inductor")
     assert fc.Explanation.from_json(told.to_json()) == told
+
+
+def test_an_input_of_a_library_is_told_by_the_users_name_at_the_users_line() -> None:
+    """Dynamo tells ``args[0]`` at a wrapper of the library, or the user's name at a line inside the library."""
+    model = gpt2().model
+
+    def score(ids: Tensor) -> Tensor:
+        return model(ids).logits.sum()  # the call
+
+    ids = torch.arange(32).view(2, 16)
+    (size,) = fc.explain(score, (ids,), calls=[(ids[:, :8],)], backend="eager").findings
+    assert (size.kind, size.op, size.where) == ("dynamic_shape", "ids.shape[1]", line_of(__file__, "the call"))
+    (dtype,) = fc.explain(model, (ids,), calls=[(ids.int(),)], backend="eager").findings
+    assert dtype.op == "input_ids" and "from int64 to int32" in dtype.why
+    assert "modeling_gpt2.py:" in dtype.where  # where the model itself is explained, no line of the user's calls it

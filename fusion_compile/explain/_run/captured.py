@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,22 +67,31 @@ def put_back(fn: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Itera
     attributes = PlainAttributes(modules)
     tensors = [*_tensors_within(fn, args, kwargs), *attributes.tensors]
     before = [t.detach().clone() for t in tensors]
-    modes = [(m, m.training) for module in modules for m in module.modules()]
-    trainable = [(p, p.requires_grad) for module in modules for p in module.parameters()]
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     try:
-        with torch.random.fork_rng(devices=gpus):
+        with torch.random.fork_rng(devices=gpus), modes_put_back(modules):
             yield
     finally:
         attributes.put_back()
-        for module, mode in modes:
-            module.training = mode
-        for parameter, wanted in trainable:
-            parameter.requires_grad_(wanted)
         with torch.no_grad():
             for tensor, value in zip(tensors, before, strict=True):
                 if tensor.shape == value.shape and not _same(tensor, value):
                     tensor.copy_(value)
+
+
+@contextlib.contextmanager
+def modes_put_back(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Restore, after the block, whether `modules` and their parts train, and which of their parameters do."""
+    modes = [(m, m.training) for module in modules for m in module.modules()]
+    trainable = [(p, p.requires_grad) for module in modules for p in module.parameters()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, wanted in trainable:
+            if parameter.requires_grad != wanted:
+                parameter.requires_grad_(wanted)
 
 
 def _same(tensor: Tensor, value: Tensor) -> bool:

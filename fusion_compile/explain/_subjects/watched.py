@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from torch import nn
+
 from fusion_compile.explain._arguments import Call
 from fusion_compile.explain._explanation import Explanation
 from fusion_compile.explain._findings import deduplicate
+from fusion_compile.explain._run.captured import modes_put_back
 from fusion_compile.explain._run.runtime import observe
 from fusion_compile.explain._show.summary import summarize
 from fusion_compile.explain._subjects.registry import Subject
@@ -21,8 +24,10 @@ def explain_watched(obj: Any, subject: Subject[Any], calls: tuple[Call, ...], de
     if not calls:
         return subject.explain(obj, device)
     saved = subject.state(obj) if subject.state is not None else None
+    model = getattr(obj, "model", None)
     try:
-        facts, seen, notes = observe(obj, calls, backend=None, fresh=not subject.is_compiled(obj))
+        with modes_put_back([model] if isinstance(model, nn.Module) else []):
+            facts, seen, notes = observe(obj, calls, backend=None, fresh=not subject.is_compiled(obj))
     finally:
         if subject.restore is not None:
             subject.restore(obj, saved)

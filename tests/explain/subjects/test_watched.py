@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,3 +26,19 @@ def test_a_watched_training_step_is_put_back() -> None:
     model.weight.data = model.weight.data.clone()
     (finding,) = fc.explain(step).findings
     assert (finding.kind, finding.op) == ("rebound_parameter", "weight")
+
+
+def test_what_is_called_between_two_steps_is_watched_too_and_modes_are_put_back() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.1))
+    step = fc.compile_training_step(model, image_loss, optimizer="adamw", backend="aot_eager")
+    batch = (torch.randn(3, 4), torch.tensor([0, 1, 1]))
+
+    def lower_the_rate() -> None:
+        step.hyperparameters["lr"] = 1e-4
+
+    told = fc.explain(step, batch, calls=[lower_the_rate, batch])
+    assert told.runtime is not None and told.runtime.recompiles == () and told.findings == ()
+    with pytest.raises(RuntimeError, match=r"train|eval"):  # the step's own refusal
+        fc.explain(step, batch, calls=[model.eval, batch])
+    assert model.training and model[1].training
