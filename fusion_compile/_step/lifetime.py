@@ -1,4 +1,5 @@
-"""When a training step may be called: not after its release, not in inference mode, and in the model's first mode."""
+"""When a training step may be called: not after its release, not in inference mode or beside other ranks, and in the
+model's first mode."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import torch
 from torch import nn
 
 from fusion_compile._state.residence import Residence
+from fusion_compile._step.models import several_ranks
 
 
 class Lifetime:
@@ -27,6 +29,8 @@ class Lifetime:
     def _check_mode(self, model: nn.Module) -> None:
         if torch.is_inference_mode_enabled():
             raise RuntimeError("a training step was asked for inside torch.inference_mode(); call it outside.")
+        if sentence := several_ranks():  # a group that was made after the step
+            raise RuntimeError(sentence)
         if model.training != self._training:
             now, then = ("train", "eval") if model.training else ("eval", "train")
             raise RuntimeError(

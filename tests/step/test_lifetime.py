@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from fusion_compile import _compat
 from fusion_compile._state.banks import build_layout
 from fusion_compile._state.residence import Residence
 from fusion_compile._state.routing import route
 from fusion_compile._step.lifetime import Lifetime
+from tests.small_models import batches, compiled, mlp
 
 
 def lifetime_of(model: nn.Module) -> Lifetime:
@@ -30,6 +32,18 @@ def test_a_step_wants_the_mode_that_its_model_had() -> None:
         pytest.raises(RuntimeError, match=r"inside torch\.inference_mode\(\)"),
     ):
         lifetime._check_mode(model.train())
+
+
+def test_ranks_that_came_after_the_step_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group that is made after compile_training_step() would let the ranks drift apart all the same."""
+    model = mlp()
+    step = compiled(model, mode="eager")
+    step(*batches(1)[0])
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    monkeypatch.setattr(_compat, "ranks", lambda: 2)
+    with pytest.raises(RuntimeError, match=r"runs with 2 ranks, and a step does not average .*destroy_process_group"):
+        step(*batches(1)[0])
+    assert step.steps_called == 1 and all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
 def test_a_released_step_refuses() -> None:
