@@ -60,6 +60,7 @@ RANGES: dict[str, Range] = {
     "mona_alpha": Range(-math.inf, math.inf, False, "a weight of the acceleration is finite"),
     "snr_beta": _DECAY,
     "snr_floor": _BETWEEN,
+    "snr_power": _FACTOR,
     "loss_ratio_beta": _DECAY,
     "loss_ratio_minimum": _FACTOR,
     "loss_ratio_maximum": _BOUND,

@@ -11,6 +11,7 @@ from fusion_compile.optim._fusionopt.banked_parameters import BankedParameters
 from fusion_compile.optim._fusionopt.spectral import HOT_DTYPES, SpectralDirection
 from fusion_compile.optim._fusionopt.step_size import Autoscale, Shape
 from fusion_compile.optim._fusionopt.update import FusionOpt
+from fusion_compile.optim._ranges import refuse_given
 from fusion_compile.optim._transform import (
     ELEMENTWISE,
     SPECTRAL,
@@ -180,6 +181,8 @@ def fusionopt_compat(
             f"eigen_period={eigen_period} and autoscale_slice_p={autoscale_slice_p} are counts; give at least 1."
         )
 
+    refuse_given("snr_floor", snr_floor, "snr_floor")
+    refuse_given("snr_power", snr_power, "snr_power")
     values: dict[str, Number] = {
         "lr": lr,
         "beta_p": beta_p,

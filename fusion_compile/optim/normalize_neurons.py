@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fusion_compile._types import Tensors
+from fusion_compile.optim._ranges import refuse_given
 from fusion_compile.optim._transform import (
     SPECTRAL,
     BankInfos,
@@ -58,6 +59,7 @@ def normalize_neurons(beta: Number = 0.95, *, scale: str = "preserve_norm", eps:
     """
     if scale not in SCALES:
         raise ValueError(f"scale={scale!r} is not known; use one of {', '.join(map(repr, SCALES))}.")
+    refuse_given("eps", eps, "eps")
     b2 = declare("beta2", beta)
 
     def normalized(o: Tensor, nu: Tensor, beta2: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from fusion_compile.optim._kl_factors import (
     update_factors,
 )
 from fusion_compile.optim._kronecker import base_or_mean, gain_of, periodic, preconditioner
+from fusion_compile.optim._ranges import refuse_given
 from fusion_compile.optim._transform import Context, Number, State, Transform, by_name, declare
 from fusion_compile.optim._tree import map_tensors, number_like
 from fusion_compile.optim.matrix.inverse_roots import from_basis, to_basis
@@ -85,6 +86,7 @@ def scale_by_kl_shampoo(
         >>> direction.hyperparameters["shampoo_beta"]
         0.98
     """
+    refuse_given("eps", eps, "eps")
     inner, b = base_or_mean("scale_by_kl_shampoo", base, beta), declare("shampoo_beta", shampoo_beta)
     options = check_options(KLOptions(init_factor, max_inverse_root))
 

@@ -19,6 +19,7 @@ from fusion_compile.optim._kl_factors import (
     update_factors,
 )
 from fusion_compile.optim._kronecker import periodic
+from fusion_compile.optim._ranges import refuse_given
 from fusion_compile.optim._transform import (
     SPECTRAL,
     Context,
@@ -81,6 +82,7 @@ def scale_by_kl_soap(
         >>> matrices.periodic[0].every
         5
     """
+    refuse_given("eps", eps, "eps")
     (b1, b2), b = declare_betas(betas), declare("shampoo_beta", shampoo_beta)
     options = check_options(KLOptions(init_factor, max_inverse_root))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from fusion_compile._types import Tensors
 from fusion_compile.optim._adam_in_basis import Bases, Moments, direction, update_moments
 from fusion_compile.optim._kronecker import eye_like, mean_factors, periodic, zero_factors
+from fusion_compile.optim._ranges import refuse_given
 from fusion_compile.optim._transform import (
     SPECTRAL,
     Context,
@@ -79,6 +80,7 @@ def scale_by_soap(
         >>> matrices.descends, optim.scale_by_soap().descends
         (True, False)
     """
+    refuse_given("eps", eps, "eps")
     (b1, b2), b = declare_betas(betas), declare("shampoo_beta", shampoo_beta)
 
     def init(params: Tensors) -> ScaleBySoapState:

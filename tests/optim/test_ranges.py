@@ -114,6 +114,11 @@ def test_the_ends_that_mean_something_are_inside(name: str, number: float) -> No
         functools.partial(optim.autoscale, optim.adamw(), growth=0.5),
         functools.partial(optim.snr_gate, optim.scale_by_adam(), floor=2.0),
         functools.partial(optim.scale_by_layer, {0: -1.0}),
+        functools.partial(optim.normalize_neurons, eps=-1.0),
+        functools.partial(optim.scale_by_soap, eps=-1.0),
+        functools.partial(optim.scale_by_kl_soap, eps=-1.0),
+        functools.partial(optim.scale_by_kl_shampoo, eps=-1.0),
+        functools.partial(optim.fusionopt_compat, snr_power=-1.0),
     ],
     ids=lambda make: f"{make.func.__name__}({list(make.keywords.items()) or make.args})",
 )
