@@ -319,7 +319,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         return super().state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load what `state_dict` gave. Load the model's weights before.
+        """Load what `state_dict` gave. The model's weights may be loaded before or after.
 
         Parameters that were moved since the first step are taken up where they are.
 
