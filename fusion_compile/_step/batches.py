@@ -11,7 +11,8 @@ from torch import Tensor
 from fusion_compile._step.containers import children, map_tensors, special_containers
 
 Signature: TypeAlias = tuple[tuple[str, Any], ...]
-"""``(path, (shape, dtype, stride))`` of every tensor and ``(path, value)`` of every None, bool or string."""
+"""``(path, (shape, dtype, stride, the path of the same tensor before it or None))`` of every tensor and ``(path, value)``
+of every None, bool or string."""
 
 
 def leaves(tree: Any, path: str = "batch") -> Iterator[tuple[str, Any]]:
@@ -37,6 +38,7 @@ def with_leaves(batch: Any, given: Iterable[Tensor]) -> Any:
 
 def signature(batch: tuple[Any, ...], device: torch.device) -> Signature:
     """The key of the program that fits `batch`. ValueError or TypeError for a batch that no program can take."""
+    places: dict[int, str] = {}  # one tensor in two places is one input of a program
     out: list[tuple[str, Any]] = [(path, f"a {kind.__qualname__}") for path, kind in special_containers(batch)]
     for path, leaf in leaves(batch):
         if isinstance(leaf, Tensor):
@@ -50,7 +52,8 @@ def signature(batch: tuple[Any, ...], device: torch.device) -> Signature:
                     f"{path} {list(leaf.shape)} requires a gradient, but the step differentiates the model's "
                     f"parameters only; pass tensor.detach()."
                 )
-            out.append((path, (tuple(leaf.shape), leaf.dtype, leaf.stride())))
+            first = places.setdefault(id(leaf), path)
+            out.append((path, (tuple(leaf.shape), leaf.dtype, leaf.stride(), None if first == path else first)))
         elif leaf is None or isinstance(leaf, bool | str):
             out.append((path, leaf))
         else:

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from fusion_compile._step.batches import check_same_kind, leaves, signature
+from tests.small_models import assert_same_weights, compiled, torch_loop
 
 CPU = torch.device("cpu")
 
@@ -20,7 +22,7 @@ def test_leaves_have_the_path_that_a_user_would_write() -> None:
 def test_a_signature_has_shape_dtype_stride_and_plain_values_but_no_data() -> None:
     one = signature((torch.zeros(2, 3), {"mask": None, "name": "a", "flag": True}), CPU)
     assert one == (
-        ("batch[0]", ((2, 3), torch.float32, (3, 1))),
+        ("batch[0]", ((2, 3), torch.float32, (3, 1), None)),
         ("batch[1]['mask']", None),
         ("batch[1]['name']", "a"),
         ("batch[1]['flag']", True),
@@ -56,3 +58,27 @@ def test_another_shape_is_the_same_kind_and_another_dtype_or_part_is_not() -> No
         check_same_kind(signature((torch.zeros(2, 3),), CPU), [first])
     with pytest.raises(ValueError, match=r"the batch has an additional batch\[2\]"):
         check_same_kind(signature((torch.zeros(2, 3), None, True), CPU), [first])
+
+
+@pytest.mark.parametrize("capture", ["read", "run"])
+def test_one_tensor_in_two_places_and_views_of_one_are_what_they_are_in_the_ordinary_loop(capture: Any) -> None:
+    """A program for each pattern: where two inputs are one tensor, a compiler takes them for one."""
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return (model(x) - y).square().mean()
+
+    def model() -> nn.Module:
+        torch.manual_seed(3)
+        return nn.Linear(4, 4)
+
+    x, wide = torch.randn(4, 4), torch.arange(36.0).reshape(4, 9) / 36
+    whole = [(x, x), (x, x.clone()), (x.clone(), x), (x, x), (x, x[:]), (wide[:, :4], wide[:, 2:6])]
+    reference = model()
+    wanted = torch_loop(reference, whole, loss)
+    for options in ({"capture": capture}, {"mode": "eager"}):
+        trained = model()
+        step = compiled(trained, loss, **options)
+        found = [step(*batch) for batch in whole]
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+        assert_same_weights(trained, reference)
+        assert len(step.programs) == (0 if "mode" in options else 3)  # equal, apart, and with another stride
