@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusion_compile import _compat
 from fusion_compile._program.lower import resolve_mode
 from fusion_compile._program.program import Program
 from fusion_compile._program.programs import Programs
@@ -31,6 +30,7 @@ from fusion_compile._step.planned import Forced, plan_update
 from fusion_compile._step.precision import Precision
 from fusion_compile._step.pure_step import StepPlan, initial_state
 from fusion_compile._step.step_programs import StepPrograms
+from fusion_compile._step.turn import in_turn
 from fusion_compile._step.update import UpdatePlan
 from fusion_compile._step.way import Capture
 from fusion_compile._types import Tensors
@@ -86,12 +86,11 @@ class TrainingStep(Lifetime):
         form = flat_tree.form(optimizer, keys.OPTIMIZER)
         self._plan = StepPlan(UpdatePlan(layout, transform, form, self.hyperparameters), options, precision)
         self._state = initial_state(self._plan.update, self._residence.banks, optimizer)
-        for tensor in self._state.values():
-            _compat.mark_static(tensor)
         self._programs = StepPrograms(model, loss_fn, self._plan, self._residence, self._state, mode=self.mode)
         self._periodic, self._is_first = Programs(self.backend), FirstTaken(self._plan.update)
         self.steps_called = 0
 
+    @in_turn
     def __call__(self, *batch: Any) -> Tensor:
         """Take one step on `batch`. Nothing waits for the device.
 
@@ -116,14 +115,16 @@ class TrainingStep(Lifetime):
         signature = batches.signature(batch, self.layout.device)
         due = self.transform.period > 0 and self.steps_called % self.transform.period == 0
         self.hyperparameters.apply_schedules(self.steps_called)
-        self._programs.run(signature, batch, due)
-        self.steps_called += 1
-        first = self._is_first(self._state)
-        run_due_work(self._plan.update, self.steps_called, self._state, self._periodic, mode=self.mode, first=first)
-        self._residence.say_written()
+        with self._turn.writing():
+            self._programs.run(signature, batch, due)
+            self.steps_called += 1
+            first = self._is_first(self._state)
+            run_due_work(self._plan.update, self.steps_called, self._state, self._periodic, mode=self.mode, first=first)
+            self._residence.say_written()
         return self._state[keys.metrics("loss")].clone()
 
     @property
+    @in_turn
     def metrics(self) -> dict[str, Tensor]:
         """Numbers of the last step, on the device.
 
@@ -146,6 +147,7 @@ class TrainingStep(Lifetime):
         found = {work.name: self._periodic.captured.get(work_key(i, work)) for i, work in enumerate(works)}
         return {name: program for name, program in found.items() if program is not None}
 
+    @in_turn
     def release(self) -> nn.Module:
         """End training: give the parameters memory of their own again and drop the state.
 
@@ -172,6 +174,7 @@ class TrainingStep(Lifetime):
         self._check_alive()
         self._programs.recapture()
 
+    @in_turn
     def state_dict(self) -> dict[str, Any]:
         """Copy all state, keyed by full parameter name.
 
@@ -194,14 +197,13 @@ class TrainingStep(Lifetime):
             ValueError: Names or shapes differ. The sentence lists missing, unexpected and mismatched ones, and nothing
                 is loaded.
         """
-        self._check_whole()
+        self._check_whole(torn=True)
         checkpoint.refuse_other_kinds(saved)
         kept = self._programs.kept_state(saved)
-        self.steps_called = checkpoint.load_state_dict(
-            saved, self.model, self.layout, self._state, self.hyperparameters
-        )
-        self._is_first = FirstTaken(self._plan.update)
-        with torch.no_grad():
+        state, numbers = self._state, self.hyperparameters
+        with self._turn.writing(everything=True), torch.no_grad():
+            self.steps_called = checkpoint.load_state_dict(saved, self.model, self.layout, state, numbers)
+            self._is_first = FirstTaken(self._plan.update)
             kept.put()
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -226,6 +228,7 @@ class TrainingStep(Lifetime):
         self._check_alive()
         self.load_state_dict(checkpoint_folder.load(path, self.layout.device, verify=verify))
 
+    @in_turn
     def warm_start(self, source: str | PathLike[str] | Mapping[str, Any]) -> WarmStart:
         """Start from a checkpoint of the same model under *another* recipe or with other groups.
 
@@ -244,14 +247,11 @@ class TrainingStep(Lifetime):
         self._check_whole()
         saved = checkpoint.of(source, self.layout.device)
         checkpoint.load_model(saved, self.model)
-        with torch.no_grad():
-            for key, bank in self._residence.banks.items():
-                self._state[keys.params(key)].copy_(bank)
-            for key, tensor in self._plan.update.fresh(self._state).items():
-                self._state[key].copy_(tensor)
+        self._plan.update.begin_at(self._residence.banks, self._state)
         self._residence.say_written()
         return begin_from(saved["optimizer"], self.layout, self._state)
 
+    @in_turn
     def gradient_point(self) -> Tensors:
         """Copy the weights at which the next gradient is taken (Schedule-Free's y).
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from fusion_compile._step.containers import children, map_tensors, special_containers
 
 Signature: TypeAlias = tuple[tuple[str, Any], ...]
-"""``(path, (shape, dtype, stride, the path of the same tensor before it or None))`` of every tensor and ``(path, value)``
-of every None, bool or string."""
+"""``(path, (shape, dtype, stride, the path of the same tensor before it or None))`` of every tensor, and ``(path,
+value)`` of every None, bool or string."""
 
 
 def leaves(tree: Any, path: str = "batch") -> Iterator[tuple[str, Any]]:

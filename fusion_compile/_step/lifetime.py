@@ -8,6 +8,8 @@ from torch import nn
 
 from fusion_compile._state.residence import Residence
 from fusion_compile._step.models import several_ranks
+from fusion_compile._step.turn import Turn
+from fusion_compile._types import Tensors
 
 
 class Lifetime:
@@ -20,11 +22,18 @@ class Lifetime:
         self._training = model.training
         self._residence = residence
         self._released = False
+        self._state: Tensors = {}
+        self._turn = Turn(lambda: self._state)
 
-    def _check_whole(self) -> None:
-        """Refuse to save or load where the state is gone, or the model's parameters are no longer the trained ones."""
+    def _check_whole(self, *, torn: bool = False) -> None:
+        """Refuse to save or load where the state is gone, or the model's parameters are no longer the trained ones.
+
+        `torn`: whether a state that was written by half will do.
+        """
         self._check_alive()
         self._residence.check(frozen=False)
+        if not torn:
+            self._turn.check()
 
     def _check_mode(self, model: nn.Module) -> None:
         if torch.is_inference_mode_enabled():

@@ -11,6 +11,7 @@ from collections.abc import Hashable
 from fusion_compile._program.lower import without_cuda_graph
 from fusion_compile._program.programs import Programs
 from fusion_compile._state import keys
+from fusion_compile._step.turn import compiling
 from fusion_compile._step.update import UpdatePlan, donated, pure_periodic
 from fusion_compile._types import Tensors
 from fusion_compile.optim._transform import Periodic
@@ -52,5 +53,6 @@ def run_due_work(
         if first and work.first is not None:
             donated(pure_periodic(plan, work.first))(state)
         elif work.is_due(steps) and not programs.rerun(key, state):
+            compiling()
             refresh, what = donated(pure_periodic(plan, work.update)), f"{work.name} (every {work.every} steps)"
             programs.compile(key, refresh, state, mode=without_cuda_graph(mode), what=what)

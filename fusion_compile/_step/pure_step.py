@@ -66,6 +66,8 @@ def initial_state(plan: UpdatePlan, module_banks: Tensors, optimizer: State) -> 
     state |= {keys.metrics(name): torch.zeros((), dtype=dtype, device=device) for name in METRICS}
     if plan.transform.periodic:
         state[keys.TAKEN] = torch.ones((), dtype=torch.bool, device=device)
+    for tensor in state.values():
+        _compat.mark_static(tensor)
     return state
 
 

@@ -38,6 +38,7 @@ from fusion_compile._step.read_step import NotRead, Pure, ReadStep
 from fusion_compile._step.rehearsed import RehearsedStep, outcome_now, rehearse_step
 from fusion_compile._step.run_step import RunStep, UncapturedStep
 from fusion_compile._step.shapes import Band, Bands, refuse_too_many
+from fusion_compile._step.turn import compiling
 from fusion_compile._step.way import Asked, Way, choose, refuse_sources
 from fusion_compile._step.written import refuse_other_points, refuse_rebound
 from fusion_compile._types import Tensors
@@ -215,6 +216,7 @@ class StepPrograms:
 
     def _compile(self, key: Key, batch: tuple[Any, ...], not_read: str = "") -> None:
         """Look at the loss, choose a way, compile, and take the first step. `not_read`: why it is not read."""
+        compiling()
         signature, due, _ = key
         options, known = self._plan.options, len(self._steps.get(key, ()))
         bound = sys.maxsize if self._mode == "eager" else options.max_shapes  # uncompiled, a shape has no program

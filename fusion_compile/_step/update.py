@@ -60,6 +60,14 @@ class UpdatePlan:
         """The entries of the transform's state as they are before the first step."""
         return dict(flat_tree.flatten(self.transform.init(self.params(state)), keys.OPTIMIZER))
 
+    def begin_at(self, banks: Tensors, state: Tensors) -> None:
+        """Put `banks` and a fresh state of the transform into `state`."""
+        with torch.no_grad():
+            for key, bank in banks.items():
+                state[keys.params(key)].copy_(bank)
+            for key, tensor in self.fresh(state).items():
+                state[key].copy_(tensor)
+
 
 class Updated(NamedTuple):
     """`new`: the entries of the flat state that changed. `updates`: what was added to the weights, by bank."""
