@@ -254,10 +254,8 @@ class StepPrograms:
         self._signatures[signature] = None
         if way.not_yet:
             self._waited.add(key[:2])
-            self._warn(
-                f"not yet {way.not_yet}",
-                f"this step ran uncaptured, because {way.not_yet}; the next one is captured without that.",
-            )
+            said = f"this step ran uncaptured, because {way.not_yet}; the next one is captured without that."
+            self._warn(f"not yet {way.not_yet}", said)
         else:
             self._steps.setdefault(key, []).append(step)
 
