@@ -377,8 +377,6 @@ def compile_training_step(
         >>> losses = [float(step(x, y)) for _ in range(20)]
         >>> losses[-1] < losses[0]
         True
-        >>> step.hyperparameters["no_decay.weight_decay"]
-        0.0
     """
     refuse_other_kinds(model, loss_fn)
     refuse_model(model)

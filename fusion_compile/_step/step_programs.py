@@ -212,8 +212,6 @@ class StepPrograms:
             self._state[key] = tensor if keys.split(key)[1] in self._carried.written else tensor.detach().clone()
             _compat.mark_static(self._state[key])
 
-    # ------------------------------------------------------------------ a new program
-
     def _compile(self, key: Key, batch: tuple[Any, ...], not_read: str = "") -> None:
         """Look at the loss, choose a way, compile, and take the first step. `not_read`: why it is not read."""
         compiling()
