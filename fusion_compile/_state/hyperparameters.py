@@ -121,8 +121,13 @@ class Hyperparameters(MutableMapping[str, float | Schedule]):
         number = float(given)
         if callable(value) and math.isnan(number):
             raise ValueError(f"the schedule of hyperparameter {name!r} gave nan at step {step}: {value}.")
-        refuse_out_of_range(name, number)
-        self._refuse_unfit(name, number)
+        try:
+            refuse_out_of_range(name, number)
+            self._refuse_unfit(name, number)
+        except ValueError as error:
+            if callable(value):
+                raise ValueError(f"{error} Its schedule gave that at step {step}: {value}.") from None
+            raise
         return number
 
     def _refuse_unfit(self, name: str, number: float) -> None:

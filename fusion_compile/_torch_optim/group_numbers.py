@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusion_compile._torch_optim.named_groups import STEPS
 from fusion_compile.optim._ranges import refuse_given, refuse_out_of_range
+from fusion_compile.optim._schedules import Schedule
 
 
 def as_float(value: Any) -> Any:
@@ -28,6 +29,16 @@ def as_float(value: Any) -> Any:
 def as_shown(value: Any) -> Any:
     """`value` as ``param_groups`` show it: a float, but a tensor as itself, because its owner writes into it."""
     return value if isinstance(value, Tensor) else as_float(value)
+
+
+def number_at(step: int, name: str, schedule: Schedule) -> float:
+    """The number that `schedule` gives `name` after `step` steps. ValueError for one out of its range."""
+    number = float(schedule(step))
+    try:
+        refuse_out_of_range(name, number)
+    except ValueError as error:
+        raise ValueError(f"{error} Its schedule gave that at step {step}: {schedule}.") from None
+    return number
 
 
 def check_number(at: int, name: str, value: Any) -> None:

@@ -19,7 +19,7 @@ from fusion_compile._state.groups import refuse_unread
 from fusion_compile._state.mismatches import refuse_mismatches
 from fusion_compile._state.routing import Route
 from fusion_compile._step.numbers_used import numbers_used
-from fusion_compile._torch_optim.group_numbers import as_float, check_number
+from fusion_compile._torch_optim.group_numbers import as_float, check_number, number_at
 from fusion_compile._torch_optim.guards import Guards
 from fusion_compile._torch_optim.named_groups import STEPS, check_options, check_parameters, group_routes
 from fusion_compile._torch_optim.naming import full_names, has_place_only
@@ -312,7 +312,8 @@ class GroupedUpdate:
                 f"param_groups beside lr.",
             )
         for name, schedule in record.schedules.items():
-            given[name] = options[name] = float(schedule(options[STEPS]))
+            given[name] = number_at(options[STEPS], name, schedule)
+        options.update({n: given[n] for n in record.schedules})
         group.hyperparameters.update(given)
         record.seen = given
         if self.betas:

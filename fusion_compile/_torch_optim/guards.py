@@ -43,7 +43,8 @@ class Guards:
             return
         self._guarded |= new
         known = {id(o) for o in self._modules()}
-        owners = [m for m in owners_of(new, model) if id(m) not in known]
+        owners = owners_of(new, model)
+        owners = [m for m in (*owners, *compiled_around(owners)) if id(m) not in known]
         self._owners += [weakref.ref(m) for m in owners]
         if self.on:
             self._hang(owners)
@@ -149,3 +150,15 @@ def owners_of(parameters: set[int], model: nn.Module | None) -> list[nn.Module]:
         seen = {id(m) for m in found}
         found += [m for m in alive_modules() if id(m) not in seen and owned(m)]
     return found
+
+
+def compiled_around(owners: Iterable[nn.Module]) -> list[nn.Module]:
+    """What ``torch.compile`` made of modules that have `owners` in them. Their own hooks are part of the compiled code,
+    and say nothing there."""
+    ids = {id(m) for m in owners}
+    wrapped = ((m, inner) for m in alive_modules() if isinstance(inner := _inside(m), nn.Module))
+    return [m for m, inner in wrapped if any(id(part) in ids for part in inner.modules())]
+
+
+def _inside(module: nn.Module) -> object:
+    return (module.__dict__.get("_modules") or {}).get("_orig_mod")

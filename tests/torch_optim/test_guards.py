@@ -143,6 +143,27 @@ def test_the_guards_are_in_nobodys_way() -> None:
     del optimizer
 
 
+def test_a_compiled_model_is_guarded_too() -> None:
+    """The hooks of its layers are traced with them."""
+    outer = Outer()
+    compiled: Any = torch.compile(outer, backend="eager")
+    optimizer = made(outer, "sf_adamw")
+    go_on(compiled, optimizer)
+    compiled.eval()
+    with pytest.warns(UserWarning, match="the model is evaluated") as said:
+        compiled(X)
+        compiled(X)
+    assert len(said) == 1
+    fresh = made(again := Outer(), "sf_adamw")
+    compiled = torch.compile(again, backend="eager")
+    go_on(compiled, fresh)
+    fresh.eval()
+    compiled.eval()(X)  # a warning is an error here
+    fresh.train()
+    with pytest.warns(UserWarning, match="the model's state_dict"):
+        compiled.state_dict()
+
+
 def test_a_copy_has_guards_of_its_own() -> None:
     outer, optimizer = copy.deepcopy(stepped())
     optimizer.eval()
