@@ -29,8 +29,8 @@ bfloat16, except those that a class keeps in float32. The call is the pipeline's
 batch, batch 1 where guidance is distilled or makes two calls. The cost model uses a GPU's prices.
 
 **Weights**, in GiB, by the binding time of their last reader. *Freed*: the weights that the loop does not read, which
-`release_weights(to="drop")` gives back, and their share of the bytes. *Unread*: weights on which the output does not
-depend (the text half of a last block).
+`release_weights(to="drop")` gives back, and their share of the bytes; its count leaves out what the table holds of the
+constant ones. *Unread*: weights on which the output does not depend (the text half of a last block).
 """
 
 _GRAPH = """

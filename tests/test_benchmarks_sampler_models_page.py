@@ -48,7 +48,8 @@ def test_every_model_is_on_it(benchmarks: tuple[ModuleType, ModuleType], results
 def test_what_was_measured_keeps_the_promises(results: dict[str, Any]) -> None:
     for numbers in results["tiny"].values():
         assert numbers["exact_difference"] == 0
-        assert numbers["freed_bytes"] == numbers["weight_bytes"]["table"] + numbers["weight_bytes"]["prologue"] > 0
+        read_once = numbers["weight_bytes"]["table"] + numbers["weight_bytes"]["prologue"]
+        assert 0.9 * read_once < numbers["freed_bytes"] <= read_once  # less what the table holds of positions
     for name, share in {"DiT-XL/2 256": 0.405, "SD3.5-large": 0.335, "Flux.1-dev": 0.275, "Qwen-Image": 0.334}.items():
         weights = results["full"][name]["weights"]
         freed = sum(size for time, (_, size) in weights.items() if time not in ("live", "unread"))
