@@ -34,7 +34,7 @@ def test_the_form_is_the_one_that_is_promised(explanation: fc.Explanation) -> No
     assert set(graph) == {"name", "regions", "edges", "nodes", "memory"}
     assert set(graph["nodes"][0]) == {
         "name", "op", "region", "module", "where", "dtype", "shape", "flops", "bytes_read", "bytes_written",
-        "intensity", "microseconds", "launches", "inputs", "binding_time", "finding",
+        "intensity", "microseconds", "launches", "inputs", "binding_time", "finding", "recomputed",
     }  # fmt: skip
     assert set(graph["memory"]) == {"curve", "peak_bytes", "peak_node", "alive_at_peak", "fused_peak_bytes"}
     assert set(data["findings"][0]) == {"id", "kind", "op", "where", "why", "remedy", "severity"}

@@ -18,7 +18,7 @@ from fusion_compile.passes._graph import op_name, value_of
 
 _MOST_READS = 4
 """A value with several readers gets memory if it reads more values (Inductor's ``realize_reads_threshold``)."""
-_MOST_NODES = 5000
+_MOST_NODES = 3000
 """Larger graphs are not decomposed as Inductor decomposes them: that takes as long as the trace itself."""
 
 _ELEMENTWISE = {"clone", "_to_copy", "where", "gelu_backward", "silu_backward", "threshold_backward", "copy_", "arange"}
