@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 
-.PHONY: help demo test exhaustive trainers house lint docs wheel bench clean compiler browser
+.PHONY: help demo test exhaustive trainers cuda-codegen house lint docs wheel bench clean compiler browser
 .DELETE_ON_ERROR:
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make exhaustive  run what the tests leave to it: every subset of the optimizer's components (minutes)"
 	@echo "make trainers  install Lightning and ignite and run the tests that need them"
+	@echo "make cuda-codegen  write every recipe's program for an H100, without a GPU, and compile its kernels (minutes)"
 	@echo "make lint    ruff, mypy and basedpyright"
 	@echo "make docs    build the documentation -> site/"
 	@echo "make wheel   build the source archive and, from it, the wheel -> dist/"
@@ -43,6 +44,19 @@ trainers: export OMP_NUM_THREADS ?= 1
 trainers: $(INSTALLED)
 	@$(PIP) install --quiet --constraint constraints.txt lightning pytorch-ignite
 	@$(BIN)/python -m pytest -q -m trainers $(ARGS) tests/integrations
+
+# What a GPU would run, from torch's CPU build and the Triton that torch's CUDA build of the same version pins. Triton lies in a folder of
+# its own, beside .venv: with it installed, torch would take another way on a CPU, too. The kernels' binaries are kept between two runs.
+TRITON := 3.7.1
+CODEGEN := .cuda-codegen/triton-$(TRITON)
+cuda-codegen: export OMP_NUM_THREADS ?= 1
+cuda-codegen: export TRITON_CACHE_DIR ?= $(CURDIR)/.cache/triton
+cuda-codegen: $(INSTALLED) compiler $(CODEGEN)/.installed
+	@PYTHONPATH=$(CODEGEN) $(BIN)/python -m pytest -q -m cuda_codegen $(ARGS) tests/gpu_program
+
+$(CODEGEN)/.installed:
+	@$(PIP) install --quiet --no-deps --target $(CODEGEN) triton==$(TRITON)
+	@touch $@
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check

@@ -35,7 +35,7 @@ GRACE = 20.0
 """Seconds a group has after its checks' time is up, before it is killed."""
 ALONE = ("train-speed", "sampler-speed")
 """Groups that time something: nothing else runs beside them."""
-RECIPES = ("adamw", "sf_normuon", "muon", "normuon", "sf_adamw", "full_fusion", "lion")
+RECIPES = ("sf_normuon", "adamw", "muon", "normuon", "sf_adamw", "full_fusion", "lion")
 GROUPS = (
     "detectors",
     *(f"recipe-{name}" for name in RECIPES),

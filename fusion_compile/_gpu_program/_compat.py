@@ -33,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fusion_compile._gpu_program.generated import Generated, Launch, Partition
 from fusion_compile._gpu_program.kernels import Compiled, Kernel
 from fusion_compile._gpu_program.moved import moved_to_gpu
+from fusion_compile._program.lower import inductor_as_told
 
 
 class Gpu(NamedTuple):
@@ -232,7 +233,8 @@ def generate(graph: fx.GraphModule, *, mode: str = "max-autotune", gpu: Gpu = H1
     from torch._inductor.graph import GraphLowering
 
     found = Generated()
-    names = [node.name for node in graph.graph.find_nodes(op="placeholder")]
+    own = [name for name, _ in (*graph.named_parameters(), *graph.named_buffers())]  # AOTAutograd puts them first
+    names = [*own, *(node.name for node in graph.graph.find_nodes(op="placeholder"))]
     fake = FakeTensorMode(allow_non_fake_inputs=True)
 
     def keep(self: Any) -> Any:
@@ -265,7 +267,7 @@ def generate(graph: fx.GraphModule, *, mode: str = "max-autotune", gpu: Gpu = H1
         mock.patch.object(compile_fx, "cudagraphify", cudagraphify),
     ):
         inputs = moved_to_gpu(graph, fake)
-        with tracing(TracingContext(fake)), torch.no_grad():
+        with tracing(TracingContext(fake)), torch.no_grad(), inductor_as_told(graph):
             compile_fx.compile_fx(graph, inputs, config_patches=options)
     return found
 
@@ -292,8 +294,8 @@ def _launches(graph: Any) -> list[Launch]:
     found = []
     for node in graph.scheduler.nodes:
         kind = type(node).__name__
-        if kind.startswith("Nop"):
-            continue
+        if kind.startswith("Nop") or type(node.node).__name__ == "MultiOutput":
+            continue  # they launch nothing
         regions = {
             str((origin.meta.get("custom") or {}).get("region", "state"))
             for part in node.get_nodes()
@@ -330,7 +332,8 @@ def compile_kernel(kernel: Kernel, architecture: int, *, configurations: int | N
                     binary = tuner._precompile_config(tried).kernel
                 registers = re.search(r"Used (\d+) registers", said[0])
                 spilled = re.search(r"(\d+) bytes spill stores", said[0])
-                numbers = [int(match[1]) if match else -1 for match in (registers, spilled)]
+                # Nothing is said of what Triton has in its cache.
+                numbers = [int(match[1]) if match else 0 for match in (registers, spilled)]
                 found.append(Compiled(str(tried), numbers[0], numbers[1], binary.metadata.shared))
             except Exception as error:  # of any kind: it is the answer
                 found.append(Compiled(str(tried), 0, 0, 0, error=f"{type(error).__name__}: {error}".partition("\n")[0]))

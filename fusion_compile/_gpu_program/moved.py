@@ -11,23 +11,28 @@ from torch import Tensor, fx
 from fusion_compile._compat import hand_on_static_inputs
 from fusion_compile.passes import lower_to_aten
 
+_STAYS = "stays_on_the_cpu"
+"""A mark in ``meta["custom"]``, which lasts from Dynamo's graph to ATen's."""
 _CARRIED = ("tensor_dict", "_dynamo_source", "dynamo_source")
 """What Dynamo notes at an input; by it Inductor knows which inputs keep their address."""
 
 
-def in_aten(captured: fx.GraphModule) -> fx.GraphModule:
-    """A graph that Dynamo captured on a CPU in ATen operators, its backward written out, with a GPU's attention.
+def in_aten(captured: fx.GraphModule, *, attention: bool = True, gradients: bool = True) -> fx.GraphModule:
+    """A graph that Dynamo captured on a CPU in ATen operators, its backward written out, with a GPU's `attention`.
+    `gradients`: whether they are enabled where the graph begins.
 
     The backward is traced on the CPU's fake tensors: autograd asks C++ for a GPU before it runs on one.
     """
     graph = fx.GraphModule(captured, copy.deepcopy(captured.graph))
     for node in graph.graph.nodes:
-        if node.target is torch.nn.functional.scaled_dot_product_attention:
-            node.target = attention_on_gpu
+        if attention and node.target in _ATTENTIONS:
+            node.target = _ATTENTIONS[node.target]
         if "_enter_autocast" in str(node.target) and node.args[0] == "cpu":
             node.args = ("cuda", *node.args[1:])
+        if _is_factory_without_device(node):
+            node.meta["custom"] = {**(node.meta.get("custom") or {}), _STAYS: True}
     graph.recompile()
-    aten = lower_to_aten(graph)
+    aten = lower_to_aten(graph, gradients=gradients)
     for node, original in zip(_inputs(aten), _inputs(captured), strict=True):
         node.meta |= {key: original.meta[key] for key in _CARRIED if key in original.meta}
     hand_on_static_inputs(aten)
@@ -51,9 +56,21 @@ def moved_to_gpu(graph: fx.GraphModule, fake: Any) -> list[Tensor]:
             with fake:
                 new = torch.empty_strided(example.shape, example.stride(), dtype=example.dtype, device=gpu)
             inputs.append(new.requires_grad_(example.requires_grad))
-        node.args, node.kwargs = (fx.node.map_aggregate(a, moved) for a in (node.args, node.kwargs))
+        if not (node.meta.get("custom") or {}).get(_STAYS):
+            node.args, node.kwargs = (fx.node.map_aggregate(a, moved) for a in (node.args, node.kwargs))
     graph.recompile()
     return inputs
+
+
+def _is_factory_without_device(node: fx.Node) -> bool:
+    """Whether `node` makes a tensor of nothing and leaves open where: that is the CPU, also on a machine with a GPU."""
+    made = node.meta.get("example_value")
+    return (
+        node.op == "call_function"
+        and isinstance(made, Tensor)
+        and not any(isinstance(source.meta.get("example_value"), Tensor) for source in node.all_input_nodes)
+        and node.kwargs.get("device") is None
+    )
 
 
 def _inputs(graph: fx.GraphModule) -> list[fx.Node]:
@@ -95,3 +112,24 @@ def attention_on_gpu(
     efficient = torch.ops.aten._scaled_dot_product_efficient_attention
     out = efficient(q, k, v, attn_mask, needs, dropout_p, is_causal, scale=scale)[0]
     return out
+
+
+def _of_an_exported_graph(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`attention_on_gpu` with the signature of the CPU's kernel, whose second result only a backward reads."""
+    return attention_on_gpu(q, k, v, attn_mask, dropout_p, is_causal, scale), q.new_empty(0)
+
+
+_ATTENTIONS = {
+    torch.nn.functional.scaled_dot_product_attention: attention_on_gpu,
+    torch.ops.aten.scaled_dot_product_attention.default: attention_on_gpu,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default: _of_an_exported_graph,
+}

@@ -11,7 +11,6 @@ _STRINGS_AND_COMMENTS = re.compile(r"'''.*?'''|#[^\n]*", re.S)
 _HOST = re.compile(
     r"\.item\(\)|\.cpu\(\)|_local_scalar_dense|empty_strided_cpu\(|device_put|pin_memory|device\(type='cpu'\)"
 )
-_DOUBLE = re.compile(r"\*fp64")
 _LAUNCH = re.compile(r"triton_\w+\.run\(|extern_kernels\.\w+\(|cpp_fused\w*\(")
 
 
@@ -47,8 +46,6 @@ def objections(found: Generated, *, batch: Iterable[str] | None, recorded: bool 
         outside = _outside_of_partitions(plain)
         if recorded and outside:
             wrong.append(f"outside of the CUDA graph the program launches {', '.join(outside[:3])}.")
-        if _DOUBLE.search(code):
-            wrong.append("kernels compute in fp64.")
     return wrong
 
 

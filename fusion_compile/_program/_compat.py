@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -47,3 +48,82 @@ def inductor_orders(order: Order) -> Iterator[None]:
 
     with config.patch(post_grad_custom_post_pass=Ordered()):
         yield
+
+
+@contextlib.contextmanager
+def products_written_into_concatenations() -> Iterator[None]:
+    """Inside, Inductor writes a matrix product that is a part of a concatenation straight into its slice.
+
+    It does so for what its own kernels compute. A product has its layout fixed where it is autotuned, or is seen as a
+    vector, as each weight's gradient in a flat bank; torch then copies it, with a launch for each. A product can be
+    written anywhere: the library's kernels take the tensor to write into. Where torch has moved what this replaces,
+    nothing happens.
+    """
+    from torch._inductor import ir
+
+    names = ("ConcatKernel", "ExternKernelOut", "FixedLayout", "FlexibleLayout", "NonOwningLayout", "ReinterpretView")
+    if not all(hasattr(ir, name) for name in names) or "realize_into" not in vars(ir.ConcatKernel):
+        yield
+        return
+    theirs = vars(ir.ConcatKernel)["realize_into"]
+
+    def realize_into(cls: Any, src: Any, dst: Any) -> Any:
+        placed = _place_of(ir, src, dst)
+        if placed is None:
+            return theirs.__func__(cls, src, dst)
+        product, view = placed
+        product.layout = ir.NonOwningLayout(view)
+        return product
+
+    kernel: Any = ir.ConcatKernel
+    kernel.realize_into = classmethod(realize_into)
+    try:
+        yield
+    finally:
+        kernel.realize_into = theirs
+
+
+def _place_of(ir: Any, src: Any, dst: Any) -> tuple[Any, Any] | None:
+    """The product behind `src` and its place in the slice `dst`, in the product's shape; None for anything else."""
+    if isinstance(src, ir.TensorBox):
+        src = src.data
+    seen: Any = src.layout if isinstance(src, ir.ReinterpretView) else None
+    box: Any = src if seen is None else src.data
+    product: Any = box.data if isinstance(box, ir.StorageBox) else None
+    if type(product) is not ir.ExternKernelOut or type(product.layout) not in (ir.FixedLayout, ir.FlexibleLayout):
+        return None
+    if not isinstance(dst, ir.ReinterpretView):
+        if not ir.is_storage_and_layout(dst):
+            return None
+        storage, layout = ir.as_storage_and_layout(dst)
+        dst = ir.ReinterpretView(data=storage, layout=layout)
+    slot: Any = dst
+    own, there = product.layout, slot.layout
+    layouts = [own, there] if seen is None else [own, seen, there]
+    if not all(layout.is_contiguous() and math.prod(layout.size) == math.prod(own.size) for layout in layouts):
+        return None
+    if (
+        own.dtype != there.dtype
+        or any(layout.offset != 0 for layout in layouts[:-1])
+        or not _only_concatenated(product)
+    ):
+        return None
+    strides = ir.FlexibleLayout.contiguous_strides(own.size)
+    place = ir.FixedLayout(own.device, own.dtype, list(own.size), strides, there.offset)
+    return product, ir.ReinterpretView(data=slot.data, layout=place)
+
+
+def _only_concatenated(product: Any) -> bool:
+    """Whether nothing reads `product` besides the concatenation that is being lowered: the whole may be overwritten
+    while another reader waits."""
+    from torch._inductor.virtualized import V
+
+    made, reader = getattr(product, "origin_node", None), getattr(V.graph, "current_node", None)
+
+    def leads_there_alone(node: fx.Node) -> bool:
+        return all(
+            user is reader or (getattr(user.target, "is_view", False) and leads_there_alone(user))
+            for user in node.users
+        )
+
+    return isinstance(made, fx.Node) and isinstance(reader, fx.Node) and leads_there_alone(made)

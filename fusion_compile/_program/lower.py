@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fusion_compile import _compat
 from fusion_compile._program import compilers_warnings
-from fusion_compile._program._compat import inductor_orders
+from fusion_compile._program._compat import inductor_orders, products_written_into_concatenations
 from fusion_compile._program.recomputation import checkpoints, recomputes, waits_for_gradient
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "eager")
@@ -54,7 +54,7 @@ def lower(
             fn,
             fullgraph=True,
             dynamic=None if dynamic else False,
-            backend=_compat.observed_backend(backend, mode, on_graph, partial(_recomputed_late, backend=backend)),
+            backend=_compat.observed_backend(backend, mode, on_graph, partial(inductor_as_told, backend=backend)),
         )
     if backend != "inductor":
         return torch.compile(fn, fullgraph=True, dynamic=False, backend=backend)
@@ -74,16 +74,23 @@ def lower_graph(
         return graph
     _compat.hand_on_static_inputs(graph)
     quiet = compilers_warnings.are_no_errors()
-    with torch.no_grad(), quiet, _compat.shapes_as_the_kernels_have_them(), _recomputed_late(graph, backend):
+    with torch.no_grad(), quiet, _compat.shapes_as_the_kernels_have_them(), inductor_as_told(graph, backend):
         compiled: Callable[..., Any] = _compat.backend_for(backend, mode)(graph, list(inputs))
     return compiled
 
 
-def _recomputed_late(graph: torch.fx.GraphModule, backend: str) -> contextlib.AbstractContextManager[None]:
-    """Inside, what the checkpoints of `graph` compute again waits for the gradient."""
-    if backend == "inductor" and (recomputes(graph.graph) or checkpoints(graph.graph)):
-        return inductor_orders(waits_for_gradient)
-    return contextlib.nullcontext()
+@contextlib.contextmanager
+def inductor_as_told(graph: torch.fx.GraphModule, backend: str = "inductor") -> Iterator[None]:
+    """Inside, Inductor writes gradients straight into their banks, and what the checkpoints of `graph` compute again
+    waits for the gradient."""
+    if backend != "inductor":
+        yield
+        return
+    with contextlib.ExitStack() as told:
+        told.enter_context(products_written_into_concatenations())
+        if recomputes(graph.graph) or checkpoints(graph.graph):
+            told.enter_context(inductor_orders(waits_for_gradient))
+        yield
 
 
 @contextlib.contextmanager

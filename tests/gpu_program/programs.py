@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import fusion_compile as fc
 from fusion_compile._program.program import Program
+from fusion_compile.optim import Transform
 
 
 def drawn_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -26,7 +27,7 @@ def batch(size: int = 16) -> tuple[Tensor, Tensor]:
 
 
 def step_programs(
-    recipe: str,
+    recipe: str | Transform,
     *,
     depth: int = 4,
     loss: Any = drawn_loss,

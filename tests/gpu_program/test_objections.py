@@ -58,7 +58,6 @@ def in_partition(line: str) -> list[str]:
             {"codes": [CODE.replace("return (buf1, )", "triton_poi_0.run(buf1, 4)")]},
             "outside of the CUDA graph the program launches triton_poi_0.run.",
         ),
-        ({"codes": [CODE.replace("*fp32", "*fp64")]}, "kernels compute in fp64."),
     ],
 )
 def test_what_is_wrong_is_said(changes: dict[str, Any], sentence: str) -> None:

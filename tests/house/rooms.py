@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, str] = {
     "optim": "ground optim.matrix",  # does not know that it is compiled
     "_capture": "ground passes",  # running user code without leaving a trace in it
     "_program": "ground passes",  # a graph becomes a compiled program
-    "_gpu_program": "ground passes",  # a graph's program for a GPU, on a machine without one
+    "_gpu_program": "ground passes _program",  # a graph's program for a GPU, on a machine without one
     "_state": "ground optim",  # modules <-> banks <-> files
     "_step": "ground passes optim _capture _program _state",
     "_torch_optim": "ground optim _program _state _step",

@@ -1,7 +1,9 @@
-"""An order that Inductor keeps, given from outside of its graph."""
+"""What Inductor is told from outside of its graph: an order that it keeps, and where products go."""
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Mapping
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor, fx
 from torch._inductor import config
 from torch._inductor.utils import run_and_get_code
 
-from fusion_compile._program._compat import inductor_orders
+from fusion_compile._program._compat import inductor_orders, products_written_into_concatenations
 
 
 def two_products(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,3 +52,29 @@ def test_a_pass_of_the_users_runs_too() -> None:
     ):
         torch.compile(two_products)(torch.randn(5, 5))
     assert len(seen) == 1
+
+
+def joined(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Two products in one flat vector, a third that is transposed and a fourth that is read again."""
+    again = y @ x
+    flat = torch.cat([(x @ y).reshape(-1), (y @ y).reshape(-1), (x @ x).T.reshape(-1), again.reshape(-1)])
+    return flat * 2, again.sin()
+
+
+def written_in_place(code: list[str]) -> int:
+    """Products whose result lies in another tensor."""
+    text = "\n".join(code)
+    products = re.findall(r"extern_kernels\.mm\([^\n]*out=(\w+)\)", text)
+    return sum(bool(re.search(rf"^\s*{name} = reinterpret_tensor\(", text, re.M)) for name in products)
+
+
+def test_a_product_is_written_into_the_concatenation_that_alone_reads_it() -> None:
+    x, y = torch.randn(6, 6), torch.randn(6, 6)
+    wanted = joined(x, y)
+    for told, most in ((contextlib.nullcontext(), 0), (products_written_into_concatenations(), 2)):
+        torch.compiler.reset()
+        # Fixed layouts, as where products are autotuned.
+        with told, config.patch(max_autotune=True, max_autotune_gemm_backends="ATEN", fx_graph_cache=False):
+            got, code = run_and_get_code(torch.compile(joined), x, y)
+        assert written_in_place(code) == most
+        torch.testing.assert_close(got, wanted)

@@ -1,0 +1,64 @@
+"""Programs as a GPU would run them, each written once in a session and compiled once for each architecture."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from torch import fx
+
+from fusion_compile._gpu_program._compat import ARCHITECTURES, H100, compile_kernel, generate, pretended
+from fusion_compile._gpu_program.generated import Generated
+from fusion_compile._gpu_program.kernels import Compilation, kernels_of
+from fusion_compile._gpu_program.moved import in_aten
+from fusion_compile._gpu_program.objections import objections
+from fusion_compile._program.program import REGIONS, Program
+
+QUICK = bool(os.environ.get("CUDA_CODEGEN_QUICK"))
+"""Compile the first configuration of a kernel, for the H100 alone."""
+COMPILATION = Compilation(
+    (H100.architecture,) if QUICK else ARCHITECTURES, partial(compile_kernel, configurations=1 if QUICK else None)
+)
+"""Of all programs of the session; what it found is printed at the end."""
+PROGRAMS: dict[Hashable, Generated] = {}
+
+
+def written(key: Hashable, program: Program, *, mode: str = "max-autotune") -> Generated:
+    """`program` as Inductor writes it for an H100, remembered by `key`."""
+    if key not in PROGRAMS:
+        graph: fx.GraphModule = program.graph if program.captured_by == "run" else in_aten(program.graph)
+        PROGRAMS[key] = generate(graph, mode=mode)
+    return PROGRAMS[key]
+
+
+def batch_inputs(program: Program) -> list[str]:
+    """The inputs of a step that are copied before a replay."""
+    return [name for name, said in program.input_names.items() if said.startswith("batch/")]
+
+
+def wrong_with(found: Generated, *, batch: Sequence[str] | None, recorded: bool = True) -> list[str]:
+    """Objections to a program, and its kernels that do not compile for one of the architectures."""
+    said = objections(found, batch=batch, recorded=recorded)
+    with pretended(H100):
+        return said + COMPILATION.add(kernels_of(found.codes))
+
+
+class Row(NamedTuple):
+    """Launches of one program."""
+
+    name: str
+    found: Generated
+
+    def __str__(self) -> str:
+        by_region = Counter((launch.region, launch.kind) for launch in self.found.launches)
+        cells = [f"{by_region[region, 'extern']:>4} + {by_region[region, 'triton']:<4}" for region in REGIONS]
+        return f"{self.name:<18}{''.join(cells)}{len(self.found.launches):>5}"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Launches by region: library kernels + Triton kernels, and all."""
+    heading = f"{'':<18}" + "".join(f"{region:>9}  " for region in REGIONS) + "  all"
+    return "\n".join([heading, *map(str, rows)]) + "\n"
