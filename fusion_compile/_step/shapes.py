@@ -114,8 +114,8 @@ def _differing(one: batches.Signature, other: batches.Signature) -> Dims | None:
             if a != b:
                 return None
             continue
-        if len(a[0]) != len(b[0]) or a[1] != b[1]:
-            return None
+        if len(a[0]) != len(b[0]) or a[1] != b[1] or a[3] is not None or b[3] is not None:
+            return None  # what is one tensor in two places has one program for its sizes
         found = tuple(i for i, (m, n) in enumerate(zip(a[0], b[0], strict=True)) if m != n)
         if found and not (_is_contiguous(a) and _is_contiguous(b)):
             return None
@@ -131,15 +131,15 @@ def _marked(signature: batches.Signature, dims: Dims) -> batches.Signature:
 
 
 def _mark(what: tuple[Any, ...], dims: tuple[int, ...]) -> tuple[Any, ...]:
-    shape, dtype, stride = what
+    shape, dtype, stride, same_as = what
     if not dims:
         return what
     marked = tuple(_ANY if i in dims else size for i, size in enumerate(shape))
-    return marked, dtype, "contiguous" if _is_contiguous(what) else stride
+    return marked, dtype, "contiguous" if _is_contiguous(what) else stride, same_as
 
 
 def _is_contiguous(what: tuple[Any, ...]) -> bool:
-    shape, _, stride = what
+    shape, _, stride, _ = what
     expected, step = [], 1
     for size in reversed(shape):
         expected.append(step)

@@ -15,6 +15,7 @@ from fusion_compile._step.shapes import Bands, marks, refuse_too_many
 from tests.small_models import assert_same_weights, batches, compiled, mlp, torch_loop
 
 CPU = torch.device("cpu")
+ONE = torch.zeros(2, 4)
 
 
 def of(*batch: Any) -> Signature:
@@ -46,8 +47,9 @@ def test_two_shapes_open_a_band_that_serves_others() -> None:
         ((torch.zeros(2, 4), "a"), (torch.zeros(3, 4), "b")),
         ((torch.zeros(2, 4), None), (torch.zeros(3, 4),)),
         ((torch.zeros(2, 4),), (torch.zeros(2, 4),)),
+        ((ONE, ONE), (torch.zeros(3, 4), torch.zeros(3, 4))),
     ],
-    ids=["rank", "dtype", "strides", "string", "parts", "equal"],
+    ids=["rank", "dtype", "strides", "string", "parts", "equal", "one tensor twice"],
 )
 def test_shapes_that_differ_in_more_than_sizes_open_none(one: tuple[Any, ...], other: tuple[Any, ...]) -> None:
     assert Bands(dynamic=True).opened_by(of(*one), [of(*other)]) is None
