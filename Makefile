@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 
-.PHONY: help demo test exhaustive trainers cuda-codegen house lint docs wheel bench clean compiler browser
+.PHONY: help demo test exhaustive fuzz trainers cuda-codegen house lint docs wheel bench clean compiler browser
 .DELETE_ON_ERROR:
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make exhaustive  run what the tests leave to it: every subset of the optimizer's components (minutes)"
 	@echo "make trainers  install Lightning and ignite and run the tests that need them"
 	@echo "make cuda-codegen  write every recipe's program for an H100, without a GPU, and compile its kernels (minutes)"
+	@echo "make fuzz    draw models, recipes, batches, faults and corruptions for minutes (ARGS='--minutes 10 --seed 3')"
 	@echo "make lint    ruff, mypy and basedpyright"
 	@echo "make docs    build the documentation -> site/"
 	@echo "make wheel   build the source archive and, from it, the wheel -> dist/"
@@ -57,6 +58,10 @@ cuda-codegen: $(INSTALLED) compiler $(CODEGEN)/.installed
 $(CODEGEN)/.installed:
 	@$(PIP) install --quiet --no-deps --target $(CODEGEN) triton==$(TRITON)
 	@touch $@
+
+fuzz: export OMP_NUM_THREADS ?= 1
+fuzz: $(INSTALLED)
+	@$(BIN)/python -m tests.fuzz_reliability $(ARGS)
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
+import threading
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,7 +24,8 @@ class ForwardOf:
             return owner._serve  # type: ignore[attr-defined]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            return stand_in._serve(*args, **kwargs)
+            with stand_in._turn:
+                return stand_in._serve(*args, **kwargs)
 
         forward.__signature__ = stand_in._signature  # type: ignore[attr-defined]
         forward.__doc__ = stand_in._serve.__doc__
@@ -75,6 +77,8 @@ class StandIn(nn.Module):
         self._signature = inspect.signature(getattr(model, method))
         self.model = model
         self.__dict__["__module__"] = type(model).__module__
+        # Rows, requests and a CUDA graph's inputs are one thread's at a time.
+        self._turn = threading.RLock()
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
