@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
-from fusion_compile._capture.by_running.trace import lift_constants, run_on_fakes
+from fusion_compile._capture.by_running.trace import lift_constants, modules_named, run_on_fakes
 from fusion_compile._compat import mark_input_static
 from fusion_compile._program.lower import lower_graph
 from fusion_compile._step import batches
@@ -23,13 +24,19 @@ class CapturedStep:
     Its inputs are the tensors of the state, those of the batch, and those that user code closes over (frozen weights,
     a teacher's buffers), which are read where they lie at every run.
 
+    `model`: names the modules in which its operators are called.
+
     Attributes:
         graph: What was captured. Each placeholder's ``meta["label"]`` says what it is.
         constants: The tensors that user code closes over.
     """
 
     def __init__(
-        self, advance: Callable[[Tensors, tuple[Any, ...]], Tensors], state: Tensors, batch: tuple[Any, ...]
+        self,
+        advance: Callable[[Tensors, tuple[Any, ...]], Tensors],
+        state: Tensors,
+        batch: tuple[Any, ...],
+        model: nn.Module | None = None,
     ) -> None:
         self._keys = list(state)
         self._fresh: list[str] = []
@@ -43,7 +50,8 @@ class CapturedStep:
 
         inputs = {f"state/{key}": tensor for key, tensor in state.items()}
         inputs |= {_as_label(path): leaf for path, leaf in batches.leaves(batch) if isinstance(leaf, Tensor)}
-        self.graph: fx.GraphModule = run_on_fakes(flat, inputs)
+        with contextlib.nullcontext() if model is None else modules_named(model):
+            self.graph: fx.GraphModule = run_on_fakes(flat, inputs)
         self.constants = lift_constants(self.graph)
         for node in self.graph.graph.find_nodes(op="placeholder"):
             if not node.meta["label"].startswith("batch/"):

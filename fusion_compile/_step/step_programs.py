@@ -335,7 +335,8 @@ class StepPrograms:
         backend = self._plan.options.backend
         with stage(f"compiling the training step ({self._mode if backend == 'inductor' else backend})"):
             try:
-                captured = CapturedStep(numbers.followed(pure(Form(due=key[1], runs=True))), self._state, given)
+                advance = numbers.followed(pure(Form(due=key[1], runs=True)))
+                captured = CapturedStep(advance, self._state, given, self._model)
             except NotAnOperand as error:
                 raise ValueError(operand_sentence(numbers, str(error))) from error
             except Exception as error:  # of any kind: the loss itself has run before, on real tensors

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusion_compile._step.by_running import CapturedStep
 
@@ -46,3 +46,14 @@ def test_every_input_says_what_it_is() -> None:
     step = CapturedStep(lambda state, batch: {"w": state["w"] + batch[0]["x"] + offset}, state, batch)
     labels = [node.meta["label"] for node in step.graph.graph.find_nodes(op="placeholder")]
     assert labels == ["state/w", "state/n", "batch/0/x", "constant/0"]
+
+
+def test_every_operator_says_which_module_called_it() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Tanh()))
+    state, batch = start()
+    named = CapturedStep(lambda state, batch: {"w": state["w"] + model(state["w"]).detach()}, state, batch, model)
+    found = {
+        str(node.target): (node.meta.get("custom") or {}).get("module")
+        for node in named.graph.graph.find_nodes(op="call_function", target=torch.ops.aten.tanh.default)
+    }
+    assert found == {"aten.tanh.default": "1.0"}

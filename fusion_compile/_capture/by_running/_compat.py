@@ -16,7 +16,7 @@ import torch
 import torch._dynamo
 import torch.utils._pytree as pytree
 import torch.utils.checkpoint
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload as OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
@@ -230,6 +230,25 @@ def no_checkpoint_is_reentrant() -> Iterator[None]:
         return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state)
 
     with patched(CheckpointFunction, "apply", staticmethod(not_reentrant)):
+        yield
+
+
+@contextlib.contextmanager
+def modules_named(model: nn.Module) -> Iterator[None]:
+    """Inside, each traced node has the name of the innermost module of `model` that called it, in
+    ``meta["custom"]["module"]``."""
+    names = {id(module): name for name, module in model.named_modules() if name}
+    call_it = PythonKeyTracer.call_module
+
+    def call(
+        self: Any, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if id(m) not in names:
+            return call_it(self, m, forward, args, kwargs)
+        with fx.traceback.annotate({"module": names[id(m)]}):
+            return call_it(self, m, forward, args, kwargs)
+
+    with patched(PythonKeyTracer, "call_module", call):
         yield
 
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fusion_compile._capture.by_running import _compat
 from fusion_compile._capture.by_running._compat import OpOverload
@@ -46,13 +46,19 @@ def no_checkpoint_is_reentrant() -> contextlib.AbstractContextManager[None]:
     return _compat.no_checkpoint_is_reentrant()
 
 
+def modules_named(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Inside, each captured node has the name of the module that called it, in ``meta["custom"]["module"]``."""
+    return _compat.modules_named(model)
+
+
 def _give_backward_nodes_their_lines(graph: fx.GraphModule) -> None:
-    """Set the stack of what autograd called to the stack of the forward operator that it differentiates.
+    """Set stack and module of what autograd called to those of the forward operator that it differentiates.
 
     Both carry the sequence number of their autograd node. What was recomputed ran as Python and has its own line. Where
     it ran in torch's modules alone, its line is the forward's, too.
     """
     forward: dict[int, str] = {}
+    modules: dict[int, str] = {}
     of_autograd: list[fx.Node] = []
     for node in graph.graph.nodes:
         if node.op != "call_function" or "seq_nr" not in node.meta:
@@ -61,11 +67,15 @@ def _give_backward_nodes_their_lines(graph: fx.GraphModule) -> None:
             of_autograd.append(node)
         else:
             forward.setdefault(node.meta["seq_nr"], node.meta.get("stack_trace") or "")
+            modules.setdefault(node.meta["seq_nr"], (node.meta.get("custom") or {}).get("module", ""))
     calls = {n.meta.get("stack_trace") for n in of_autograd if not _is_recomputed(n)}
     for node in of_autograd:
         own = _is_recomputed(node) and node.meta.get("stack_trace") not in calls
         if not own and node.meta["seq_nr"] in forward:
             node.meta["stack_trace"] = forward[node.meta["seq_nr"]]
+        custom = node.meta.get("custom") or {}
+        if "module" not in custom and modules.get(node.meta["seq_nr"]):
+            node.meta["custom"] = {**custom, "module": modules[node.meta["seq_nr"]]}  # nodes share the dictionary
 
 
 def _is_recomputed(node: fx.Node) -> bool:

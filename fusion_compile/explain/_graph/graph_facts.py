@@ -104,7 +104,9 @@ def module_path(node: fx.Node) -> str:
     """Return the full name of the module that called `node`, ``"blocks.0.attn"``; "" for the outermost or none."""
     stack = node.meta.get("nn_module_stack") or {}
     entries = [entry[0] if isinstance(entry, tuple) else str(entry) for entry in stack.values()]
-    return _readable(entries[-1]) if entries else ""
+    if not entries:  # captured by running
+        return str((node.meta.get("custom") or {}).get("module", ""))
+    return _readable(entries[-1])
 
 
 def _readable(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 import pytest
@@ -152,6 +153,15 @@ def test_both_ways_of_capture_show_the_same_regions_and_costs(both: dict[str, fc
         mine, theirs = (next(r for r in graph.regions if r.name == name) for graph in (read, run))
         assert (mine.launches, mine.flops, mine.bytes) == (theirs.launches, theirs.flops, theirs.bytes), name
     assert read.memory.peak_bytes == run.memory.peak_bytes
+
+
+def test_both_ways_of_capture_name_the_modules(both: dict[str, fc.Explanation]) -> None:
+    read, run = (
+        Counter((n.region, n.op, n.module) for n in both[way].graphs[0].nodes if n.flops) for way in ("read", "run")
+    )
+    assert read == run
+    modules = {module for _, _, module in run}
+    assert modules == {f"blocks.{block}.{layer}" for block in (0, 1) for layer in (0, 2)}
 
 
 @pytest.mark.parametrize("way", ["read", "run"])
