@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple
 
 from fusion_compile._capture.python_state.slots import MISSING, WHOLE
-from fusion_compile._capture.rehearsal.left_behind import Kind, Left
+from fusion_compile._capture.rehearsal.left_behind import IN_A_CACHE, Kind, Left
 from fusion_compile._capture.rehearsal.rehearsal import Rehearsal
 from fusion_compile._capture.sources.sources import Source
 
@@ -86,6 +86,12 @@ def choose(rehearsal: Rehearsal, asked: Asked) -> Way:
         return Way(True, "", carried)
     if odd := [record for record in left if record.kind in _WHY_NOT]:
         raise ValueError(f"{odd[0].label} {_WHY_NOT[odd[0].kind]}.{_others(odd)}")
+    if cached := [record for record in left if record.where == IN_A_CACHE]:
+        raise ValueError(
+            f"{cached[0].label} {_ONCE[cached[0].kind]}, and functools.lru_cache keeps it for all later ones, which a "
+            f"program would not; compute it before compile_training_step() and keep it in an attribute or a buffer."
+            f"{_others(cached)}"
+        )
     numbers = tuple(record for record in left if record.kind is Kind.NUMBER)
     once = [(r, _ONCE[r.kind]) for r in left if r.kind in _ONCE]
     once += [(r, "is made by the first forward") for r in numbers if _is_made(r)]
@@ -107,11 +113,18 @@ def choose(rehearsal: Rehearsal, asked: Asked) -> Way:
         reasons.append(f"{names} {verb} at every forward, outside of the model's buffers")
     if asked.hooked:
         reasons.append(f"{asked.hooked[0]} has a gradient hook (register_hook)")
+    if rehearsal.handed_out and not kept:
+        reasons.append(
+            f"{rehearsal.handed_out[0]}(…) gives out a tensor that functools.lru_cache keeps, and Dynamo would compute "
+            f"it anew"
+        )
     if not reasons:
         return Way(asked.capture == "run", "", ())
     because = ", and ".join(reasons)
     if asked.capture == "read":
         advice = " or make it a buffer of the model (register_buffer)" if kept else " or remove the hook"
+        if rehearsal.handed_out and not kept and not asked.hooked:
+            advice = " or keep the tensor in an attribute"
         raise ValueError(
             f"{because}. A step that is captured by reading does not carry that on; leave out capture='read',{advice}."
         )

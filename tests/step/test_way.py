@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot
-from fusion_compile._capture.rehearsal.left_behind import Kind, Left
+from fusion_compile._capture.rehearsal.left_behind import Kind, Left, in_a_cache
 from fusion_compile._capture.rehearsal.provenance import Depends
+from fusion_compile._capture.rehearsal.reach import Found
 from fusion_compile._capture.rehearsal.rehearsal import Rehearsal
 from fusion_compile._capture.sources.sources import Sources
 from fusion_compile._step.way import Asked, choose, refuse_sources
@@ -93,3 +95,17 @@ def test_a_source_is_refused_with_the_reason_for_not_reading() -> None:
     refuse_sources([], "")
     with pytest.raises(ValueError, match=r"torch.manual_seed\(\).* It is not captured by reading, because of a test"):
         refuse_sources(sources.found, "of a test")
+
+
+def test_a_tensor_from_a_cache_runs_and_one_that_the_first_step_made_is_refused() -> None:
+    seen = replace(rehearsed(), handed_out=("norm",))
+    way = choose(seen, Asked(None))
+    assert way.runs and "norm(…) gives out a tensor that functools.lru_cache keeps" in way.because
+    with pytest.raises(ValueError, match=r"leave out capture='read', or keep the tensor in an attribute"):
+        choose(seen, Asked("read"))
+    made = in_a_cache(Found("norm", None), Depends.INPUTS)
+    with pytest.raises(
+        ValueError, match=r"norm\(…\) is set by the first forward .* functools.lru_cache"
+    ):
+        choose(rehearsed(made), Asked(None))
+    assert choose(rehearsed(made), Asked(None, uncompiled=True)).runs

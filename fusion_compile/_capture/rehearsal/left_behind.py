@@ -17,10 +17,12 @@ from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot, rea
 from fusion_compile._capture.rehearsal._compat import dense_tensors
 from fusion_compile._capture.rehearsal.contents import Change, ChangeKind, Contents
 from fusion_compile._capture.rehearsal.provenance import Depends, Provenance, keys_of
-from fusion_compile._capture.rehearsal.reach import Reach
+from fusion_compile._capture.rehearsal.reach import Found, Reach
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 NO_SLOT = "a tensor that no slot leads to"
+IN_A_CACHE = "functools.lru_cache"
+"""`Left.where` of what lies in such a cache."""
 
 
 class Kind(enum.Enum):
@@ -118,12 +120,18 @@ def initialised(record: Left) -> Left:
     return replace(record, kind=Kind.INITIALISED_ONCE)
 
 
+def in_a_cache(cache: Found, depends: Depends) -> Left:
+    """What the first run left in a cache of ``functools.lru_cache``, from which the second got it."""
+    kind = Kind.INITIALISED_ONCE if depends & (Depends.INPUTS | Depends.CPU_READ) else Kind.DRAWN_ONCE
+    return Left(f"{cache.label}(…)", None, kind, MISSING, MISSING, MISSING, (1,), depends, IN_A_CACHE)
+
+
 def tensors_of(record: Left) -> list[Tensor]:
     """The tensors that the first run put into a cache's slot."""
     return _tensors(record.kept)
 
 
-def is_filled_from_nothing(record: Left) -> bool:
+def is_table(record: Left) -> bool:
     """Whether a slot that held nothing, or something empty, now holds tensors."""
     empty = record.before is MISSING or record.before is None or (type(record.before) is list and not record.before)
     return (empty or (record.slot is not None and record.slot.key is WHOLE)) and bool(_tensors(record.after_first))

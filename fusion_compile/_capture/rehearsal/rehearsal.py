@@ -25,15 +25,16 @@ from fusion_compile._capture.rehearsal.left_behind import (
     Left,
     Runs,
     before_run,
+    in_a_cache,
     initialised,
     is_equal,
-    is_filled_from_nothing,
+    is_table,
     snapshot,
     sort_out,
     tensors_of,
 )
 from fusion_compile._capture.rehearsal.provenance import Provenance, Write
-from fusion_compile._capture.rehearsal.reach import Reach
+from fusion_compile._capture.rehearsal.result_caches import ResultCaches, filled_once, is_filled_from_nothing
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Rehearsal:
         not_looked_into: Containers too large to be looked into to their ends.
         runs: How many runs were made.
         dtypes: Of everything that they computed.
+        handed_out: Labels of caches of ``functools.lru_cache``, filled before, that gave tensors to the first run.
     """
 
     results: tuple[Any, Any]
@@ -65,6 +67,7 @@ class Rehearsal:
     not_looked_into: tuple[str, ...]
     runs: int
     dtypes: frozenset[torch.dtype] = frozenset()
+    handed_out: tuple[str, ...] = ()
 
     def of(self, kind: Kind) -> tuple[Left, ...]:
         """The records of one kind."""
@@ -137,13 +140,16 @@ def _rehearse(
     contents = Contents(roots, last)
     provenance = Provenance([*inputs, *weights], _weights(roots), contents.reach.generators.values())
     trial = _Trial(contents, provenance, run)
+    caches = ResultCaches(contents.reach.caches.values())
     try:
         first = trial.go_on()
+        handed_out = caches.handed_out()
         changed, moved, drew_outside = contents.changes(), contents.moved_generators(), contents.drew_outside_torch()
         between = Contents(roots, last)
+        then = ResultCaches(contents.reach.caches.values())
         second = _second(trial, changed)
         seen = Runs(contents, between, changed, between.changes(), provenance, Inputs(weights), drew_outside)
-        left = sort_out(seen)
+        left = sort_out(seen) + [in_a_cache(*one) for one in filled_once(caches, then, provenance)]
         moved = list(dict.fromkeys([*moved, *contents.moved_generators()]))
         draws, written = dict(provenance.draws), provenance.written(contents.reach.tensors.values())
         if not drew_outside:
@@ -159,6 +165,7 @@ def _rehearse(
         draws=draws,
         moved_generators=tuple(moved),
         written_inputs=tuple(write for write in written if write.declared),
+        handed_out=tuple(handed_out),
         lru_caches=len(trial.filled),
         not_put_back=tuple(contents.not_put_back()),
         not_looked_into=tuple(contents.reach.cut),
@@ -205,8 +212,7 @@ class _Trial:
     def keep_caches_of_nothing(self) -> None:
         """Let those caches stay filled. They cannot be filled later: only a call fills them."""
         for cache in self.contents.filled_caches():
-            held = Reach({"": cache}, with_globals=False).tensors.values()
-            if not any(self.provenance.of(tensor) for _, tensor in held):
+            if is_filled_from_nothing(cache, self.provenance):
                 self.filled.append(cache)
 
 
@@ -228,7 +234,7 @@ class _Outcome(NamedTuple):
 def _proved(trial: _Trial, left: list[Left], outcome: _Outcome) -> list[Left]:
     """Keep the kind of those caches with which a run may start; the others become initialisations."""
     caches = [record for record in left if record.kind is Kind.CACHE]
-    tables = [record for record in caches if is_filled_from_nothing(record)]
+    tables = [record for record in caches if is_table(record)]
     proved: list[Left] = []
     for attempt in [caches, tables] if 0 < len(tables) < len(caches) else [caches]:
         if _starts_alike(trial, attempt, outcome):

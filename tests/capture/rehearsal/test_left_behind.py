@@ -15,7 +15,7 @@ from fusion_compile._capture.rehearsal.left_behind import (
     Left,
     initialised,
     is_equal,
-    is_filled_from_nothing,
+    is_table,
     snapshot,
     tensors_of,
 )
@@ -91,7 +91,7 @@ def left(before: Any, after: Any, key: Any = "k") -> Left:
     ],
 )
 def test_what_was_filled_from_nothing(record: Left, expected: bool) -> None:
-    assert is_filled_from_nothing(record) is expected
+    assert is_table(record) is expected
 
 
 def test_tensors_are_found_in_objects() -> None:
