@@ -6,6 +6,7 @@ checkpoint, and a skipped step leaves it alone. Between steps it lies where user
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -112,6 +113,11 @@ class Carried:
         """
         for record in records:
             if record.kind is Kind.STATE and record.slot is not None:
+                if isinstance(record.slot.holder, contextvars.ContextVar) and record.before is MISSING:
+                    raise ValueError(
+                        f"{record.label} is set by the first forward, and a context variable that was set cannot be "
+                        f"unset again; set it before the first step ({record.slot.holder.name}.set(None))."
+                    )
                 for value in (record.before, record.after_first, record.after_second):
                     try:
                         shape_of(value)

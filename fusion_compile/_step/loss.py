@@ -15,6 +15,7 @@ from fusion_compile import _compat
 from fusion_compile._capture.by_running.leaves import parameters_are_leaves
 from fusion_compile._capture.by_running.trace import no_checkpoint_is_reentrant
 from fusion_compile._capture.rehearsal.contents import Contents
+from fusion_compile._capture.rehearsal.real_writes import RealWritesPutBack
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.containers import map_tensors
 from fusion_compile._step.host_reads import HostRead, RefuseHostReads, host_read_message, not_on_fakes_message
@@ -29,7 +30,8 @@ LossFn = Callable[..., Any]
 class LossModule(nn.Module):
     """Model and loss as one module, so that the loss can run with any weights.
 
-    Its forward returns loss, metrics and the values that the tracked buffers have after the loss.
+    Its forward returns loss, metrics and the values that the tracked buffers have after the loss. Call ``forward``:
+    hooks on all modules are not for this one, which the user does not know.
     """
 
     def __init__(
@@ -124,11 +126,17 @@ def examine(
     have looked for learnable tensors outside of the model; if not, this run does.
     """
     roots = {"model": model, "loss_fn": loss_fn}
-    contents = Contents(roots)
+    contents, real = Contents(roots), RealWritesPutBack()
     try:
-        facts, others = _examine(model, loss_fn, weights, batch, precision, carried)
+        facts, others = _examine(model, loss_fn, weights, batch, precision, carried, real)
     finally:
         contents.restore()
+        real.put_back()
+    if moved := contents.not_put_back():
+        raise ValueError(
+            f"{moved[0]} gives other items at every forward and cannot be set back; give what it yields to the step as "
+            f"part of the batch."
+        )
     if not rehearsed:
         refuse_learnable(others, roots, ())
     return facts
@@ -141,6 +149,7 @@ def _examine(
     batch: tuple[Any, ...],
     precision: Precision | None,
     carried: Carried,
+    real: RealWritesPutBack,
 ) -> tuple[LossFacts, list[Tensor]]:
     """The facts, and the leaves on which the loss depends besides `weights`."""
     every_buffer, parameters = dict(model.named_buffers()), dict(model.named_parameters())
@@ -168,6 +177,7 @@ def _examine(
         held = {path: fake(t) for path, t in carried.tensors().items()}
         try:
             with (
+                real,
                 RefuseHostReads(),
                 no_checkpoint_is_reentrant(),
                 _compat.StatisticsSeen() as seen,
@@ -176,7 +186,7 @@ def _examine(
                 parameters_are_leaves(leaves, parameters),
                 carried.held(held),
             ):
-                loss, metrics, after = module(*fakes)
+                loss, metrics, after = module.forward(*fakes)
                 own = {id(leaf) for leaf in leaves.values()}
                 others = [leaf for leaf in leaves_of(loss) if id(leaf) not in own] if isinstance(loss, Tensor) else []
                 gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
@@ -198,8 +208,19 @@ def _examine(
     return LossFacts(shapes, unused, changed, written, rebound, assigned), others
 
 
-def run_on_fakes(mode: Any, module: LossModule, batch: tuple[Any, ...]) -> None:
-    """Forward and backward of `module` on tensors without data, inside of the fake mode `mode`."""
+def run_on_fakes(mode: Any, module: LossModule, batch: tuple[Any, ...], carried: Carried) -> None:
+    """Forward and backward of `module` on tensors without data, inside of the fake mode `mode`. What is `carried` has
+    no data either, and other real memory that is written all the same holds afterwards what it held."""
+    real = RealWritesPutBack()
+    try:
+        _run_on_fakes(mode, module, batch, carried, real)
+    finally:
+        real.put_back()
+
+
+def _run_on_fakes(
+    mode: Any, module: LossModule, batch: tuple[Any, ...], carried: Carried, real: RealWritesPutBack
+) -> None:
     with _compat.shapes_as_the_kernels_have_them(), mode, torch.enable_grad():
 
         def fake(t: Tensor) -> Tensor:
@@ -208,8 +229,14 @@ def run_on_fakes(mode: Any, module: LossModule, batch: tuple[Any, ...]) -> None:
 
         leaves = {n: fake(p).requires_grad_() for n, p in module.model.named_parameters() if p.requires_grad}
         buffers = {n: fake(b) for n, b in module.model.named_buffers()}
-        with module.holding(leaves, buffers), no_checkpoint_is_reentrant():
-            loss, _, _ = module(*map_tensors(fake, batch))
+        held = {path: fake(t) for path, t in carried.tensors().items()}
+        with (
+            real,
+            module.holding(leaves, buffers),
+            carried.held(held),
+            no_checkpoint_is_reentrant(),
+        ):
+            loss, _, _ = module.forward(*map_tensors(fake, batch))
             torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
 
 

@@ -110,7 +110,7 @@ def pure_step(
     def forward(leaves: Tensors, batch: tuple[Any, ...]) -> tuple[Tensor, Tensors, Tensors]:
         """Loss, metrics and the buffers afterwards."""
         with torch.enable_grad(), _compat.region("forward"):
-            value, metrics, after = loss(*batch)
+            value, metrics, after = loss.forward(*batch)
         return value, {k: m.detach() for k, m in metrics.items()}, {k: b.detach() for k, b in after.items()}
 
     def backward(values: list[Tensor], forwards: list[Tensors], divisor: Tensor | int) -> Tensors:

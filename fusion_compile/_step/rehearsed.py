@@ -96,7 +96,7 @@ class OrdinaryStep:
                 self._loss.holding(self._leaves, dict(self._buffers)),
                 parameters_are_leaves(self._leaves, self._parameters),
             ):
-                value, metrics, _ = self._loss(*part)
+                value, metrics, _ = self._loss.forward(*part)
                 check_loss(value, metrics)
                 self.others.update({id(leaf): leaf for leaf in leaves_of(value) if id(leaf) not in own})
                 counts.append(shares.weight(i, metrics))

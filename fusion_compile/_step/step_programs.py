@@ -7,12 +7,13 @@ from collections.abc import Hashable, Mapping
 from typing import Any, Protocol, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fusion_compile import _compat
 from fusion_compile._capture.python_state.slots import Slot, read
 from fusion_compile._capture.rehearsal.contents import Contents
 from fusion_compile._capture.rehearsal.left_behind import Kind
+from fusion_compile._capture.watch.late_hooks import LateHooks
 from fusion_compile._program.program import Program
 from fusion_compile._program.programs import Programs
 from fusion_compile._progress import stage
@@ -22,6 +23,7 @@ from fusion_compile._state.residence import Residence
 from fusion_compile._step import batches
 from fusion_compile._step.by_running import CapturedStep
 from fusion_compile._step.carried import Carried
+from fusion_compile._step.carried_entries import CarriedEntries
 from fusion_compile._step.counted import CountedNumbers, count_numbers, operand_sentence
 from fusion_compile._step.gradient_hooks import GradientHooks
 from fusion_compile._step.host_reads import not_on_fakes_message
@@ -39,7 +41,7 @@ from fusion_compile._step.rehearsed import RehearsedStep, outcome_now, rehearse_
 from fusion_compile._step.run_step import RunStep, UncapturedStep
 from fusion_compile._step.shapes import Band, Bands, refuse_too_many
 from fusion_compile._step.turn import compiling
-from fusion_compile._step.way import Asked, Way, choose, refuse_sources
+from fusion_compile._step.way import Asked, Way, choose, refuse_aliases, refuse_sources
 from fusion_compile._step.written import refuse_other_points, refuse_rebound
 from fusion_compile._types import Tensors
 
@@ -84,6 +86,7 @@ class StepPrograms:
         self._waited: set[tuple[batches.Signature, bool]] = set()
         self._warn = SayOnce()
         self._carried = Carried()
+        self._entries = CarriedEntries(self._carried, state)
         self._signatures: dict[batches.Signature, None] = {}
         self._bands = Bands(dynamic=plan.options.dynamic)
         self.facts: LossFacts | None = None
@@ -122,7 +125,7 @@ class StepPrograms:
     def run(self, signature: batches.Signature, batch: tuple[Any, ...], due: bool) -> None:
         """Take one step on `batch`, which has this signature. Compile first where no program fits it."""
         self._hooks.check(read=len(self._programs) > 0)
-        self._take_over()
+        self._entries.take_over()
         own = (signature, due, self._carried.signature())
         key = own if own in self._steps else (self._bands.key_of(signature), *own[1:])
         with torch.enable_grad(), self._plan.precision.kept():
@@ -145,7 +148,7 @@ class StepPrograms:
     def _take(self, step: _Step, fresh: Tensors) -> None:
         """The step was taken, and counts. `fresh`: entries that the state did not have."""
         step.done()
-        self._give_back(step.forms, fresh)
+        self._entries.give_back(step.forms, fresh)
 
     def _take_second(self, key: Key, step: _Step, batch: tuple[Any, ...], own: Key) -> None:
         """Take a program's second step, compared as the first was: what a first step alone has shows now. `own`: the
@@ -176,7 +179,7 @@ class StepPrograms:
             proof,
             lambda: step(self._state, batch),
             (lambda: step.uncompiled(self._state, batch)) if isinstance(step, RunStep) else None,
-            draws_apart=self._draws_apart(seen),
+            draws_apart=self._draws_apart(seen) and not isinstance(step, UncapturedStep),
         )
         if found.rounding:
             self._warn(
@@ -186,31 +189,7 @@ class StepPrograms:
             )
         return found
 
-    # ------------------------------------------------------------------ state that user code keeps
-
-    def _take_over(self) -> None:
-        """What user code did since the last step to the state that it keeps counts from this step on."""
-        self._carried.check()
-        for path, tensor in self._carried.changed_by_the_user().items():
-            self._store(keys.carried(path), tensor)
-
-    def _give_back(self, forms: dict[str, Any], fresh: Tensors) -> None:
-        """Put what a step computed where user code keeps it. `fresh`: entries that the state did not have."""
-        if not self._carried:
-            return
-        for key, tensor in fresh.items():
-            self._store(key, tensor)
-        self._carried.put(forms, keys.section(self._state, keys.CARRIED))
-
-    def _store(self, key: str, tensor: Tensor) -> None:
-        old = self._state.get(key)
-        if old is not None and old.shape == tensor.shape and old.dtype == tensor.dtype:
-            if old is not tensor:
-                with torch.no_grad():
-                    old.copy_(tensor)
-        else:
-            self._state[key] = tensor if keys.split(key)[1] in self._carried.written else tensor.detach().clone()
-            _compat.mark_static(self._state[key])
+    # ------------------------------------------------------------------ a new program
 
     def _compile(self, key: Key, batch: tuple[Any, ...], not_read: str = "") -> None:
         """Look at the loss, choose a way, compile, and take the first step. `not_read`: why it is not read."""
@@ -226,8 +205,7 @@ class StepPrograms:
         if not_read:
             way = way._replace(runs=True, because=not_read)
         self._carried.add(way.carried, self._roots)
-        for path, tensor in self._carried.tensors().items():
-            self._store(keys.carried(path), tensor)
+        self._entries.take_all()
         weights = self._plan.update.layout.views(self._residence.banks)
         given, looked = (self._model, self._loss_fn, weights, parts[0].batch), seen is not None
         found = examine(*given, self._plan.precision, self._carried, rehearsed=looked)
@@ -244,7 +222,7 @@ class StepPrograms:
             left = () if seen is None else seen.rehearsal.of(Kind.NUMBER)
             numbers = [record.slot for record in left if record.slot is not None]
             step: _Step = UncapturedStep(pure(Form(due=due, runs=True)), self._carried, numbers, self._plan.update)
-            self._take(step, step(self._state, batch))
+            self._take(step, self._uncaptured(step, batch, seen))
         else:
             step, key = self._captured(key, pure, batch, seen, way)
             if seen is not None and (isinstance(step, RunStep) or not self._draws_apart(seen)):
@@ -256,6 +234,21 @@ class StepPrograms:
             self._warn(f"not yet {way.not_yet}", said)
         else:
             self._steps.setdefault(key, []).append(step)
+
+    def _uncaptured(self, step: _Step, batch: tuple[Any, ...], seen: RehearsedStep | None) -> Tensors:
+        """Take an uncaptured step, and compare it unless the loss reads what is another thing each time (a clock)."""
+        if seen is None or seen.sources:
+            return step(self._state, batch)
+        contents = Contents(self._roots)
+        found = self._compared(self._proof(seen), step, batch, seen)
+        if found.objection:
+            contents.restore()
+            raise ValueError(
+                f"the step is not the ordinary loop's, though it runs uncaptured: {found.objection}. Nothing was "
+                f"changed. Tensors that the loss keeps and that share memory (a view beside its base) do this: keep "
+                f"one and take the view in the loss."
+            )
+        return found.fresh
 
     def _rehearsed(self, key: Key, batch: tuple[Any, ...]) -> tuple[RehearsedStep | None, Way]:
         """What real runs of the loss showed, and how to capture it; caches that they filled stay filled."""
@@ -286,7 +279,7 @@ class StepPrograms:
                 band, read = self._read(key, pure, batch)
                 objection = "" if proof is None else proof.objection(self._state)
                 if not objection:
-                    read.watch(Methods(() if seen is None else seen.reads.slots, self._model))
+                    read.watch(Methods(() if seen is None else seen.reads.slots, self._model), LateHooks(self._roots))
                     if band is not None:
                         self._bands.open(band, key[0])
                     return read, key if band is None else (band.signature, *key[1:])
@@ -302,6 +295,7 @@ class StepPrograms:
                 raise ValueError(f"{because} Without rehearse=False the step could be captured by running it.")
         assert seen is not None
         refuse_sources(seen.sources, because)
+        refuse_aliases(seen.rehearsal, because)
         changing = [record.slot for record in way.numbers if record.slot is not None]
         step = self._run(key, pure, batch, changing, seen)
         step.watch(self._roots, seen.reads, self._carried)
@@ -358,7 +352,7 @@ class StepPrograms:
 
         def run(mode: Any) -> None:
             for part in micro_batches(batch, self._plan.options.accumulate):
-                run_on_fakes(mode, loss, part.batch)
+                run_on_fakes(mode, loss, part.batch, self._carried)
 
         try:
             return count_numbers(slots, run, lambda: contents.restore(keep=slots), self._plan.update.layout.device)

@@ -139,6 +139,17 @@ def _others(records: Sequence[Left]) -> str:
     return f" ({len(records) - 1} more: {', '.join(r.label for r in records[1:4])})" if len(records) > 1 else ""
 
 
+def refuse_aliases(rehearsal: Rehearsal, because: str) -> None:
+    """Raise ValueError if the loss keeps the memory of a parameter, which a captured run would keep as it once was."""
+    if aliases := rehearsal.of(Kind.ALIAS):
+        reading = f" It is not captured by reading, because {because}" if because else ""
+        raise ValueError(
+            f"{aliases[0].label} is left holding a parameter's memory (detach() or .data without clone()), which "
+            f"follows the parameter in the ordinary loop and would not in a program; keep a clone()."
+            f"{_others(aliases)}{reading}"
+        )
+
+
 def refuse_sources(sources: Sequence[Source], because: str) -> None:
     """Raise ValueError if the loss reads what a step that is captured by running would read once and keep for ever.
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fusion_compile._capture.watch.late_hooks import LateHooks
 from fusion_compile._program.programs import Programs
 from fusion_compile._step.methods import Methods
 from fusion_compile._step.read_step import NotRead, ReadStep
@@ -55,7 +56,7 @@ def test_a_replaced_method_is_refused_before_the_step(monkeypatch: pytest.Monkey
 
     state = {"w": torch.ones(2)}
     step = step_of(Programs("aot_eager"), doubling, state)
-    step.watch(Methods([], Own()))
+    step.watch(Methods([], Own()), LateHooks({}))
     monkeypatch.setattr(Own, "forward", lambda self, x: -x)
     with pytest.raises(RuntimeError, match=r"Own.forward was replaced"):
         step(state, (torch.full((2,), 3.0),))

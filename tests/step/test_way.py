@@ -104,8 +104,6 @@ def test_a_tensor_from_a_cache_runs_and_one_that_the_first_step_made_is_refused(
     with pytest.raises(ValueError, match=r"leave out capture='read', or keep the tensor in an attribute"):
         choose(seen, Asked("read"))
     made = in_a_cache(Found("norm", None), Depends.INPUTS)
-    with pytest.raises(
-        ValueError, match=r"norm\(…\) is set by the first forward .* functools.lru_cache"
-    ):
+    with pytest.raises(ValueError, match=r"norm\(…\) is set by the first forward .* functools.lru_cache"):
         choose(rehearsed(made), Asked(None))
     assert choose(rehearsed(made), Asked(None, uncompiled=True)).runs

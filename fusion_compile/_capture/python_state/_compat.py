@@ -24,3 +24,17 @@ def hooks_of(tensor: Tensor) -> tuple[Any, ...]:
     """The functions that torch calls when `tensor`'s gradient arrives."""
     both = (getattr(tensor, name, None) for name in TENSOR_HOOKS)
     return tuple(hook for hooks in both for hook in (hooks or {}).values())
+
+
+_GLOBAL_HOOKS = {
+    "forward hook of all modules": "_global_forward_hooks",
+    "forward pre-hook of all modules": "_global_forward_pre_hooks",
+    "backward hook of all modules": "_global_backward_hooks",
+    "backward pre-hook of all modules": "_global_backward_pre_hooks",
+}
+
+
+def global_module_hooks() -> dict[str, dict[Any, Any]]:
+    """What torch calls around every module, by what it is; a dictionary that this torch lacks is left out."""
+    found = {label: getattr(torch.nn.modules.module, name, None) for label, name in _GLOBAL_HOOKS.items()}
+    return {label: hooks for label, hooks in found.items() if isinstance(hooks, dict)}

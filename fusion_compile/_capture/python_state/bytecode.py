@@ -9,21 +9,23 @@ from __future__ import annotations
 import dis
 import functools
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 _LOAD_GLOBAL = dis.opmap["LOAD_GLOBAL"]
 _BY_NAME = {dis.opmap[name] for name in ("STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME") if name in dis.opmap}
 _EXTENDED = dis.EXTENDED_ARG
+_IMPORT = dis.opmap["IMPORT_NAME"]
 
 
 class Names(NamedTuple):
     """`of_globals`: names that the bytecode loads, stores or deletes as globals. `others`: all names besides, which
-    may be attributes of a module that is one of the globals."""
+    may be attributes of a module that is one of the globals. `imported`: modules that the code itself imports."""
 
     of_globals: frozenset[str]
     others: frozenset[str]
+    imported: frozenset[str] = frozenset()
 
 
 @functools.lru_cache(maxsize=4096)
@@ -31,10 +33,12 @@ def names_of(code: types.CodeType) -> Names:
     """The names in `code` and in the code that is nested in it."""
     found: set[str] = set()
     every: set[str] = set()
+    imported: set[str] = set()
     for part in _with_nested(code):
         every.update(part.co_names)
-        found.update(_globals_of(part))
-    return Names(frozenset(found), frozenset(every))
+        found.update(_named_by(part, lambda operation: operation == _LOAD_GLOBAL or operation in _BY_NAME))
+        imported.update(_named_by(part, lambda operation: operation == _IMPORT))
+    return Names(frozenset(found), frozenset(every), frozenset(imported))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -49,16 +53,15 @@ def optional_names(code: types.CodeType) -> frozenset[str]:
     )
 
 
-def _globals_of(code: types.CodeType) -> Iterator[str]:
+def _named_by(code: types.CodeType, is_wanted: Callable[[int], bool]) -> Iterator[str]:
     raw = code.co_code
     extended = 0
     for at in range(0, len(raw), 2):
         operation, argument = raw[at], raw[at + 1] | extended
         extended = argument << 8 if operation == _EXTENDED else 0
-        if operation == _LOAD_GLOBAL:
-            yield code.co_names[argument >> 1]  # the lowest bit asks for a null before it
-        elif operation in _BY_NAME:
-            yield code.co_names[argument]
+        if is_wanted(operation):
+            # The lowest bit of LOAD_GLOBAL asks for a null before it.
+            yield code.co_names[argument >> 1 if operation == _LOAD_GLOBAL else argument]
 
 
 def _with_nested(code: types.CodeType) -> Iterator[types.CodeType]:

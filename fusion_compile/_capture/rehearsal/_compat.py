@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, is_traceable_wrapper_subclass
 
 DispatchMode: Any = TorchDispatchMode
 """The base class of what sees every operator below autograd, the backward's included."""
+
+
+def outside_of_modes() -> contextlib.AbstractContextManager[Any]:
+    """Inside, operators run as without any fake or tracing mode."""
+    return _disable_current_modes()  # type: ignore[no-untyped-call, no-any-return, unused-ignore]
 
 
 def dense_tensors(tensor: Tensor) -> Iterator[Tensor]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusion_compile._capture.python_state._compat import without_torch_function
+from fusion_compile._capture.python_state._compat import global_module_hooks, without_torch_function
 from fusion_compile._capture.python_state.alike import is_alike
 from fusion_compile._capture.python_state.attributes import instance_dict, set_instance_dict
 from fusion_compile._capture.python_state.holders import Holder, Items
@@ -75,7 +75,7 @@ class Contents:
     """
 
     def __init__(self, roots: Mapping[str, Any], last: Mapping[str, Any] | None = None) -> None:
-        self.reach = Reach(roots, last)
+        self.reach = Reach({**roots, **{label: hooks for label, hooks in global_module_hooks().items() if hooks}}, last)
         with without_torch_function():
             self._before: list[tuple[Holder, Items]] = [(holder, holder.items()) for holder in self.reach.holders]
             self._tensors = [kept for kept in map(_kept_tensor, self.reach.tensors.values()) if kept is not None]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusion_compile._capture.python_state.alike import is_alike
 from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot, read
@@ -37,6 +37,7 @@ class Kind(enum.Enum):
     SHRINKS = "shrinks"
     WRITTEN = "written"  # a tensor written in place that is no declared input
     MUTATED = "same object mutated"  # a numpy array
+    ALIAS = "alias"  # holds memory of a parameter: a detached view of it, which follows it in the ordinary loop
     OTHER = "other"  # objects without tensors that change, iterators that gave items
 
 
@@ -72,16 +73,22 @@ class Inputs:
     """Tensors that are recognised by their memory."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._keys = set(keys_of(tensors))
+        kept = list(tensors)
+        self._keys, self._ids = set(keys_of(kept)), set(map(id, kept))
 
     def __contains__(self, tensor: object) -> bool:
         return isinstance(tensor, Tensor) and not self._keys.isdisjoint(keys_of([tensor]))
+
+    def is_one(self, tensor: Tensor) -> bool:
+        """Whether `tensor` is one of them, and not another one of the same memory."""
+        return id(tensor) in self._ids
 
 
 class Runs(NamedTuple):
     """Two runs: contents before the first and between them, the changes of each, and what was seen of tensors.
 
-    `weights`: the declared inputs that stand in the place of parameters and buffers. `drew_outside`: whether the first
+    `weights`: the declared inputs that stand in the place of parameters and buffers. `parameters`: those of them that
+    require a gradient. `drew_outside`: whether the first
     run drew from Python's, numpy's or another generator that is not torch's.
     """
 
@@ -91,6 +98,7 @@ class Runs(NamedTuple):
     second: list[Change]
     provenance: Provenance
     weights: Inputs
+    parameters: Inputs
     drew_outside: bool
 
 
@@ -112,7 +120,8 @@ def sort_out(runs: Runs) -> list[Left]:
     """
     rows = _wholes(runs, list(_rows(runs)))
     records = [_sorted(runs, row) for row in rows if not _is_of_the_clones(runs, row)]
-    return records + list(_written(runs))
+    aliases = [_alias(row) for row in rows if _is_of_the_clones(runs, row) and _holds_a_view(runs, row)]
+    return records + aliases + list(_written(runs))
 
 
 def initialised(record: Left) -> Left:
@@ -217,6 +226,18 @@ def _is_of_the_clones(runs: Runs, row: _Row) -> bool:
         return True
     held = _tensors(row.after)
     return bool(held) and all(tensor in runs.weights for tensor in held)
+
+
+def _holds_a_view(runs: Runs, row: _Row) -> bool:
+    """Whether a slot holds the memory of a parameter's clone, and not the clone itself: detached, or its ``.data``."""
+    if row.slot is not None and isinstance(row.slot.holder, Tensor):
+        return False
+    held = [t for t in _tensors(row.kept) if not t.requires_grad and not isinstance(t, nn.Parameter)]
+    return any(tensor in runs.parameters and not runs.parameters.is_one(tensor) for tensor in held)
+
+
+def _alias(row: _Row) -> Left:
+    return Left(row.label, row.slot, Kind.ALIAS, row.before, row.middle, row.after, row.changed_in, Depends.INPUTS)
 
 
 def _wholes(runs: Runs, rows: list[_Row]) -> list[_Row]:

@@ -19,6 +19,7 @@ import contextvars
 import functools
 import gc
 import random
+import sys
 import threading
 import types
 import weakref
@@ -224,7 +225,11 @@ class Reach:
         if is_foreign_package(kind.__module__):
             return
         names = tuple(name for name in vars(kind) if not (name.startswith("__") and name.endswith("__")))
-        names += tuple(name for name in ("__call__", "__getattr__", "__init__", "__iter__") if name in vars(kind))
+        names += tuple(
+            name
+            for name, value in vars(kind).items()
+            if name.startswith("__") and name.endswith("__") and type(value) is types.FunctionType
+        )
         self._hold(Holder(kind, kind.__name__, ".k", names))
 
     def _visit_cache(self, cache: Any, label: str) -> None:
@@ -248,6 +253,10 @@ class Reach:
             for name in names.of_globals:
                 module = function.__globals__.get(name)
                 if isinstance(module, types.ModuleType) and not is_foreign(module):
+                    self._hold_names(vars(module), name, names.others & vars(module).keys())
+            for name in names.imported:
+                module = sys.modules.get(name)
+                if module is not None and not is_foreign(module):
                     self._hold_names(vars(module), name, names.others & vars(module).keys())
 
     def _hold_names(self, scope: dict[str, Any], label: str, names: Iterable[str]) -> None:

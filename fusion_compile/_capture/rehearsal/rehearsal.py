@@ -148,7 +148,9 @@ def _rehearse(
         between = Contents(roots, last)
         then = ResultCaches(contents.reach.caches.values())
         second = _second(trial, changed)
-        seen = Runs(contents, between, changed, between.changes(), provenance, Inputs(weights), drew_outside)
+        parameters = Inputs(w for w in weights if w.requires_grad)
+        again = between.changes()
+        seen = Runs(contents, between, changed, again, provenance, Inputs(weights), parameters, drew_outside)
         left = sort_out(seen) + [in_a_cache(*one) for one in filled_once(caches, then, provenance)]
         moved = list(dict.fromkeys([*moved, *contents.moved_generators()]))
         draws, written = dict(provenance.draws), provenance.written(contents.reach.tensors.values())

@@ -23,6 +23,7 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor, nn
 
+from fusion_compile._capture.python_state._compat import global_module_hooks
 from fusion_compile._capture.python_state.alike import PLAIN
 from fusion_compile._capture.python_state.attributes import declaring, instance_dict, slot_descriptors
 from fusion_compile._capture.python_state.bytecode import optional_names
@@ -30,7 +31,6 @@ from fusion_compile._capture.python_state.callables import defaults_of, free_var
 from fusion_compile._capture.python_state.holders import Style, name_of
 from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot, read
 from fusion_compile._capture.python_state.whose_code import is_foreign
-from fusion_compile._capture.watch._compat import global_module_hooks
 from fusion_compile._capture.watch.scope import STEP, Scope
 from fusion_compile._capture.watch.watched_holder import WatchedHolder
 

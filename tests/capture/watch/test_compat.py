@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fusion_compile._capture.watch._compat import global_module_hooks, hooks_registered
+from fusion_compile._capture.python_state._compat import global_module_hooks
+from fusion_compile._capture.watch._compat import hooks_registered
 
 
 def test_hooks_around_every_module() -> None:
