@@ -57,7 +57,7 @@ def test_a_view_beside_its_base_is_refused_before_anything_changes(way: str) -> 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_parameters_memory_is_followed_or_refused(way: str) -> None:
     net = model()
-    wanted = torch_loop(net, batches(4), FormerWeights(net), lr=0.1)  # type: ignore[arg-type]
+    wanted = torch_loop(net, batches(4), FormerWeights(net), lr=0.1)
     net = model()
     step = compiled(net, FormerWeights(net), lr=0.1, **WAYS[way])
     if way == "run":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -19,8 +20,9 @@ def are_no_errors() -> Iterator[None]:
         kept = list(warnings.filters)
         warnings.resetwarnings()
         for action, message, category, module, line in reversed(kept):
-            gentle = "default" if action == "error" else action
-            warnings.filterwarnings(gentle, _pattern(message), category, _pattern(module), line)
+            gentle: Any = "default" if action == "error" else action
+            kind: Any = category
+            warnings.filterwarnings(gentle, _pattern(message), kind, _pattern(module), line)
         yield
 
 

@@ -104,8 +104,8 @@ class Residence:
             now = owner.get(key)
             if now is kept:
                 continue
-            handed_out, version = self._handed_out.get(name, (None, 0))
-            if now is not None and now is handed_out and now._version == version:
+            given, version = self._handed_out.get(name, (kept, -1))
+            if now is given and now._version == version:
                 owner[key] = kept
                 continue
             if now is None or (now.shape, now.dtype, now.device) != (kept.shape, kept.dtype, kept.device):

@@ -27,11 +27,11 @@ def test_threads_that_share_a_sampler_get_their_own_outputs() -> None:
         for call in calls[at]:
             found[at].append(sampler(*call))
 
-    threads = [threading.Thread(target=work, args=(at,)) for at in range(len(calls))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    workers = [threading.Thread(target=work, args=(at,)) for at in range(len(calls))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
     for ours, theirs in zip(found, wanted, strict=True):
         assert len(ours) == len(theirs)
         # A row is computed for one timestep, the model's for a batch: another order of the same sums.

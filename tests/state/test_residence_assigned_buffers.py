@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.small_models import PROGRAMS, batches, compiled, squared_error, torch_loop
 
-RECIPE = {"lr": 1e-2}
+RECIPE: dict[str, Any] = {"lr": 1e-2}
 
 
 class Averaged(nn.Module):

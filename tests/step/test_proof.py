@@ -92,12 +92,16 @@ def test_a_step_is_taken_once_or_not_at_all(
     compiled_loss: float, captured_loss: float | None, draws_apart: bool, taken: int, said: tuple[str, str]
 ) -> None:
     now = {**state(), "counts/step": torch.tensor(0)}
-    uncompiled = None if captured_loss is None else setting(now, captured_loss)
+    captured = setting(now, captured_loss or 0.0)
+
+    def uncompiled() -> None:
+        captured()
+
     found = take_compared(
         now,
         proof(now),
         setting(now, compiled_loss),
-        None if uncompiled is None else lambda: uncompiled() and None,
+        None if captured_loss is None else uncompiled,
         draws_apart=draws_apart,
     )
     assert (found.objection, found.rounding) == said

@@ -35,7 +35,21 @@ _INFIX = {
     "gt": ">",
     "ge": ">=",
 }
-OF_MATH = ("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh")
+OF_MATH: tuple[str, ...] = (
+    "sin",
+    "cos",
+    "tan",
+    "asin",
+    "acos",
+    "atan",
+    "atan2",
+    "sinh",
+    "cosh",
+    "tanh",
+    "asinh",
+    "acosh",
+    "atanh",
+)
 OF_MATH += ("exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "sqrt", "cbrt", "pow", "fmod", "hypot", "copysign")
 OF_MATH += ("erf", "erfc", "gamma", "lgamma", "degrees", "radians", "fabs")
 """Functions of ``math`` that make a float of numbers; as operations they are called ``"math.sin"``."""
