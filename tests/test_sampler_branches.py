@@ -129,6 +129,33 @@ def test_a_mask_that_torch_inspects_is_a_constant_until_it_changes() -> None:
     assert same(sampler, model, cond)
 
 
+@pytest.mark.parametrize("how", ["in place", "without a version", "replaced", "loaded"])
+def test_a_weight_that_decides_is_followed(how: str) -> None:
+    class Gated(NoImage):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+            scale = self.time(t[:, None, None])
+            return self.out(x) + scale if self.gate.item() == 0 else self.out(x) * scale + self.text(cond)
+
+    model, sampler = made(Gated)
+    cond = torch.randn(2, 3, 4)
+    for value in (0.0, 1.0, 0.0):
+        gate: Any = model.gate
+        if how == "in place":
+            gate.fill_(value)
+        elif how == "without a version":
+            gate.data.fill_(value)
+        elif how == "replaced":
+            model.gate = nn.Parameter(torch.full((1,), value), requires_grad=False)
+        else:
+            model.load_state_dict({**model.state_dict(), "gate": torch.full((1,), value)})
+        assert same(sampler, model, cond)
+    assert sampler.release_weights(to="drop") > 0 and model.get_parameter("gate").numel() == 1
+
+
 @pytest.mark.filterwarnings("ignore:the sampler was called with more than 4")
 def test_values_beyond_a_bound_are_served_by_the_whole_model_with_a_sentence(recwarn: Any) -> None:
     model, sampler = made(Lengths)

@@ -113,7 +113,8 @@ class SamplerModule(StandIn):
             starts = program.starts_trajectory(row, slot, new=new)
             if new and not starts:
                 self._note_changed_request(program, call)
-            program.follow_weights(look=starts)
+            if program.follow_weights(look=starts):
+                return self._denoise(call)  # another program may serve
             program.compute_rows(slot, (row, *program.rows_ahead()))
             return program.denoise(slot, program.row_index(row), call.tensors)
 

@@ -70,7 +70,7 @@ class SamplerProgram:
         self.early_names = self._weights_of(self._reads)
         self.unread_names = frozenset(split.full_names.values()) - self.early_names - self.body_names
         read = {split.full_names[n]: weight for n, weight in split.traced.weights.items() if n in split.full_names}
-        self._watch = WeightWatch({name: read[name] for name in self.early_names})
+        self._watch = WeightWatch({name: read[name] for name in self.early_names | self.specialised.weight_names})
 
     def _lower(self, model_name: str) -> None:
         split, batched = self.split, isinstance(self._options.conditioning, Batched)
@@ -274,8 +274,11 @@ class SamplerProgram:
 
     # ---- weights
 
-    def follow_weights(self, *, look: bool) -> None:
-        """Invalidate what changed weights feed. `look`: compare contents too, unless ``verify="never"``."""
+    def follow_weights(self, *, look: bool) -> bool:
+        """Invalidate what changed weights feed. `look`: compare contents too, unless ``verify="never"``.
+
+        Return whether weights changed that decide which program serves.
+        """
         changed = self._watch.versions_changed()
         verify = self._options.verify
         if verify != "never" and (look or verify == "always" or self._watch.must_compare):
@@ -283,6 +286,10 @@ class SamplerProgram:
         if changed:
             self.invalidate(changed)
             self._watch.accept_current()
+        decides = bool(changed & self.specialised.weight_names)
+        if decides:
+            self.specialised.forget()
+        return decides
 
     def accept_weights(self) -> None:
         """Take the weights as they are now for those that the table was computed from."""

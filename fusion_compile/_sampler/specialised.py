@@ -81,6 +81,10 @@ class Specialised:
             self._answers.append((_Identity(values), answer))
         return answer
 
+    def forget(self) -> None:
+        """Read again: a weight that decides was written without a version."""
+        self._answers.clear()
+
     def replace(self, tensors: Mapping[str, Tensor]) -> None:
         """Read `tensors` (full name -> tensor) instead of the weights of these names."""
         if self._reads is not None:
