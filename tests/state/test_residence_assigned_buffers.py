@@ -39,7 +39,7 @@ def test_a_history_of_a_buffer_keeps_its_numbers(program: dict[str, Any]) -> Non
     wanted: list[Tensor] = []
     model = Averaged()
     for batch in batches(4):
-        torch_loop(model, [batch], **RECIPE)
+        torch_loop(model, [batch], squared_error, **RECIPE)
         wanted.append(model.mean)
     model = Averaged()
     step = compiled(model, squared_error, **RECIPE, **program)
