@@ -344,8 +344,8 @@ def compile_training_step(
             parts as equal as can be. Loss, gradient and metrics are means over the whole batch.
         weigh_by: Name of a metric that the loss returns, a count (of tokens) by which the micro-batches are weighed.
         clip_grad_norm: Bound on the global gradient norm, live under that name; None is no bound.
-        skip_nonfinite: A step whose gradient norm is not finite in fp32 changes nothing and counts in
-            ``metrics["skipped"]``.
+        skip_nonfinite: A step whose gradient norm or step size is not finite changes nothing, and an entry whose own
+            update is not finite stays. Both count in ``metrics["skipped"]``.
         mode: One of torch.compile's modes or ``"eager"`` (the same step, uncompiled). None is ``"max-autotune"`` on
             CUDA and ``"default"`` on a CPU.
         backend: A torch.compile backend; `mode` counts for ``"inductor"`` only.
