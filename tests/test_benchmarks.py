@@ -99,6 +99,7 @@ def dry_run(out: Path, *arguments: str) -> tuple[int, list[dict[str, str]]]:
     return done.returncode, written["rows"]
 
 
+@pytest.mark.exhaustive
 def test_every_check_for_the_gpu_runs_dry_on_a_cpu(tmp_path: Path) -> None:
     """All kinds of groups; of the recipes one of each kind, as the others' code is the same."""
     groups = (

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import diversity
+import pytest
 import torch
 from rich.console import Console
 
@@ -42,6 +43,7 @@ def test_the_demo_runs_and_leaves_its_files(tmp_path: Path) -> None:
     assert "blocks.0.attn.qkv.weight" in names
 
 
+@pytest.mark.exhaustive
 def test_the_diversity_example_runs_every_arm() -> None:
     """A few uncompiled steps: warm arms begin where the reference ended, fresh ones far from it."""
     size = diversity.Size(depth=1, batch=8, first=3, steps=2, per_digit=1)

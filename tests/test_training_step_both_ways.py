@@ -13,8 +13,7 @@ from tests.dit_problem import batch, loss_fn, small_dit
 from tests.small_models import bits, differing
 
 RECIPES = [
-    pytest.param(name, marks=() if name in ("adamw", "sf_normuon") else pytest.mark.exhaustive, id=name)
-    for name in fc.optim.RECIPES
+    pytest.param(name, marks=() if name == "adamw" else pytest.mark.exhaustive, id=name) for name in fc.optim.RECIPES
 ]
 
 

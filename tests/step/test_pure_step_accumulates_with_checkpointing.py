@@ -28,6 +28,7 @@ def loss(model: nn.Module, x: Tensor) -> Tensor:
     return model(x).square().mean()
 
 
+@pytest.mark.exhaustive
 def test_a_checkpointed_step_that_accumulates_is_one_graph_and_equals_one_big_batch() -> None:
     torch.manual_seed(0)
     model, x = Blocks(), torch.randn(8, 8)

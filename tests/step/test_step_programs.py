@@ -13,6 +13,7 @@ from fusion_compile._step.shapes import MAX_PROGRAMS
 from tests.small_models import batches, compiled, mlp
 
 
+@pytest.mark.exhaustive
 def test_a_program_for_each_shape_up_to_the_limit() -> None:
     step = compiled(mlp(), max_shapes=3)
     for size in range(1, 4):
@@ -114,6 +115,7 @@ def test_a_buffer_that_changes_later_joins_the_state() -> None:
     assert float(step.state_dict()["model"]["late"]) == 2.0
 
 
+@pytest.mark.exhaustive
 def test_numbers_make_programs_up_to_the_limit() -> None:
     table = {"steps": 0}
 

@@ -78,6 +78,7 @@ def test_flops_of_a_forward_agree_with_torch(make: Callable[[], tuple[nn.Module,
     assert flops(graph) > 0
 
 
+@pytest.mark.exhaustive
 def test_flops_of_forward_and_backward_agree_with_torch() -> None:
     """The transformer's attention is a kernel whose backward computes the scores again, hence half a percent more."""
     model, data = convolutional(), (torch.randn(2, 3, 8, 8), torch.randint(0, 5, (2,)))

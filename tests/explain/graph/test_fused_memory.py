@@ -18,7 +18,9 @@ from tests.explain.graph.fused_programs import PROGRAMS, FusedProgram
 from tests.explain.small_step import measured_peak
 
 
-@pytest.mark.parametrize("problem", ["two blocks", pytest.param("digits", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    "problem", [pytest.param(name, marks=pytest.mark.exhaustive) for name in ("two blocks", "digits")]
+)
 def test_the_fused_peak_is_near_what_inductor_needs(problem: str) -> None:
     """With few images the optimizer has the peak, and run operator by operator it would need half as much again."""
     model, data = small_dit(), batch(1)

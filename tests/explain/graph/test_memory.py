@@ -12,7 +12,7 @@ from tests.dit_problem import batch, loss_fn, small_dit
 from tests.explain.small_step import measured_peak
 
 
-@pytest.mark.parametrize("problem", ["digits", "two blocks"])
+@pytest.mark.parametrize("problem", ["digits", pytest.param("two blocks", marks=pytest.mark.exhaustive)])
 def test_peak_memory_is_what_the_profiler_measured(problem: str) -> None:
     """``aot_eager`` runs the graph operator by operator, as the model of memory does. The promise is 10 %."""
     if problem == "digits":
