@@ -34,6 +34,7 @@ class ReleasableWeights:
         self._model = model
         self._out: dict[str, Tensor] = {}  # by full name: the tensor of the model, which is empty now
         self._kept: Tensors = {}  # their contents on another device, unless dropped
+        self._shapes: dict[str, torch.Size] = {}  # those that the tensors had
 
     @classmethod
     def of(cls, model: nn.Module) -> ReleasableWeights:
@@ -93,17 +94,19 @@ class ReleasableWeights:
 
     def _take_out(self, tensors: Tensors, to: torch.device | None) -> bool:
         distinct = {id(tensor): tensor for tensor in tensors.values()}
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
         contents = {} if to is None else {key: tensor.detach().to(to) for key, tensor in distinct.items()}
         if not empty_unless_held(distinct.values()):
             return False
         self._out.update(tensors)
+        self._shapes.update(shapes)
         self._kept.update({name: contents[id(tensor)] for name, tensor in tensors.items() if contents})
         return True
 
     def restore(self, state: Mapping[str, Tensor] | None) -> None:
         """Put everything back: from the device it was moved to, or, if dropped, from `state` (full name -> tensor).
 
-        Raises ValueError, changing nothing, if a dropped weight is not in `state`.
+        Raises ValueError, changing nothing, if a dropped weight is not in `state`, or a tensor there has another shape.
         """
         source = {**self._kept, **{n: t for n, t in (state or {}).items() if n in self._out}}
         if missing := sorted(set(self._out) - set(source)):
@@ -111,6 +114,14 @@ class ReleasableWeights:
                 f"{len(missing)} weights were dropped and nothing was given for them ({', '.join(missing[:3])}, …); "
                 f"call restore_weights(state_dict) with the checkpoint they came from."
             )
+        for name in self._out.keys() & (state or {}).keys():
+            found, shape = source[name], self._shapes[name]
+            if not isinstance(found, Tensor) or found.shape != shape:
+                what = f"{list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+                raise ValueError(
+                    f"{name} is {what} in what was given and {list(shape)} in the model; nothing was restored. Call "
+                    f"restore_weights(state_dict) with the checkpoint of this model."
+                )
         for name, tensor in self._out.items():
             if tensor.numel() == 0:
                 tensor.data = source[name].detach().to(tensor.device, tensor.dtype, copy=True)

@@ -82,3 +82,19 @@ def test_a_destination_is_drop_or_a_device_with_memory() -> None:
             destination(wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="a meta device holds no contents"):
         destination("meta")
+
+
+def test_a_tensor_of_another_shape_is_not_restored() -> None:
+    """Nothing is put back then, and the right checkpoint still is."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    checkpoint = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    weights = ReleasableWeights.of(model)
+    weights.release(frozenset({"0.weight", "1.weight"}), frozenset(), None)
+    released = weights.names
+    assert "1.weight" in released
+    for wrong, words in ((torch.zeros(3), r"1\.weight is \[3\] .* \[2, 3\] in the model"), (None, "is a NoneType")):
+        with pytest.raises(ValueError, match=words):
+            weights.restore({**checkpoint, "1.weight": wrong})  # type: ignore[dict-item]
+        assert weights.names == released and model[0].weight.numel() == 0
+    weights.restore(checkpoint)
+    assert all(torch.equal(t, checkpoint[n]) for n, t in model.state_dict().items())
