@@ -128,3 +128,23 @@ def test_a_context_variable_that_the_first_step_sets_is_refused(way: str) -> Non
     with pytest.raises(ValueError, match=r"LAST.get\(\) is set by the first forward, and .* set it before"):
         step(*batches(1)[0])
     assert LAST.get(None) is None
+
+
+@pytest.mark.filterwarnings("ignore:the step is captured by running")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_tag_on_a_parameter_is_read_by_the_loss(way: str) -> None:
+    def model() -> nn.Linear:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            made: Any = nn.Linear(4, 2)
+        made.weight.penalty = 0.5
+        return made
+
+    def loss_fn(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        penalties = [p.penalty * p.square().sum() for p in model.parameters() if hasattr(p, "penalty")]
+        return squared_error(model, x, y) + torch.stack(penalties).sum()
+
+    wanted = torch_loop(model(), batches(3), loss_fn, lr=1e-2)
+    step = compiled(model(), loss_fn, lr=1e-2, **WAYS[way])
+    losses = torch.stack([step(*batch).clone() for batch in batches(3)])
+    torch.testing.assert_close(losses, torch.stack(wanted), rtol=1e-5, atol=1e-6)  # fp32 sums of another order

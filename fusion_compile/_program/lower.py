@@ -102,9 +102,9 @@ def no_recompile() -> Iterator[None]:
     except RuntimeError as error:
         if "fail_on_recompile" not in str(error):
             raise
-        reasons = [
-            line.partition(": ")[2].strip() for line in str(error).splitlines() if line.lstrip().startswith("- ")
-        ]
+        lines = [line.lstrip() for line in str(error).splitlines()]
+        reasons = [line.partition(": ")[2].strip() for line in lines if line.startswith("- ")]
+        reasons = [reason for reason in reasons if reason]
         if not reasons:
             # torch names a guard for every program that it still has, so it has none any more.
             raise RuntimeError(
@@ -115,5 +115,5 @@ def no_recompile() -> Iterator[None]:
         raise RuntimeError(
             f"the compiled program no longer fits what surrounds it ({'; '.join(reasons)}). Call it as it was called "
             f"at first (autocast, train/eval of every submodule, frozen parameters and buffers unchanged), or "
-            f"compile it again."
+            f"compile it again; a training step's recapture() does, and keeps all state."
         ) from None

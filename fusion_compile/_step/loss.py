@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile import _compat
-from fusion_compile._capture.by_running.leaves import parameters_are_leaves
+from fusion_compile._capture.by_running.leaves import parameters_are_leaves, tagged
 from fusion_compile._capture.by_running.trace import no_checkpoint_is_reentrant
 from fusion_compile._capture.rehearsal.contents import Contents
 from fusion_compile._capture.rehearsal.real_writes import RealWritesPutBack
@@ -167,9 +167,11 @@ def _examine(
 
         # Each in memory of its own, unlike the views of a bank: a write must be told from its neighbour's.
         leaves = {
-            n: torch.empty_strided(w.shape, w.stride(), dtype=w.dtype, device=w.device).requires_grad_()
+            n: tagged(torch.empty_strided(w.shape, w.stride(), dtype=w.dtype, device=w.device), parameters[n])
             for n, w in weights.items()
         }
+        for leaf in leaves.values():
+            leaf.requires_grad_()
         memory = {n: leaf.untyped_storage()._cdata for n, leaf in leaves.items()}
         buffers = {n: fake(b) for n, b in every_buffer.items()}
         versions = {n: b._version for n, b in buffers.items()}
@@ -227,7 +229,8 @@ def _run_on_fakes(
             faked: Tensor = mode.from_tensor(t.detach(), static_shapes=True)
             return faked
 
-        leaves = {n: fake(p).requires_grad_() for n, p in module.model.named_parameters() if p.requires_grad}
+        trained = {n: p for n, p in module.model.named_parameters() if p.requires_grad}
+        leaves = {n: tagged(fake(p).requires_grad_(), p) for n, p in trained.items()}
         buffers = {n: fake(b) for n, b in module.model.named_buffers()}
         held = {path: fake(t) for path, t in carried.tensors().items()}
         with (

@@ -41,7 +41,7 @@ from fusion_compile._step.rehearsed import RehearsedStep, outcome_now, rehearse_
 from fusion_compile._step.run_step import RunStep, UncapturedStep
 from fusion_compile._step.shapes import Band, Bands, refuse_too_many
 from fusion_compile._step.turn import compiling
-from fusion_compile._step.way import Asked, Way, choose, refuse_aliases, refuse_sources
+from fusion_compile._step.way import Asked, Way, choose, refuse_aliases, refuse_sources, tagged
 from fusion_compile._step.written import refuse_other_points, refuse_rebound
 from fusion_compile._types import Tensors
 
@@ -262,6 +262,7 @@ class StepPrograms:
             uncompiled=uncompiled,
             may_wait=key[:2] not in self._waited,
             hooked=self._hooks.names(),
+            tagged=tagged(self._model),
             carries=self._carried.labels(),
         )
         return seen, choose(seen.rehearsal, asked)

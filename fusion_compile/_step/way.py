@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple
 
+from torch import nn
+
 from fusion_compile._capture.python_state.slots import MISSING, WHOLE
 from fusion_compile._capture.rehearsal.left_behind import IN_A_CACHE, Kind, Left
 from fusion_compile._capture.rehearsal.rehearsal import Rehearsal
@@ -59,6 +61,7 @@ class Asked(NamedTuple):
         uncompiled: Whether the step runs as Python at every call (``mode="eager"``), which can do all that Python can.
         may_wait: Whether this step may run uncaptured, so that the next is captured without its initialisation.
         hooked: Names of parameters that have gradient hooks, which reading does not see.
+        tagged: Names of parameters on which user code has put attributes, which reading does not see either.
         carries: Labels of the state that the step carries already.
     """
 
@@ -66,6 +69,7 @@ class Asked(NamedTuple):
     uncompiled: bool = False
     may_wait: bool = False
     hooked: Sequence[str] = ()
+    tagged: Sequence[str] = ()
     carries: Collection[str] = ()
 
 
@@ -113,6 +117,8 @@ def choose(rehearsal: Rehearsal, asked: Asked) -> Way:
         reasons.append(f"{names} {verb} at every forward, outside of the model's buffers")
     if asked.hooked:
         reasons.append(f"{asked.hooked[0]} has a gradient hook (register_hook)")
+    if asked.tagged:
+        reasons.append(f"{asked.tagged[0]} carries attributes of its own, which the loss may read")
     if rehearsal.handed_out and not kept:
         reasons.append(
             f"{rehearsal.handed_out[0]}(…) gives out a tensor that functools.lru_cache keeps, and Dynamo would compute "
@@ -123,7 +129,9 @@ def choose(rehearsal: Rehearsal, asked: Asked) -> Way:
     because = ", and ".join(reasons)
     if asked.capture == "read":
         advice = " or make it a buffer of the model (register_buffer)" if kept else " or remove the hook"
-        if rehearsal.handed_out and not kept and not asked.hooked:
+        if asked.tagged and not kept and not asked.hooked:
+            advice = " or keep the attributes in a dictionary by name"
+        elif rehearsal.handed_out and not kept and not asked.hooked:
             advice = " or keep the tensor in an attribute"
         raise ValueError(
             f"{because}. A step that is captured by reading does not carry that on; leave out capture='read',{advice}."
@@ -137,6 +145,15 @@ def _is_made(record: Left) -> bool:
 
 def _others(records: Sequence[Left]) -> str:
     return f" ({len(records) - 1} more: {', '.join(r.label for r in records[1:4])})" if len(records) > 1 else ""
+
+
+def tagged(model: nn.Module) -> list[str]:
+    """Names of the parameters that carry public attributes (``p.lr_scale = 2.0``)."""
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if any(not attribute.startswith("_") for attribute in vars(parameter))
+    ]
 
 
 def refuse_aliases(rehearsal: Rehearsal, because: str) -> None:

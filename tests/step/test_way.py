@@ -14,7 +14,7 @@ from fusion_compile._capture.rehearsal.provenance import Depends
 from fusion_compile._capture.rehearsal.reach import Found
 from fusion_compile._capture.rehearsal.rehearsal import Rehearsal
 from fusion_compile._capture.sources.sources import Sources
-from fusion_compile._step.way import Asked, choose, refuse_sources
+from fusion_compile._step.way import Asked, choose, refuse_sources, tagged
 
 
 def left(kind: Kind, label: str = "model.a", before: Any = 0, key: Any = "a") -> Left:
@@ -107,3 +107,13 @@ def test_a_tensor_from_a_cache_runs_and_one_that_the_first_step_made_is_refused(
     with pytest.raises(ValueError, match=r"norm\(…\) is set by the first forward .* functools.lru_cache"):
         choose(rehearsed(made), Asked(None))
     assert choose(rehearsed(made), Asked(None, uncompiled=True)).runs
+
+
+def test_parameters_with_attributes_run() -> None:
+    model: Any = torch.nn.Linear(2, 2)
+    assert tagged(model) == []
+    model.weight._private = model.bias.lr_scale = 2.0
+    assert tagged(model) == ["bias"]
+    assert "bias carries attributes of its own" in choose(rehearsed(), Asked(None, tagged=["bias"])).because
+    with pytest.raises(ValueError, match=r"leave out capture='read', or keep the attributes in a dictionary by name"):
+        choose(rehearsed(), Asked("read", tagged=["bias"]))

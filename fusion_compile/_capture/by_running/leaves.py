@@ -18,6 +18,11 @@ def leaf_like(parameter: nn.Parameter, value: Tensor) -> Tensor:
     attributes (tags such as ``p.no_decay``)."""
     leaf = value.detach().requires_grad_()
     mark_as_parameter(leaf)
+    return tagged(leaf, parameter)
+
+
+def tagged(leaf: Tensor, parameter: Tensor) -> Tensor:
+    """`leaf` with the attributes that user code has put on `parameter`."""
     for name, tag in vars(parameter).items():
         if not name.startswith("_"):
             setattr(leaf, name, tag)
