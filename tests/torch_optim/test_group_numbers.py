@@ -34,7 +34,7 @@ BAD: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("bad", BAD, ids=str)
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: "-".join(bad))
 def test_a_group_with_a_wrong_number_is_refused_and_not_added(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"parameter group 0 sets '{next(iter(bad))}', which"):
         made([{"params": one(), **bad}])
@@ -44,7 +44,11 @@ def test_a_group_with_a_wrong_number_is_refused_and_not_added(bad: dict[str, Any
     assert len(optimizer.param_groups) == 1
 
 
-@pytest.mark.parametrize("lr", [-1.0, math.nan, torch.tensor(-1.0), optim.constant(-1.0), lambda step: -1.0], ids=str)
+@pytest.mark.parametrize(
+    "lr",
+    [-1.0, math.nan, torch.tensor(-1.0), optim.constant(-1.0), lambda step: -1.0],
+    ids=["number", "nan", "tensor", "schedule", "function"],
+)
 def test_the_rate_of_the_constructor_is_looked_at(lr: Any) -> None:
     with pytest.raises(ValueError, match=r"'lr'.* (is -1\.0, but a negative rate|was given nan)"):
         made(one(), lr=lr)
