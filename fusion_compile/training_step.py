@@ -346,13 +346,14 @@ def compile_training_step(
         clip_grad_norm: Bound on the global gradient norm, live under that name; None is no bound.
         skip_nonfinite: A step whose gradient norm or step size is not finite changes nothing, and an entry whose own
             update is not finite stays. Both count in ``metrics["skipped"]``.
-        mode: One of torch.compile's modes or ``"eager"`` (the same step, uncompiled). None is ``"max-autotune"`` on
-            CUDA and ``"default"`` on a CPU.
+        mode: One of torch.compile's modes or ``"eager"``, uncompiled. None: ``"max-autotune"`` on CUDA, else ``"default"``.
         backend: A torch.compile backend; `mode` counts for ``"inductor"`` only.
         capture: ``"read"``: Dynamo reads the loss's bytecode. ``"run"``: the loss runs once on fake tensors and its
             operators are written down. None reads, and runs where reading cannot. See docs/training.md.
         rehearse: Compute loss and gradient in the ordinary way first, on copies, to see what they leave behind and to
             compare the first two steps. False saves that; state kept in Python is then not carried.
+        max_shapes: Batch shapes that are compiled before another is refused; each has a program and its memory.
+        dynamic: From the second shape on, one symbolic program serves a band of sizes, where torch allows it.
         force_scalar: Regular expressions over full parameter names that are updated entry by entry.
         force_spectral: Regular expressions over full parameter names that are updated as matrices.
         split_blocks: Fused matrices (q, k and v; gate and up; adaLN's six) that are orthogonalized block by block

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[1]
-TARGETS = ("lint", "docs", "wheel", "test", "exhaustive")
+TARGETS = ("lint", "docs", "wheel", "test", "trainers", "exhaustive")
 
 
 def read(name: str) -> str:

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
-import torch.nn.functional as F
 from dit import DiT
 from torch import Tensor, nn
 
@@ -330,9 +329,9 @@ def test_steps_may_be_left_out_where_timesteps_are_given_and_inputs_may_have_nam
 
 
 def test_a_model_that_cannot_be_exported_is_refused_by_name() -> None:
-    class Branches(nn.Module):
+    class Addresses(nn.Module):
         def forward(self, x: Tensor, t: Tensor) -> Tensor:
-            return x if t.sum() > 0 else F.relu(x)
+            return x * (x.data_ptr() % 2 + 1) * t.sum()
 
     class Counts(nn.Module):
         calls: Tensor
@@ -345,8 +344,8 @@ def test_a_model_that_cannot_be_exported_is_refused_by_name() -> None:
             self.calls.add_(1)
             return x * t.sum()
 
-    with pytest.raises(ValueError, match="Branches could not be exported"):
-        optimize_sampler(Branches().eval(), 2, mode="eager")(torch.randn(2, 3), torch.ones(2))
+    with pytest.raises(ValueError, match="Addresses could not be exported"):
+        optimize_sampler(Addresses().eval(), 2, mode="eager")(torch.randn(2, 3), torch.ones(2))
     with pytest.raises(ValueError, match=r"writes .*calls"):
         optimize_sampler(Counts().eval(), 2, mode="eager")(torch.randn(2, 3), torch.ones(2))
 

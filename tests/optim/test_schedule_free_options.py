@@ -104,7 +104,7 @@ def test_without_options_every_bit_is_that_of_the_plain_recursion(dtype: torch.d
     walk, base = Walk(transform, banks(dtype), dtype), adam(lr)
     x, z = dict(walk.params), {k: p.clone() for k, p in walk.params.items()}
     state = base.init(z)
-    lr_max = weight_sum = torch.zeros((), dtype=dtype)
+    lr_max, weight_sum = torch.zeros((), dtype=dtype), torch.zeros((), dtype=torch.float64)
     for update in range(20):
         walk.live["lr"] = lr * min(1, (update + 1) / 5) * (1 if update < 12 else 0.5)
         h = walk.context().hyperparameters
@@ -116,7 +116,7 @@ def test_without_options_every_bit_is_that_of_the_plain_recursion(dtype: torch.d
         z = {k: z[k] - h["lr"] * h["weight_decay"] * y[k] for k in x}
         lr_max = torch.maximum(lr_max, h["lr"])
         weight_sum = weight_sum + lr_max * lr_max
-        c = lr_max * lr_max / weight_sum
+        c = (lr_max * lr_max / weight_sum).to(dtype)
         x = {k: p + c * (z[k] - p) for k, p in x.items()}
         walk.step(grads)
         assert all(torch.equal(p, x[k]) for k, p in walk.params.items())

@@ -22,6 +22,14 @@ def state() -> dict[str, Tensor]:
     return {"counts/step": torch.tensor(0)}
 
 
+@pytest.fixture(autouse=True)
+def _interrupts_are_heard() -> Iterator[None]:
+    """As in a terminal: what runs in the background of a shell may ignore them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
