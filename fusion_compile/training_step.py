@@ -346,7 +346,7 @@ def compile_training_step(
         clip_grad_norm: Bound on the global gradient norm, live under that name; None is no bound.
         skip_nonfinite: A step whose gradient norm or step size is not finite changes nothing, and an entry whose own
             update is not finite stays. Both count in ``metrics["skipped"]``.
-        mode: One of torch.compile's modes or ``"eager"``, uncompiled. None: ``"max-autotune"`` on CUDA, else ``"default"``.
+        mode: One of torch.compile's modes or ``"eager"``. None: ``"max-autotune"`` on CUDA, ``"default"`` on a CPU.
         backend: A torch.compile backend; `mode` counts for ``"inductor"`` only.
         capture: ``"read"``: Dynamo reads the loss's bytecode. ``"run"``: the loss runs once on fake tensors and its
             operators are written down. None reads, and runs where reading cannot. See docs/training.md.
