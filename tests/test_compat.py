@@ -148,3 +148,10 @@ def test_the_compilers_reason_is_its_first_line() -> None:
     with pytest.raises(_compat.RefusedByCompiler) as caught:
         torch.compile(lambda x: x + 1, backend=refusing)(torch.ones(2))
     assert _compat.compilers_reason(caught.value) == "it cannot"
+
+
+def test_every_registered_hook_counts() -> None:
+    before = _compat.hooks_registered()
+    nn.Tanh().register_forward_hook(lambda module, given, out: None)
+    torch.ones(1, requires_grad=True).register_hook(lambda gradient: None)
+    assert _compat.hooks_registered() == before + 2

@@ -21,6 +21,7 @@ from fusion_compile._step.containers import map_tensors
 from fusion_compile._step.host_reads import HostRead, RefuseHostReads, host_read_message, not_on_fakes_message
 from fusion_compile._step.learnable import leaves_of, refuse_learnable
 from fusion_compile._step.precision import Precision
+from fusion_compile._step.way import refuse_iterators
 from fusion_compile._types import Tensors
 
 LossFn = Callable[..., Any]
@@ -132,11 +133,7 @@ def examine(
     finally:
         contents.restore()
         real.put_back()
-    if moved := contents.not_put_back():
-        raise ValueError(
-            f"{moved[0]} gives other items at every forward and cannot be set back; give what it yields to the step as "
-            f"part of the batch."
-        )
+    refuse_iterators(contents.not_put_back())
     if not rehearsed:
         refuse_learnable(others, roots, ())
     return facts

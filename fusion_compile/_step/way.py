@@ -79,11 +79,7 @@ def choose(rehearsal: Rehearsal, asked: Asked) -> Way:
     Raises:
         ValueError: The loss leaves something behind that no program can, or that the way that was asked for cannot.
     """
-    if rehearsal.not_put_back:
-        raise ValueError(
-            f"{rehearsal.not_put_back[0]} gives other items at every forward and cannot be set back; give "
-            f"what it yields to the step as part of the batch."
-        )
+    refuse_iterators(rehearsal.not_put_back)
     left = [r for r in rehearsal.left if r.kind not in _ONCE or r.label not in asked.carries]
     carried = tuple(r for r in rehearsal.left if r.kind in _CARRIED)
     if asked.uncompiled:
@@ -145,6 +141,15 @@ def _is_made(record: Left) -> bool:
 
 def _others(records: Sequence[Left]) -> str:
     return f" ({len(records) - 1} more: {', '.join(r.label for r in records[1:4])})" if len(records) > 1 else ""
+
+
+def refuse_iterators(moved: Sequence[str]) -> None:
+    """Raise ValueError if a look at the loss moved iterators on, whose labels are given, that cannot be set back."""
+    if moved:
+        raise ValueError(
+            f"{moved[0]} gives other items at every forward and cannot be set back; give what it yields to the step as "
+            f"part of the batch."
+        )
 
 
 def tagged(model: nn.Module) -> list[str]:

@@ -22,7 +22,7 @@ TAKES_THE_GRADIENT_ITSELF = {"checkpoint_ignored", "dropout_in_checkpoint", "los
 def test_a_broken_program_in_a_step_is_explained_or_refused_in_a_sentence(name: str) -> None:
     example = importlib.import_module(f"tests.explain.broken.{name}").broken()
     if not all(isinstance(each, Tensor) for each in example.args):
-        pytest.skip("a batch is of tensors")
+        pytest.skip("its inputs are not all tensors, as those of a step must be")
 
     def loss(model: nn.Module, *batch: Any) -> Tensor:
         results = [t for t in tree_leaves(example.fn(*batch)) if isinstance(t, Tensor)]

@@ -43,12 +43,14 @@ def test_two_parameters_of_one_name_are_both_trained() -> None:
     assert optimizers[0]._inside.records[0].names[4] == "0.weight (2)"
 
 
-@pytest.mark.parametrize("of", ["the model", "named parameters", "plain parameters"])
-@pytest.mark.parametrize("name", ["adamw", "sf_normuon"])
+# A matrix recipe warns of plain parameters when its first group is made, so they are of an elementwise one.
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [(name, of) for of in ("the model", "named parameters") for name in ("adamw", "sf_normuon")]
+    + [("adamw", "plain parameters")],
+)
 def test_plain_parameters_of_a_known_model_join(name: str, of: str) -> None:
     """As Lightning's ``BaseFinetuning`` adds them."""
-    if of == "plain parameters" and name != "adamw":
-        pytest.skip("warned of when the first group is made")
     model = nn.Sequential(nn.Linear(4, 128), nn.Linear(128, 128), nn.Linear(128, 2))
     late = list(model[1].parameters())
     early = [(n, p) for n, p in model.named_parameters() if not n.startswith("1.")]

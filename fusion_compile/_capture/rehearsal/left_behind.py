@@ -119,8 +119,12 @@ def sort_out(runs: Runs) -> list[Left]:
     The second run is over, and nothing is put back yet.
     """
     rows = _wholes(runs, list(_rows(runs)))
-    records = [_sorted(runs, row) for row in rows if not _is_of_the_clones(runs, row)]
-    aliases = [_alias(row) for row in rows if _is_of_the_clones(runs, row) and _holds_a_view(runs, row)]
+    records, aliases = [], []
+    for row in rows:
+        if not _is_of_the_clones(runs, row):
+            records.append(_sorted(runs, row))
+        elif _holds_a_view(runs, row):
+            aliases.append(_alias(row))
     return records + aliases + list(_written(runs))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fusion_compile._capture.python_state._compat import global_module_hooks
 from fusion_compile._capture.rehearsal.reach import Reach
-from fusion_compile._capture.watch._compat import hooks_registered
+from fusion_compile._compat import hooks_registered
 
 _OF_MODULES = {
     "_forward_hooks": "forward hook",
@@ -31,7 +31,7 @@ class LateHooks:
     def check(self) -> None:
         """Raise RuntimeError naming the first module on which a hook was registered since."""
         registered = hooks_registered()
-        if registered == self._registered and registered >= 0:
+        if registered == self._registered:
             return
         for label, hooks in self._now().items():
             if hooks - self._before.get(label, frozenset()):

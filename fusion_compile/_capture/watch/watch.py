@@ -13,7 +13,6 @@ from torch import Tensor
 from fusion_compile._capture.python_state.alike import is_alike
 from fusion_compile._capture.python_state.holders import name_of
 from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot, key_identity, read
-from fusion_compile._capture.watch._compat import hooks_registered
 from fusion_compile._capture.watch.change import Change, Kind
 from fusion_compile._capture.watch.portions import Portion, TensorKinds, kinds_of, portions_of
 from fusion_compile._capture.watch.reads import Reads
@@ -21,6 +20,7 @@ from fusion_compile._capture.watch.scope import STEP, Scope
 from fusion_compile._capture.watch.torch_settings import SlowSettings, TorchSettings
 from fusion_compile._capture.watch.walk import Walk
 from fusion_compile._capture.watch.watched_holder import WatchedHolder
+from fusion_compile._compat import hooks_registered
 
 _OF_MODULES_AT_ONCE = 1500
 _SELDOM_AT_ONCE = 600
