@@ -185,7 +185,7 @@ class TrainingStep(Lifetime):
         """
         self._check_whole()
         saved = checkpoint.state_dict(self.model, self.layout, self._state, self.hyperparameters, self.steps_called)
-        return {**saved, "numbers": self._programs.numbers()}
+        return {**saved, **self._programs.kept.now()}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Load what `state_dict` gave into the existing memory.
@@ -199,12 +199,12 @@ class TrainingStep(Lifetime):
         """
         self._check_whole(torn=True)
         checkpoint.refuse_other_kinds(saved)
-        kept = self._programs.kept_state(saved)
+        kept = self._programs.kept.given(saved)
         state, numbers = self._state, self.hyperparameters
         with self._turn.writing(everything=True), torch.no_grad():
             self.steps_called = checkpoint.load_state_dict(saved, self.model, self.layout, state, numbers)
             self._is_first = FirstTaken(self._plan.update)
-            kept.put()
+            self._programs.kept.put(kept)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a checkpoint folder: safetensors files, and a JSON index that is renamed into place last.

@@ -36,9 +36,9 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 def state_dict(
     model: nn.Module, layout: Layout, state: Tensors, hyperparameters: Hyperparameters, steps_called: int
 ) -> dict[str, Any]:
-    """Copy everything that a resumed run needs, apart from plain numbers that user code keeps.
+    """Copy everything that a resumed run needs, apart from what user code keeps.
 
-    ``buffers``: those that the loss changes and ``model`` lacks. ``carried``: tensors that user code keeps in Python.
+    ``buffers``: those that the loss changes and ``model`` lacks.
     """
     tensors = model_tensors(model)
     sections = {
@@ -46,7 +46,6 @@ def state_dict(
         "optimizer": named_state(layout, state),
         "counts": keys.section(state, keys.COUNTS),
         "buffers": {n: t for n, t in keys.section(state, keys.BUFFERS).items() if n not in tensors},
-        "carried": keys.section(state, keys.CARRIED),
     }
     return {
         **{section: {n: t.detach().clone() for n, t in named.items()} for section, named in sections.items()},

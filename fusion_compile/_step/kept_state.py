@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from fusion_compile._capture.python_state.slots import MISSING, Slot, read, write
 from fusion_compile._capture.rehearsal.reach import Reach
+from fusion_compile._step.carried import Carried, tensors_in
 from fusion_compile._types import Tensors
 
 _ITEM = re.compile(r"^(?P<label>.*)\[(?P<index>\d+)\]$")
@@ -29,6 +30,7 @@ class KeptState:
     def __init__(self, roots: Mapping[str, Any], tensors: Tensors, numbers: Mapping[str, Any]) -> None:
         self._writes: list[tuple[Slot, Any]] = []
         self._copies: list[tuple[Tensor, Tensor]] = []
+        self._at: dict[str, Tensor] = {}
         if not tensors and not numbers:
             return
         reach = Reach(roots)
@@ -39,6 +41,7 @@ class KeptState:
             slot = slots.get(label) or _absent(reach, label)
             if isinstance(here, Tensor) and isinstance(value, Tensor) and _is_alike(here, value):
                 self._copies.append((here, value))
+                self._at[label] = here
             elif slot is not None:
                 _refuse_other_kind(label, read(slot), value)
                 self._writes.append((slot, value))
@@ -48,6 +51,10 @@ class KeptState:
                     f"Build the step with the model and the loss that saved it."
                 )
 
+    def places(self) -> tuple[dict[str, Tensor], list[Slot]]:
+        """Where all of it lies: tensors that are written in place, by label, and slots."""
+        return dict(self._at), [slot for slot, _ in self._writes]
+
     def put(self) -> None:
         """Write everything. Call it without gradients."""
         for target, value in self._copies:
@@ -55,6 +62,48 @@ class KeptState:
         for slot, value in self._writes:
             if read(slot) is not value:
                 write(slot, value)
+
+
+class KeptNow:
+    """What user code keeps, as a checkpoint has it: read where it lies at that moment.
+
+    The step's own state has it only from one step to the next. Before a resumed run's first step, and after a
+    `recapture`, no program says where it lies, and a validation may have changed it since the last step.
+    """
+
+    def __init__(self, roots: Mapping[str, Any], carried: Carried) -> None:
+        self._roots, self._carried = roots, carried
+        self._tensors: dict[str, Tensor] = {}
+        self._slots: dict[str, Slot] = {}
+
+    def counts(self, slots: Sequence[Slot]) -> None:
+        """A step counts the plain numbers in `slots`."""
+        self._slots |= {slot.label: slot for slot in slots}
+
+    def given(self, saved: Mapping[str, Any]) -> KeptState:
+        """What a checkpoint has of it, checked and not yet written."""
+        return KeptState(self._roots, saved.get("carried", {}), saved.get("numbers", {}))
+
+    def put(self, kept: KeptState) -> None:
+        """Write it where it was. Call it without gradients."""
+        kept.put()
+        tensors, slots = kept.places()
+        self._tensors |= tensors
+        self.counts(slots)
+
+    def now(self) -> dict[str, dict[str, Any]]:
+        """The checkpoint's sections ``carried`` and ``numbers``."""
+        values = {label: read(slot) for label, slot in self._slots.items()}
+        loaded = {path: t for label, value in values.items() for path, t in tensors_in(value, label)}
+        tensors = {**self._tensors, **loaded, **self._carried.tensors()}
+        numbers = {label: value for label, value in values.items() if value is None or type(value) in _NUMBERS}
+        return {
+            "carried": {path: t.detach().clone() for path, t in tensors.items()},
+            "numbers": {label: value for label, value in numbers.items() if label not in self._carried.replaced},
+        }
+
+
+_NUMBERS = (bool, int, float, str)
 
 
 def _is_alike(a: Tensor, b: Tensor) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import nn
 
 from fusion_compile import _compat
-from fusion_compile._capture.python_state.slots import Slot, read
+from fusion_compile._capture.python_state.slots import Slot
 from fusion_compile._capture.rehearsal.contents import Contents
 from fusion_compile._capture.rehearsal.left_behind import Kind
 from fusion_compile._capture.watch.late_hooks import LateHooks
@@ -27,7 +27,7 @@ from fusion_compile._step.carried_entries import CarriedEntries
 from fusion_compile._step.counted import CountedNumbers, count_numbers, operand_sentence
 from fusion_compile._step.gradient_hooks import GradientHooks
 from fusion_compile._step.host_reads import not_on_fakes_message
-from fusion_compile._step.kept_state import KeptState
+from fusion_compile._step.kept_state import KeptNow
 from fusion_compile._step.learnable import note_trained
 from fusion_compile._step.loss import LossFacts, LossFn, LossModule, examine, run_on_fakes, unread_sentence
 from fusion_compile._step.methods import Methods
@@ -87,6 +87,7 @@ class StepPrograms:
         self._warn = SayOnce()
         self._carried = Carried()
         self._entries = CarriedEntries(self._carried, state)
+        self.kept = KeptNow(self._roots, self._carried)
         self._signatures: dict[batches.Signature, None] = {}
         self._bands = Bands(dynamic=plan.options.dynamic)
         self.facts: LossFacts | None = None
@@ -112,15 +113,6 @@ class StepPrograms:
         self.forget()
         drop_metrics(self._state)
         self.facts = None
-
-    def numbers(self) -> dict[str, Any]:
-        """The plain numbers that captured steps count on, by label, as they are now."""
-        slots = {slot.label: slot for steps in self._steps.values() for step in steps for slot in step.counted}
-        return {label: read(slot) for label, slot in slots.items()}
-
-    def kept_state(self, saved: Mapping[str, Any]) -> KeptState:
-        """What a checkpoint has of the state that user code keeps, checked and not yet written."""
-        return KeptState(self._roots, saved.get("carried", {}), saved.get("numbers", {}))
 
     def run(self, signature: batches.Signature, batch: tuple[Any, ...], due: bool) -> None:
         """Take one step on `batch`, which has this signature. Compile first where no program fits it."""
@@ -228,6 +220,7 @@ class StepPrograms:
             if seen is not None and (isinstance(step, RunStep) or not self._draws_apart(seen)):
                 self._second[id(step)] = seen
         self._signatures[signature] = None
+        self.kept.counts(step.counted)
         if way.not_yet:
             self._waited.add(key[:2])
             said = f"this step ran uncaptured, because {way.not_yet}; the next one is captured without that."

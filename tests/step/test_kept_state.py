@@ -109,3 +109,37 @@ def test_a_checkpoint_of_another_loss_is_refused_whole() -> None:
     with pytest.raises(ValueError, match=r"the checkpoint has loss_fn\.teacher.*nothing was loaded"):
         other.load_state_dict(step.state_dict())
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("name", ["an attribute", "a list that is empty at first", "a closed-over batch norm"])
+def test_what_a_validation_changed_after_the_last_step_is_saved(name: str) -> None:
+    torch.manual_seed(1)
+    data = [(torch.randn(6, 4), torch.randn(6, 2)) for _ in range(5)]
+    model, step = made(name, "eager")
+    for batch in data[:2]:
+        step(*batch)
+    with torch.no_grad():
+        step._programs._loss_fn(model, *data[2])
+    saved = step.state_dict()
+    wanted = [float(step(*batch)) for batch in data[3:]]
+    _, resumed = made(name, "eager")
+    resumed.load_state_dict(saved)
+    assert [float(resumed(*batch)) for batch in data[3:]] == wanted
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_state_that_was_loaded_or_is_captured_again_is_saved_whole_before_a_step(name: str) -> None:
+    torch.manual_seed(1)
+    _, step = made(name, "eager")
+    for _ in range(3):
+        step(torch.randn(6, 4), torch.randn(6, 2))
+    saved = step.state_dict()
+    kept = {**saved["carried"], **saved["numbers"]}
+    assert kept
+    step.recapture()
+    _, resumed = made(name, "eager")
+    resumed.load_state_dict(saved)
+    for again in (step.state_dict(), resumed.state_dict()):
+        found = {**again["carried"], **again["numbers"]}
+        assert found.keys() == kept.keys()
+        assert all(torch.equal(torch.as_tensor(found[n]), torch.as_tensor(kept[n])) for n in kept)
