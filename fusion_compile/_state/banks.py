@@ -9,6 +9,7 @@ a 0-dim number. One `Layout` therefore translates all of it to and from full par
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -51,7 +52,10 @@ class Bank:
         return [max(1, place.numel // (rows * columns)) for place in self.places]
 
     def split(self, tensor: Tensor) -> list[Tensor]:
-        """`tensor` (shaped like the bank, trailing dimensions free) as one view a place, in that part's shape."""
+        """`tensor` (shaped like the bank, trailing dimensions free) as one view a place, in that part's shape.
+
+        Of a flat bank it may have one number for every so many entries, a divisor of all places.
+        """
         if self.matrix is not None:
             parts, counts = list(tensor.unbind(0)), self.matrices
             if len(parts) != len(counts):
@@ -61,8 +65,11 @@ class Bank:
             whole = tuple(tensor.shape[1:]) == self.matrix
             return [_shaped(part, p) if whole else part for part, p in zip(parts, self.places, strict=True)]
         ends = [p.at for p in self.places[1:]] + [self.length]
-        sizes = [end - p.at for p, end in zip(self.places, ends, strict=True)]
+        each = self.length // max(1, tensor.shape[0])
+        sizes = [(end - p.at) // each for p, end in zip(self.places, ends, strict=True)]
         padded = torch.split(tensor, sizes)
+        if each > 1:  # a scale for so many entries, or several codes in one number
+            return [part[: -(-p.numel // each)] for part, p in zip(padded, self.places, strict=True)]
         return [_shaped(part[: p.numel], p) for part, p in zip(padded, self.places, strict=True)]
 
     def join(self, parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -126,11 +133,14 @@ class Layout:
         return next((b.key for b in self.banks if path.endswith(f"/{b.key}")), None)
 
 
-def build_layout(model: nn.Module, routes: Sequence[Route], *, columns_in_memory_order: bool = False) -> Layout:
+def build_layout(
+    model: nn.Module, routes: Sequence[Route], *, columns_in_memory_order: bool = False, alignment: int = 1
+) -> Layout:
     """Group the routed parameters into banks. Raises ValueError for what a bank cannot hold, with the full name.
 
     A parameter keeps the order of its axes in memory (``channels_last``) where it is updated entry by entry, and with
-    `columns_in_memory_order` where it is a matrix, whose columns are then permuted.
+    `columns_in_memory_order` where it is a matrix, whose columns are then permuted. `alignment`: in a flat bank every
+    parameter starts at a multiple of so many entries.
     """
     parameters = dict(model.named_parameters())
     devices = {parameters[r.name].device for r in routes}
@@ -152,7 +162,7 @@ def build_layout(model: nn.Module, routes: Sequence[Route], *, columns_in_memory
         matrix = r.matrix if r.role == "spectral" else None
         place = Place(r.name, tuple(p.shape), 0, _order_in_memory(p, r, columns_in_memory_order))
         members.setdefault(_Kind(r.role, p.dtype, matrix, r.blocks, r.group), []).append(place)
-    return Layout(tuple(_bank(kind, named) for kind, named in members.items()), devices.pop())
+    return Layout(tuple(_bank(kind, named, alignment) for kind, named in members.items()), devices.pop())
 
 
 class _Kind(NamedTuple):
@@ -176,14 +186,14 @@ class _Kind(NamedTuple):
         return in_group("/".join(parts), self.group)
 
 
-def _bank(kind: _Kind, members: list[Place]) -> Bank:
+def _bank(kind: _Kind, members: list[Place], alignment: int) -> Bank:
     places, at = [], 0
     if kind.matrix is not None:
         for place in members:
             places.append(place._replace(at=at))
             at += place.numel // (kind.matrix[0] * kind.matrix[1])
         return Bank(kind.key, kind.dtype, kind.matrix, tuple(places), at, kind.blocks)
-    step = max(1, _ALIGNMENT // kind.dtype.itemsize)
+    step = math.lcm(max(1, _ALIGNMENT // kind.dtype.itemsize), alignment)
     for place in members:
         places.append(place._replace(at=at))
         at += -(-place.numel // step) * step

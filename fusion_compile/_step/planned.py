@@ -77,10 +77,11 @@ def plan_update(
 def banks_for(transform: Transform, model: nn.Module, routes: Sequence[Route]) -> tuple[Layout, Transform]:
     """The banks of `model`, whose matrices keep their order in memory where `transform` allows it, and the transform
     that knows them."""
-    layout = build_layout(model, routes, columns_in_memory_order=True)
+    alignment = transform.extras.alignment
+    layout = build_layout(model, routes, columns_in_memory_order=True, alignment=alignment)
     whole = bound(transform, layout.infos)
     if _knows_columns(whole, layout):
-        layout = build_layout(model, routes)
+        layout = build_layout(model, routes, alignment=alignment)
         whole = bound(transform, layout.infos)
     return layout, whole
 

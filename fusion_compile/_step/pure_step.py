@@ -136,7 +136,7 @@ def pure_step(
 
     def advance(state: Tensors, batch: tuple[Any, ...]) -> Tensors:
         state = with_written_weights(layout, state)
-        context = plan.update.context(state, due=form.due)
+        context = plan.update.context(state, due=form.due)._replace(finite=options.skip_nonfinite)
         point = plan.update.gradient_point(state, context)
 
         before = {n: state[keys.buffers(n)] for n in facts.changed_buffers}

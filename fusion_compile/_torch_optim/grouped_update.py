@@ -174,7 +174,8 @@ class GroupedUpdate:
     def _numbers_used(self, members: Mapping[str, nn.Parameter]) -> frozenset[str]:
         """Names of the numbers that are used for `members`; all where that cannot be found out."""
         patterns = (self.force_scalar, self.force_spectral)
-        layout = build_layout(holder(members), group_routes(members, self.model, {}, self.transform, *patterns))
+        routes = group_routes(members, self.model, {}, self.transform, *patterns)
+        layout = build_layout(holder(members), routes, alignment=self.transform.extras.alignment)
         used = numbers_used(bound(self.transform, layout.infos), layout.without_data())
         return frozenset(self.numbers) if used is None else used
 

@@ -81,8 +81,10 @@ def _update_of(group: ParameterGroup, turn: Turn, state: Tensors, given: Arrival
 
 def _where_present(new: Tensor, old: Tensor, mask: Tensor | None) -> Tensor:
     """`new` for parameters that have a gradient and `old` for the rest. State that no parameter owns is `new`."""
-    if mask is None or new.shape[:1] != mask.shape:
+    if mask is None or not new.ndim:
         return new
+    if new.shape[:1] != mask.shape:
+        mask = mask[:: mask.shape[0] // new.shape[0]]  # of a flat bank, one number for every so many entries
     return torch.where(mask.view(-1, *[1] * (new.ndim - 1)), new, old)
 
 

@@ -54,6 +54,7 @@ from fusion_compile.optim.scale_lr_by_loss_ratio import scale_lr_by_loss_ratio a
 from fusion_compile.optim.schedule_free import schedule_free as schedule_free
 from fusion_compile.optim.schedule_free_plus import schedule_free_plus as schedule_free_plus
 from fusion_compile.optim.snr_gate import snr_gate as snr_gate
+from fusion_compile.optim.stored import stored as stored
 from fusion_compile.optimizer_classes import SOAP as SOAP
 from fusion_compile.optimizer_classes import AdamW as AdamW
 from fusion_compile.optimizer_classes import FullFusion as FullFusion

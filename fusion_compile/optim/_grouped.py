@@ -114,5 +114,8 @@ def grouped(transform: Transform, groups: Mapping[str, Mapping[str, float | Sche
         descends=transform.descends,
         after_step=transform.after_step,
         notes=transform.notes,
+        second_moments=transform.extras.second_moments,
+        alignment=transform.extras.alignment,
+        stored=transform.extras.stored,
     )
     return Transform(init, update, extras)

@@ -104,6 +104,9 @@ def merge(name: str, parts: Sequence[Extras]) -> Extras:
         descends=any(part.descends for part in parts),
         after_step=all(part.after_step for part in parts),
         notes=tuple(note for part in parts for note in part.notes),
+        second_moments=tuple(dict.fromkeys(field for part in parts for field in part.second_moments)),
+        alignment=max((part.alignment for part in parts), default=1),
+        stored={field: codec for part in parts for field, codec in part.stored.items()},
     )
 
 

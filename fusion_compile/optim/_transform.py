@@ -53,12 +53,14 @@ class Context(NamedTuple):
 
     `hyperparameters`: 0-dim tensors by name, on the parameters' device. `loss`: 0-dim, the loss at the gradient point,
     or None where no loss exists. `due`: whether `Extras.period` selects this step; a Python bool, so each of the two
-    kinds of step is a program of its own.
+    kinds of step is a program of its own. `finite`: whether an entry of the state that would become infinite or nan
+    must stay what it was (``skip_nonfinite``); the step sees to it, except inside of what a transform encodes itself.
     """
 
     hyperparameters: Mapping[str, Tensor]
     loss: Tensor | None = None
     due: bool = False
+    finite: bool = False
 
 
 class Place(NamedTuple):
@@ -145,6 +147,10 @@ class Extras(NamedTuple):
         after_step: Whether the transform may follow a part that takes a step, because it takes updates as well as
             directions (a factor on each, a bound on their norm). Anything else behind a step is refused.
         notes: ``device type -> sentence``: what the transform chooses by the device, for `explain`.
+        second_moments: Fields of the state by whose root updates are divided; `stored` refuses codecs that would turn
+            small ones into zero.
+        alignment: Every parameter starts at a multiple of so many entries in its flat bank.
+        stored: Codec by field of the state, of fields that `stored` keeps in fewer bytes.
     """
 
     name: str = "transform"
@@ -158,6 +164,9 @@ class Extras(NamedTuple):
     descends: bool = False
     after_step: bool = False
     notes: tuple[Callable[[str], str], ...] = ()
+    second_moments: tuple[str, ...] = ()
+    alignment: int = 1
+    stored: Mapping[str, str] = {}
 
 
 class Transform(NamedTuple):

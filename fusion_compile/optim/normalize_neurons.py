@@ -90,7 +90,9 @@ def normalize_neurons(beta: Number = 0.95, *, scale: str = "preserve_norm", eps:
                 moves[k], nu[k] = in_blocks(lambda o, nu: normalized(o, nu, beta2), blocks.get(k), o, state.nu[k])
             return moves, NormalizeNeuronsState(nu)
 
-        return Transform(init, update, Extras("normalize_neurons", by_name(b2), (SPECTRAL,), bind=built))
+        return Transform(
+            init, update, Extras("normalize_neurons", by_name(b2), (SPECTRAL,), bind=built, second_moments=("nu",))
+        )
 
     return built({})
 

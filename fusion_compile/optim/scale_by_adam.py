@@ -64,4 +64,4 @@ def scale_by_adam(betas: tuple[Number, Number] = (0.9, 0.999), eps: Number = 1e-
         scaled = map_tensors(lambda m, v: step_size * m / (v.sqrt() / root_correction + eps), mu, nu)
         return scaled, ScaleByAdamState(mu, nu, power1, power2)
 
-    return Transform(init, update, Extras("scale_by_adam", by_name(b1, b2, e)))
+    return Transform(init, update, Extras("scale_by_adam", by_name(b1, b2, e), second_moments=("nu",)))

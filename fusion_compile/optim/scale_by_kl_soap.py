@@ -108,4 +108,8 @@ def scale_by_kl_soap(
         return state._replace(mu=map_tensors(to_basis, back, new.left_basis, new.right_basis), factors=new)
 
     own = periodic("kl_soap_bases", every, refresh, first_bases)
-    return Transform(init, update, Extras("scale_by_kl_soap", by_name(b1, b2, b), (SPECTRAL,), periodic=(own,)))
+    return Transform(
+        init,
+        update,
+        Extras("scale_by_kl_soap", by_name(b1, b2, b), (SPECTRAL,), periodic=(own,), second_moments=("nu",)),
+    )

@@ -52,4 +52,4 @@ def scale_by_rms(beta: Number = 0.999, eps: Number = 1e-8) -> Transform:
         scaled = map_tensors(lambda g, v: g / (v.sqrt() / root_correction + eps), updates, nu)
         return scaled, ScaleByRmsState(nu, power2)
 
-    return Transform(init, update, Extras("scale_by_rms", by_name(b2, e)))
+    return Transform(init, update, Extras("scale_by_rms", by_name(b2, e), second_moments=("nu",)))

@@ -120,7 +120,9 @@ def scale_by_soap(
         return state._replace(mu=mu, nu=nu, left_basis=left_basis, right_basis=right_basis)
 
     own = periodic("soap_bases", every, refresh, first_bases)
-    return Transform(init, update, Extras("scale_by_soap", by_name(b1, b2, b), (SPECTRAL,), periodic=(own,)))
+    return Transform(
+        init, update, Extras("scale_by_soap", by_name(b1, b2, b), (SPECTRAL,), periodic=(own,), second_moments=("nu",))
+    )
 
 
 def _sorted(s: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from fusion_compile._program.program import REGIONS, Program, recomputed_region, region_of
+from fusion_compile._state import keys
 from fusion_compile._state.banks import Layout
 from fusion_compile._state.routing import Route
 from fusion_compile._types import Tensors
@@ -57,7 +58,12 @@ def explain_step(title: str, parts: StepParts, *, device: str | None = None) -> 
     """
     layout, programs, periodic_programs = parts.layout, parts.programs, parts.periodic_programs
     line = roofline(device, layout.device)
-    sections = [_banks(layout, parts.state), _routes(parts.routes), _numbers(parts.hyperparameters)]
+    sections = [
+        _banks(layout, parts.state),
+        _state(layout, parts.state),
+        _routes(parts.routes),
+        _numbers(parts.hyperparameters),
+    ]
     headings = {f"Program {i}": p for i, p in enumerate(programs)}
     headings |= {f"Now and then, without a CUDA graph: {n}": p for n, p in periodic_programs.items()}
     sections += [_graph(heading, program) for heading, program in headings.items() if not program.not_in_aten]
@@ -117,6 +123,22 @@ def _banks(layout: Layout, state: Tensors) -> Section:
         entries = sum(place.numel for place in bank.places)
         rows.append((bank.key, "×".join(map(str, bank.shape)), len(bank.places), entries, f"{held / 2**20:.2f}"))
     return section("Banks", ("bank", "shape", "parameters", "entries", "MiB with state"), rows)
+
+
+def _state(layout: Layout, state: Tensors) -> Section:
+    """What is kept for every parameter, field by field, and in what. Names are those of the state with the codec behind
+    them: ``mu_int8``, ``mu_int8_scale``."""
+    entries = sum(place.numel for bank in layout.banks for place in bank.places)
+    held: dict[tuple[str, str], int] = {}
+    for key, tensor in state.items():
+        bank = layout.bank_of(key)
+        if bank is not None:
+            section_, rest = keys.split(key.removesuffix(f"/{bank}"))
+            field = "weights" if section_ == keys.PARAMS else rest.rpartition("/")[2] or section_
+            at = (field, str(tensor.dtype).removeprefix("torch."))
+            held[at] = held.get(at, 0) + tensor.nbytes
+    rows = [(field, dtype, f"{size / 2**20:.2f}", f"{size / entries:.3f}") for (field, dtype), size in held.items()]
+    return section("State by field", ("field", "kept as", "MiB", "bytes a parameter"), rows)
 
 
 def _routes(routes: Sequence[Route]) -> Section:

@@ -1,0 +1,79 @@
+"""Noise for rounding: uniform, without pattern, and a function of seed, count, name and place alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fusion_compile.optim import BankInfo, Place
+from fusion_compile.optim._rounding_noise import Draw, RoundingNoise
+
+
+def draw(seed: int = 1, count: int = 2, salt: str = "") -> Draw:
+    return Draw(torch.tensor(seed), torch.tensor(count), salt)
+
+
+def of_one(name: str, shape: tuple[int, ...], how: Draw) -> Tensor:
+    """The noise of a parameter that has a bank of its own."""
+    info = BankInfo((Place(name, shape, 0),))
+    size = torch.Size(shape).numel()
+    return RoundingNoise({"b": info}).draw("b", torch.zeros(size), how).view(shape)
+
+
+def test_it_does_not_depend_on_the_layout() -> None:
+    shapes = {"a.weight": (6, 8), "bias": (5,), "b.weight": (6, 8)}
+    alone = {n: of_one(n, s, draw()) for n, s in shapes.items()}
+    stacked = BankInfo((Place("b.weight", (6, 8), 0), Place("a.weight", (6, 8), 1)))
+    flat = BankInfo((Place("bias", (5,), 0), Place("b.weight", (6, 8), 8), Place("a.weight", (6, 8), 56)))
+    noise = RoundingNoise({"spectral/6x8": stacked, "scalar": flat})
+    for prepared in (False, True):
+        if prepared:
+            noise.prepare({"spectral/6x8": torch.zeros(2, 6, 8), "scalar": torch.zeros(104)})
+        together = noise.draw("spectral/6x8", torch.zeros(2, 6, 8), draw())
+        assert torch.equal(together[0], alone["b.weight"]) and torch.equal(together[1], alone["a.weight"])
+        in_a_row = noise.draw("scalar", torch.zeros(104), draw())
+        assert torch.equal(in_a_row[:5], alone["bias"])
+        assert torch.equal(in_a_row[8:56].view(6, 8), alone["b.weight"])
+        assert torch.equal(in_a_row[56:].view(6, 8), alone["a.weight"])
+
+
+def test_every_argument_counts() -> None:
+    base = of_one("w", (4096,), draw())
+    others = [
+        of_one("v", (4096,), draw()),
+        of_one("w", (4096,), draw(seed=3)),
+        of_one("w", (4096,), draw(count=3)),
+        of_one("w", (4096,), draw(seed=2, count=1)),
+        of_one("w", (4096,), draw(salt="mu")),
+    ]
+    for i, one in enumerate([base, *others]):
+        for other in [base, *others][:i]:
+            # Two equal numbers of 16 bits are as likely as 1/65536; a shift of places would show as many.
+            assert max(int((one.roll(k) == other).sum()) for k in range(-3, 4)) < 8
+    assert torch.equal(base, of_one("w", (4096,), draw()))
+
+
+def test_it_is_uniform_and_uncorrelated_over_places_counts_and_names() -> None:
+    """Bounds are 5 standard errors of 2¹⁸ independent numbers."""
+    n, size = 64, 4096
+    for numbers in (
+        torch.stack([of_one("w", (size,), draw(count=c)) for c in range(n)]),
+        torch.stack([of_one(f"blocks.{i}.weight", (size,), draw()) for i in range(n)]),
+    ):
+        u = (numbers.double() + 0.5) / 65536 - 0.5
+        bound = 5 / (n * size) ** 0.5
+        assert int(numbers.min()) >= 0 and int(numbers.max()) <= 65535
+        assert abs(float(u.mean())) < bound * 0.289 and abs(float(u.square().mean() - 1 / 12)) < bound * 0.0745
+        assert abs(float((u.sign()).mean())) < bound
+        for other in (u.roll(1, 0), u.roll(1, 1), u.roll(7, 1), u.roll((1, 1), (0, 1)), u.roll((-1, 1), (0, 1))):
+            assert abs(float((u * other).mean())) < bound / 12
+        for bit in range(16):
+            assert abs(float(((numbers >> bit) & 1).double().mean()) - 0.5) < bound / 2
+
+
+def test_a_transform_without_known_banks_draws_too_and_the_global_generator_stays() -> None:
+    before = torch.get_rng_state()
+    noise = RoundingNoise({})
+    assert noise.draw("w", torch.zeros(3, 4, 5), draw()).shape == (3, 4, 5)
+    assert noise.draw("w", torch.zeros(7), draw()).shape == (7,)
+    assert torch.equal(before, torch.get_rng_state())
