@@ -16,6 +16,7 @@ import torch
 import torch._dynamo
 import torch._dynamo.source
 import torch.distributed
+import torch.distributions
 import torch.utils.hooks
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
@@ -291,6 +292,17 @@ def user_frames(error: BaseException) -> list[traceback.FrameSummary]:
     return list(stack) if stack else []
 
 
+def failed_in_dynamo(error: Exception) -> bool:
+    """Whether Dynamo itself failed while it read a program or had it compiled. What a compiled program raises while it
+    runs is no such failure, nor is a refusal of ours."""
+    if isinstance(error, torch._dynamo.exc.TorchDynamoException):
+        return True
+    if isinstance(error, (ValueError, torch.OutOfMemoryError)):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(frame.filename.endswith("convert_frame.py") for frame in frames)
+
+
 def refusal_inside(error: Exception) -> ValueError | None:
     """Unwrap the ValueError with which an observer refused a graph; None for any other error."""
     inner = getattr(error, "inner_exception", None)
@@ -349,6 +361,21 @@ def shapes_as_the_kernels_have_them() -> Iterator[None]:
         yield
     finally:
         metas._meta_grouped_mm_common = strict
+
+
+@contextlib.contextmanager
+def distributions_check_nothing() -> Iterator[None]:
+    """Inside, ``torch.distributions`` takes its arguments for right, whatever `validate_args` says.
+
+    The checks read numbers on the host, and end in an error or in nothing.
+    """
+    base: Any = torch.distributions.Distribution
+    own = base._validate_args
+    base._validate_args = property(lambda self: False, lambda self, value: vars(self).update(_validate_args=value))
+    try:
+        yield
+    finally:
+        base._validate_args = own
 
 
 def input_source(node: torch.fx.Node) -> str:

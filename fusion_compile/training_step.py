@@ -273,7 +273,7 @@ class TrainingStep(Lifetime):
             The explanation; printing it gives the report.
         """
         self._check_alive()
-        facts = self._programs.facts
+        facts, notes = self._programs.facts, [note(self.layout.device.type) for note in self.transform.notes]
         parts = StepParts(
             model=self.model,
             layout=self.layout,
@@ -284,8 +284,8 @@ class TrainingStep(Lifetime):
             programs=self.programs,
             periodic_programs=self.periodic_programs,
             unused=() if facts is None else facts.unused,
-            because=self._programs.because,
-            choices=[*(n(self.layout.device.type) for n in self.transform.notes), *self._plan.precision.notes()],
+            because=self._programs.notices.because,
+            choices=[*notes, *self._plan.precision.notes(), *self._programs.notices.lines],
         )
         return explain_step(repr(self), parts, device=device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch.utils.checkpoint as checkpointing
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from tests.python_state import Training, around, layered, ordinary, through_a_step
+from tests.python_state import STEPS, Training, around, layered, ordinary, through_a_step
 from tests.small_models import PROGRAMS, mlp, squared_error
 
 pytestmark = [
@@ -149,6 +150,53 @@ def a_recurrent_state() -> Training:
         return hidden
 
     return layered(run, "hidden", hidden=None, cell=nn.GRUCell(8, 8))
+
+
+@hard
+def a_small_penalty_on_a_parameter_outside() -> Training:
+    """Too small for the proof of the first steps, and what AdamW makes of its gradient is not."""
+    model: Any = mlp()
+    decayed = [model[2].bias]
+    return Training(model, lambda model, x, y: squared_error(model, x, y) + 1e-3 * sum(p.abs().sum() for p in decayed))
+
+
+@hard
+def a_buffer_in_a_closure() -> Training:
+    model = around(nn.BatchNorm1d(8, affine=False))
+    model[0].requires_grad_(False)  # before a norm the gradient of a bias is zero up to rounding
+    mean = model.get_buffer("1.running_mean")
+    return Training(model, lambda model, x, y: F.mse_loss(model(x) + mean.sum(), y))
+
+
+@hard
+def a_descriptor_that_dynamo_cannot_guard() -> Training:
+    seen = {"read": False}
+
+    class Scale:
+        def __get__(self, owner: Any, kind: type) -> float:
+            seen["read"] = True
+            return 2.0
+
+    class Trainer:
+        scale = Scale()
+
+        def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            return self.scale * squared_error(model, x, y)
+
+    return Training(mlp(), Trainer().loss, look=lambda: seen["read"])
+
+
+@hard
+def a_table_as_long_as_the_training() -> Training:
+    """In the last step the loss cannot run twice in a row."""
+    trainer = types.SimpleNamespace(step=0, weights=torch.linspace(1.0, 0.1, STEPS))
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        weight = trainer.weights[trainer.step]
+        trainer.step += 1
+        return weight * squared_error(model, x, y)
+
+    return Training(mlp(), loss, look=lambda: trainer.step)
 
 
 @pytest.mark.parametrize("way", PROGRAMS)

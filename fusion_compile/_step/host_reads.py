@@ -61,7 +61,7 @@ def not_captured_message(frames: list[traceback.FrameSummary], detail: str) -> s
     """The sentence for a loss that cannot be one graph for any reason besides a host sync."""
     where = where_in_user_code(frames) or "the loss"
     context = re.search(r"Developer debug context: *(\S.*)", detail)
-    what = detail.splitlines()[0] + (f": {context[1]}" if context else "")
+    what = (detail.strip() or "no message").splitlines()[0] + (f": {context[1]}" if context else "")
     return (
         f"{where}\ncannot be captured as one graph ({what}). Keep the loss to tensor operations and plain Python, and "
         f"do the rest outside it; mode='eager' runs it uncaptured."

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fusion_compile._capture.python_state.slots import MISSING, Slot, read, write
 from fusion_compile._capture.rehearsal.reach import Reach
-from fusion_compile._step.carried import Carried, tensors_in
+from fusion_compile._step.carried import Carried
+from fusion_compile._step.carried_values import filled, form_of, tensors_in
 from fusion_compile._types import Tensors
 
 _ITEM = re.compile(r"^(?P<label>.*)\[(?P<index>\d+)\]$")
@@ -36,7 +37,8 @@ class KeptState:
         reach = Reach(roots)
         slots = {slot.label: slot for slot, _ in reach.slots()}
         by_label = {found.label: found.value for found in reach.tensors.values()}
-        for label, value in {**_values(tensors), **numbers}.items():
+        rest = self._into_containers(slots, tensors)
+        for label, value in {**_values(rest), **numbers}.items():
             here = by_label.get(label)
             slot = slots.get(label) or _absent(reach, label)
             if isinstance(here, Tensor) and isinstance(value, Tensor) and _is_alike(here, value):
@@ -54,6 +56,22 @@ class KeptState:
     def places(self) -> tuple[dict[str, Tensor], list[Slot]]:
         """Where all of it lies: tensors that are written in place, by label, and slots."""
         return dict(self._at), [slot for slot, _ in self._writes]
+
+    def _into_containers(self, slots: Mapping[str, Slot], tensors: Tensors) -> Tensors:
+        """Fill containers that can only be replaced as a whole (a tuple, a dataclass). The tensors that are in none."""
+        rest = dict(tensors)
+        for label in dict.fromkeys(path[: at.start()] for path in tensors for at in re.finditer(r"\[", path)):
+            now = read(slots[label]) if label in slots else None
+            inside = dict(tensors_in(now, label))
+            if type(now) in (list, dict) or not inside or not all(path in rest for path in inside):
+                continue
+            given = {path: rest.pop(path) for path in inside}
+            if all(_is_alike(inside[path], value) for path, value in given.items()):
+                self._copies += [(inside[path], value) for path, value in given.items()]
+                self._at |= inside
+            else:
+                self._writes.append((slots[label], filled(form_of(now, label), given)))
+        return rest
 
     def put(self) -> None:
         """Write everything. Call it without gradients."""

@@ -153,6 +153,7 @@ def _examine(
     module = LossModule(model, loss_fn, tuple(every_buffer), precision)
     with (
         _compat.shapes_as_the_kernels_have_them(),
+        _compat.distributions_check_nothing(),
         _compat.fake_mode() as mode,
         torch.enable_grad(),
         torch.autograd.set_detect_anomaly(False),
@@ -182,7 +183,7 @@ def _examine(
                 _compat.StatisticsSeen() as seen,
                 _compat.WritesSeen() as writes,
                 module.holding(leaves, buffers),
-                parameters_are_leaves(leaves, parameters),
+                parameters_are_leaves({**leaves, **buffers}, {**parameters, **every_buffer}),
                 carried.held(held),
             ):
                 loss, metrics, after = module.forward(*fakes)
@@ -220,7 +221,12 @@ def run_on_fakes(mode: Any, module: LossModule, batch: tuple[Any, ...], carried:
 def _run_on_fakes(
     mode: Any, module: LossModule, batch: tuple[Any, ...], carried: Carried, real: RealWritesPutBack
 ) -> None:
-    with _compat.shapes_as_the_kernels_have_them(), mode, torch.enable_grad():
+    with (
+        _compat.shapes_as_the_kernels_have_them(),
+        _compat.distributions_check_nothing(),
+        mode,
+        torch.enable_grad(),
+    ):
 
         def fake(t: Tensor) -> Tensor:
             faked: Tensor = mode.from_tensor(t.detach(), static_shapes=True)

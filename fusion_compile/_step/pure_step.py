@@ -104,6 +104,7 @@ def pure_step(
     """The step as a function that changes none of its arguments and returns the new values by key."""
     layout, options = plan.update.layout, plan.options
     parameters = dict(loss.model.named_parameters())
+    originals = {**parameters, **dict(loss.model.named_buffers())}
     # A gradient hook sees what it sees in the ordinary loop, which divides the loss before its backward.
     hooked = form.runs and any(map(_compat.gradient_hooks, parameters.values()))
 
@@ -154,7 +155,7 @@ def pure_step(
             # A clone: the loss may write into its buffers, and a skipped step needs the old values.
             own = {n: b.clone() for n, b in buffers.items()}
             leaves = {n: leaf(n, w.clone() if n in facts.written else w) for n, w in weights.items()}
-            with loss.holding(leaves, own), (held if form.runs else nothing_held)(leaves, kept):
+            with loss.holding(leaves, own), (held if form.runs else nothing_held)(leaves, own, kept):
                 value, metrics, buffers = forward(leaves, micro.batch)
                 counts.append(shares.weight(i, metrics))
                 with torch.enable_grad():
@@ -202,12 +203,14 @@ def pure_step(
         return hooked_leaf(parameters[name], value) if form.runs else value.detach().requires_grad_()
 
     @contextlib.contextmanager
-    def held(leaves: Tensors, kept: Tensors) -> Iterator[None]:
+    def held(leaves: Tensors, buffers: Tensors, kept: Tensors) -> Iterator[None]:
         """What the loss finds besides the model: its parameters kept elsewhere, and the state that it keeps."""
-        with parameters_are_leaves(leaves, parameters), carried.held({k: t.clone() for k, t in kept.items()}):
+        there = {**leaves, **buffers}
+        own = {id(tensor): originals[name] for name, tensor in there.items()}
+        with parameters_are_leaves(there, originals), carried.held({k: t.clone() for k, t in kept.items()}, own):
             yield
 
-    def nothing_held(leaves: Tensors, kept: Tensors) -> contextlib.AbstractContextManager[None]:
+    def nothing_held(leaves: Tensors, buffers: Tensors, kept: Tensors) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     return advance

@@ -117,6 +117,8 @@ class ReadStep:
                     "the loss reads a parameter that it keeps outside of the model (in a closure, in a list), which is "
                     "another tensor when the step is read."
                 ) from error
+            if _compat.failed_in_dynamo(error):
+                raise NotRead(not_captured_message(_compat.user_frames(error), str(error))) from error
             raise
 
     def _check(self, program: Program) -> None:

@@ -42,12 +42,14 @@ class RehearsedStep:
         wanted: The outcome of the first.
         sources: What they read from outside of everything that can be reached.
         reads: What user code read in the second, when caches were filled.
+        kept_outside: Names of the model's parameters and buffers that the loss reads where it keeps them itself.
     """
 
     rehearsal: Rehearsal
     wanted: Outcome
     sources: tuple[Source, ...]
     reads: Reads
+    kept_outside: tuple[str, ...] = ()
 
 
 class OrdinaryStep:
@@ -58,6 +60,7 @@ class OrdinaryStep:
     Attributes:
         given: The batch, cloned.
         others: Tensors with gradients that the loss reads and that are none of the model's parameters.
+        kept_outside: Names of parameters and buffers that the loss reads where it keeps them outside of the model.
     """
 
     def __init__(
@@ -74,11 +77,18 @@ class OrdinaryStep:
         self._leaves = {n: hooked_leaf(self._parameters[n], w) for n, w in weights.items()}
         self.given = batches.with_leaves(batch, [t.clone() for t in batches.tensors(batch)])
         self.others: dict[int, Tensor] = {}
+        self.kept_outside: set[str] = set()
+        self._originals = {**self._parameters, **dict(model.named_buffers())}
 
     @property
     def weights(self) -> list[Tensor]:
         """The clones that stand in the place of parameters and buffers."""
         return [*self._leaves.values(), *self._buffers.values()]
+
+    @property
+    def originals(self) -> list[Tensor]:
+        """The model's own, in the order of `weights`."""
+        return [self._originals[name] for name in (*self._leaves, *self._buffers)]
 
     def result(self) -> Outcome:
         """Run forward and backward once."""
@@ -94,7 +104,7 @@ class OrdinaryStep:
                 torch.enable_grad(),
                 no_checkpoint_is_reentrant(),
                 self._loss.holding(self._leaves, dict(self._buffers)),
-                parameters_are_leaves(self._leaves, self._parameters),
+                parameters_are_leaves({**self._leaves, **self._buffers}, self._originals) as stray,
             ):
                 value, metrics, _ = self._loss.forward(*part)
                 check_loss(value, metrics)
@@ -104,6 +114,7 @@ class OrdinaryStep:
                 value = times(value, counts[i]) / (known or 1)
                 found = torch.autograd.grad(value, list(self._leaves.values()), allow_unused=True)
                 self._buffers.update({n: self._model.get_buffer(n).detach() for n in self._buffers})
+            self.kept_outside.update(n for n, own in self._originals.items() if id(own) in stray.handed)
             total = total + value.detach()
             for name, gradient in zip(self._leaves, found, strict=True):
                 if gradient is not None:
@@ -140,7 +151,7 @@ def rehearse_step(
 
     Raises:
         Exception: The loss's own.
-        ValueError: The loss runs once, but not twice in a row, or depends on learnable tensors outside of the model.
+        ValueError: The loss depends on learnable tensors outside of the model.
     """
     step = OrdinaryStep(model, loss_fn, plan, state, batch)
     sources, reads = Sources(), reading()
@@ -154,20 +165,14 @@ def rehearse_step(
 
     roots = {"model": model, "loss_fn": loss_fn}
     try:
-        rehearsal = rehearse(roots, run, batches.tensors(step.given), step.weights)
+        rehearsal = rehearse(roots, run, batches.tensors(step.given), step.weights, step.originals)
     except torch.OutOfMemoryError as error:
         error.add_note(
             "The loss and its gradient were computed in the ordinary way, on copies of the weights, to see what they "
             "leave behind. compile_training_step(rehearse=False) leaves that out."
         )
         raise
-    except Exception as error:
-        if len(seen) < 2:
-            raise
-        notes = " ".join(getattr(error, "__notes__", ()))
-        raise ValueError(
-            f"the loss runs once, but not twice in a row ({type(error).__name__}: {str(error).splitlines()[0]}). "
-            f"{notes}"
-        ) from error
     refuse_learnable(step.others.values(), roots, [record.label for record in rehearsal.of(Kind.WRITTEN)])
-    return RehearsedStep(rehearsal, rehearsal.results[0], tuple(sources.found), seen[1])
+    return RehearsedStep(
+        rehearsal, rehearsal.results[0], tuple(sources.found), seen[1], tuple(sorted(step.kept_outside))
+    )

@@ -17,7 +17,6 @@ from fusion_compile._capture.watch.late_hooks import LateHooks
 from fusion_compile._program.program import Program
 from fusion_compile._program.programs import Programs
 from fusion_compile._progress import stage
-from fusion_compile._say_once import SayOnce
 from fusion_compile._state import keys
 from fusion_compile._state.residence import Residence
 from fusion_compile._step import batches
@@ -33,6 +32,7 @@ from fusion_compile._step.loss import LossFacts, LossFn, LossModule, examine, ru
 from fusion_compile._step.methods import Methods
 from fusion_compile._step.metrics import drop_metrics, keep_metrics
 from fusion_compile._step.micro_batches import Shares, micro_batches, uncut
+from fusion_compile._step.notices import Notices
 from fusion_compile._step.operands import NotAnOperand
 from fusion_compile._step.proof import Compared, Proof, take_compared
 from fusion_compile._step.pure_step import Form, StepPlan, pure_step
@@ -84,16 +84,14 @@ class StepPrograms:
         self._second: dict[int, RehearsedStep] = {}
         """What real runs showed, by the identity of those steps whose second call is to be compared, too."""
         self._waited: set[tuple[batches.Signature, bool]] = set()
-        self._warn = SayOnce()
-        self._carried = Carried()
+        self.notices = Notices()
+        self._carried = Carried(model)
         self._entries = CarriedEntries(self._carried, state)
         self.kept = KeptNow(self._roots, self._carried)
         self._signatures: dict[batches.Signature, None] = {}
         self._bands = Bands(dynamic=plan.options.dynamic)
         self.facts: LossFacts | None = None
         note_trained(p for p in model.parameters() if p.requires_grad)
-        self.because = ""
-        """Why the step was captured by running, where nobody asked for it."""
 
     @property
     def captured(self) -> list[Program]:
@@ -174,11 +172,7 @@ class StepPrograms:
             draws_apart=self._draws_apart(seen) and not isinstance(step, UncapturedStep),
         )
         if found.rounding:
-            self._warn(
-                "rounding",
-                f"the compiled step rounds otherwise than the ordinary loop: {found.rounding}. The captured graph "
-                f"agrees with the loop where it is not compiled, so the compiler's rounding makes the difference.",
-            )
+            self.notices.rounds_otherwise(found.rounding)
         return found
 
     # ------------------------------------------------------------------ a new program
@@ -192,11 +186,12 @@ class StepPrograms:
         refuse_too_many(signature, self._signatures, bound, of_this_shape=known)
         parts = micro_batches(batch, options.accumulate)
         if options.accumulate > 1 and (whole := uncut(batch)):
-            self._warn(f"uncut {whole}", whole)
+            self.notices.warn(f"uncut {whole}", whole)
         seen, way = self._rehearsed(key, batch)
         if not_read:
             way = way._replace(runs=True, because=not_read)
         self._carried.add(way.carried, self._roots)
+        self._carried.own([] if seen is None else seen.rehearsal.owned())
         self._entries.take_all()
         weights = self._plan.update.layout.views(self._residence.banks)
         given, looked = (self._model, self._loss_fn, weights, parts[0].batch), seen is not None
@@ -217,14 +212,18 @@ class StepPrograms:
             self._take(step, self._uncaptured(step, batch, seen))
         else:
             step, key = self._captured(key, pure, batch, seen, way)
+            if seen is not None and seen.rehearsal.checks_arguments:
+                self.notices.checks_nothing()
             if seen is not None and (isinstance(step, RunStep) or not self._draws_apart(seen)):
                 self._second[id(step)] = seen
         self._signatures[signature] = None
         self.kept.counts(step.counted)
         if way.not_yet:
-            self._waited.add(key[:2])
-            said = f"this step ran uncaptured, because {way.not_yet}; the next one is captured without that."
-            self._warn(f"not yet {way.not_yet}", said)
+            once = seen is not None and bool(seen.rehearsal.once)
+            if not once:
+                self._waited.add(key[:2])
+            then = "so does each one of which that holds" if once else "the next one is captured without that"
+            self.notices.ran_uncaptured(way.not_yet, then)
         else:
             self._steps.setdefault(key, []).append(step)
 
@@ -257,6 +256,7 @@ class StepPrograms:
             hooked=self._hooks.names(),
             tagged=tagged(self._model),
             carries=self._carried.labels(),
+            kept_outside=seen.kept_outside,
         )
         return seen, choose(seen.rehearsal, asked)
 
@@ -284,7 +284,9 @@ class StepPrograms:
             except NotRead as error:
                 because = str(error)
             if options.capture == "read":
-                raise ValueError(f"the step cannot be captured by reading: {because}.")
+                unchecked = seen is not None and seen.rehearsal.checks_arguments
+                advice = " torch.distributions checks its arguments there: validate_args=False" if unchecked else ""
+                raise ValueError(f"the step cannot be captured by reading: {because}.{advice}")
             if seen is None:
                 raise ValueError(f"{because} Without rehearse=False the step could be captured by running it.")
         assert seen is not None
@@ -293,9 +295,7 @@ class StepPrograms:
         changing = [record.slot for record in way.numbers if record.slot is not None]
         step = self._run(key, pure, batch, changing, seen)
         step.watch(self._roots, seen.reads, self._carried)
-        if because:
-            self.because = because
-            self._warn("runs", f"the step is captured by running it, because {because.rstrip('.')}.")
+        self.notices.runs(because)
         return step, key
 
     def _read(self, key: Key, pure: Pure, batch: tuple[Any, ...]) -> tuple[Band | None, ReadStep]:
@@ -306,7 +306,7 @@ class StepPrograms:
             try:
                 return band, ReadStep(self._programs, (band.signature, *key[1:]), pure, due, given, mode, band.dims)
             except NotRead as error:
-                self._warn("band", f"no one program serves these sizes, so each has its own: {error}")
+                self.notices.warn("band", f"no one program serves these sizes, so each has its own: {error}")
         return None, ReadStep(self._programs, key, pure, due, given, mode)
 
     def _proof(self, seen: RehearsedStep) -> Proof:
@@ -366,7 +366,7 @@ class StepPrograms:
             shares = Shares((1,) * options.accumulate, options.weigh_by)
             keep_metrics(update, self._state, shares.metrics(facts.metrics, update.layout.state_dtype))
             if facts.unused:
-                self._warn("unused", unread_sentence(facts.unused))
+                self.notices.warn("unused", unread_sentence(facts.unused))
         known = () if self.facts is None else self.facts.changed_buffers
         if new := [name for name in facts.changed_buffers if name not in known]:
             for name, buffer in self._residence.keep_buffers(new).items():

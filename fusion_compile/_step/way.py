@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from torch import nn
@@ -63,6 +63,8 @@ class Asked(NamedTuple):
         hooked: Names of parameters that have gradient hooks, which reading does not see.
         tagged: Names of parameters on which user code has put attributes, which reading does not see either.
         carries: Labels of the state that the step carries already.
+        kept_outside: Names of parameters and buffers that the loss reads where it keeps them outside of the model.
+            Reading would take them for other tensors, without a gradient.
     """
 
     capture: Capture | None
@@ -71,6 +73,7 @@ class Asked(NamedTuple):
     hooked: Sequence[str] = ()
     tagged: Sequence[str] = ()
     carries: Collection[str] = ()
+    kept_outside: Sequence[str] = ()
 
 
 def choose(rehearsal: Rehearsal, asked: Asked) -> Way:
@@ -84,6 +87,9 @@ def choose(rehearsal: Rehearsal, asked: Asked) -> Way:
     carried = tuple(r for r in rehearsal.left if r.kind in _CARRIED)
     if asked.uncompiled:
         return Way(True, "", carried)
+    if rehearsal.once:
+        said = f"the loss does not run twice in a row from here, which is needed to prove a program ({rehearsal.once})"
+        return Way(True, "", carried, (), said)
     if odd := [record for record in left if record.kind in _WHY_NOT]:
         raise ValueError(f"{odd[0].label} {_WHY_NOT[odd[0].kind]}.{_others(odd)}")
     if cached := [record for record in left if record.where == IN_A_CACHE]:
@@ -106,33 +112,39 @@ def choose(rehearsal: Rehearsal, asked: Asked) -> Way:
                 f"{record.label} changes at every forward, and a program has it as it was; make it a 0-dim tensor (a "
                 f"buffer counts with tensor.add_(1)), or change it between the steps, outside of the loss."
             )
-    reasons = []
-    if kept := (*carried, *numbers):
-        names = ", ".join(record.label for record in kept[:3]) + (", …" if len(kept) > 3 else "")
-        verb = "changes" if len(kept) == 1 else "change"
-        reasons.append(f"{names} {verb} at every forward, outside of the model's buffers")
-    if asked.hooked:
-        reasons.append(f"{asked.hooked[0]} has a gradient hook (register_hook)")
-    if asked.tagged:
-        reasons.append(f"{asked.tagged[0]} carries attributes of its own, which the loss may read")
-    if rehearsal.handed_out and not kept:
-        reasons.append(
-            f"{rehearsal.handed_out[0]}(…) gives out a tensor that functools.lru_cache keeps, and Dynamo would compute "
-            f"it anew"
-        )
+    reasons = list(_not_for_reading(rehearsal, asked, (*carried, *numbers)))
     if not reasons:
         return Way(asked.capture == "run", "", ())
-    because = ", and ".join(reasons)
+    because = ", and ".join(reason for reason, _ in reasons)
     if asked.capture == "read":
-        advice = " or make it a buffer of the model (register_buffer)" if kept else " or remove the hook"
-        if asked.tagged and not kept and not asked.hooked:
-            advice = " or keep the attributes in a dictionary by name"
-        elif rehearsal.handed_out and not kept and not asked.hooked:
-            advice = " or keep the tensor in an attribute"
         raise ValueError(
-            f"{because}. A step that is captured by reading does not carry that on; leave out capture='read',{advice}."
+            f"{because}. A step that is captured by reading does not carry that on; leave out capture='read', or "
+            f"{reasons[0][1]}."
         )
     return Way(True, because, carried, numbers)
+
+
+def _not_for_reading(rehearsal: Rehearsal, asked: Asked, kept: Sequence[Left]) -> Iterator[tuple[str, str]]:
+    """What a step that is captured by reading would lose, and what else people can do about it."""
+    if kept:
+        names = ", ".join(record.label for record in kept[:3]) + (", …" if len(kept) > 3 else "")
+        verb = "changes" if len(kept) == 1 else "change"
+        said = f"{names} {verb} at every forward, outside of the model's buffers"
+        yield said, "make it a buffer of the model (register_buffer)"
+    if asked.hooked:
+        yield f"{asked.hooked[0]} has a gradient hook (register_hook)", "remove the hook"
+    if asked.tagged:
+        said = f"{asked.tagged[0]} carries attributes of its own, which the loss may read"
+        yield said, "keep the attributes in a dictionary by name"
+    if owned := rehearsal.owned():
+        said = f"{owned[0].label} is given the model's own parameters or buffers by the forward"
+        yield said, "put them there before compile_training_step()"
+    if asked.kept_outside:
+        said = f"the loss reads {asked.kept_outside[0]} where it is kept outside of the model"
+        yield said, "take it from the model that the loss is given"
+    if rehearsal.handed_out and not kept:
+        said = f"{rehearsal.handed_out[0]}(…) gives out a tensor that functools.lru_cache keeps"
+        yield f"{said}, and Dynamo would compute it anew", "keep the tensor in an attribute"
 
 
 def _is_made(record: Left) -> bool:

@@ -428,7 +428,7 @@ def a_teacher_averaged_in_the_loss() -> Program:
     return student, loss
 
 
-@leaves({"loss_fn<codes>.data": "state"})
+@leaves({"loss_fn<codes>": "written"})
 def codes_replaced_by_data() -> Program:
     codes = torch.zeros(8)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from fusion_compile._capture.python_state.slots import MISSING, Slot
 from fusion_compile._capture.rehearsal.left_behind import Kind, Left
 from fusion_compile._capture.rehearsal.provenance import Depends
-from fusion_compile._step.carried import Carried, filled, form_of, shape_of, tensors_in
+from fusion_compile._step.carried import Carried
 
 
 class Holder:
@@ -26,23 +26,6 @@ def state_of(holder: Holder, name: str, after: Any) -> Left:
 
 def written(label: str) -> Left:
     return Left(label, None, Kind.WRITTEN, MISSING, MISSING, MISSING, (1, 2), Depends.INPUTS, "model.py:7")
-
-
-def test_a_shape_tells_structures_apart() -> None:
-    one, other = torch.zeros(2), torch.ones(2)
-    assert shape_of([one, {"a": 1}]) == shape_of([other, {"a": 1}])
-    assert len({shape_of(v) for v in (None, one, [one], (one,), {"a": one}, one.double(), one[:1], 1, 1.0, True)}) == 10
-    with pytest.raises(TypeError, match=r"Holder"):
-        shape_of([Holder()])
-
-
-def test_a_form_holds_no_tensor_and_is_filled_again() -> None:
-    value = {"a": [torch.zeros(1), (3, torch.ones(2))]}
-    form = form_of(value, "m")
-    assert [path for path, _ in tensors_in(value, "m")] == ["m['a'][0]", "m['a'][1][1]"]
-    assert list(tensors_in(form, "m")) == []
-    again = filled(form, dict(tensors_in(value, "m")))
-    assert again["a"][0] is value["a"][0] and again["a"][1][0] == 3
 
 
 def test_inside_held_user_code_finds_and_leaves_the_steps_tensors() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fusion_compile._capture.by_running._compat import mark_as_parameter, patched
+from fusion_compile._capture.python_state.slots import Slot, read
+
+_PUT_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
 def leaf_like(parameter: nn.Parameter, value: Tensor) -> Tensor:
@@ -29,40 +32,98 @@ def tagged(leaf: Tensor, parameter: Tensor) -> Tensor:
     return leaf
 
 
-class _Stray(TorchFunctionMode):
-    """Gives torch the leaf wherever user code hands it the parameter itself."""
+def standing_for(original: Tensor, value: Tensor) -> Tensor:
+    """`value`, which user code takes for `original`: a parameter if that is one."""
+    if isinstance(original, nn.Parameter):
+        mark_as_parameter(value)
+    return tagged(value, original)
 
-    def __init__(self, leaf_of: Mapping[int, Tensor]) -> None:
+
+class StandingIn(TorchFunctionMode):
+    """Gives torch what stands for a tensor wherever user code hands it the tensor itself.
+
+    Another tensor that is put into one of them (``tensor.data = …``) stands for it from then on: a graph that is being
+    written down does not see the exchange.
+
+    Args:
+        stand_in: By identity of the tensors, which the caller keeps alive.
+    """
+
+    def __init__(self, stand_in: Mapping[int, Tensor], *, data_may_be_put: bool = True) -> None:
         super().__init__()
-        self._leaf_of = leaf_of
+        self._stand_in = dict(stand_in)
+        self._kept: list[Tensor] = list(self._stand_in.values())  # an id is a name only while its object lives
+        self.handed: set[int] = set()
+        """The identities of those tensors that torch was handed, and made another one of."""
+        self._hit: list[int] = []
+        self._watched = {*self._stand_in, *map(id, self._stand_in.values())} if data_may_be_put else set()
 
     def swap(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return self._leaf_of.get(id(value), value)
+            found = self._stand_in.get(id(value))
+            if found is None:
+                return value
+            self._hit.append(id(value))
+            return found
         if type(value) in (list, tuple):
             return type(value)(self.swap(v) for v in value)
         if type(value) is dict:
             return {k: self.swap(v) for k, v in value.items()}
         return value
 
+    def now(self, original: Tensor, slots: Sequence[Slot]) -> Tensor:
+        """What stands for `original` at the end: what user code has put into `slots`, which led to it."""
+        found = read(slots[0]) if slots else original
+        return self._stand_in.get(id(found), found) if isinstance(found, Tensor) else found
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*map(self.swap, args), **{k: self.swap(v) for k, v in (kwargs or {}).items()})
+        if func == _PUT_DATA and id(args[0]) in self._watched:
+            self._put(args[0], self.swap(args[1]))
+            return None
+        self._hit = []
+        swapped = [*map(self.swap, args)], {k: self.swap(v) for k, v in (kwargs or {}).items()}
+        hit, out = self._hit, func(*swapped[0], **swapped[1])
+        if hit and isinstance(out, (Tensor, list, tuple)) and type(out) is not torch.Size:
+            self.handed.update(hit)
+        return out
+
+    def _put(self, into: Tensor, value: Tensor) -> None:
+        """From now on `value` stands for `into`, and for whatever else `into` stood for."""
+        new = standing_for(into, value.detach())
+        was = self._stand_in.get(id(into), into)
+        for key, standing in list(self._stand_in.items()):
+            if standing is was:
+                self._stand_in[key] = new
+        self._kept.append(was)
+        self._stand_in[id(was)] = new
+        self._watched.add(id(new))
 
 
 @contextmanager
-def parameters_are_leaves(leaves: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Inside, a parameter that user code kept outside of the model (a list of weights to penalize) counts as its leaf.
+def parameters_are_leaves(leaves: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> Iterator[StandingIn]:
+    """Inside, a parameter that user code kept outside of the model (a list of weights to penalize) counts as its leaf,
+    and a buffer as what stands for it.
 
     Args:
-        leaves: Leaf by full parameter name.
-        parameters: The model's parameters by the same names.
+        leaves: What stands for a parameter or a buffer, by its full name.
+        originals: The model's own by the same names.
     """
-    stray = _Stray({id(parameters[name]): leaf for name, leaf in leaves.items()})
+    stray = StandingIn({id(originals[name]): leaf for name, leaf in leaves.items()}, data_may_be_put=False)
+    with standing_in(stray):
+        yield stray
+
+
+@contextmanager
+def standing_in(stray: StandingIn) -> Iterator[None]:
+    """Inside, torch gets what `stray` says."""
     original = torch.autograd.Function.__dict__["apply"]
 
-    def with_leaves(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    def with_stand_ins(cls: Any, *args: Any, **kwargs: Any) -> Any:
         # An autograd.Function is not seen by torch function modes.
-        return original.__get__(None, cls)(*map(stray.swap, args), **{k: stray.swap(v) for k, v in kwargs.items()})
+        stray._hit = []
+        given = [*map(stray.swap, args)], {k: stray.swap(v) for k, v in kwargs.items()}
+        stray.handed.update(stray._hit)
+        return original.__get__(None, cls)(*given[0], **given[1])
 
-    with patched(torch.autograd.Function, "apply", classmethod(with_leaves)), stray:
+    with patched(torch.autograd.Function, "apply", classmethod(with_stand_ins)), stray:
         yield

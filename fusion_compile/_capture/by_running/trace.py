@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from fusion_compile._capture.by_running import _compat
 from fusion_compile._capture.by_running._compat import OpOverload
-from fusion_compile._compat import shapes_as_the_kernels_have_them
+from fusion_compile._compat import distributions_check_nothing, shapes_as_the_kernels_have_them
 
 
 def run_on_fakes(fn: Callable[..., Any], inputs: Mapping[str, Tensor], *, stack_traces: bool = True) -> fx.GraphModule:
@@ -32,7 +32,12 @@ def run_on_fakes(fn: Callable[..., Any], inputs: Mapping[str, Tensor], *, stack_
         RuntimeError: A constant of the graph is a fake tensor that an earlier run left behind: the program would
             compute from memory that nobody wrote.
     """
-    with _compat.as_the_ordinary_loop(), _compat.checkpoints_keep_their_masks(), shapes_as_the_kernels_have_them():
+    with (
+        _compat.as_the_ordinary_loop(),
+        _compat.checkpoints_keep_their_masks(),
+        shapes_as_the_kernels_have_them(),
+        distributions_check_nothing(),
+    ):
         graph = _compat.trace_on_fakes(fn, tuple(inputs.values()), stack_traces=stack_traces)
     _give_backward_nodes_their_lines(graph)
     for label, node in zip(inputs, graph.graph.find_nodes(op="placeholder"), strict=True):

@@ -88,6 +88,10 @@ class Contents:
         """What every holder held."""
         return self._before
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by its label; of a dense one an alias of the memory that it had."""
+        return {**dict(self.reach.tensors.values()), **{kept.label: kept.alias for kept in self._tensors}}
+
     def moved_generators(self) -> list[str]:
         """The labels of the random number generators whose state is no longer as it was."""
         return self._random.moved()

@@ -9,17 +9,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from fusion_compile._capture.python_state.alike import is_alike
 from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot, read
-from fusion_compile._capture.rehearsal._compat import dense_tensors
 from fusion_compile._capture.rehearsal.contents import Change, ChangeKind, Contents
+from fusion_compile._capture.rehearsal.own_tensors import StandIns, with_own
 from fusion_compile._capture.rehearsal.provenance import Depends, Provenance, keys_of
 from fusion_compile._capture.rehearsal.reach import Found, Reach
+from fusion_compile._capture.rehearsal.values import PLAIN, before_run, detached, is_equal, is_plain
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 NO_SLOT = "a tensor that no slot leads to"
 IN_A_CACHE = "functools.lru_cache"
 """`Left.where` of what lies in such a cache."""
@@ -37,6 +35,7 @@ class Kind(enum.Enum):
     SHRINKS = "shrinks"
     WRITTEN = "written"  # a tensor written in place that is no declared input
     MUTATED = "same object mutated"  # a numpy array
+    OWN = "own"  # the model's own parameters or buffers, put there by each run
     ALIAS = "alias"  # holds memory of a parameter: a detached view of it, which follows it in the ordinary loop
     OTHER = "other"  # objects without tensors that change, iterators that gave items
 
@@ -66,7 +65,9 @@ class Left:
     depends: Depends
     where: str = ""
     kept: Any = field(default=None, repr=False)
-    """Of a cache: the object that the first run put into the slot, as it is."""
+    """Of a cache, and of the model's own tensors: the object that the first run put into the slot, as it is."""
+    own: bool = False
+    """Whether a run puts nothing but the model's own parameters and buffers there."""
 
 
 class Inputs:
@@ -88,8 +89,8 @@ class Runs(NamedTuple):
     """Two runs: contents before the first and between them, the changes of each, and what was seen of tensors.
 
     `weights`: the declared inputs that stand in the place of parameters and buffers. `parameters`: those of them that
-    require a gradient. `drew_outside`: whether the first
-    run drew from Python's, numpy's or another generator that is not torch's.
+    require a gradient. `drew_outside`: whether the first run drew from Python's, numpy's or another generator that is
+    not torch's. `stand_ins`: for which of the model's tensors the clones stand.
     """
 
     start: Contents
@@ -100,6 +101,7 @@ class Runs(NamedTuple):
     weights: Inputs
     parameters: Inputs
     drew_outside: bool
+    stand_ins: StandIns
 
 
 class _Row(NamedTuple):
@@ -121,10 +123,16 @@ def sort_out(runs: Runs) -> list[Left]:
     rows = _wholes(runs, list(_rows(runs)))
     records, aliases = [], []
     for row in rows:
-        if not _is_of_the_clones(runs, row):
+        if _is_of_a_clone(runs, row):
+            continue
+        if _puts_other_data(row):
+            records.append(_rewritten(runs, row))
+        elif not _holds_clones_alone(runs, row):
             records.append(_sorted(runs, row))
         elif _holds_a_view(runs, row):
             aliases.append(_alias(row))
+        elif runs.stand_ins:
+            records.append(_owned(runs, row))
     return records + aliases + list(_written(runs))
 
 
@@ -150,54 +158,13 @@ def is_table(record: Left) -> bool:
     return (empty or (record.slot is not None and record.slot.key is WHOLE)) and bool(_tensors(record.after_first))
 
 
-def detached(value: Any) -> Any:
-    """`value` with tensors detached, in tuples, lists and dictionaries too; other objects as they are."""
-    return _mapped(value, Tensor.detach)
-
-
-def snapshot(value: Any) -> Any:
-    """`value` with tensors copied, in tuples, lists and dictionaries too."""
-    return _mapped(value, lambda tensor: tensor.detach().clone())
-
-
-def before_run(provenance: Provenance, run: int, value: Any) -> Any:
-    """`value` with tensors that have the numbers of the time when `run` began."""
-    return _mapped(value, lambda tensor: provenance.before_run(run, tensor))
-
-
-def is_equal(a: Any, b: Any, *, opaque_are_equal: bool = False) -> bool:
-    """Bitwise equality of tensors, arrays and plain values in tuples, lists and dictionaries; NaN equals itself.
-    `opaque_are_equal`: whether other objects of one type count as equal."""
-    if a is b:
-        return True
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        alike = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and a.layout == b.layout
-        return alike and all(map(_has_equal_bytes, dense_tensors(a.detach()), dense_tensors(b.detach())))
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-    if isinstance(a, dict) and isinstance(b, dict):
-        same = a.keys() == b.keys()
-        return same and all(is_equal(a[key], b[key], opaque_are_equal=opaque_are_equal) for key in a)
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        same = len(a) == len(b)
-        return same and all(is_equal(v, w, opaque_are_equal=opaque_are_equal) for v, w in zip(a, b, strict=True))
-    if opaque_are_equal and not _is_plain(a):
-        return type(a) is type(b)
-    return is_alike(a, b)
-
-
-def _has_equal_bytes(a: Tensor, b: Tensor) -> bool:
-    flat = (t.resolve_conj().resolve_neg().reshape(-1).contiguous().view(torch.uint8) for t in (a, b))
-    return torch.equal(*flat)
-
-
 def _rows(runs: Runs) -> Iterator[_Row]:
     second = {_identity(change): change for change in runs.second}
     old_holders = {id(holder.value) for holder, _ in runs.start.items()}
     inner = [c for c in runs.second if c.slot is not None and id(c.slot.holder) not in old_holders]
     for change in runs.first:
         again = second.pop(_identity(change), None)
-        reach = Reach({"": change.after}, with_globals=False) if type(change.after) not in _PLAIN else None
+        reach = Reach({"": change.after}, with_globals=False) if type(change.after) not in PLAIN else None
         # A holder or a tensor that the first run made and the second changed: the slot's value is not what it was.
         within = [c for c in inner if reach is not None and c.slot is not None and reach.holds(c.slot.holder)]
         for one in within:
@@ -223,19 +190,44 @@ def _identity(change: Change) -> Any:
     return change.label if change.slot is None else change.slot.identity
 
 
-def _is_of_the_clones(runs: Runs, row: _Row) -> bool:
-    """Whether a slot says no more than that clones stood in for the weights: the gradient of a clone, or a list of
-    weights (an LSTM's) that holds clones now."""
-    if row.slot is not None and isinstance(row.slot.holder, Tensor) and runs.provenance.is_input(row.slot.holder):
-        return True
+def _is_of_a_clone(runs: Runs, row: _Row) -> bool:
+    """Whether a slot is one of a clone: its gradient, its data."""
+    holder = None if row.slot is None else row.slot.holder
+    return isinstance(holder, Tensor) and (runs.weights.is_one(holder) or runs.provenance.is_input(holder))
+
+
+def _holds_clones_alone(runs: Runs, row: _Row) -> bool:
+    """Whether a slot holds nothing but what stood in for weights and buffers: a list of the model's parameters."""
     held = _tensors(row.after)
     return bool(held) and all(tensor in runs.weights for tensor in held)
 
 
+def _owned(runs: Runs, row: _Row) -> Left:
+    """What holds the model's own tensors, in the ordinary loop. Where the first run alone puts them there, as a cache
+    does, a program may start with them if that is proved."""
+    kind = Kind.CACHE if row.changed_in == (1,) else Kind.OWN
+    kept = with_own(row.kept, runs.stand_ins.own)
+    values = row.before, row.middle, row.after
+    return Left(row.label, row.slot, kind, *values, row.changed_in, Depends.NOTHING, kept=kept, own=True)
+
+
+def _puts_other_data(row: _Row) -> bool:
+    """Whether a run put other numbers of one kind into a tensor: ``tensor.data = …``."""
+    if row.slot is None or not isinstance(row.slot.holder, Tensor) or row.slot.key != "data":
+        return False
+    return all(v.shape == row.before.shape and v.dtype == row.before.dtype for v in (row.middle, row.after))
+
+
+def _rewritten(runs: Runs, row: _Row) -> Left:
+    """The same as a write in place, which in the ordinary loop nobody can tell from it who holds no older view."""
+    depends = runs.provenance.of(row.kept) | runs.provenance.of(row.after)
+    label = row.label.removesuffix(".data")
+    values = (row.before.clone(), row.middle, row.after)
+    return Left(label, None, _kind_of_a_write(row.changed_in, depends), *values, row.changed_in, depends, label)
+
+
 def _holds_a_view(runs: Runs, row: _Row) -> bool:
     """Whether a slot holds the memory of a parameter's clone, and not the clone itself: detached, or its ``.data``."""
-    if row.slot is not None and isinstance(row.slot.holder, Tensor):
-        return False
     held = [t for t in _tensors(row.kept) if not t.requires_grad and not isinstance(t, nn.Parameter)]
     return any(tensor in runs.parameters and not runs.parameters.is_one(tensor) for tensor in held)
 
@@ -312,7 +304,7 @@ def _kind(runs: Runs, row: _Row, depends: Depends) -> Kind:
     if _tensors(row.after) or _tensors(row.middle):
         same = row.changed_in == (1, 2) and not depends and is_equal(row.middle, row.after)
         return Kind.CACHE if same and not _is_whole_dict(row) else Kind.STATE
-    return Kind.NUMBER if _is_plain(row.middle) and _is_plain(row.after) else Kind.OTHER
+    return Kind.NUMBER if is_plain(row.middle) and is_plain(row.after) else Kind.OTHER
 
 
 def _kind_of_the_first_alone(runs: Runs, row: _Row, depends: Depends) -> Kind:
@@ -329,8 +321,8 @@ def _kind_of_the_first_alone(runs: Runs, row: _Row, depends: Depends) -> Kind:
 
 
 def _written(runs: Runs) -> Iterator[Left]:
-    tensors = dict(runs.start.reach.tensors.values())
-    for write in runs.provenance.written((label, tensor) for label, tensor in tensors.items()):
+    tensors = runs.start.tensors()  # as they were: somebody may have put other data into one
+    for write in runs.provenance.written(tensors.items()):
         if write.declared:
             continue
         tensor = tensors.get(write.label)
@@ -339,12 +331,16 @@ def _written(runs: Runs) -> Iterator[Left]:
         if tensor is not None:
             values = [runs.provenance.before_run(n, tensor).clone() for n in (1, 2)] + [tensor.detach().clone()]
             depends = runs.provenance.of(tensor)
-        kind = Kind.WRITTEN
-        if write.runs == (1,):
-            once_random = depends & Depends.RANDOM and not depends & (Depends.INPUTS | Depends.CPU_READ)
-            kind = Kind.DRAWN_ONCE if once_random else Kind.INITIALISED_ONCE
+        kind = _kind_of_a_write(write.runs, depends)
         before, middle, after = values
         yield Left(write.label or NO_SLOT, None, kind, before, middle, after, write.runs, depends, write.where)
+
+
+def _kind_of_a_write(runs: tuple[int, ...], depends: Depends) -> Kind:
+    if runs != (1,):
+        return Kind.WRITTEN
+    once_random = depends & Depends.RANDOM and not depends & (Depends.INPUTS | Depends.CPU_READ)
+    return Kind.DRAWN_ONCE if once_random else Kind.INITIALISED_ONCE
 
 
 def _is_whole_dict(row: _Row) -> bool:
@@ -352,25 +348,6 @@ def _is_whole_dict(row: _Row) -> bool:
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    if type(value) in _PLAIN:
+    if type(value) in PLAIN:
         return []
     return [tensor for _, tensor in Reach({"": value}, with_globals=False).tensors.values()]
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether `value` is plain, an enum's member, nothing, or a container of such."""
-    if type(value) in (list, tuple, set, frozenset):
-        return all(map(_is_plain, value))
-    if type(value) is dict:
-        return all(map(_is_plain, value.values()))
-    return type(value) in _PLAIN or value is MISSING or isinstance(value, (enum.Enum, np.generic))
-
-
-def _mapped(value: Any, function: Any) -> Any:
-    if isinstance(value, Tensor):
-        return function(value)
-    if type(value) in (list, tuple):
-        return type(value)(_mapped(inner, function) for inner in value)
-    if isinstance(value, dict):
-        return {key: _mapped(inner, function) for key, inner in dict.items(value)}
-    return value

@@ -10,6 +10,7 @@ import enum
 import functools
 import sys
 from collections.abc import Iterable, Iterator
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from fusion_compile._capture.rehearsal._compat import (
     over_memory,
     storage_key,
 )
+from fusion_compile._capture.sources.who_asks import is_torch
 from fusion_compile.passes._user_frame import is_the_users
 
 
@@ -87,6 +89,8 @@ class Provenance(DispatchMode):  # type: ignore[misc]
         self._cpu = Depends.NOTHING
         self.cpu_reads: set[int] = set()
         """The runs in which the CPU read a number that depends on inputs or on random numbers."""
+        self.checks_arguments = False
+        """Whether ``torch.distributions`` read numbers to check its arguments. Nothing but an error depends on them."""
         self.dtypes: set[torch.dtype] = set()
         """Of everything that operators returned."""
         self.run = 0
@@ -192,7 +196,9 @@ class Provenance(DispatchMode):  # type: ignore[misc]
         for key in keys_of(made):
             if key not in keys:
                 self._note_new(key, depends)
-        if about.tells_the_cpu and depends:
+        if about.tells_the_cpu and _checks_arguments(sys._getframe(1)):
+            self.checks_arguments = True
+        elif about.tells_the_cpu and depends:
             self._cpu = Depends.CPU_READ
             self.cpu_reads.add(self.run)
         return result
@@ -267,6 +273,15 @@ def _tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, dict):
         for inner in value.values():
             yield from _tensors_in(inner)
+
+
+def _checks_arguments(frame: FrameType | None) -> bool:
+    """Whether a module of ``torch.distributions`` is what reads a number."""
+    while frame is not None and not is_the_users(frame.f_code.co_filename):
+        if is_torch(frame.f_code.co_filename, "distributions/"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _user_line() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,17 +24,16 @@ from fusion_compile._capture.rehearsal.left_behind import (
     Kind,
     Left,
     Runs,
-    before_run,
     in_a_cache,
     initialised,
-    is_equal,
     is_table,
-    snapshot,
     sort_out,
     tensors_of,
 )
+from fusion_compile._capture.rehearsal.own_tensors import StandIns
 from fusion_compile._capture.rehearsal.provenance import Provenance, Write
 from fusion_compile._capture.rehearsal.result_caches import ResultCaches, filled_once, is_filled_from_nothing
+from fusion_compile._capture.rehearsal.values import before_run, is_equal, snapshot
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,9 @@ class Rehearsal:
         runs: How many runs were made.
         dtypes: Of everything that they computed.
         handed_out: Labels of caches of ``functools.lru_cache``, filled before, that gave tensors to the first run.
+        once: Where the second run failed, what it said, and what the first had changed. `left` then says only what
+            holds the model's own tensors, and the second result is the first.
+        checks_arguments: Whether ``torch.distributions`` looked at numbers on the CPU to check its arguments.
     """
 
     results: tuple[Any, Any]
@@ -68,14 +70,20 @@ class Rehearsal:
     runs: int
     dtypes: frozenset[torch.dtype] = frozenset()
     handed_out: tuple[str, ...] = ()
+    once: str = ""
+    checks_arguments: bool = False
 
     def of(self, kind: Kind) -> tuple[Left, ...]:
         """The records of one kind."""
         return tuple(record for record in self.left if record.kind is kind)
 
     def fill(self) -> None:
-        """Put the caches' real values into their slots."""
-        _fill(self.of(Kind.CACHE))
+        """Put the caches' real values into their slots, and the model's own tensors where runs put them."""
+        _fill((*self.of(Kind.CACHE), *self.of(Kind.OWN)))
+
+    def owned(self) -> list[Left]:
+        """What a forward leaves holding the model's own parameters or buffers."""
+        return [record for record in self.left if record.own]
 
 
 def rehearse(
@@ -83,6 +91,7 @@ def rehearse(
     run: Callable[[], Any],
     inputs: Iterable[Tensor] = (),
     weights: Iterable[Tensor] = (),
+    originals: Iterable[Tensor] = (),
 ) -> Rehearsal:
     """Call `run` two to four times for real and put everything back.
 
@@ -102,15 +111,16 @@ def rehearse(
             clone the batch, containers included, at each call. It is called several times.
         inputs: The tensors of the batch, any device and dtype. Results depend on them, and writes to them are expected.
         weights: Clones that `run` puts in the place of parameters and buffers; inputs as well. A slot in which a run
-            leaves nothing but these is no change.
+            leaves nothing but these holds the model's own.
+        originals: For each of `weights` the model's own tensor, for which it stands; none: they stand for nothing.
 
     Returns:
         What was left behind, sorted.
 
     Raises:
-        Exception: Whatever `run` raises, after everything was put back.
+        Exception: Whatever `run` raises in the first call, after everything was put back.
     """
-    return contextvars.copy_context().run(_rehearse, roots, run, list(inputs), list(weights))
+    return contextvars.copy_context().run(_rehearse, roots, run, list(inputs), list(weights), list(originals))
 
 
 def run_once(
@@ -134,7 +144,11 @@ def run_once(
 
 
 def _rehearse(
-    roots: Mapping[str, Any], run: Callable[[], Any], inputs: list[Tensor], weights: list[Tensor]
+    roots: Mapping[str, Any],
+    run: Callable[[], Any],
+    inputs: list[Tensor],
+    weights: list[Tensor],
+    originals: list[Tensor],
 ) -> Rehearsal:
     last = {"inputs": inputs, "weights": weights}
     contents = Contents(roots, last)
@@ -147,11 +161,14 @@ def _rehearse(
         changed, moved, drew_outside = contents.changes(), contents.moved_generators(), contents.drew_outside_torch()
         between = Contents(roots, last)
         then = ResultCaches(contents.reach.caches.values())
-        second = _second(trial, changed)
+        second, once = _second(trial, first, changed)
         parameters = Inputs(w for w in weights if w.requires_grad)
-        again = between.changes()
-        seen = Runs(contents, between, changed, again, provenance, Inputs(weights), parameters, drew_outside)
+        again = [] if once else between.changes()
+        stand_ins = StandIns(zip(weights, originals, strict=False))
+        seen = Runs(contents, between, changed, again, provenance, Inputs(weights), parameters, drew_outside, stand_ins)
         left = sort_out(seen) + [in_a_cache(*one) for one in filled_once(caches, then, provenance)]
+        if once:
+            left = [replace(record, kind=Kind.OWN) for record in left if record.own]
         moved = list(dict.fromkeys([*moved, *contents.moved_generators()]))
         draws, written = dict(provenance.draws), provenance.written(contents.reach.tensors.values())
         if not drew_outside:
@@ -168,6 +185,8 @@ def _rehearse(
         moved_generators=tuple(moved),
         written_inputs=tuple(write for write in written if write.declared),
         handed_out=tuple(handed_out),
+        once=once,
+        checks_arguments=provenance.checks_arguments,
         lru_caches=len(trial.filled),
         not_put_back=tuple(contents.not_put_back()),
         not_looked_into=tuple(contents.reach.cut),
@@ -176,18 +195,17 @@ def _rehearse(
     )
 
 
-def _second(trial: _Trial, changed: list[Change]) -> Any:
-    """The second run. Where it alone fails, what the first left behind is named with the error."""
+def _second(trial: _Trial, first: Any, changed: list[Change]) -> tuple[Any, str]:
+    """The second run's result. Where it alone fails, the first's, and what to say of it."""
     try:
-        return trial.go_on()
-    except Exception as error:
-        if changed:
-            named = ", ".join(change.label for change in changed[:5])
-            error.add_note(
-                "The loss was run twice in a row on copies, to see what it leaves behind. The first run succeeded, the "
-                f"second failed. The first had changed {named}. Put back in the loss what it must find unchanged."
-            )
+        return trial.go_on(), ""
+    except torch.OutOfMemoryError:
         raise
+    except Exception as error:  # of any kind: the loss succeeded before
+        lines = str(error).strip().splitlines()
+        said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        named = ", ".join(change.label for change in changed[:5])
+        return first, said + (f"; the first run had changed {named}" if named else "")
 
 
 class _Trial:

@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusion_compile._capture.by_running.leaves import leaf_like, parameters_are_leaves
+from fusion_compile._capture.by_running.leaves import (
+    StandingIn,
+    leaf_like,
+    parameters_are_leaves,
+    standing_for,
+    standing_in,
+)
 from fusion_compile._capture.by_running.trace import run_on_fakes
 
 
@@ -64,3 +70,34 @@ def test_afterwards_torch_is_as_before() -> None:
     with parameters_are_leaves({}, {}):
         assert torch.autograd.Function.__dict__["apply"] is not before
     assert torch.autograd.Function.__dict__["apply"] is before
+
+
+def test_what_torch_was_handed_is_known() -> None:
+    kept, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    leaves = {"kept": leaf_like(kept, kept), "other": leaf_like(other, other)}
+    with parameters_are_leaves(leaves, {"kept": kept, "other": other}) as stray:
+        assert other.numel() == 2 and other.dtype is torch.float32
+        (kept * 2).sum()
+    assert stray.handed == {id(kept)}
+
+
+def test_data_that_is_put_into_a_tensor_stands_for_it_in_a_graph() -> None:
+    """The old numbers stay where somebody holds them, as in Python."""
+    teacher = nn.Parameter(torch.ones(2), requires_grad=False)
+
+    def step(value: Tensor) -> list[Tensor]:
+        given = standing_for(teacher, value.clone())
+        stray = StandingIn({id(teacher): given})
+        with standing_in(stray):
+            old = teacher.data
+            teacher.data = old * 3
+            given.data = given + 1
+            teacher.data.mul_(2)
+            assert isinstance(stray.now(teacher, ()), nn.Parameter)
+        return [stray.now(teacher, ()).detach(), old]
+
+    start = torch.tensor([1.0, 2.0])
+    for run in (step, run_on_fakes(step, {"value": start})):
+        now, old = run(start)
+        assert now.tolist() == [8.0, 14.0] and old.tolist() == [1.0, 2.0]
+    assert teacher.tolist() == [1.0, 1.0]

@@ -1,0 +1,56 @@
+"""What a step says once about how it was captured: as a warning, and in `explain`."""
+
+from __future__ import annotations
+
+from fusion_compile._say_once import SayOnce
+
+
+class Notices:
+    """Warnings, each given once, and the lines of `explain`.
+
+    Attributes:
+        because: Why the step was captured by running, where nobody asked for it.
+        lines: What else `explain` says, in order.
+    """
+
+    def __init__(self) -> None:
+        self._warn = SayOnce()
+        self.because = ""
+        self.lines: list[str] = []
+
+    def warn(self, key: str, sentence: str) -> None:
+        """A warning alone."""
+        self._warn(key, sentence)
+
+    def runs(self, because: str) -> None:
+        """The step is captured by running, which nobody asked for."""
+        if because:
+            self.because = because
+            self._warn("runs", f"the step is captured by running it, because {because.rstrip('.')}.")
+
+    def rounds_otherwise(self, difference: str) -> None:
+        """The compiled step differs, and the captured graph does not."""
+        self._warn(
+            "rounding",
+            f"the compiled step rounds otherwise than the ordinary loop: {difference}. The captured graph agrees with "
+            f"the loop where it is not compiled, so the compiler's rounding makes the difference.",
+        )
+
+    def ran_uncaptured(self, why: str, then: str) -> None:
+        """One step ran as Python. `then`: what becomes of the next."""
+        self._note(f"a step ran uncaptured, because {why}; {then}.")
+        self._warn(f"not yet {why}", f"this step ran uncaptured, because {why}; {then}.")
+
+    def checks_nothing(self) -> None:
+        """The loss has ``torch.distributions`` check its arguments, which a captured step leaves out."""
+        said = (
+            "torch.distributions checks its arguments on the host, which a captured step cannot: it leaves the checks "
+            "out, as validate_args=False does. The first step's arguments passed them; a later one that does not is "
+            "no error, and may give nan."
+        )
+        self._note(said)
+        self._warn("distributions", said)
+
+    def _note(self, line: str) -> None:
+        if line not in self.lines:
+            self.lines.append(line)
