@@ -93,9 +93,13 @@ def inductor_as_told(graph: torch.fx.GraphModule, backend: str = "inductor") -> 
         yield
 
 
+class NoLongerFits(RuntimeError):
+    """What a compiled program assumed does not hold any more; nothing has run."""
+
+
 @contextlib.contextmanager
 def no_recompile() -> Iterator[None]:
-    """Inside, a compiled function whose assumptions no longer hold raises RuntimeError naming them, before it runs."""
+    """Inside, a compiled function whose assumptions no longer hold raises NoLongerFits naming them, before it runs."""
     try:
         with torch.compiler.set_stance("fail_on_recompile"):
             yield
@@ -112,7 +116,7 @@ def no_recompile() -> Iterator[None]:
                 "torch._dynamo.reset()), or an object that it was compiled for is gone. Compile it again: "
                 "call compile_training_step(), as_torch_optimizer() or optimize_sampler() anew."
             ) from None
-        raise RuntimeError(
+        raise NoLongerFits(
             f"the compiled program no longer fits what surrounds it ({'; '.join(reasons)}). Call it as it was called "
             f"at first (autocast, train/eval of every submodule, frozen parameters and buffers unchanged), or "
             f"compile it again; a training step's recapture() does, and keeps all state."

@@ -9,6 +9,8 @@ import torch
 
 from fusion_compile import _compat
 from fusion_compile._capture.watch.late_hooks import LateHooks
+from fusion_compile._capture.watch.watch import Watch
+from fusion_compile._program.lower import NoLongerFits
 from fusion_compile._program.program import Program, refuse_host_syncs
 from fusion_compile._program.programs import GraphRefused, Programs
 from fusion_compile._step.containers import map_tensors
@@ -52,6 +54,7 @@ class ReadStep:
         self._programs, self._key, self._mode = programs, key, mode
         self._methods: Methods | None = None
         self._hooks: LateHooks | None = None
+        self._around: Watch | None = None
         self._thorough = next(iter(given[0].values())).is_cuda
         try:
             self._compile(pure(Form(due=due)), given)
@@ -60,23 +63,32 @@ class ReadStep:
                 raise
             self._compile(pure(Form(due=due, one_backward=True)), given)
 
-    def watch(self, methods: Methods, hooks: LateHooks) -> None:
-        """From now on refuse a method that was replaced and a hook that was registered, which no guard notices."""
-        self._methods, self._hooks = methods, hooks
+    def watch(self, methods: Methods, hooks: LateHooks, around: Watch | None = None) -> None:
+        """From now on refuse a method that was replaced and a hook that was registered, which no guard notices.
+
+        `around`: looked at when a guard fails, to name what changed in the user's words.
+        """
+        self._methods, self._hooks, self._around = methods, hooks, around
 
     def fits(self) -> bool:
         """True: Dynamo's guards say at the call whether it fits."""
         return True
 
     def __call__(self, state: Tensors, batch: tuple[Any, ...]) -> Tensors:
-        """Take one step in place. Raises RuntimeError, before anything happened, if a method was replaced or a hook
-        was registered."""
+        """Take one step in place. Raises RuntimeError, before anything happened, if a method was replaced, a hook was
+        registered, or something is another that Dynamo read."""
         if self._methods is not None and self._hooks is not None:
             self._methods.check()
             self._hooks.check()
         known = self._programs.get(self._key)
         assert known is not None
-        known(state, batch)
+        try:
+            known(state, batch)
+        except NoLongerFits as error:
+            change = None if self._around is None else self._around.difference()
+            if change is None:
+                raise
+            raise NoLongerFits(change.sentence("step.recapture()")) from error
         return {}
 
     def done(self) -> None:

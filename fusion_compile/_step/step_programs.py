@@ -14,6 +14,7 @@ from fusion_compile._capture.python_state.slots import Slot
 from fusion_compile._capture.rehearsal.contents import Contents
 from fusion_compile._capture.rehearsal.left_behind import Kind
 from fusion_compile._capture.watch.late_hooks import LateHooks
+from fusion_compile._capture.watch.watch import Watch
 from fusion_compile._program.program import Program
 from fusion_compile._program.programs import Programs
 from fusion_compile._progress import stage
@@ -273,7 +274,9 @@ class StepPrograms:
                 band, read = self._read(key, pure, batch)
                 objection = "" if proof is None else proof.objection(self._state)
                 if not objection:
-                    read.watch(Methods(() if seen is None else seen.reads.slots, self._model), LateHooks(self._roots))
+                    around = None if seen is None else Watch(self._roots, seen.reads, frozen=())
+                    slots = () if seen is None else seen.reads.slots
+                    read.watch(Methods(slots, self._model), LateHooks(self._roots), around)
                     if band is not None:
                         self._bands.open(band, key[0])
                     return read, key if band is None else (band.signature, *key[1:])

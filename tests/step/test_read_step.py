@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile._capture.watch.late_hooks import LateHooks
+from fusion_compile._capture.watch.reads import reading
+from fusion_compile._capture.watch.watch import Watch
 from fusion_compile._program.programs import Programs
 from fusion_compile._step.methods import Methods
 from fusion_compile._step.read_step import NotRead, ReadStep
@@ -61,3 +64,27 @@ def test_a_replaced_method_is_refused_before_the_step(monkeypatch: pytest.Monkey
     with pytest.raises(RuntimeError, match=r"Own.forward was replaced"):
         step(state, (torch.full((2,), 3.0),))
     assert state["w"].tolist() == [2.0, 2.0]
+
+
+def test_what_a_guard_misses_is_named_with_its_old_and_new_value() -> None:
+    settings, weights = types.SimpleNamespace(scale=2.0, seen=0), types.SimpleNamespace(of=torch.ones(2))
+
+    def pure(form: Any) -> Any:
+        return lambda state, batch: {"w": state["w"] * settings.scale * weights.of}
+
+    state, batch = {"w": torch.ones(2)}, (torch.ones(2),)
+    with reading() as reads:
+        pure(None)(state, batch)
+    roots = {"loss_fn": pure}
+    step = ReadStep(Programs("aot_eager"), "key", pure, False, (state, batch), "default")
+    step.watch(Methods([], nn.Identity()), LateHooks({}), Watch(roots, reads, frozen=()))
+    settings.seen, settings.scale = 1, 3.0
+    said = r"settings.scale was 2.0 when .* is 3.0 now\. If it should change .* otherwise call `step.recapture\(\)`"
+    with pytest.raises(RuntimeError, match=said):
+        step(state, batch)
+    settings.scale, weights.of = 2.0, torch.ones(2, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"weights.of was a tensor \(2,\) of torch.float32 on cpu .* torch.float64"):
+        step(state, batch)
+    weights.of = torch.ones(2)
+    step(state, batch)
+    assert state["w"].tolist() == [4.0, 4.0]

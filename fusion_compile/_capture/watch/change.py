@@ -15,6 +15,10 @@ from fusion_compile._capture.python_state.slots import MISSING
 Kind = Literal["value", "length", "tensor", "setting"]
 
 
+class Described(str):
+    """A description in the place of a value that is not kept."""
+
+
 @dataclass(frozen=True)
 class Change:
     """One difference between what was captured and what stands there now.
@@ -79,6 +83,8 @@ def _is_number(value: Any) -> bool:
 
 def shown(value: Any) -> str:
     """A short description that never runs a user's ``__repr__``."""
+    if isinstance(value, Described):
+        return str(value)
     if value is MISSING or isinstance(value, PLAIN):
         text = repr(value)
     elif isinstance(value, Tensor):

@@ -13,7 +13,7 @@ from torch import Tensor
 from fusion_compile._capture.python_state.alike import is_alike
 from fusion_compile._capture.python_state.holders import name_of
 from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot, key_identity, read
-from fusion_compile._capture.watch.change import Change, Kind
+from fusion_compile._capture.watch.change import Change, Described, Kind
 from fusion_compile._capture.watch.portions import Portion, TensorKinds, kinds_of, portions_of
 from fusion_compile._capture.watch.reads import Reads
 from fusion_compile._capture.watch.scope import STEP, Scope
@@ -127,6 +127,14 @@ class Watch:
             self._reordered |= {id(h.value): h for h in self._holders() if list(h.contents()) != list(h.held)}
             self.remember()
         return first
+
+    def difference(self) -> Change | None:
+        """The change that most likely decides something, of all since `remember`: one of what code read comes first.
+
+        For who knows already that something is another: it compares everything, at no matter what cost.
+        """
+        changes = [change for change in self._changes() if change.tensors is None]
+        return next((change for change in changes if change.read), changes[0] if changes else None)
 
     def accept(self) -> None:
         """Take everything as it is now for what was captured, like `remember`; quick where nothing changed."""
@@ -282,7 +290,7 @@ class Watch:
                 yield self._change(slot.label, old, now)
         for slot, kind in self._replaceable:
             if _kind(now := read(slot)) != kind:
-                yield self._change(slot.label, kind, _kind(now), kind="tensor")
+                yield self._change(slot.label, _described(kind), _described(_kind(now)), kind="tensor")
         for name, old, new in zip(self._settings.fast, self._fast, self._settings.read_fast(), strict=True):
             if old != new:
                 yield self._change(name, old, new, kind="setting")
@@ -336,6 +344,15 @@ def _swapped(
 
 def _kind(value: Any) -> tuple[Any, ...]:
     return (value.requires_grad, value.dtype, value.device, value.shape) if isinstance(value, Tensor) else (value,)
+
+
+def _described(kind: tuple[Any, ...]) -> Any:
+    """What `_kind` gave, for people."""
+    if len(kind) == 1:
+        return kind[0]
+    gradient, dtype, device, shape = kind
+    learnable = ", which requires a gradient" if gradient else ""
+    return Described(f"a tensor {tuple(shape)} of {dtype} on {device}{learnable}")
 
 
 def _ties(tensors: Iterable[Tensor]) -> list[int]:
