@@ -13,7 +13,6 @@ import ctypes
 import hashlib
 import importlib
 import importlib.util
-import io
 import os
 import re
 import subprocess
@@ -30,6 +29,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fusion_compile._gpu_program.cubin import needs
 from fusion_compile._gpu_program.generated import Generated, Launch, Partition
 from fusion_compile._gpu_program.kernels import Compiled, Kernel
 from fusion_compile._gpu_program.moved import moved_to_gpu
@@ -184,16 +184,6 @@ def _said(owner: Any) -> str:
 
 
 @contextlib.contextmanager
-def _ptxas_said() -> Iterator[list[str]]:
-    """Collect what the assembler says of registers and spills, which Triton prints on demand."""
-    knobs: Any = importlib.import_module("triton").knobs
-    said = [""]
-    with mock.patch.object(knobs.nvidia, "dump_ptxas_log", True), contextlib.redirect_stdout(io.StringIO()) as printed:
-        yield said
-        said[0] = printed.getvalue()
-
-
-@contextlib.contextmanager
 def pretended(gpu: Gpu) -> Iterator[None]:
     """Inside, torch believes in one `gpu`. Nothing may be launched."""
     if reason := why_not():
@@ -223,8 +213,9 @@ def pretended(gpu: Gpu) -> Iterator[None]:
         answer.cache_clear()
 
 
-def generate(graph: fx.GraphModule, *, mode: str = "max-autotune", gpu: Gpu = H100) -> Generated:
+def generate(graph: fx.GraphModule, *, mode: str = "max-autotune", gpu: Gpu = H100, as_told: bool = True) -> Generated:
     """What Inductor writes for `graph` on `gpu` in torch.compile's `mode`. `graph` is changed: it lies on the GPU then.
+    `as_told`: with what this package tells Inductor; without it, what torch alone writes.
 
     Raises:
         RuntimeError: Triton is missing, or torch has moved what must be replaced.
@@ -267,7 +258,8 @@ def generate(graph: fx.GraphModule, *, mode: str = "max-autotune", gpu: Gpu = H1
         mock.patch.object(compile_fx, "cudagraphify", cudagraphify),
     ):
         inputs = moved_to_gpu(graph, fake)
-        with tracing(TracingContext(fake)), torch.no_grad(), inductor_as_told(graph):
+        told = inductor_as_told(graph) if as_told else contextlib.nullcontext()
+        with tracing(TracingContext(fake)), torch.no_grad(), told:
             compile_fx.compile_fx(graph, inputs, config_patches=options)
     return found
 
@@ -306,7 +298,8 @@ def _launches(graph: Any) -> list[Launch]:
         region = next((r for r in _LATEST_FIRST if r in regions), "state")
         extern = kind.startswith("Extern")
         name = getattr(node.node, "python_kernel_name", None) if extern else None
-        found.append(Launch(region, "extern" if extern else "triton", str(name or node.get_name())))
+        kernel = str(name or node.get_name())
+        found.append(Launch(region, "extern" if extern else "triton", kernel, node.get_read_write_buffers_sizes()))
     return found
 
 
@@ -328,13 +321,9 @@ def compile_kernel(kernel: Kernel, architecture: int, *, configurations: int | N
         tuner: Any = getattr(PyCodeCache.load(source), kernel.name)
         for tried in tuner.configs[:configurations]:
             try:
-                with _ptxas_said() as said:
-                    binary = tuner._precompile_config(tried).kernel
-                registers = re.search(r"Used (\d+) registers", said[0])
-                spilled = re.search(r"(\d+) bytes spill stores", said[0])
-                # Nothing is said of what Triton has in its cache.
-                numbers = [int(match[1]) if match else 0 for match in (registers, spilled)]
-                found.append(Compiled(str(tried), numbers[0], numbers[1], binary.metadata.shared))
+                binary = tuner._precompile_config(tried).kernel
+                taken = needs(binary.asm["cubin"])
+                found.append(Compiled(str(tried), taken.registers, taken.local, binary.metadata.shared))
             except Exception as error:  # of any kind: it is the answer
                 found.append(Compiled(str(tried), 0, 0, 0, error=f"{type(error).__name__}: {error}".partition("\n")[0]))
     return found

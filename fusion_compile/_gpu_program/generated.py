@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 
 class Launch(NamedTuple):
-    """One launch: the step's region that it works for (the latest), ``"triton"`` or ``"extern"``, and its name."""
+    """One launch: the step's region that it works for (the latest), ``"triton"`` or ``"extern"``, its name, and the
+    bytes that it reads and writes if it touches each entry once."""
 
     region: str
     kind: str
     name: str
+    moved: int = 0
 
 
 @dataclass

@@ -24,7 +24,8 @@ class Kernel(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """One configuration of one kernel as machine code. `registers` of a thread, `spilled` and `shared` in bytes."""
+    """One configuration of one kernel as machine code. Of a thread: `registers`, and bytes `spilled` to local memory;
+    of a block: bytes of `shared` memory."""
 
     configuration: str
     registers: int
@@ -43,47 +44,60 @@ def kernels_of(codes: Iterable[str]) -> list[Kernel]:
     return list(found.values())
 
 
+class Totals(NamedTuple):
+    """Over kernels that were compiled: how many, how many binaries, the most registers and bytes of shared memory of
+    one of them, and the names of those with a configuration that spills."""
+
+    kernels: int
+    binaries: int
+    most_registers: int
+    most_shared: int
+    spilling: tuple[str, ...]
+
+    def __str__(self) -> str:
+        spilling = f"{len(self.spilling)} spill ({', '.join(self.spilling)})" if self.spilling else "none spills"
+        return (
+            f"{self.kernels} kernels, {self.binaries} binaries, at most {self.most_registers} registers and "
+            f"{self.most_shared} bytes of shared memory, {spilling}"
+        )
+
+
 @dataclass
 class Compilation:
-    """Kernels compiled for several architectures; a kernel that another program had already is not compiled again.
-
-    `failed`: a sentence for each kernel that no compiler took. `most_registers`, `most_shared` (bytes) and `spilling`
-    (kernels with a configuration that spills) are over everything compiled.
-    """
+    """Kernels compiled for several architectures; a kernel that another program had already is not compiled again."""
 
     architectures: Sequence[int]
     compiler: Compiler
-    kernels: int = 0
-    binaries: int = 0
-    most_registers: int = 0
-    most_shared: int = 0
-    spilling: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    _seen: dict[str, list[str]] = field(default_factory=dict)
+    _made: dict[str, list[tuple[int, Compiled]]] = field(default_factory=dict)
+    _names: dict[str, str] = field(default_factory=dict)
 
     def add(self, kernels: Iterable[Kernel]) -> list[str]:
         """Compile what is new. Return the sentences of those among `kernels` that do not compile."""
         wrong = []
         for kernel in kernels:
-            if kernel.identity not in self._seen:
-                self._seen[kernel.identity] = self._compile(kernel)
-                self.failed += self._seen[kernel.identity]
-            wrong += self._seen[kernel.identity]
+            if kernel.identity not in self._made:
+                self._names[kernel.identity] = kernel.name
+                self._made[kernel.identity] = [
+                    (architecture, made)
+                    for architecture in self.architectures
+                    for made in self.compiler(kernel, architecture)
+                ]
+            name = self._names[kernel.identity]
+            wrong += [
+                f"{name} does not compile for sm_{architecture} ({made.configuration}): {made.error}"
+                for architecture, made in self._made[kernel.identity]
+                if made.error
+            ]
         return wrong
 
-    def _compile(self, kernel: Kernel) -> list[str]:
-        self.kernels += 1
-        wrong = []
-        for architecture in self.architectures:
-            for made in self.compiler(kernel, architecture):
-                if made.error:
-                    wrong.append(
-                        f"{kernel.name} does not compile for sm_{architecture} ({made.configuration}): {made.error}"
-                    )
-                    continue
-                self.binaries += 1
-                self.most_registers = max(self.most_registers, made.registers)
-                self.most_shared = max(self.most_shared, made.shared)
-                if made.spilled and kernel.name not in self.spilling:
-                    self.spilling.append(kernel.name)
-        return wrong
+    def totals(self, kernels: Iterable[Kernel] | None = None) -> Totals:
+        """Over everything compiled, or over those of `kernels` that were."""
+        wanted = self._made if kernels is None else {k.identity for k in kernels} & self._made.keys()
+        made = [(key, one) for key in wanted for _, one in self._made[key] if not one.error]
+        return Totals(
+            kernels=len(wanted),
+            binaries=len(made),
+            most_registers=max((one.registers for _, one in made), default=0),
+            most_shared=max((one.shared for _, one in made), default=0),
+            spilling=tuple(sorted({self._names[key] for key, one in made if one.spilled})),
+        )

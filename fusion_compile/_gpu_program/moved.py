@@ -23,6 +23,15 @@ def in_aten(captured: fx.GraphModule, *, attention: bool = True, gradients: bool
 
     The backward is traced on the CPU's fake tensors: autograd asks C++ for a GPU before it runs on one.
     """
+    aten = lower_to_aten(as_on_gpu(captured, attention=attention), gradients=gradients)
+    for node, original in zip(_inputs(aten), _inputs(captured), strict=True):
+        node.meta |= {key: original.meta[key] for key in _CARRIED if key in original.meta}
+    hand_on_static_inputs(aten)
+    return aten
+
+
+def as_on_gpu(captured: fx.GraphModule, *, attention: bool = True) -> fx.GraphModule:
+    """A copy of a graph that Dynamo captured on a CPU, with a GPU's `attention` and autocast, still on the CPU."""
     graph = fx.GraphModule(captured, copy.deepcopy(captured.graph))
     for node in graph.graph.nodes:
         if attention and node.target in _ATTENTIONS:
@@ -32,11 +41,7 @@ def in_aten(captured: fx.GraphModule, *, attention: bool = True, gradients: bool
         if _is_factory_without_device(node):
             node.meta["custom"] = {**(node.meta.get("custom") or {}), _STAYS: True}
     graph.recompile()
-    aten = lower_to_aten(graph, gradients=gradients)
-    for node, original in zip(_inputs(aten), _inputs(captured), strict=True):
-        node.meta |= {key: original.meta[key] for key in _CARRIED if key in original.meta}
-    hand_on_static_inputs(aten)
-    return aten
+    return graph
 
 
 def moved_to_gpu(graph: fx.GraphModule, fake: Any) -> list[Tensor]:

@@ -1,13 +1,14 @@
-"""Private API of Inductor: the order in which it runs the nodes of a graph."""
+"""Private API of Inductor: in which order it runs the nodes of a graph, where products go, and what it fuses."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import fx
@@ -127,3 +128,70 @@ def _only_concatenated(product: Any) -> bool:
         )
 
     return isinstance(made, fx.Node) and isinstance(reader, fx.Node) and leads_there_alone(made)
+
+
+_TRITONS_THAT_FAIL = ("3.7.",)
+"""Tritons that cannot compile some sums over everything with computations on single numbers behind them. 3.6 can, and
+so can 3.8 and 3.9; torch 2.13 pins 3.7.1."""
+
+
+@contextlib.contextmanager
+def numbers_apart_from_sums() -> Iterator[None]:
+    """Inside, Inductor writes no kernel for a GPU that sums up everything and stores several numbers that follow.
+
+    Triton 3.7 cannot compile such a kernel where a number that follows from the sum is stored and also decides what
+    else is stored ("operand #0 does not dominate this use"), as a gradient's norm over several banks or a running mean
+    of the loss. Which form fails depends on the shapes, on the number of banks and on the user's loss. So the kernel of
+    a sum stores the sum and one number that follows, and the others are computed apart from it, together: computations
+    on single numbers are fused with each other, which torch thinks too small to be worth it. With another Triton,
+    and where torch has moved what this replaces, nothing happens.
+    """
+    from torch._inductor import config, scheduler
+
+    if not hasattr(scheduler.Scheduler, "can_fuse") or not _this_triton_fails():
+        yield
+        return
+    theirs = scheduler.Scheduler.can_fuse
+
+    def can_fuse(self: Any, node1: Any, node2: Any, *given: Any, **named: Any) -> bool:
+        nodes = [*node1.get_nodes(), *node2.get_nodes()]
+        if _goes_on_from_a_sum(nodes):
+            return False
+        least = 1 if _all_on_numbers(nodes) else config.score_fusion_memory_threshold
+        with config.patch(score_fusion_memory_threshold=least):
+            return bool(theirs(self, node1, node2, *given, **named))
+
+    replaced: Any = scheduler.Scheduler
+    replaced.can_fuse = can_fuse
+    try:
+        yield
+    finally:
+        replaced.can_fuse = theirs
+
+
+def _this_triton_fails() -> bool:
+    try:
+        return importlib.metadata.version("triton").startswith(_TRITONS_THAT_FAIL)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def _goes_on_from_a_sum(nodes: Sequence[Any]) -> bool:
+    """Whether these nodes of a GPU's program reduce something to one number, and compute several others from it."""
+    groups: list[Any] = [getattr(node, "group", None) for node in nodes]
+    if any(group is None or group[0].type == "cpu" for group in groups):
+        return False
+    of_one = [node for node, (_, (size, *_)) in zip(nodes, groups, strict=True) if size == 1]
+    sums = [node for node in of_one if node.is_reduction()]
+    names = {name for node in sums for name in node.get_operation_names()}
+    following = [node for node in of_one if not node.is_reduction() and names & set(node.ancestors)]
+    return len(following) > 1
+
+
+def _all_on_numbers(nodes: Sequence[Any]) -> bool:
+    """Whether each of these nodes of a GPU's program computes one number from others."""
+    groups: list[Any] = [getattr(node, "group", None) for node in nodes]
+    return all(
+        group is not None and group[0].type != "cpu" and group[1][0] == 1 and not node.is_reduction()
+        for node, group in zip(nodes, groups, strict=True)
+    )

@@ -12,7 +12,11 @@ from torch import Tensor
 
 from fusion_compile import _compat
 from fusion_compile._program import compilers_warnings
-from fusion_compile._program._compat import inductor_orders, products_written_into_concatenations
+from fusion_compile._program._compat import (
+    inductor_orders,
+    numbers_apart_from_sums,
+    products_written_into_concatenations,
+)
 from fusion_compile._program.recomputation import checkpoints, recomputes, waits_for_gradient
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "eager")
@@ -81,13 +85,14 @@ def lower_graph(
 
 @contextlib.contextmanager
 def inductor_as_told(graph: torch.fx.GraphModule, backend: str = "inductor") -> Iterator[None]:
-    """Inside, Inductor writes gradients straight into their banks, and what the checkpoints of `graph` compute again
-    waits for the gradient."""
+    """Inside, Inductor writes gradients straight into their banks, what the checkpoints of `graph` compute again waits
+    for the gradient, and no kernel is written that the GPU's compiler is known to fail on."""
     if backend != "inductor":
         yield
         return
     with contextlib.ExitStack() as told:
         told.enter_context(products_written_into_concatenations())
+        told.enter_context(numbers_apart_from_sums())
         if recomputes(graph.graph) or checkpoints(graph.graph):
             told.enter_context(inductor_orders(waits_for_gradient))
         yield

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fusion_compile._compat import mark_static
 from fusion_compile.optim._transform import Place
 
 WIDTH = 1024
@@ -45,10 +46,15 @@ class ParameterSums:
         self._tables: dict[str, _Tables] = {}
 
     def prepare(self, bank: Tensor) -> None:
-        """Build the tables for the device of `bank` ahead of the program that will read them."""
+        """Build the tables for the device of `bank` ahead of the program that will read them, once: they keep their
+        address, so that a CUDA graph reads them in place instead of copying them before every replay."""
+        if str(bank.device) in self._tables:
+            return
         tables = self._build(bank)
         if type(tables.owner) is type(bank) is Tensor:  # tensors of a trace hold no values
             self._tables[str(bank.device)] = tables
+            for table in (tables.entries, tables.owner, *(t for level in tables.levels for t in level[:2])):
+                mark_static(table)
 
     def sums(self, t: Tensor) -> Tensor:
         """``[N]`` -> ``[M]``: the sum of each parameter's entries."""

@@ -95,7 +95,10 @@ def test_a_kernel_that_cannot_be_compiled() -> None:
 
     zero, none = torch.zeros(()), torch.zeros((), dtype=torch.int64)
     graph = captured(norm, torch.ones(256), zero, zero.clone(), zero.clone(), none, none.clone())
-    found = generate(in_aten(graph))
+    alone, as_told = (generate(in_aten(graph), as_told=told) for told in (False, True))
     with pretended(H100):
-        said = Compilation((90,), compile_kernel).add(kernels_of(found.codes))
-    assert said and all("does not compile for sm_90" in sentence for sentence in said)
+        said = Compilation((90,), compile_kernel).add(kernels_of(alone.codes))
+        assert said and all("does not compile for sm_90" in sentence for sentence in said)
+        # With the sum in a kernel of its own.
+        assert len(as_told.launches) == len(alone.launches) + 1
+        assert Compilation((90,), compile_kernel).add(kernels_of(as_told.codes)) == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fusion_compile._gpu_program.kernels import Compilation, Compiled, Kernel, kernels_of
+from fusion_compile._gpu_program.kernels import Compilation, Compiled, Kernel, Totals, kernels_of
 
 
 def text(*kernels: tuple[str, str]) -> str:
@@ -35,11 +35,14 @@ def test_a_compilation_counts_keeps_the_worst_and_compiles_nothing_twice() -> No
     fine = kernels_of([text(("triton_a_1", "x + 1"), ("triton_b_2", "x * 2"))])
     assert compilation.add(fine) == []
     assert compilation.add(fine) == [] and len(asked) == 4
-    assert (compilation.kernels, compilation.binaries) == (2, 4)
-    assert (compilation.most_registers, compilation.most_shared, compilation.spilling) == (40, 1024, ["triton_b_2"])
+    assert compilation.totals() == Totals(2, 4, 40, 1024, ("triton_b_2",))
+    assert compilation.totals(fine[:1]) == Totals(1, 2, 40, 1024, ())
+    assert str(compilation.totals()).endswith(
+        "at most 40 registers and 1024 bytes of shared memory, 1 spill (triton_b_2)"
+    )
 
     broken = kernels_of([text(("triton_c_0", "x * 3"))])
     sentence = "triton_c_0 does not compile for sm_100 (warps 2): operand #0 does not dominate"
     assert compilation.add(broken) == [sentence]
     assert compilation.add(broken) == [sentence], "a program that shares a broken kernel is broken, too"
-    assert compilation.failed == [sentence]
+    assert compilation.totals(broken).binaries == 2

@@ -34,3 +34,14 @@ def test_sums_work_unprepared_and_without_values() -> None:
     bank = torch.arange(8.0)
     assert ParameterSums(places).sums(bank).tolist() == [3.0, 22.0]
     assert ParameterSums(places).sums(bank.to("meta")).shape == (2,)
+
+
+def test_tables_are_built_once_and_keep_their_address() -> None:
+    """A CUDA graph reads them in place; another address would be another recording."""
+    sums, bank = ParameterSums((Place("a", (3,), 0), Place("b", (2, 2), 4))), torch.arange(8.0)
+    sums.prepare(bank)
+    tables = sums._on(bank)
+    held = [tables.entries, tables.owner, *(t for level in tables.levels for t in level[:2])]
+    assert all(getattr(table, "_dynamo_static_input_type", "") == "unguarded" for table in held)
+    sums.prepare(bank.clone())
+    assert sums._on(bank) is tables

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import re
 from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, fx
 from torch._inductor import config
 from torch._inductor.utils import run_and_get_code
 
-from fusion_compile._program._compat import inductor_orders, products_written_into_concatenations
+from fusion_compile._program import _compat
+from fusion_compile._program._compat import (
+    inductor_orders,
+    numbers_apart_from_sums,
+    products_written_into_concatenations,
+)
 
 
 def two_products(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,3 +87,65 @@ def test_a_product_is_written_into_the_concatenation_that_alone_reads_it() -> No
             got, code = run_and_get_code(torch.compile(joined), x, y)
         assert written_in_place(code) == most
         torch.testing.assert_close(got, wanted)
+
+
+def scheduled(name: str, size: int, *, sums: int = 1, after: str = "", device: str = "cuda") -> Any:
+    """A node as Inductor schedules it: `size` results, each the sum of `sums` entries, made from what `after` made."""
+    return SimpleNamespace(
+        group=(torch.device(device), (size, sums)),
+        is_reduction=lambda: sums > 1,
+        get_operation_names=lambda: {name},
+        get_nodes=lambda: [scheduled(name, size, sums=sums, after=after, device=device)],
+        ancestors={after},
+    )
+
+
+ROOT = scheduled("root", 1, after="sum")
+
+
+@pytest.mark.parametrize(
+    ("third", "apart"),
+    [
+        (scheduled("is finite", 1, after="sum"), True),
+        (scheduled("count", 1, after="other"), False),
+        (scheduled("scaled", 64, after="sum"), False),
+        (scheduled("sum of it", 1, sums=64, after="sum"), False),
+    ],
+)
+def test_of_what_follows_from_a_sum_one_number_is_computed_in_its_kernel(third: Any, apart: bool) -> None:
+    total = scheduled("sum", 1, sums=256)
+    assert _compat._goes_on_from_a_sum([total, ROOT, third]) is apart
+    assert not _compat._goes_on_from_a_sum([total, third]), "one is no fault"
+    assert not _compat._goes_on_from_a_sum([scheduled("sum", 8, sums=256), ROOT, third]), "no sum over everything"
+    assert not _compat._goes_on_from_a_sum([total, ROOT, SimpleNamespace()]), "a library's kernel is never fused"
+    on_cpu = [scheduled("sum", 1, sums=256, device="cpu"), *(scheduled(n, 1, after="sum", device="cpu") for n in "ab")]
+    assert not _compat._goes_on_from_a_sum(on_cpu)
+
+
+@pytest.mark.parametrize(("version", "told"), [("3.7.1", True), ("3.6.0", False), ("3.8.0", False), (None, False)])
+def test_only_a_triton_that_fails_is_spared_such_kernels(
+    version: str | None, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor.scheduler import Scheduler
+
+    def said(name: str) -> str:
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    thresholds: list[int] = []
+
+    def theirs(self: Any, one: Any, other: Any) -> bool:
+        thresholds.append(config.score_fusion_memory_threshold)
+        return True
+
+    monkeypatch.setattr(Scheduler, "can_fuse", theirs)
+    monkeypatch.setattr(importlib.metadata, "version", said)
+    given, scheduler = config.score_fusion_memory_threshold, SimpleNamespace()
+    total, both = scheduled("sum", 1, sums=256), SimpleNamespace(get_nodes=lambda: [ROOT, ROOT])
+    with numbers_apart_from_sums():
+        ask: Any = Scheduler.can_fuse
+        assert ask(scheduler, total, both) is not told
+        assert ask(scheduler, total, ROOT) and ask(scheduler, ROOT, ROOT)
+    assert Scheduler.can_fuse is theirs
+    assert thresholds == ([given, 1] if told else [given] * 3)

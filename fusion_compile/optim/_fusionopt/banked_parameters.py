@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fusion_compile._compat import mark_static
 from fusion_compile._types import Tensors
 from fusion_compile.optim._parameter_sums import ParameterSums
 from fusion_compile.optim._transform import SPECTRAL, BankInfos
@@ -42,7 +43,9 @@ class BankedParameters:
             if type(bank) in (Tensor, torch.nn.Parameter):  # not the fake tensors of a trace
                 for name, values in self._tables(key, bank).items():
                     at = f"{key}:{name}:{bank.device}"
-                    self._made[at] = self._made.get(at, _tensor(values, bank.device))
+                    if at not in self._made:
+                        self._made[at] = _tensor(values, bank.device)
+                        mark_static(self._made[at])  # a CUDA graph reads it in place
 
     def count(self, key: str, bank: Tensor) -> int:
         """Entries of `bank` that belong to a parameter; the others pad a flat bank."""
