@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import random
 import sys
@@ -16,6 +18,17 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 import pytest
 import torch
+
+from fusion_compile import _tracked
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each capture of a step looks at everything that the collector tracks, and a worker imports all of these sooner or
+    # later: 300,000 objects of libraries, in which no test's iterator lies.
+    for library in ("diffusers", "transformers", "sklearn.datasets", "matplotlib.figure", "torch._inductor.compile_fx"):
+        importlib.import_module(library)
+    gc.collect()
+    gc.freeze()
+    _tracked.walks_frozen = False
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import nn
 
 from fusion_compile._torch_optim.named_groups import names_of
 from fusion_compile._torch_optim.parameter_group import Holder
+from fusion_compile._tracked import tracked
 
 _PLACE = "param_groups["
 """How the name of a parameter begins that has none: the expression that leads to it."""
@@ -18,7 +18,7 @@ _PLACE = "param_groups["
 def alive_modules() -> list[nn.Module]:
     """All modules that anybody holds, except those that only hold parameters for us."""
     # type(), because isinstance() asks proxies for their __class__, which runs their code.
-    found = (o for o in gc.get_objects() if issubclass(type(o), nn.Module))
+    found = (o for o in tracked() if issubclass(type(o), nn.Module))
     return [m for m in found if not isinstance(m, Holder)]
 
 

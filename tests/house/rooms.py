@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from tests.house.source import within
 
-GROUND = {"fusion_compile." + name for name in ("_compat", "_types", "_say_once", "_progress", "_factory")}
-"""Private torch API, the shared nouns, warnings said once, progress, MODULE:FACTORY of commands."""
+GROUND = {"fusion_compile." + name for name in ("_compat", "_types", "_say_once", "_progress", "_factory", "_tracked")}
+"""Private torch API, the shared nouns, warnings said once, progress, MODULE:FACTORY of commands, tracked objects."""
 DOORS = {"fusion_compile", "fusion_compile.optim"} | {
     "fusion_compile." + name
     for name in ("training_step", "torch_optimizer", "optimizer_classes", "sampler", "scalar_logger", "cli")

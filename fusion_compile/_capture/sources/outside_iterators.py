@@ -13,6 +13,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias, cast
 
+import numpy as np
+
+from fusion_compile._tracked import tracked
+
 _LIST: type = type(iter([]))
 _ITERTOOLS = tuple(v for v in vars(itertools).values() if isinstance(v, type))
 _DEEPEST = 4
@@ -20,6 +24,7 @@ _DEEPEST = 4
 _WARNS_WHEN_REDUCED = (3, 12) <= sys.version_info < (3, 14)
 
 
+_GLOBAL_GENERATORS = (random.random.__self__, np.random.rand.__self__)  # type: ignore[attr-defined]
 _Place: TypeAlias = tuple[Any, Callable[[], Any], Any]
 """An object, what tells its position, and the position that was told last."""
 
@@ -40,7 +45,7 @@ class OutsideIterators:
         self._positions: list[_Place] = []
         self._numpy: list[_Place] = []
         is_kind: dict[type, str] = {}
-        for thing in gc.get_objects():
+        for thing in itertools.chain(tracked(), _GLOBAL_GENERATORS):
             kind = type(thing)
             what = is_kind.get(kind)
             if what is None:

