@@ -98,21 +98,22 @@ class TrainingStep(Lifetime):
 
         Args:
             *batch: What `loss_fn` gets after the model: tensors on the model's device, in tuples, lists, dictionaries
-                and dataclasses; None, booleans and strings are part of the program.
+                and dataclasses. A number in arithmetic on tensors may change at each step; what decides more than that
+                (None, booleans, strings, enumerations) is part of the program, which each value has.
 
         Returns:
             The loss, a 0-dim tensor on the device: the mean over micro-batches, at the weights before the step.
 
         Raises:
             ValueError: A batch or loss that the program cannot take. The state is then as before the call.
-            TypeError: A Python number or other object in the batch, or a loss that is no tensor.
+            TypeError: An object in the batch that no program takes, or a loss that is no tensor.
             RuntimeError: The model was rebound, frozen or switched between train and eval, or the step was released.
         """
         self._check_alive()
         self._check_mode(self.model)
         self._residence.check()
         batch = batches.outside_inference(batch)
-        signature = batches.signature(batch, self.layout.device)
+        signature = batches.signature(batch, self.layout.device, fixed=self._plan.options.fixes_numbers)
         due = self.transform.period > 0 and self.steps_called % self.transform.period == 0
         self.hyperparameters.apply_schedules(self.steps_called)
         with self._turn.writing():
@@ -133,7 +134,7 @@ class TrainingStep(Lifetime):
         that the loss returns. All are copies. Reading one on the CPU waits for the device; `ScalarLogger` does not.
         """
         self._check_alive()
-        return step_metrics(self._plan.update, self._state)
+        return step_metrics(self._plan.update, self._state, self._programs.shown)
 
     @property
     def programs(self) -> list[Program]:

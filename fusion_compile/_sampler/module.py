@@ -20,7 +20,7 @@ from fusion_compile._sampler.rectified_flow import euler, first_timestep, flow_c
 from fusion_compile._sampler.report import SamplerReport
 from fusion_compile._sampler.rows import Found, Learnable, Unserved
 from fusion_compile._sampler.schedule import as_schedule, preset
-from fusion_compile._sampler.stand_in import StandIn
+from fusion_compile._sampler.stand_in import StandIn, in_turn
 from fusion_compile._sampler.weights.release import ReleasableWeights, destination
 from fusion_compile._sampler.weights.unservable import Unservable
 from fusion_compile._say_once import SayOnce
@@ -118,8 +118,7 @@ class SamplerModule(StandIn):
             program.compute_rows(slot, (row, *program.rows_ahead()))
             return program.denoise(slot, program.row_index(row), call.tensors)
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
+    @in_turn
     def prepare(
         self,
         args: tuple[Any, ...] = (),
@@ -164,8 +163,7 @@ class SamplerModule(StandIn):
                     else:
                         program.prepare_request(call, program.find_request(call), program.scheduled_rows())
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
+    @in_turn
     def sample(
         self,
         noise: Tensor,
@@ -237,6 +235,7 @@ class SamplerModule(StandIn):
 
             return euler(noise, self.timesteps, guidance_scale, velocities)
 
+    @in_turn
     def release_weights(self, to: str | torch.device, *, keep_prologue: bool = False, unread: bool = False) -> int:
         """Take the weights that no step of the loop reads out of the model's memory.
 
@@ -280,11 +279,10 @@ class SamplerModule(StandIn):
                 "nothing was hoisted yet: call the sampler once, or pass example_inputs to optimize_sampler."
             )
         programs = self._programs.values()
-        with torch.inference_mode(False), torch.no_grad():
-            for program in programs:
-                program.follow_weights(look=True)
-                if device is None:
-                    program.complete(self._preset)
+        for program in programs:
+            program.follow_weights(look=True)
+            if device is None:
+                program.complete(self._preset)
         needed = frozenset[str]().union(*(p.body_names for p in programs))
         if keep_prologue:
             needed = needed.union(*(p.prologue_names for p in programs))
@@ -301,6 +299,7 @@ class SamplerModule(StandIn):
         self._released += net
         return net
 
+    @in_turn
     def restore_weights(self, state: Mapping[str, Tensor] | None = None) -> None:
         """Put released weights back.
 
@@ -331,6 +330,7 @@ class SamplerModule(StandIn):
         self._released = 0
         self.invalidate()
 
+    @in_turn
     def invalidate(self) -> None:
         """Compute every table again at its next use.
 
@@ -347,6 +347,7 @@ class SamplerModule(StandIn):
             program.invalidate(None)
 
     @property
+    @in_turn
     def report(self) -> SamplerReport:
         """What was hoisted and declined, for each combination of shapes seen lately; print it to read it."""
         programs = tuple(program.report(self._released) for program in self._programs.values())

@@ -7,9 +7,10 @@ import functools
 import inspect
 import threading
 import types
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 
@@ -30,6 +31,21 @@ class ForwardOf:
         forward.__signature__ = stand_in._signature  # type: ignore[attr-defined]
         forward.__doc__ = stand_in._serve.__doc__
         return forward
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def in_turn(method: Method) -> Method:
+    """`method` of a `StandIn`, run by one thread at a time, without gradients, and on tensors that outlive the caller's
+    inference mode."""
+
+    @functools.wraps(method)
+    def run(self: StandIn, *args: Any, **kwargs: Any) -> Any:
+        with self._turn, torch.inference_mode(False), torch.no_grad():
+            return method(self, *args, **kwargs)
+
+    return run  # type: ignore[return-value]
 
 
 _COMPUTES = frozenset({"apply_model"})

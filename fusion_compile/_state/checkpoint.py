@@ -185,8 +185,10 @@ def _put(model: nn.Module | None, wanted: Tensors, given: Mapping[str, Tensor]) 
     for name, tensor in wanted.items():
         if model is not None and _is_extra(name):
             model.get_submodule(name.rpartition(".")[0]).set_extra_state(given[name].detach().clone())
-        else:
+        elif name in given:
             tensor.copy_(given[name])
+        else:
+            tensor.zero_()
 
 
 def _refuse_mismatches(saved: Mapping[str, Any], targets: Mapping[str, Tensors], remedy: str) -> None:

@@ -124,7 +124,23 @@ def _made(path: str | PathLike[str]) -> Path:
         raise FileExistsError(
             f"{index} is not an index that TrainingStep.save() wrote, and would be lost. Give a folder of its own."
         )
+    if not index.exists() and (theirs := _others(folder)):
+        raise FileExistsError(
+            f"{folder} holds {theirs} and no checkpoint, so it is not written into: a checkpoint is a folder of its "
+            f"own. Give a new or empty one, {str(folder / 'checkpoint')!r} for example."
+        )
     return folder
+
+
+def _others(folder: Path) -> str:
+    """The first thing in a folder in which nothing is ours; empty where something is, or where there is nothing.
+
+    Hidden files (a file browser's) and folders that are checkpoints themselves count as nothing.
+    """
+    found = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
+    if any(_WRITTEN.fullmatch(name) for name in found):
+        return ""
+    return next((name for name in found if not (folder / name / INDEX).is_file()), "")
 
 
 def _is_ours(folder: Path, index: Path) -> bool:

@@ -23,8 +23,8 @@ _HEAD_NAME = re.compile(
 )
 _EXPERTS = re.compile(r"(^|[._])experts?([._]|$)", re.IGNORECASE)
 """Mixtures of experts keep the matrices of all experts in one parameter ``[E, m, n]``."""
-_KERNEL_1D, _KERNEL_ND = 7, 32
-"""Last axes up to which a parameter of a module that torch does not know is taken for a convolution's weight."""
+_KERNEL = 32
+"""Last axes up to which a parameter ``[o, i, h, w, …]`` of any module is taken for a convolution's weight."""
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -108,7 +108,8 @@ def route(
 
     Spectral: linear and (flattened) convolution weights with both sides at least 128 that are neither embedding nor
     output head, and the stacked matrices ``[E, m, n]`` of experts. A parameter of three or more axes that is named in
-    `force_spectral` is a stack, unless it is a convolution's weight or looks like one. `roles`: those that the
+    `force_spectral` is a stack, however short its last axis, unless it belongs to a convolution (a module of torch's
+    or one whose class says so), or has four axes or more and the last ones of a kernel. `roles`: those that the
     optimizer handles; without a spectral role every parameter is ``"scalar"``. `force_scalar`, `force_spectral`:
     regular expressions searched in the full name; both at once is a ValueError.
     """
@@ -121,11 +122,18 @@ def route(
             f"force_spectral={list(force_spectral)} has no effect: the optimizer updates every parameter element by "
             f"element; drop it, or use one with a spectral part (muon, normuon, sf_normuon)."
         )
+    modules = dict(model.named_modules(remove_duplicate=False))
     owners = {
         f"{prefix}.{key}" if prefix else key: module
-        for prefix, module in model.named_modules(remove_duplicate=False)
+        for prefix, module in modules.items()
         for key in module._parameters
     }
+
+    def user_of(name: str) -> nn.Module | None:
+        """The module that uses a parameter: of a parametrized one not its collection of originals."""
+        head, parametrized, _ = name.partition(".parametrizations.")
+        return modules.get(head) if parametrized else owners.get(name)
+
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
     head = _output_head(model)
     # By identity: named_parameters() lists a tied parameter under the first of its names only.
@@ -149,7 +157,7 @@ def route(
             return _Decision(ELEMENTWISE, f"{p.ndim}-D" if p.numel() else "empty")
         is_conv = isinstance(owners.get(name), _CONV)
         experts = p.ndim > 2 and _EXPERTS.search(name) is not None
-        is_stack = p.ndim > 2 and not is_conv and (experts or not _is_kernel(p))
+        is_stack = p.ndim > 2 and not is_conv and (experts or not _is_kernel(p, user_of(name)))
         if on:
             how = f"; {_stacked(p)}" if is_stack else "; flattened, as a convolution's weight is" if p.ndim > 2 else ""
             return _Decision(SPECTRAL, f"force_spectral {on!r}{how}", is_stack)
@@ -179,9 +187,14 @@ class _Decision(NamedTuple):
     stack: bool = False
 
 
-def _is_kernel(p: nn.Parameter) -> bool:
-    """Whether the last axes are so short that the parameter of an unknown module is the weight of a convolution."""
-    return p.shape[-1] <= _KERNEL_1D if p.ndim == 3 else max(p.shape[2:]) <= _KERNEL_ND
+def _is_kernel(p: nn.Parameter, owner: nn.Module | None) -> bool:
+    """Whether a parameter of `owner`, which is none of torch's convolutions, is a convolution's weight all the same: the
+    owner's class says so (``CausalConv1d``, a parametrized one), or its last axes are as short as a kernel's.
+
+    Three axes alone say nothing: ``[heads, m, 4]`` is a stack of low ranks as well as a kernel.
+    """
+    named = owner is not None and "conv" in type(owner).__name__.lower()
+    return named or (p.ndim > 3 and max(p.shape[2:]) <= _KERNEL)
 
 
 def _stacked(p: nn.Parameter) -> str:

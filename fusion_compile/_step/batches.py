@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
@@ -11,8 +12,12 @@ from torch import Tensor
 from fusion_compile._step.containers import children, map_tensors, special_containers
 
 Signature: TypeAlias = tuple[tuple[str, Any], ...]
-"""``(path, (shape, dtype, stride, the path of the same tensor before it or None))`` of every tensor, and ``(path,
-value)`` of every None, bool or string."""
+"""``(path, (shape, dtype, stride, the path of the same tensor before it or None))`` of every tensor, ``(path, int)`` or
+``(path, float)`` of every number, and ``(path, value)`` of every constant: None, a bool, a string, a member of an
+enumeration."""
+NUMBERS = (int, float)
+"""Types of numbers whose value may be another one in each batch."""
+_CONSTANTS = (type(None), bool, str, enum.Enum, torch.dtype, torch.device, torch.Size)
 
 
 def leaves(tree: Any, path: str = "batch") -> Iterator[tuple[str, Any]]:
@@ -36,8 +41,16 @@ def with_leaves(batch: Any, given: Iterable[Tensor]) -> Any:
     return map_tensors(lambda _: next(following), batch)
 
 
-def signature(batch: tuple[Any, ...], device: torch.device) -> Signature:
-    """The key of the program that fits `batch`. ValueError or TypeError for a batch that no program can take."""
+def numbers(batch: tuple[Any, ...]) -> dict[str, Any]:
+    """The Python numbers of a batch by path, in the order of `leaves`."""
+    return {path: leaf for path, leaf in leaves(batch) if type(leaf) in NUMBERS}
+
+
+def signature(batch: tuple[Any, ...], device: torch.device, *, fixed: bool = False) -> Signature:
+    """The key of the program that fits `batch`. ValueError or TypeError for a batch that no program can take.
+
+    `fixed`: a number counts as a constant, so that each value has a program.
+    """
     places: dict[int, str] = {}  # one tensor in two places is one input of a program
     out: list[tuple[str, Any]] = [(path, f"a {kind.__qualname__}") for path, kind in special_containers(batch)]
     for path, leaf in leaves(batch):
@@ -54,7 +67,9 @@ def signature(batch: tuple[Any, ...], device: torch.device) -> Signature:
                 )
             first = places.setdefault(id(leaf), path)
             out.append((path, (tuple(leaf.shape), leaf.dtype, leaf.stride(), None if first == path else first)))
-        elif leaf is None or isinstance(leaf, bool | str):
+        elif type(leaf) in NUMBERS:
+            out.append((path, repr(leaf) if fixed else type(leaf)))
+        elif isinstance(leaf, _CONSTANTS):
             out.append((path, leaf))
         else:
             raise TypeError(_sentence(path, leaf, device))
@@ -79,13 +94,14 @@ def _sentence(path: str, leaf: Any, device: torch.device) -> str:
             f"dataclasses."
         )
     return (
-        f"{path} is a {kind} ({shown}); every new value would need another program. "
-        f"Pass a tensor, torch.tensor({shown}, device={str(device)!r})."
+        f"{path} is a {kind} ({shown}), which a program cannot take; give tensors, numbers, None, booleans, strings or "
+        f"members of an enumeration."
     )
 
 
 def check_same_kind(signature: Signature, compiled: Iterable[Signature]) -> None:
-    """Raise ValueError if a batch differs in more than its shapes from those that programs were `compiled` for."""
+    """Raise ValueError if a batch has other parts, or tensors of other dtypes, than those that programs were `compiled`
+    for."""
     for first in compiled:
         new, old = _kinds(signature), _kinds(first)
         if new.keys() != old.keys():
@@ -95,7 +111,7 @@ def check_same_kind(signature: Signature, compiled: Iterable[Signature]) -> None
                 f"the batch {how} {odd}, unlike the first one; give the same parts, or compile another step."
             )
         for path, kind in new.items():
-            if kind != old[path]:
+            if kind and old[path] and kind != old[path]:
                 raise ValueError(
                     f"{path} is {kind}, but the step was compiled for {old[path]}; convert it, or compile another step."
                 )
@@ -103,7 +119,8 @@ def check_same_kind(signature: Signature, compiled: Iterable[Signature]) -> None
 
 
 def _kinds(signature: Signature) -> dict[str, str]:
-    return {path: str(what[1]) if isinstance(what, tuple) else repr(what) for path, what in signature}
+    """The dtype of each tensor by path; "" for what is no tensor."""
+    return {path: str(what[1]) if type(what) is tuple else "" for path, what in signature}
 
 
 def outside_inference(batch: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from copy import copy
 from typing import Any
 
+import torch
 from torch import Tensor
 
 _PLAIN = (dict, list, tuple)
@@ -19,7 +20,9 @@ _MAPPINGS = (dict, UserDict)
 
 
 def children(tree: Any) -> list[tuple[str, Any]] | None:
-    """``(step of the path, child)`` of a container; None for a leaf."""
+    """``(step of the path, child)`` of a container; None for a leaf, as a ``torch.Size`` is one."""
+    if isinstance(tree, torch.Size):
+        return None
     if isinstance(tree, _MAPPINGS):
         return [(f"[{key!r}]", child) for key, child in tree.items()]
     if isinstance(tree, tuple | list):
@@ -42,24 +45,28 @@ def special_containers(tree: Any, path: str = "batch") -> Iterator[tuple[str, ty
 
 def map_tensors(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """`tree` with ``fn(tensor)`` in the place of each tensor; containers are new, and of the same class."""
-    if isinstance(tree, Tensor):
+    return map_leaves(lambda leaf: fn(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def map_leaves(fn: Callable[[Any], Any], tree: Any) -> Any:
+    """`tree` with ``fn(leaf)`` in the place of each leaf, in the order of `children`; containers are new, and of the
+    same class."""
+    if children(tree) is None:
         return fn(tree)
     if type(tree) in (dict, OrderedDict):
-        return type(tree)((key, map_tensors(fn, child)) for key, child in tree.items())
+        return type(tree)((key, map_leaves(fn, child)) for key, child in tree.items())
     if isinstance(tree, tuple | list):
-        inner = [map_tensors(fn, child) for child in tree]
+        inner = [map_leaves(fn, child) for child in tree]
         return type(tree)(*inner) if hasattr(tree, "_fields") else type(tree)(inner)
     if isinstance(tree, _MAPPINGS):
         new = copy(tree)  # with its default factory, its attributes
         for key, child in tree.items():
-            new[key] = map_tensors(fn, child)
+            new[key] = map_leaves(fn, child)
         return new
-    if _is_dataclass(tree):
-        new = copy(tree)
-        for name in _fields(tree):
-            object.__setattr__(new, name, map_tensors(fn, getattr(tree, name)))  # frozen ones, too
-        return new
-    return tree
+    new = copy(tree)
+    for name in _fields(tree):
+        object.__setattr__(new, name, map_leaves(fn, getattr(tree, name)))  # frozen dataclasses, too
+    return new
 
 
 def _is_dataclass(value: Any) -> bool:

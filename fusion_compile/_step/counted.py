@@ -21,10 +21,25 @@ class CountedNumbers:
         slots: Where they lie.
         rule: While it holds, the captured step is the step, and it says how the numbers go on.
         operands: What goes into arithmetic on tensors; None if nothing does.
+        of_the_batch: How many of `slots`, the last ones, hold numbers of the batch, which the step does not count on.
+        fixed: Where numbers of the batch lie for whose present values alone the captured step is the step.
+
+    Attributes:
+        counted: Where the numbers lie that the step counts on.
     """
 
-    def __init__(self, slots: Sequence[Slot], rule: NumberRule, operands: Operands | None = None) -> None:
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        rule: NumberRule,
+        operands: Operands | None = None,
+        *,
+        of_the_batch: int = 0,
+        fixed: Sequence[Slot] = (),
+    ) -> None:
         self.slots, self._rule, self.operands = list(slots), rule, operands
+        self.counted = self.slots[: len(self.slots) - of_the_batch]
+        self._fixed = [(slot, read(slot)) for slot in fixed]
 
     def given(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
         """What a captured step takes: `batch`, and behind it the operands for the numbers as they are now."""
@@ -44,11 +59,13 @@ class CountedNumbers:
 
     def fit(self) -> bool:
         """Whether the captured step is the step for the numbers as they are now."""
-        return self._rule.holds([read(slot) for slot in self.slots])
+        return all(_is_same(read(slot), value) for slot, value in self._fixed) and self._rule.holds(
+            [read(slot) for slot in self.slots]
+        )
 
     def count_on(self) -> None:
         """What a step does to the numbers, without running the user's Python."""
-        for slot, value in zip(self.slots, self._rule.next([read(slot) for slot in self.slots]), strict=True):
+        for slot, value in zip(self.counted, self._rule.next([read(slot) for slot in self.slots]), strict=False):
             write(slot, value)
 
 
@@ -57,22 +74,35 @@ def count_numbers(
     run_on_fakes: Callable[[Any], object],
     restore: Callable[[], None],
     device: torch.device,
+    given: Sequence[Slot] = (),
 ) -> CountedNumbers:
-    """Find out what numbers decide.
+    """Find out what numbers decide: those in `slots`, which the loss changes, and in `given`, which a batch brings.
 
     `run_on_fakes`: runs forward and backward of the loss inside the fake mode that it is given; `restore` puts back
-    what it leaves behind, the numbers apart. `device`: where operands lie. Raises ValueError for a number that a
-    captured step cannot follow.
+    what it leaves behind, the numbers apart. `device`: where operands lie. A captured step is the step for one value of
+    a given number that it cannot follow. Raises ValueError for one that the loss changes and that cannot be followed.
     """
-    if not slots:
+    every = [*slots, *given]
+    if not every:
         return CountedNumbers((), NumberRule((), (), ()))
-    numbers = study_numbers(run_on_fakes, slots, restore=restore)
-    for use in numbers.uses:
+    numbers = study_numbers(run_on_fakes, every, restore=restore)
+    for use in numbers.uses[: len(slots)]:
         if numbers.rule is None or use.decides not in _FOLLOWED:
             raise ValueError(use.sentence())
-    assert numbers.rule is not None
-    used = [expression for use in numbers.uses for expression in use.operands]
-    return CountedNumbers(slots, numbers.rule, Operands(slots, used, device) if used else None)
+    if numbers.rule is None:
+        return fixed_numbers(given)
+    used = [expression for use in numbers.uses for expression in use.operands if use.decides in _FOLLOWED]
+    operands = Operands(every, used, device) if used else None
+    return CountedNumbers(every, numbers.rule, operands, of_the_batch=len(given))
+
+
+def fixed_numbers(given: Sequence[Slot]) -> CountedNumbers:
+    """The numbers of a step that is the step for the present values alone of those that its batch brings."""
+    return CountedNumbers((), NumberRule((), (), ()), fixed=given)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and repr(one) == repr(other)
 
 
 def operand_sentence(numbers: CountedNumbers, why: str) -> str:

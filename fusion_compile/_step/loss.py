@@ -16,6 +16,7 @@ from fusion_compile._capture.by_running.leaves import parameters_are_leaves, tag
 from fusion_compile._capture.by_running.trace import no_checkpoint_is_reentrant
 from fusion_compile._capture.rehearsal.contents import Contents
 from fusion_compile._capture.rehearsal.real_writes import RealWritesPutBack
+from fusion_compile._step.batch_numbers import BatchNumbers
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.containers import map_tensors
 from fusion_compile._step.host_reads import HostRead, RefuseHostReads, host_read_message, not_on_fakes_message
@@ -32,19 +33,28 @@ class LossModule(nn.Module):
     """Model and loss as one module, so that the loss can run with any weights.
 
     Its forward returns loss, metrics and the values that the tracked buffers have after the loss. Call ``forward``:
-    hooks on all modules are not for this one, which the user does not know.
+    hooks on all modules are not for this one, which the user does not know. `numbers`: what stands in the place of the
+    batch's Python numbers.
     """
 
     def __init__(
-        self, model: nn.Module, loss_fn: LossFn, tracked: tuple[str, ...] = (), precision: Precision | None = None
+        self,
+        model: nn.Module,
+        loss_fn: LossFn,
+        tracked: tuple[str, ...] = (),
+        precision: Precision | None = None,
+        numbers: BatchNumbers | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self._loss_fn = loss_fn
         self._tracked = tracked
         self._precision = precision
+        self._numbers = numbers
 
     def forward(self, *batch: Any) -> tuple[Tensor, dict[str, Tensor], Tensors]:
+        if self._numbers is not None:
+            batch = self._numbers.put(batch)
         if self._precision is None or self._precision.dtype is None:
             out = self._loss_fn(self.model, *batch)
         else:
@@ -83,25 +93,31 @@ class LossFacts:
 
     def difference(self, other: LossFacts) -> str:
         """The first difference from `other`, in words."""
-        if self.metrics != other.metrics:
-            said = "a captured step returns the same ones each time: give nan where there is none"
-            return f"returns the metrics {self.metrics}, before {other.metrics} ({said})"
+        if odd := self._other_metrics(other):
+            (now, kind), (then, former) = self.metrics[odd[0]], other.metrics[odd[0]]
+            said = "a captured step keeps one shape and dtype for each metric: return a number, or another name"
+            return f"returns the metric {odd[0]!r} as {list(now)} {kind}, before as {list(then)} {former} ({said})"
         return f"leaves unread {list(self.unused)}, before {list(other.unused)}"
 
-    def joined(self, other: LossFacts | None, *, any_metrics: bool = False) -> LossFacts:
-        """These facts with what either changes or writes: what a loss leaves alone passes through a step.
+    def _other_metrics(self, other: LossFacts) -> list[str]:
+        return [n for n, what in self.metrics.items() if other.metrics.get(n, what) != what]
 
-        `any_metrics`: the metrics may differ. Raises ValueError, the first difference in words, if anything else does.
+    def joined(self, other: LossFacts | None, *, any_metrics: bool = False) -> LossFacts:
+        """These facts with what either changes, writes or returns: what a loss leaves alone passes through a step.
+
+        `any_metrics`: a metric may have another shape or dtype. Raises ValueError, the first difference in words, if
+        anything else differs.
         """
         if other is None:
             return self
-        if self.unused != other.unused or (self.metrics != other.metrics and not any_metrics):
+        if self.unused != other.unused or (self._other_metrics(other) and not any_metrics):
             raise ValueError(self.difference(other))
         more = tuple(name for name in self.changed_buffers if name not in other.changed_buffers)
         wrote = tuple(name for name in self.written if name not in other.written)
         put = tuple(name for name in self.assigned if name not in other.assigned)
         return replace(
             other,
+            metrics={**other.metrics, **self.metrics},
             changed_buffers=other.changed_buffers + more,
             written=other.written + wrote,
             assigned=other.assigned + put,

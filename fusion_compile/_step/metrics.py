@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 
@@ -13,13 +13,16 @@ from fusion_compile._step.update import UpdatePlan, is_alike
 from fusion_compile._types import Tensors
 
 
-def step_metrics(plan: UpdatePlan, state: Tensors) -> Tensors:
+def step_metrics(plan: UpdatePlan, state: Tensors, shown: Collection[str] | None = None) -> Tensors:
     """Copies of all hyperparameters, the optimizer's diagnostics, the step's metrics and its counts, by name.
 
-    Of one name a later source wins, in this order.
+    Of one name a later source wins, in this order. `shown`: the loss's metrics that the last step has; None for all.
     """
     numbers = plan.hyperparameters.by_name(state[keys.HYPERPARAMETERS].clone())
-    own = {**keys.section(state, keys.METRICS), **keys.section(state, keys.COUNTS)}
+    kept = keys.section(state, keys.METRICS)
+    if shown is not None:
+        kept = {name: t for name, t in kept.items() if name in METRICS or name in shown}
+    own = {**kept, **keys.section(state, keys.COUNTS)}
     return {**numbers, **plan.diagnostics(state), **{name: t.clone() for name, t in own.items()}}
 
 

@@ -29,6 +29,11 @@ class StepOptions:
     max_shapes: int = MAX_PROGRAMS
     dynamic: bool = False
 
+    @property
+    def fixes_numbers(self) -> bool:
+        """Whether each value of a Python number in a batch needs a program, because Dynamo would fix it."""
+        return self.mode != "eager" and (self.capture == "read" or not self.rehearse)
+
     def __post_init__(self) -> None:
         if self.capture not in CAPTURES:
             raise ValueError(f"capture={self.capture!r} is not known; give 'read', 'run' or None.")

@@ -133,6 +133,14 @@ def _of_uncompiled(state: Tensors, proof: Proof, uncompiled: Callable[[], None])
         proof.undo(state)
 
 
+def not_the_loops(objection: str) -> str:
+    """The refusal of a step whose numbers are not the ordinary loop's."""
+    return (
+        f"the captured step is not the ordinary loop's: {objection}. Nothing was changed. mode='eager' runs the loss "
+        f"as it is; please report the model."
+    )
+
+
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
 

@@ -32,6 +32,8 @@ class NotRead(ValueError):
 class ReadStep:
     """A program of `programs`, compiled by its first step, which has been taken when the constructor is done.
 
+    `shows`: the loss's metrics that it has.
+
     Raises NotRead, or ValueError for a graph that was refused; the state is then as before.
     """
 
@@ -51,6 +53,8 @@ class ReadStep:
         dims: Dims = (),
     ) -> None:
         self._dims = dims
+        self._keys = tuple(given[0])
+        self.shows: frozenset[str] = frozenset()
         self._programs, self._key, self._mode = programs, key, mode
         self._methods: Methods | None = None
         self._hooks: LateHooks | None = None
@@ -82,6 +86,8 @@ class ReadStep:
             self._hooks.check()
         known = self._programs.get(self._key)
         assert known is not None
+        if len(state) != len(self._keys):  # metrics of other programs have joined, which Dynamo's guards would notice
+            state = {key: state[key] for key in self._keys}
         try:
             known(state, batch)
         except NoLongerFits as error:

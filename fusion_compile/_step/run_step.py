@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from fusion_compile._capture.by_running.trace import no_checkpoint_is_reentrant
 from fusion_compile._capture.python_state.slots import Slot
@@ -16,6 +16,24 @@ from fusion_compile._step.counted import CountedNumbers
 from fusion_compile._step.metrics import fit_metrics
 from fusion_compile._step.update import UpdatePlan, donated
 from fusion_compile._types import Tensors
+
+
+class Step(Protocol):
+    """One way to take a step for one kind of batch. `shows`: the loss's metrics that it has."""
+
+    shows: frozenset[str]
+
+    @property
+    def forms(self) -> dict[str, Any]: ...
+
+    @property
+    def counted(self) -> list[Slot]: ...
+
+    def fits(self) -> bool: ...
+
+    def __call__(self, state: Tensors, batch: tuple[Any, ...]) -> Tensors: ...
+
+    def done(self) -> None: ...
 
 
 class UncapturedStep:
@@ -39,6 +57,7 @@ class UncapturedStep:
             return new
 
         self._step, self._carried, self.counted = donated(fitting), carried, counted
+        self.shows: frozenset[str] = frozenset()
 
     @property
     def forms(self) -> dict[str, Any]:
@@ -73,13 +92,14 @@ class RunStep:
         self._captured, self._numbers = captured, numbers
         self._watch: Watch | None = None
         self.forms = forms
+        self.shows: frozenset[str] = frozenset()
         self.program = Program(captured.graph, captured_by="run")
         refuse_host_syncs(self.program.findings(thorough=False))
 
     @property
     def counted(self) -> list[Slot]:
         """Where the numbers lie that it counts on."""
-        return self._numbers.slots
+        return self._numbers.counted
 
     def watch(self, roots: Mapping[str, Any], reads: Reads, carried: Carried) -> None:
         """From now on notice what changes, apart from what the step itself carries and counts."""

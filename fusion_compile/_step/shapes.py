@@ -40,12 +40,46 @@ def refuse_too_many(
             f"this would be batch shape number {bound + 1}: each shape is a program of its own, with its own memory. "
             f"Pad or bucket the batches, drop the last incomplete one (DataLoader(drop_last=True)), let one program "
             f"serve a band of sizes (dynamic=True), or raise the bound: compile_training_step(max_shapes=…)."
+            f"{_of_constants(signature, known)}"
         )
     if of_this_shape >= MAX_PROGRAMS:
         raise ValueError(
-            f"this would be program number {MAX_PROGRAMS + 1} for one batch shape: a plain number that the loss "
-            f"changes decides what is computed, otherwise each time. Keep it in a 0-dim tensor."
+            f"this would be program number {MAX_PROGRAMS + 1} for one batch shape: a plain number of the loss or the "
+            f"batch decides what is computed, otherwise each time. Keep it in a 0-dim tensor."
         )
+
+
+def constant_sentence(signature: batches.Signature, known: Iterable[batches.Signature]) -> str:
+    """What to say where a batch differs from one before it in a constant alone; empty where none does."""
+    if not (path := _changed_constant(signature, known)):
+        return ""
+    return (
+        f"{path} is another one than before, and each value of it has a program of its own (max_shapes bounds them). "
+        f"Leave out of the batch what the loss does not read."
+    )
+
+
+def no_band_sentence(bound: int) -> str:
+    """What to say where ``dynamic=True`` meets a step that is captured by running."""
+    return (
+        f"dynamic=True serves a band of sizes where a step is captured by reading. This one is captured by running, "
+        f"which fixes sizes, so each shape has a program of its own, at most {bound} (max_shapes)."
+    )
+
+
+def _changed_constant(signature: batches.Signature, known: Iterable[batches.Signature]) -> str:
+    """The first path whose value alone, which is no tensor, differs between `signature` and a known one."""
+    for other in known:
+        if [path for path, _ in signature] == [path for path, _ in other]:
+            odd = [(path, a, b) for (path, a), (_, b) in zip(signature, other, strict=True) if a != b]
+            if odd and not any(type(a) is tuple or type(b) is tuple for _, a, b in odd):
+                return odd[0][0]
+    return ""
+
+
+def _of_constants(signature: batches.Signature, known: Iterable[batches.Signature]) -> str:
+    path = _changed_constant(signature, known)
+    return f" Each value of {path} counts as a shape, too." if path else ""
 
 
 class Bands:
@@ -102,7 +136,7 @@ def _fits(band: Band, signature: batches.Signature) -> bool:
 
 
 def _tensors(signature: batches.Signature) -> list[tuple[Any, ...]]:
-    return [what for _, what in signature if isinstance(what, tuple)]
+    return [what for _, what in signature if type(what) is tuple]
 
 
 def _differing(one: batches.Signature, other: batches.Signature) -> Dims | None:
@@ -110,7 +144,7 @@ def _differing(one: batches.Signature, other: batches.Signature) -> Dims | None:
         return None
     dims = []
     for (_, a), (_, b) in zip(one, other, strict=True):
-        if not isinstance(a, tuple) or not isinstance(b, tuple):
+        if type(a) is not tuple or type(b) is not tuple:
             if a != b:
                 return None
             continue
@@ -127,7 +161,7 @@ def _differing(one: batches.Signature, other: batches.Signature) -> Dims | None:
 
 def _marked(signature: batches.Signature, dims: Dims) -> batches.Signature:
     following = iter(dims)
-    return tuple((path, _mark(what, next(following)) if isinstance(what, tuple) else what) for path, what in signature)
+    return tuple((path, _mark(what, next(following)) if type(what) is tuple else what) for path, what in signature)
 
 
 def _mark(what: tuple[Any, ...], dims: tuple[int, ...]) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Hashable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -21,10 +21,11 @@ from fusion_compile._progress import stage
 from fusion_compile._state import keys
 from fusion_compile._state.residence import Residence
 from fusion_compile._step import batches
+from fusion_compile._step.batch_numbers import BatchNumbers
 from fusion_compile._step.by_running import CapturedStep
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.carried_entries import CarriedEntries
-from fusion_compile._step.counted import CountedNumbers, count_numbers, operand_sentence
+from fusion_compile._step.counted import CountedNumbers, count_numbers, fixed_numbers, operand_sentence
 from fusion_compile._step.gradient_hooks import GradientHooks
 from fusion_compile._step.host_reads import not_on_fakes_message
 from fusion_compile._step.kept_state import KeptNow
@@ -35,12 +36,12 @@ from fusion_compile._step.metrics import drop_metrics, keep_metrics
 from fusion_compile._step.micro_batches import Shares, micro_batches, uncut
 from fusion_compile._step.notices import Notices
 from fusion_compile._step.operands import NotAnOperand
-from fusion_compile._step.proof import Compared, Proof, take_compared
+from fusion_compile._step.proof import Compared, Proof, not_the_loops, take_compared
 from fusion_compile._step.pure_step import Form, StepPlan, pure_step
 from fusion_compile._step.read_step import NotRead, Pure, ReadStep
 from fusion_compile._step.rehearsed import RehearsedStep, outcome_now, rehearse_step
-from fusion_compile._step.run_step import RunStep, UncapturedStep
-from fusion_compile._step.shapes import Band, Bands, refuse_too_many
+from fusion_compile._step.run_step import RunStep, Step, UncapturedStep
+from fusion_compile._step.shapes import Band, Bands, constant_sentence, no_band_sentence, refuse_too_many
 from fusion_compile._step.turn import compiling
 from fusion_compile._step.way import Asked, Way, choose, refuse_aliases, refuse_sources, tagged
 from fusion_compile._step.written import refuse_other_points, refuse_rebound
@@ -48,22 +49,6 @@ from fusion_compile._types import Tensors
 
 Key: TypeAlias = tuple[batches.Signature, bool, Hashable]
 """The batch's signature, whether the transform's period is due, and what the state that user code keeps looks like."""
-
-
-class _Step(Protocol):
-    """One way to take a step for one kind of batch."""
-
-    @property
-    def forms(self) -> dict[str, Any]: ...
-
-    @property
-    def counted(self) -> list[Slot]: ...
-
-    def fits(self) -> bool: ...
-
-    def __call__(self, state: Tensors, batch: tuple[Any, ...]) -> Tensors: ...
-
-    def done(self) -> None: ...
 
 
 class StepPrograms:
@@ -80,7 +65,7 @@ class StepPrograms:
         self._roots = {"model": model, "loss_fn": loss_fn}
         self._residence, self._state = residence, state
         self._programs = Programs(plan.options.backend)
-        self._steps: dict[Key, list[_Step]] = {}
+        self._steps: dict[Key, list[Step]] = {}
         self._hooks = GradientHooks(dict(model.named_parameters()))
         self._second: dict[int, RehearsedStep] = {}
         """What real runs showed, by the identity of those steps whose second call is to be compared, too."""
@@ -91,8 +76,11 @@ class StepPrograms:
         self.kept = KeptNow(self._roots, self._carried)
         self._signatures: dict[batches.Signature, None] = {}
         self._bands = Bands(dynamic=plan.options.dynamic)
+        self._given = BatchNumbers()
         self.facts: LossFacts | None = None
         note_trained(p for p in model.parameters() if p.requires_grad)
+        self.shown: frozenset[str] | None = None
+        """The loss's metrics that the last step has; None for all that the state has."""
 
     @property
     def captured(self) -> list[Program]:
@@ -117,13 +105,14 @@ class StepPrograms:
         """Take one step on `batch`, which has this signature. Compile first where no program fits it."""
         self._hooks.check(read=len(self._programs) > 0)
         self._entries.take_over()
+        self._given.hold(batch)
         own = (signature, due, self._carried.signature())
         key = own if own in self._steps else (self._bands.key_of(signature), *own[1:])
         with torch.enable_grad(), self._plan.precision.kept():
             step = next((step for step in self._steps.get(key, ()) if step.fits()), None)
             try:
                 if step is None:
-                    self._compile(own, batch)
+                    step = self._compile(own, batch)
                 elif id(step) in self._second:
                     self._take_second(key, step, batch, own)
                 else:
@@ -131,17 +120,18 @@ class StepPrograms:
             except RuntimeError:
                 if step is None or not self._bands.gives_up(signature):
                     raise
-                self._compile(own, batch)
+                step = self._compile(own, batch)
             self._bands.serve(signature)
+        self.shown = None if self._mode == "eager" else step.shows
         if self.facts is not None and self.facts.assigned:
             self._residence.hand_out(self.facts.assigned)
 
-    def _take(self, step: _Step, fresh: Tensors) -> None:
+    def _take(self, step: Step, fresh: Tensors) -> None:
         """The step was taken, and counts. `fresh`: entries that the state did not have."""
         step.done()
         self._entries.give_back(step.forms, fresh)
 
-    def _take_second(self, key: Key, step: _Step, batch: tuple[Any, ...], own: Key) -> None:
+    def _take_second(self, key: Key, step: Step, batch: tuple[Any, ...], own: Key) -> None:
         """Take a program's second step, compared as the first was: what a first step alone has shows now. `own`: the
         batch's key, where `key` is a band's."""
         seen = self._second[id(step)]
@@ -156,14 +146,14 @@ class StepPrograms:
                 self._second.pop(id(step))
                 objection = f"in its second step {found.objection}"
                 if isinstance(step, RunStep) or self._plan.options.capture == "read":
-                    raise ValueError(_not_the_loops(objection))
+                    raise ValueError(not_the_loops(objection))
                 self._bands.gives_up(own[0])
                 self._compile(own, batch, f"when it is read, {objection}")
                 return
             self._take(step, found.fresh)
         self._second.pop(id(step))
 
-    def _compared(self, proof: Proof, step: _Step, batch: tuple[Any, ...], seen: RehearsedStep) -> Compared:
+    def _compared(self, proof: Proof, step: Step, batch: tuple[Any, ...], seen: RehearsedStep) -> Compared:
         """Take one step; what the compiler's rounding alone makes different is said once."""
         found = take_compared(
             self._state,
@@ -178,7 +168,7 @@ class StepPrograms:
 
     # ------------------------------------------------------------------ a new program
 
-    def _compile(self, key: Key, batch: tuple[Any, ...], not_read: str = "") -> None:
+    def _compile(self, key: Key, batch: tuple[Any, ...], not_read: str = "") -> Step:
         """Look at the loss, choose a way, compile, and take the first step. `not_read`: why it is not read."""
         compiling()
         signature, due, _ = key
@@ -188,9 +178,12 @@ class StepPrograms:
         parts = micro_batches(batch, options.accumulate)
         if options.accumulate > 1 and (whole := uncut(batch)):
             self.notices.warn(f"uncut {whole}", whole)
+        if self._mode != "eager" and (said := constant_sentence(signature, self._signatures)):
+            self.notices.warn(said, said)
         seen, way = self._rehearsed(key, batch)
-        if not_read:
-            way = way._replace(runs=True, because=not_read)
+        follows = bool(self._given.slots) and not options.fixes_numbers
+        if not_read or (follows and not way.runs):
+            way = way._replace(runs=True, because=not_read or self._given.because())
         self._carried.add(way.carried, self._roots)
         self._carried.own([] if seen is None else seen.rehearsal.owned())
         self._entries.take_all()
@@ -201,7 +194,8 @@ class StepPrograms:
         if self._mode != "eager":
             refuse_rebound(found.rebound)
         facts = self._adopt(found, known_shape=signature in self._signatures)
-        loss = LossModule(self._model, self._loss_fn, facts.changed_buffers, self._plan.precision)
+        numbers_given = self._given if follows else None
+        loss = LossModule(self._model, self._loss_fn, facts.changed_buffers, self._plan.precision, numbers_given)
 
         def pure(form: Form) -> Any:
             return pure_step(self._plan, loss, facts, self._carried, form)
@@ -209,7 +203,8 @@ class StepPrograms:
         if self._mode == "eager" or way.not_yet:
             left = () if seen is None else seen.rehearsal.of(Kind.NUMBER)
             numbers = [record.slot for record in left if record.slot is not None]
-            step: _Step = UncapturedStep(pure(Form(due=due, runs=True)), self._carried, numbers, self._plan.update)
+            update = self._plan.update if self._mode == "eager" else None  # other programs know the metrics
+            step: Step = UncapturedStep(pure(Form(due=due, runs=True)), self._carried, numbers, update)
             self._take(step, self._uncaptured(step, batch, seen))
         else:
             step, key = self._captured(key, pure, batch, seen, way)
@@ -217,6 +212,7 @@ class StepPrograms:
                 self.notices.checks_nothing()
             if seen is not None and (isinstance(step, RunStep) or not self._draws_apart(seen)):
                 self._second[id(step)] = seen
+        step.shows = frozenset(found.metrics)
         self._signatures[signature] = None
         self.kept.counts(step.counted)
         if way.not_yet:
@@ -227,8 +223,9 @@ class StepPrograms:
             self.notices.ran_uncaptured(way.not_yet, then)
         else:
             self._steps.setdefault(key, []).append(step)
+        return step
 
-    def _uncaptured(self, step: _Step, batch: tuple[Any, ...], seen: RehearsedStep | None) -> Tensors:
+    def _uncaptured(self, step: Step, batch: tuple[Any, ...], seen: RehearsedStep | None) -> Tensors:
         """Take an uncaptured step, and compare it unless the loss reads what is another thing each time (a clock)."""
         if seen is None or seen.sources:
             return step(self._state, batch)
@@ -263,7 +260,7 @@ class StepPrograms:
 
     def _captured(
         self, key: Key, pure: Pure, batch: tuple[Any, ...], seen: RehearsedStep | None, way: Way
-    ) -> tuple[_Step, Key]:
+    ) -> tuple[Step, Key]:
         """Capture the step, compile it, take the first step, and prove that it is the ordinary loop's. The step, and
         the key of the batches that it is for."""
         options, because = self._plan.options, way.because
@@ -299,6 +296,8 @@ class StepPrograms:
         step = self._run(key, pure, batch, changing, seen)
         step.watch(self._roots, seen.reads, self._carried)
         self.notices.runs(because)
+        if options.dynamic and self._signatures:
+            self.notices.warn("fixed", no_band_sentence(options.max_shapes))
         return step, key
 
     def _read(self, key: Key, pure: Pure, batch: tuple[Any, ...]) -> tuple[Band | None, ReadStep]:
@@ -321,38 +320,47 @@ class StepPrograms:
 
     def _run(self, key: Key, pure: Pure, batch: tuple[Any, ...], changing: list[Slot], seen: RehearsedStep) -> RunStep:
         numbers = self._numbers(changing, batch)
-        given = numbers.given(batch)
-        contents = Contents(self._roots)
         backend = self._plan.options.backend
         with stage(f"compiling the training step ({self._mode if backend == 'inductor' else backend})"):
             try:
-                advance = numbers.followed(pure(Form(due=key[1], runs=True)))
-                captured = CapturedStep(advance, self._state, given, self._model)
+                captured = self._capture(key, pure, batch, numbers)
             except NotAnOperand as error:
-                raise ValueError(operand_sentence(numbers, str(error))) from error
-            except Exception as error:  # of any kind: the loss itself has run before, on real tensors
-                raise ValueError(not_on_fakes_message(error)) from error
-            finally:
-                contents.restore()
+                if changing or not self._given.slots:
+                    raise ValueError(operand_sentence(numbers, str(error))) from error
+                numbers = fixed_numbers(self._given.slots)  # an operator wants the plain number
+                captured = self._capture(key, pure, batch, numbers)
             step = RunStep(captured, self._carried.forms, numbers)
-            captured.compile(self._state, given, mode=self._mode, backend=backend)
+            captured.compile(self._state, numbers.given(batch), mode=self._mode, backend=backend)
             found = self._compared(self._proof(seen), step, batch, seen)
         if found.objection:
-            raise ValueError(_not_the_loops(found.objection))
+            raise ValueError(not_the_loops(found.objection))
         self._programs.captured[key, len(self._steps.get(key, ()))] = step.program
         self._take(step, found.fresh)
         return step
 
-    def _numbers(self, slots: list[Slot], batch: tuple[Any, ...]) -> CountedNumbers:
+    def _capture(self, key: Key, pure: Pure, batch: tuple[Any, ...], numbers: CountedNumbers) -> CapturedStep:
         contents = Contents(self._roots)
-        loss = LossModule(self._model, self._loss_fn, (), self._plan.precision)
+        try:
+            advance = numbers.followed(pure(Form(due=key[1], runs=True)))
+            return CapturedStep(advance, self._state, numbers.given(batch), self._model)
+        except NotAnOperand:
+            raise
+        except Exception as error:  # of any kind: the loss itself has run before, on real tensors
+            raise ValueError(not_on_fakes_message(error)) from error
+        finally:
+            contents.restore()
+
+    def _numbers(self, slots: list[Slot], batch: tuple[Any, ...]) -> CountedNumbers:
+        contents, given = Contents(self._roots), self._given
+        loss = LossModule(self._model, self._loss_fn, (), self._plan.precision, given)
 
         def run(mode: Any) -> None:
             for part in micro_batches(batch, self._plan.options.accumulate):
                 run_on_fakes(mode, loss, part.batch, self._carried)
 
         try:
-            return count_numbers(slots, run, lambda: contents.restore(keep=slots), self._plan.update.layout.device)
+            device, every = self._plan.update.layout.device, [*slots, *given.slots]
+            return count_numbers(slots, run, lambda: contents.restore(keep=every), device, given.slots)
         finally:
             contents.restore()
 
@@ -364,12 +372,14 @@ class StepPrograms:
         except ValueError as difference:
             when = "the loss now" if known_shape else "with this batch shape the loss"
             raise ValueError(f"{when} {difference}; compile another step for it.") from None
-        if self.facts is None:
+        if self.facts is None or self._mode != "eager":
             update, options = self._plan.update, self._plan.options
             shares = Shares((1,) * options.accumulate, options.weigh_by)
-            keep_metrics(update, self._state, shares.metrics(facts.metrics, update.layout.state_dtype))
-            if facts.unused:
-                self.notices.warn("unused", unread_sentence(facts.unused))
+            seen = () if self.facts is None else self.facts.metrics
+            more = {name: what for name, what in facts.metrics.items() if name not in seen}
+            keep_metrics(update, self._state, shares.metrics(more, update.layout.state_dtype))
+        if self.facts is None and facts.unused:
+            self.notices.warn("unused", unread_sentence(facts.unused))
         known = () if self.facts is None else self.facts.changed_buffers
         if new := [name for name in facts.changed_buffers if name not in known]:
             for name, buffer in self._residence.keep_buffers(new).items():
@@ -381,10 +391,3 @@ class StepPrograms:
             self._bands.forget()
         self.facts = facts
         return facts
-
-
-def _not_the_loops(objection: str) -> str:
-    return (
-        f"the captured step is not the ordinary loop's: {objection}. Nothing was changed. mode='eager' runs the loss "
-        f"as it is; please report the model."
-    )

@@ -273,22 +273,39 @@ class GroupedUpdate:
             for group in self.groups():
                 group.show_where_average()
 
-    def _notice_written(self, group: ParameterGroup, options: Options, rebound: str | None) -> None:
-        """Take up what the user wrote into parameters before their first step; say of later writes that they are lost.
+    def _notice_written(
+        self, group: ParameterGroup, options: Options, rebound: str | None, *, look: bool = False
+    ) -> None:
+        """Take up what the user wrote into parameters that hold y; elsewhere a write needs no notice.
 
-        Only where parameters hold y: elsewhere a write needs no notice. `rebound`: one rebound to other values.
+        `rebound`: one rebound to other values. `look`: for writes that nothing tells, too.
         """
-        if (name := rebound or group.written()) is None:
+        name, steps, point = rebound or group.written(), options[STEPS], group.written_point
+        if steps == 0:
+            if name is not None:
+                with torch.no_grad():
+                    group.load({})
+                group.note_versions()
             return
-        if options[STEPS] == 0:
-            with torch.no_grad():
-                group.load({})
-            group.note_versions()
-        else:
+        if not group.moves or (name is None and not look and not point.is_due(steps)):
+            return
+        knew, since = point.seen or name is not None, steps - point.looked
+        with torch.no_grad():
+            taken = point.take_up(group.plan, group.state, group.members, steps, told=name is not None)
+        group.note_versions()
+        found = point.is_due(steps) and point.seen
+        if (found or name is not None) and not taken:
             self.warn(
                 "written",
-                f"{name} was written to while the parameters hold Schedule-Free's y; it is overwritten now. Call "
-                f"optimizer.eval() first, write, then call optimizer.train().",
+                f"{name or 'a parameter'} was written to while the parameters hold Schedule-Free's y; it is "
+                f"overwritten now. Call optimizer.eval() first, write, then call optimizer.train().",
+            )
+        elif found and not knew and since > 1:
+            self.warn(
+                "written",
+                f"parameters were written to through .data, which leaves no trace, while they hold Schedule-Free's y. "
+                f"Such writes of the last {since - 1} steps are lost; from now on each step looks for them. Write "
+                f"with torch.no_grad() and without .data, and every one counts.",
             )
 
     def apply_numbers(self, group: ParameterGroup, options: Options) -> None:
@@ -349,7 +366,7 @@ class GroupedUpdate:
                 written = group.take_back()
                 self.apply_numbers(group, param_groups[group.at])
                 if evaluating:
-                    self._notice_written(group, param_groups[group.at], written)
+                    self._notice_written(group, param_groups[group.at], written, look=True)
                 with torch.no_grad():
                     if not evaluating:
                         group.adopt_written()

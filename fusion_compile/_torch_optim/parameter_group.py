@@ -24,6 +24,7 @@ from fusion_compile._state.residence import Residence
 from fusion_compile._state.routing import Route
 from fusion_compile._step.planned import banks_for
 from fusion_compile._step.update import UpdatePlan
+from fusion_compile._torch_optim.written_point import WrittenPoint
 from fusion_compile._types import Tensors
 from fusion_compile.optim._schedules import Schedule
 from fusion_compile.optim._transform import Transform
@@ -85,6 +86,7 @@ class ParameterGroup:
             _compat.mark_static(tensor)
         self.shared_state = keys.of_group(at, self.state)
         self._marks = {n: next(iter(parts), None) for n, parts in self.parts().items()}
+        self.written_point = WrittenPoint()
         self.note_versions()
 
     # ------------------------------------------------------------------ where the weights are

@@ -67,3 +67,10 @@ def sum_like(tree: Tensors) -> Tensor:
     In fp32 a sum of n equal numbers grows by the wrong amount from about n = 10^6 on, and by nothing from 2^24 on.
     """
     return number_like(tree, 0.0).to(torch.float64)
+
+
+def two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """``a + b`` rounded, and what the rounding took from it, exactly (Knuth). A compiler that reorders sums spoils it."""
+    total = a + b
+    of_b = total - a
+    return total, (a - (total - of_b)) + (b - of_b)

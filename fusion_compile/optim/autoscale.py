@@ -24,7 +24,7 @@ from fusion_compile.optim._transform import (
     by_name,
     declare,
 )
-from fusion_compile.optim._tree import copy, number_like, zeros_like
+from fusion_compile.optim._tree import copy, number_like, sum_like, two_sum, zeros_like
 
 BETA3 = math.sqrt(0.999)
 """Prodigy's default: the root of Adam's usual β₂."""
@@ -32,11 +32,13 @@ BETA3 = math.sqrt(0.999)
 
 class AutoscaleState(NamedTuple):
     """`start`, `s`: initial values of the sampled entries and the weighted sum of their gradients, by bank key
-    (``<key>/sampled`` for a flat bank of which not every entry is sampled); 0-dim: `numerator`, `d` and `d_max`, and
-    `multiplier`, that of the last update. `base`: the wrapped transform's state."""
+    (``<key>/sampled`` for a flat bank of which not every entry is sampled); `lost`: what rounding took from `s`; 0-dim:
+    `numerator` (fp64), `d` and `d_max`, and `multiplier`, that of the last update. `base`: the wrapped transform's
+    state."""
 
     start: Tensors
     s: Tensors
+    lost: Tensors
     numerator: Tensor
     d: Tensor
     d_max: Tensor
@@ -64,7 +66,9 @@ def autoscale(
     or the parameters that this transform is given: inside a Schedule-Free transform they are z, and its average then
     does not know that later steps are longer; outside it does. N and s are kept for every `slice_p`-th entry of a
     matrix, or of a flat bank. The stride is raised until it has no divisor in common with any dimension, so that every
-    row and column is sampled. 8 bytes a sampled parameter. Diagnostics: ``comp/autoscale_mult``, ``comp/autoscale_d``.
+    row and column is sampled. With β₃ = 1 they are sums that run for ever, and one in fp32 would stand
+    still once it is 2^24 times what comes in: N is fp64, and s keeps what rounding took from it (two-sum). 12 bytes a
+    sampled parameter. Diagnostics: ``comp/autoscale_mult``, ``comp/autoscale_d``.
 
     Source: Prodigy (2306.06101). Deviations: λ does not hold the lr, nor its warm-up; the moments and eps of `base` do
     not hold d; the first rise of d is bounded like every other. ``growth=inf`` gives Prodigy's d for the same iterates.
@@ -144,8 +148,9 @@ def _build(
 
     def init(params: Tensors) -> AutoscaleState:
         start = copy(sampled(params))
-        numerator, d, d_max, multiplier = (number_like(params, value) for value in (0.0, d0, d0, 1.0))
-        return AutoscaleState(start, zeros_like(start), numerator, d, d_max, multiplier, base.init(params))
+        d, d_max, multiplier = (number_like(params, value) for value in (d0, d0, 1.0))
+        s, lost = zeros_like(start), zeros_like(start)
+        return AutoscaleState(start, s, lost, sum_like(params), d, d_max, multiplier, base.init(params))
 
     def update(
         updates: Tensors, state: AutoscaleState, params: Tensors, context: Context
@@ -154,18 +159,20 @@ def _build(
         point = params if base.gradient_point is None else base.gradient_point(params, state.base, context)
         g, p = sampled(updates), sampled(point)
         weight, beta3 = state.d / d0 * state.d, h[b3.name]
-        zero = torch.zeros_like(state.d)
-        s = {key: beta3 * state.s[key] + weight * g[key] for key in g}
-        inner = total([g[key] * (state.start[key] - p[key]) for key in g], zero)
+        zero = torch.zeros_like(state.numerator)
+        s, lost = {}, {}
+        for key, t in g.items():
+            s[key], lost[key] = two_sum(beta3 * state.s[key], beta3 * state.lost[key] + weight * t)
+        inner = total([g[key] * (state.start[key] - p[key]) for key in g], torch.zeros_like(state.d))
         numerator = beta3 * state.numerator + weight * inner
         norm = total([t.abs() for t in s.values()], zero)
-        estimate = torch.where(norm > 0, h[coef.name] * numerator / norm, zero)
+        estimate = torch.where(norm > 0, h[coef.name] * numerator / norm, zero).to(state.d.dtype)
         d_max = torch.maximum(state.d_max, estimate)
         d = torch.minimum(d_max, h[limit.name] * state.d)
         multiplier = state.d / d0
         scaled = multiplied(context, names, multiplier)
         updates, base_state = base.update(updates, state.base, params, scaled)
-        return updates, AutoscaleState(copy(state.start), s, numerator, d, d_max, multiplier, base_state)
+        return updates, AutoscaleState(copy(state.start), s, lost, numerator, d, d_max, multiplier, base_state)
 
     def diagnostics(state: AutoscaleState) -> dict[str, Tensor]:
         return {"comp/autoscale_mult": state.multiplier, "comp/autoscale_d": state.d}

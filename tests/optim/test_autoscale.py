@@ -13,6 +13,7 @@ import torch
 
 from fusion_compile import compile_training_step, optim
 from fusion_compile.optim import Transform
+from fusion_compile.optim._tree import two_sum
 from fusion_compile.optim._transform import BankInfo, Place, bound
 from fusion_compile.optim.autoscale import autoscale, coprime_stride
 from fusion_compile.optim.scale_lr_by_loss_ratio import scale_lr_by_loss_ratio
@@ -273,6 +274,50 @@ def test_the_stride_of_a_flat_bank_follows_its_members() -> None:
     assert torch.equal(known.start[key], flat["scalar/float32"][::17])  # 11 divides 22, 13 divides 39
     whole = autoscale(base, slice_p=1).init(flat)
     assert torch.equal(whole.start["scalar/float32"], flat["scalar/float32"])  # of a bank's form, under its key
+
+
+def test_sums_that_run_for_ever_do_not_stand_still() -> None:
+    """With β₃ = 1 nothing decays. After 10^9 equal gradients the next ones still count; in fp32 they would be lost."""
+    start = {"w": torch.ones(3)}
+    walk = Walk(autoscale(adam(), beta3=1.0, growth=1.0, slice_p=1), start)
+    walk.step({"w": torch.full((3,), 0.5)})
+    (s,) = walk.state.s.values()
+    one = s.clone()
+    s.mul_(10**9)
+    start_of_s = s.double()
+    for _ in range(400):
+        walk.step({"w": torch.full((3,), 0.5)})
+    (after,), (lost,) = walk.state.s.values(), walk.state.lost.values()
+    assert torch.equal(s + one, s)
+    # The sum of both parts is exact; the part that is shown is its rounding.
+    torch.testing.assert_close(after.double() + lost.double(), start_of_s + 400 * one.double(), rtol=1e-15, atol=0)
+    assert (after > s).all() and walk.state.numerator.dtype == torch.float64
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_the_compiler_keeps_what_rounding_took(backend: str) -> None:
+    a, b = torch.tensor([1.0, 1e9, -3.0]), torch.tensor([1e-9, 1.25, 1e-8])
+    total, lost = torch.compile(two_sum, backend=backend, fullgraph=True)(a, b)
+    assert torch.equal(total, a + b)
+    assert torch.equal(total.double() + lost.double(), a.double() + b.double())
+
+
+def test_a_checkpoint_whose_sums_are_fp32_loads() -> None:
+    """As version 0.1 wrote them, without what rounding took."""
+    step, resumed = (
+        compile_training_step(Bowl(), loss_fn, optimizer=autoscale(adam(LR)), mode="eager") for _ in range(2)
+    )
+    step(*noise(0))
+    saved = step.state_dict()
+    old = {n: t.float() for n, t in saved["optimizer"].items() if not n.startswith("lost.")}
+    assert len(old) < len(saved["optimizer"])
+    assert [n for n, t in saved["optimizer"].items() if t.dtype == torch.float64] == ["numerator"]
+    resumed.load_state_dict({**saved, "optimizer": old})
+    step(*noise(1))
+    resumed(*noise(1))
+    assert float(resumed.metrics["comp/autoscale_mult"]) == pytest.approx(
+        float(step.metrics["comp/autoscale_mult"]), rel=1e-6
+    )
 
 
 # -- laws -------------------------------------------------------------------------------------------------------------

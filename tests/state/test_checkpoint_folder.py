@@ -191,6 +191,34 @@ def test_a_file_and_another_programs_folder_are_not_written_into(tmp_path: Path)
         assert [f.read_text() for f in theirs.iterdir()] == [content]
 
 
+@pytest.mark.parametrize("name", ["train.log", "model.safetensors", "events"])
+def test_a_folder_that_is_not_ours_is_not_written_into(name: str, tmp_path: Path) -> None:
+    step = trained()
+    if name == "events":
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_text("theirs")
+    with refused(step, FileExistsError, f"holds {name} and no checkpoint", "Give a new or empty one"):
+        step.save(tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == [name]
+    step.save(tmp_path / "checkpoint")
+    compiled(mlp(), mode="eager").load(tmp_path / "checkpoint")
+
+
+def test_a_folder_that_is_ours_stays_ours_whatever_joins_it(tmp_path: Path) -> None:
+    """Also one that holds checkpoints in folders of their own, hidden files, or what a killed save left."""
+    step = trained()
+    step.save(tmp_path / "run" / "best")
+    (tmp_path / "run" / ".DS_Store").write_text("")
+    step.save(tmp_path / "run")
+    (tmp_path / "run" / "train.log").write_text("theirs")
+    step.save(tmp_path / "run")
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "model-1-0123abcd.safetensors").write_text("")
+    step.save(tmp_path / "killed")
+    compiled(mlp(), mode="eager").load(tmp_path / "killed")
+
+
 def test_a_damaged_index_of_ours_does_not_stop_a_run_from_saving(tmp_path: Path) -> None:
     step = trained()
     step.save(tmp_path)

@@ -58,7 +58,7 @@ def test_other_stacks_are_named() -> None:
             self.heads = nn.Parameter(torch.randn(4, 128, 160))
             self.layers_and_heads = nn.Parameter(torch.randn(2, 4, 128, 160))
             self.kernel = nn.Parameter(torch.randn(16, 8, 3, 3))  # of F.conv2d, in a module of one's own
-            self.line = nn.Parameter(torch.randn(16, 8, 3))
+            self.ranks = nn.Parameter(torch.randn(16, 8, 3))
             self.patches = nn.Parameter(torch.randn(64, 3, 16, 16))
 
     plain = routed(Attention())
@@ -66,12 +66,29 @@ def test_other_stacks_are_named() -> None:
     forced = routed(Attention(), force_spectral=["."])
     assert forced["heads"].reason == "force_spectral '.'; a stack of 4 matrices of 128×160"
     assert forced["layers_and_heads"].reason == "force_spectral '.'; a stack of 8 matrices of 128×160"
-    assert {n: r.matrix for n, r in forced.items() if not r.stack} == {
-        "kernel": (16, 72),
-        "line": (16, 24),
-        "patches": (64, 768),
-    }
+    assert forced["ranks"].reason == "force_spectral '.'; a stack of 16 matrices of 8×3"
+    assert {n: r.matrix for n, r in forced.items() if not r.stack} == {"kernel": (16, 72), "patches": (64, 768)}
     assert forced["kernel"].reason == "force_spectral '.'; flattened, as a convolution's weight is"
+
+
+def test_what_belongs_to_a_convolution_of_ones_own_is_flattened() -> None:
+    class CausalConv1d(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(16, 8, 64))
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = CausalConv1d()
+            self.normed = nn.utils.parametrizations.weight_norm(nn.Conv1d(8, 16, 3))
+
+    forced = routed(Both(), force_spectral=[r"weight$|original1"])
+    assert {n: r.matrix for n, r in forced.items() if r.role == "spectral"} == {
+        "own.weight": (16, 512),
+        "normed.parametrizations.weight.original1": (16, 24),
+    }
+    assert {r.stack for r in forced.values()} == {False}
 
 
 def test_a_stack_lies_in_one_bank_with_other_matrices_and_comes_back_in_its_shape() -> None:

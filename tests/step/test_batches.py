@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fusion_compile._step.batches import check_same_kind, leaves, signature
+from fusion_compile._step.batches import check_same_kind, leaves, numbers, signature
 from tests.small_models import assert_same_weights, compiled, torch_loop
 
 CPU = torch.device("cpu")
@@ -31,6 +32,17 @@ def test_a_signature_has_shape_dtype_stride_and_plain_values_but_no_data() -> No
     assert signature((torch.zeros(3, 2).T,), CPU) != signature((torch.zeros(2, 3),), CPU)
 
 
+def test_a_number_is_known_by_its_type_or_where_it_is_fixed_by_its_value() -> None:
+    class Kind(enum.Enum):
+        IMAGE = 1
+
+    batch = (2, {"scale": 0.5, "kind": Kind.IMAGE, "size": torch.Size((4, 4))})
+    assert numbers(batch) == {"batch[0]": 2, "batch[1]['scale']": 0.5}
+    constants = (("batch[1]['kind']", Kind.IMAGE), ("batch[1]['size']", torch.Size((4, 4))))
+    assert signature(batch, CPU) == (("batch[0]", int), ("batch[1]['scale']", float), *constants)
+    assert signature(batch, CPU, fixed=True) == (("batch[0]", "2"), ("batch[1]['scale']", "0.5"), *constants)
+
+
 @pytest.mark.parametrize(
     ("batch", "error", "words"),
     [
@@ -40,7 +52,7 @@ def test_a_signature_has_shape_dtype_stride_and_plain_values_but_no_data() -> No
             r"batch\[0\] \[2\] is on meta, but the model is on cpu\. Move it",
         ),
         ((torch.zeros(2, requires_grad=True),), ValueError, r"requires a gradient, .* pass tensor\.detach"),
-        (({"t": 0.5},), TypeError, r"batch\[0\]\['t'\] is a float \(0\.5\); every new value would need another"),
+        (({"t": 2j},), TypeError, r"batch\[0\]\['t'\] is a complex \(2j\), which a program cannot take; give tensors"),
     ],
 )
 def test_what_a_program_cannot_take_is_refused(batch: Any, error: type[Exception], words: str) -> None:
@@ -54,6 +66,7 @@ def test_another_shape_is_the_same_kind_and_another_dtype_or_part_is_not() -> No
     check_same_kind(first, [])
     with pytest.raises(ValueError, match=r"batch\[0\] is torch.float64, but the step was compiled for torch.float32"):
         check_same_kind(signature((torch.zeros(2, 3, dtype=torch.float64), None), CPU), [first])
+    check_same_kind(signature((torch.zeros(2, 3), "another constant"), CPU), [first])
     with pytest.raises(ValueError, match=r"the batch has no batch\[1\], unlike the first one"):
         check_same_kind(signature((torch.zeros(2, 3),), CPU), [first])
     with pytest.raises(ValueError, match=r"the batch has an additional batch\[2\]"):

@@ -196,7 +196,7 @@ def test_latents_of_inference_mode_train(way: str) -> None:
             r"batch\[2\] is a numpy ndarray float32 \[8, 4\]; give torch\.as_tensor\(batch\[2\]",
         ),
         (torch.Generator(), r"batch\[2\] is a torch\.Generator, .* let the loss close over it"),
-        ([*range(100)], r"batch\[2\]\[0\] is a int \(0\); every new value would need another program"),
+        ([2j], r"batch\[2\]\[0\] is a complex \(2j\), which a program cannot take; give tensors, numbers, None"),
         ({"a": {*range(100)}}, r"batch\[2\]\['a'\] is a set, which a program cannot take"),
     ],
 )

@@ -106,11 +106,47 @@ def test_an_uncaptured_step_shows_what_the_loss_returned_as_an_ordinary_loop_doe
     assert torch.equal(step.model.get_parameter("0.weight"), plain.model.get_parameter("0.weight"))
 
 
-def test_a_captured_step_refuses_metrics_that_come_and_go_and_changes_nothing() -> None:
-    def counted(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return squared_error(model, x, y), {"a": x.sum()} if len(x) == 8 else {"a": x.sum(), "b": y.sum()}
+class Tenth:
+    """A loss with an accuracy at every third step, as people log it."""
 
-    step = compiled(mlp(), counted)
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        self.steps += 1
+        more = {"accuracy": y.sum()} if self.steps % 3 == 0 else {}
+        return squared_error(model, x, y), {"a": x.sum(), **more}
+
+
+def by_size(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    return squared_error(model, x, y), {"a": x.sum()} if len(x) == 8 else {"b": y.sum()}
+
+
+def by_flag(model: nn.Module, x: Tensor, y: Tensor, log: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+    return squared_error(model, x, y), {"a": x.sum()} if log else {}
+
+
+@pytest.mark.filterwarnings("ignore:the step is captured by running:UserWarning", "ignore:batch:UserWarning")
+@pytest.mark.parametrize("capture", [None, "run"])
+@pytest.mark.parametrize("kind", ["counted", "by size", "by flag"])
+def test_a_captured_step_shows_the_metrics_of_each_step(kind: str, capture: Any) -> None:
+    """Each outcome has a program, and none sees what another one shows."""
+    loss: Any = {"counted": Tenth, "by size": lambda: by_size, "by flag": lambda: by_flag}[kind]
+    mine, theirs = loss(), loss()
+    step, plain = compiled(mlp(), mine, capture=capture), compiled(mlp(), mode="eager")
+    data = [batches(1, size=4 if kind == "by size" and i % 2 else 8)[0] for i in range(7)]
+    for i, batch in enumerate(data):
+        given = (*batch, bool(i % 2)) if kind == "by flag" else batch
+        expected = theirs(step.model, *given)[1]
+        assert torch.allclose(step(*given), plain(*batch))
+        shown = {n: t for n, t in step.metrics.items() if n in ("a", "b", "accuracy")}
+        assert shown.keys() == expected.keys()
+        assert all(torch.equal(t, expected[n]) for n, t in shown.items())
+    assert len(step.programs) == 2
+
+
+def test_a_captured_metric_keeps_its_shape_and_nothing_changes_at_a_refusal() -> None:
+    step = compiled(mlp(), lambda m, x, y: (squared_error(m, x, y), {"each": x.sum(1)}))
     step(*batches(1)[0])
-    with refused(step, ValueError, "returns the metrics", "give nan where there is none"):
+    with refused(step, ValueError, "returns the metric 'each' as [4] torch.float32, before as [8]", "return a number"):
         step(*batches(1, size=4)[0])

@@ -1,0 +1,103 @@
+"""Writes into parameters while they hold Schedule-Free's y: WGAN's clamp of the weights, a projection, pruning.
+
+A step computes the next y from x and z, so such a write would be lost. An optimizer that keeps y and z, as
+``schedulefree`` does, takes it: y is what was written, z stays, and x follows by the write over β. So does this one.
+
+A write raises the parameter's version. One through ``.data`` does not, and no number in memory tells it but y itself.
+So y is computed again and compared: at the second step, at every 32nd, and at each from the first find on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fusion_compile._state import keys
+from fusion_compile._step.update import UpdatePlan
+from fusion_compile._step.written import refuse_other_points, with_written_point
+from fusion_compile._types import Tensors
+
+EVERY = 32
+"""Steps between two looks for a write through ``.data``, while none was found."""
+_ROOM = 32
+"""Units in the last place of x and y by which y computed again may differ: another program rounds otherwise."""
+
+
+class WrittenPoint:
+    """Finds what was written into the parameters of one group that hold y, and takes it up.
+
+    Attributes:
+        seen: Whether a write was found that no version told.
+        looked: The group's step count when y was last compared.
+    """
+
+    def __init__(self) -> None:
+        self.seen = False
+        self.looked = 0
+        self._flag: tuple[Tensor, torch.cuda.Event | None] | None = None
+        self._follows: bool | None = None
+
+    def is_due(self, steps: int) -> bool:
+        """Whether a look is due before the step after `steps` steps."""
+        self._read_flag()
+        return self.seen or steps == 1 or steps - self.looked >= EVERY
+
+    def take_up(
+        self, plan: UpdatePlan, state: Tensors, members: Mapping[str, nn.Parameter], steps: int, *, told: bool
+    ) -> bool:
+        """Let x in `state` follow what was written into `members`. Waits for no device. `told`: by a version.
+
+        False if the transform's point does not follow x in a straight line, so that nothing can be taken up.
+        """
+        context = plan.context(state)
+        self.looked = steps
+        point = plan.gradient_point(state, context)
+        at, x = plan.layout.views(point), plan.layout.views(plan.params(state))
+        written, found = {}, []
+        for name, p in members.items():
+            off = _differs(p.detach(), at[name], x[name])
+            found.append(off.any())
+            written[name] = torch.where(off, p.detach(), at[name].to(p.dtype))
+        if not told:
+            self._note(torch.stack(found).any())
+        if self._follows is None:
+            self._follows = _follows(plan, state, members)
+        if self._follows:
+            moved = with_written_point(plan, state, point, written, context)
+            for bank in plan.layout.banks:
+                state[keys.params(bank.key)].copy_(moved[keys.params(bank.key)])
+        return self._follows
+
+    def _note(self, found: Tensor) -> None:
+        if found.device.type != "cuda":
+            self._flag = (found, None)
+            return
+        host = torch.empty((), dtype=torch.bool, pin_memory=True)
+        host.copy_(found, non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record(torch.cuda.current_stream(found.device))
+        self._flag = (host, arrived)
+
+    def _read_flag(self) -> None:
+        if self._flag is not None and (self._flag[1] is None or self._flag[1].query()):  # type: ignore[no-untyped-call]
+            self.seen |= bool(self._flag[0])
+            self._flag = None
+
+
+def _differs(held: Tensor, at: Tensor, x: Tensor) -> Tensor:
+    """Which entries of a parameter are other than rounding makes them. Of a number that is none, nothing is known."""
+    size = at.abs() + x.abs()
+    room = _ROOM * torch.finfo(at.dtype).eps * size
+    if held.dtype != at.dtype:
+        room = room + torch.finfo(held.dtype).eps * size
+    return (held.to(at.dtype) - at).abs() > room
+
+
+def _follows(plan: UpdatePlan, state: Tensors, members: Mapping[str, nn.Parameter]) -> bool:
+    try:
+        refuse_other_points(plan, state, members)
+    except ValueError:
+        return False
+    return True
