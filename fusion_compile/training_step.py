@@ -98,8 +98,7 @@ class TrainingStep(Lifetime):
 
         Args:
             *batch: What `loss_fn` gets after the model: tensors on the model's device, in tuples, lists, dictionaries
-                and dataclasses. A number in arithmetic on tensors may change at each step; what decides more than that
-                (None, booleans, strings, enumerations) is part of the program, which each value has.
+                and dataclasses. A number in arithmetic on tensors may change; each other value has a program.
 
         Returns:
             The loss, a 0-dim tensor on the device: the mean over micro-batches, at the weights before the step.

@@ -237,7 +237,7 @@ class SamplerModule(StandIn):
 
     @in_turn
     def release_weights(self, to: str | torch.device, *, keep_prologue: bool = False, unread: bool = False) -> int:
-        """Take the weights that no step of the loop reads out of the model's memory.
+        """Take the weights that no step of the loop reads out of memory.
 
         The parameters stay where they are in the model, with no elements. Weights that lie in a larger storage, or
         whose memory something else holds, stay; a warning says so. If no timesteps were given and only timesteps of the
@@ -248,8 +248,8 @@ class SamplerModule(StandIn):
                 them for a moment. ``"drop"`` keeps nothing: prepared requests are still served at the timesteps that
                 have rows, and everything else raises RuntimeError until `restore_weights`.
             keep_prologue: Keep the weights that a new request needs.
-            unread: Release also the weights on which the output does not depend at all, such as the last text half of
-                Qwen-Image. Leave it off for a model with other methods that read them.
+            unread: Release also the weights on which the output does not depend (the last text half of Qwen-Image).
+                Leave it off for a model with other methods that read them.
 
         Returns:
             The bytes given back on the model's device. On CUDA they are the allocator's count, elsewhere the size of
@@ -273,12 +273,11 @@ class SamplerModule(StandIn):
             >>> sampler.release_weights(to="drop")  # a weight [3, 1] and a bias [3], four bytes each
             24
         """
-        device = destination(to)
+        device, programs = destination(to), self._programs.values()
         if not self._programs:
             raise ValueError(
                 "nothing was hoisted yet: call the sampler once, or pass example_inputs to optimize_sampler."
             )
-        programs = self._programs.values()
         for program in programs:
             program.follow_weights(look=True)
             if device is None:

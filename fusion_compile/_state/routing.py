@@ -124,9 +124,7 @@ def route(
         )
     modules = dict(model.named_modules(remove_duplicate=False))
     owners = {
-        f"{prefix}.{key}" if prefix else key: module
-        for prefix, module in modules.items()
-        for key in module._parameters
+        f"{prefix}.{key}" if prefix else key: module for prefix, module in modules.items() for key in module._parameters
     }
 
     def user_of(name: str) -> nn.Module | None:
@@ -188,8 +186,9 @@ class _Decision(NamedTuple):
 
 
 def _is_kernel(p: nn.Parameter, owner: nn.Module | None) -> bool:
-    """Whether a parameter of `owner`, which is none of torch's convolutions, is a convolution's weight all the same: the
-    owner's class says so (``CausalConv1d``, a parametrized one), or its last axes are as short as a kernel's.
+    """Whether a parameter of `owner`, which is none of torch's convolutions, is a convolution's weight all the same.
+
+    The owner's class says so (``CausalConv1d``, a parametrized one), or its last axes are as short as a kernel's.
 
     Three axes alone say nothing: ``[heads, m, 4]`` is a stack of low ranks as well as a kernel.
     """

@@ -304,8 +304,8 @@ class GroupedUpdate:
             self.warn(
                 "written",
                 f"parameters were written to through .data, which leaves no trace, while they hold Schedule-Free's y. "
-                f"Such writes of the last {since - 1} steps are lost; from now on each step looks for them. Write "
-                f"with torch.no_grad() and without .data, and every one counts.",
+                f"This write counts; those of the {since - 1} steps before it, if there were any, are lost. From now "
+                f"on each step looks. Write under torch.no_grad() and without .data, and every one counts.",
             )
 
     def apply_numbers(self, group: ParameterGroup, options: Options) -> None:

@@ -70,7 +70,7 @@ def sum_like(tree: Tensors) -> Tensor:
 
 
 def two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """``a + b`` rounded, and what the rounding took from it, exactly (Knuth). A compiler that reorders sums spoils it."""
+    """``a + b`` rounded, and what the rounding took from it, exactly (Knuth). Reordered sums would spoil it."""
     total = a + b
     of_b = total - a
     return total, (a - (total - of_b)) + (b - of_b)

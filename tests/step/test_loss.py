@@ -43,7 +43,8 @@ def test_the_run_changes_no_weight_no_buffer_and_draws_no_random_number() -> Non
 def test_a_difference_is_said_in_words() -> None:
     one = LossFacts({}, (), ())
     assert LossFacts({}, ("a",), ()).difference(one) == "leaves unread ['a'], before []"
-    assert "returns the metrics {'m'" in LossFacts({"m": ((), torch.float32)}, (), ()).difference(one)
+    small, large = (LossFacts({"m": (shape, torch.float32)}, (), ()) for shape in ((2,), (4,)))
+    assert "returns the metric 'm' as [2] torch.float32, before as [4]" in small.difference(large)
 
 
 def test_facts_join_the_buffers_that_either_changes() -> None:
@@ -52,6 +53,8 @@ def test_facts_join_the_buffers_that_either_changes() -> None:
     assert LossFacts({}, ("a",), ("table",)).joined(one) == LossFacts({}, ("a",), ("mean", "table"))
     with pytest.raises(ValueError, match=r"leaves unread \[\], before \['a'\]"):
         LossFacts({}, (), ()).joined(one)
+    first, then = LossFacts({"a": ((), torch.float32)}, (), ()), LossFacts({"b": ((), torch.float32)}, (), ())
+    assert then.joined(first).metrics == {**first.metrics, **then.metrics}
 
 
 def test_the_loss_runs_with_the_weights_that_it_is_given() -> None:
