@@ -26,6 +26,7 @@ from fusion_compile._torch_optim.naming import full_names, has_place_only
 from fusion_compile._torch_optim.parameter_group import ParameterGroup, holder
 from fusion_compile._torch_optim.torch_words import BETAS, MAXIMIZE, betas_of, split_betas, without_torchs_words
 from fusion_compile._torch_optim.update_program import Arrivals, Signature, Turn, UpdatePrograms
+from fusion_compile._torch_optim.written_point import found_late, overwritten
 from fusion_compile._types import Tensors
 from fusion_compile.optim._resolve import OptimizerChoice
 from fusion_compile.optim._schedules import Schedule
@@ -295,18 +296,9 @@ class GroupedUpdate:
         group.note_versions()
         found = point.is_due(steps) and point.seen
         if (found or name is not None) and not taken:
-            self.warn(
-                "written",
-                f"{name or 'a parameter'} was written to while the parameters hold Schedule-Free's y; it is "
-                f"overwritten now. Call optimizer.eval() first, write, then call optimizer.train().",
-            )
+            self.warn("written", overwritten(name))
         elif found and not knew and since > 1:
-            self.warn(
-                "written",
-                f"parameters were written to through .data, which leaves no trace, while they hold Schedule-Free's y. "
-                f"This write counts; those of the {since - 1} steps before it, if there were any, are lost. From now "
-                f"on each step looks. Write under torch.no_grad() and without .data, and every one counts.",
-            )
+            self.warn("written", found_late(since - 1))
 
     def apply_numbers(self, group: ParameterGroup, options: Options) -> None:
         """Write the numbers of ``param_groups`` and the values of schedules to the device where they changed."""

@@ -101,3 +101,20 @@ def _follows(plan: UpdatePlan, state: Tensors, members: Mapping[str, nn.Paramete
     except ValueError:
         return False
     return True
+
+
+def overwritten(name: str | None) -> str:
+    """What to say of a write that cannot be taken up. `name`: a parameter's, where a version told it."""
+    return (
+        f"{name or 'a parameter'} was written to while the parameters hold Schedule-Free's y; it is overwritten now. "
+        f"Call optimizer.eval() first, write, then call optimizer.train()."
+    )
+
+
+def found_late(steps: int) -> str:
+    """What to say of a write that was found after so many steps without a look."""
+    return (
+        f"parameters were written to through .data, which leaves no trace, while they hold Schedule-Free's y. This "
+        f"write counts; those of the {steps} steps before it, if there were any, are lost. From now on each step "
+        f"looks. Write under torch.no_grad() and without .data, and every one counts."
+    )
