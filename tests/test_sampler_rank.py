@@ -210,7 +210,7 @@ def test_freed_weights_are_those_that_were_factored_and_any_timestep_is_served_o
     rank = sampler.report.programs[0].rank
     assert rank is not None
     labels = 0 if num_classes is None else model.y_embedder.embedding_table.weight.nbytes  # type: ignore[union-attr]
-    assert sampler.release_weights(to="drop") == rank.weight_bytes + labels
+    assert sampler.release_weights(to="drop") == rank.weight_bytes + labels - rank.factor_bytes  # which stay instead
     assert model.blocks[0].adaLN_modulation[1].weight.numel() == 0  # type: ignore[index, union-attr]
     for t in torch.rand(5):
         assert difference(sampler, X, t.expand(2), *given, model=untouched) < 1e-4
@@ -235,6 +235,19 @@ def test_what_a_new_request_needs_can_be_kept() -> None:
     alone(X, T)
     assert alone.release_weights(to="drop", keep_prologue=True) > 0
     alone.restore_weights(state)
+
+
+def test_each_request_that_is_kept_has_factors_of_its_own() -> None:
+    model = smooth_dit()
+    state = copy.deepcopy(model.state_dict())
+    sampler = make(model, rank=8)
+    for y in (Y, OTHER):
+        sampler(X, T, y)
+    rank = sampler.report.programs[0].rank
+    assert rank is not None
+    labels = model.y_embedder.embedding_table.weight.nbytes  # type: ignore[union-attr]
+    assert sampler.release_weights(to="drop") == rank.weight_bytes + labels - 2 * rank.factor_bytes
+    sampler.restore_weights(state)
 
 
 def _in_place(parameter: nn.Parameter) -> None:
@@ -325,7 +338,7 @@ def test_transformers_of_diffusers(name: str) -> None:
     report = sampler.report.programs[0]
     assert report.rank is not None and report.rank.layers == 5 and 0 < measured(sampler) < 0.1
     assert any("rows for a batch of 2" in d.reason for d in report.declined) == (name != "CogVideoX")
-    assert sampler.release_weights(to="drop") >= report.rank.weight_bytes
+    assert sampler.release_weights(to="drop") >= report.rank.weight_bytes - report.rank.factor_bytes
 
 
 def test_a_model_with_nothing_to_factor_is_said_to_have_nothing() -> None:

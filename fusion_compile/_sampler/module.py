@@ -373,7 +373,7 @@ class SamplerModule(StandIn):
         """Call the model, which was offloaded, quantised or given a cache after the sampler was made."""
         self._weights.refuse_if_out(f"{why} The whole model would serve, which")
         self._say_once("unservable", f"{why} Meanwhile the whole model serves, and nothing is hoisted.")
-        out = invoke(self.model, call, {**call.arguments, **call.numbers})
+        out = invoke(self.model, call, call.given)
         if why.of_the_call:
             self._programs.accept_structure()
         return out
@@ -389,7 +389,7 @@ class SamplerModule(StandIn):
             unserved.topic, f"timestep {values} {why}; the whole model serves it, which is slower. {remedy}."
         )
         with self._weights.resident():
-            out = invoke(self.model, call, {**call.arguments, **call.numbers})
+            out = invoke(self.model, call, call.given)
         self._programs.accept_structure()
         return out
 

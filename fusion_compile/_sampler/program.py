@@ -27,7 +27,7 @@ from fusion_compile._sampler.table.request_slot import RequestSlot
 from fusion_compile._sampler.weights.release import ReleasableWeights
 from fusion_compile._sampler.weights.weight_watch import WeightWatch
 from fusion_compile.passes import BindingTime
-from fusion_compile.passes._compat import tree_map, tree_unflatten
+from fusion_compile.passes._compat import tree_map
 
 REQUEST_SLOTS = 2
 """Requests whose rows are kept: a condition, and the unconditional request that guidance alternates with."""
@@ -70,7 +70,11 @@ class SamplerProgram:
         self.early_names = self._weights_of(self._reads)
         self.unread_names = frozenset(split.full_names.values()) - self.early_names - self.body_names
         read = {split.full_names[n]: weight for n, weight in split.traced.weights.items() if n in split.full_names}
-        self._watch = WeightWatch({name: read[name] for name in self.early_names | self.specialised.weight_names})
+        other = {n: tensor for n, tensor in split.traced.weights.items() if n not in split.full_names}
+        self._others = {time: other.keys() & {*stage.inputs} for time, stage in split.hoisted.stages.items()}
+        others = frozenset[str]().union(*self._others.values())
+        watched = {name: read[name] for name in self.early_names | self.specialised.weight_names}
+        self._watch = WeightWatch(watched, {n: tensor for n, tensor in other.items() if n in others})
 
     def _lower(self, model_name: str) -> None:
         split, batched = self.split, isinstance(self._options.conditioning, Batched)
@@ -90,8 +94,8 @@ class SamplerProgram:
         return self._body.not_captured
 
     def copies_of(self, weights: Collection[str]) -> int:
-        """Bytes that the table holds of `weights` (full names): values computed from weights alone."""
-        return self.split.copies_of(weights)
+        """Bytes that the table holds in place of `weights` (full names), for the requests that are in it now."""
+        return self.split.copies_of(weights, len(self.table.live_slots()))
 
     def report(self, released: int) -> ProgramReport:
         """What was hoisted and declined."""
@@ -266,7 +270,7 @@ class SamplerProgram:
         out = self._body.run(*(tensors[i] for i in self._live))
         if known is not None:
             out = [torch.where(known, o, torch.nan) if o.is_floating_point() else o for o in out]
-        return tree_unflatten(list(out), self.split.traced.structure)
+        return self.split.traced.output.made_of(out)
 
     def _compute_for_all_requests(self, rows: Iterable[int]) -> None:
         for slot in (None, *self.table.live_slots()):
@@ -305,7 +309,7 @@ class SamplerProgram:
             self.table.mark_stale()
         else:
             changed = set(changed)
-            self.table.mark_stale(time for time, read in self._reads.items() if read & changed)
+            self.table.mark_stale(t for t, read in self._reads.items() if changed & (read | self._others[t]))
         if self.split.rank is not None and changed != set():
             self.split.rank.measure_again()
 

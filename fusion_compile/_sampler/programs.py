@@ -99,6 +99,7 @@ class SamplerPrograms:
         if place is None:
             refuse_unservable(self._model)
             try:
+                _refuse_unknown(call)
                 program = self._build(call)
             except Unservable as found:  # of this call: the next one need not trace again
                 self._unservable[call.key] = found
@@ -108,7 +109,8 @@ class SamplerPrograms:
             place = (call.key, self._built[call.key])
             self._built[call.key] += 1
             self._programs[place] = program
-            self._structure = Watch({"": self._model}, scope=SAMPLER)
+            outside = {slot.identity: slot for p in self.values() for slot in p.split.traced.outside}
+            self._structure = Watch({"": self._model}, scope=SAMPLER, outside=outside.values())
             if len(self._programs) > MAX_PROGRAMS:
                 varying = (
                     what_varies(key for key, _ in self._programs) or f"the values read at {program.specialised.where}"
@@ -281,6 +283,16 @@ class SamplerPrograms:
     def _refuse_training(self) -> None:
         if any(module.training for module in self._model.modules()):
             raise ValueError(f"{type(self._model).__name__} is in training mode; call model.eval() before sampling.")
+
+
+def _refuse_unknown(call: Call) -> None:
+    """Raise `Unservable` if the call holds an object that may be another one though it is the same."""
+    if (unknown := call.unknown()) is not None:
+        name, held = unknown
+        raise Unservable(
+            f"{name} holds a {type(held).__name__}; what such an object does to the output cannot be followed. Pass "
+            f"tensors, numbers, strings, containers and objects of them."
+        )
 
 
 def _rank_conditioning(options: SamplerOptions, call: Call, roles: Roles) -> RankConditioning | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,27 +61,41 @@ class SplitDenoiser:
         """The graph's names for the timesteps."""
         return tuple(self.traced.inputs[i] for i in self.positions("step"))
 
-    def copies_of(self, weights: Collection[str]) -> int:
-        """Bytes of the values in the table that are computed from `weights` (full names) and nothing later.
+    def copies_of(self, weights: Collection[str], requests: int) -> int:
+        """Bytes of the values in the table that stand for `weights` (full names), with `requests` requests in it.
 
-        What rank conditioning keeps is not counted: its report says what the factors take.
+        They are values that are computed from these weights and nothing later, and the factors that rank conditioning
+        has in place of layers, which a label decides too: then each request has its own.
         """
-        stage = self.hoisted.stages.get(BindingTime.CONST)
-        if stage is None or self.rank is not None:
+        const, request = self._bytes_from(BindingTime.CONST, weights), 0
+        if self.rank is not None:
+            request = self._bytes_from(BindingTime.REQUEST, weights, self.rank.is_fit)
+        return const + requests * request
+
+    def _bytes_from(
+        self, time: BindingTime, weights: Collection[str], through: Callable[[fx.Node], bool] | None = None
+    ) -> int:
+        """Bytes of the values of the stage `time` that are computed from `weights`, by a node `through` if given."""
+        stage = self.hoisted.stages.get(time)
+        if stage is None:
             return 0
         reached: set[fx.Node] = set()
+        counted: set[fx.Node] = set()
         graph = stage.graph_module.graph
         for node in graph.nodes:
+            sources = node.all_input_nodes
             if (node.op == "placeholder" and self.full_names.get(str(node.target)) in weights) or any(
-                source in reached for source in node.all_input_nodes
+                source in reached for source in sources
             ):
                 reached.add(node)
+                if through is None or through(node) or any(source in counted for source in sources):
+                    counted.add(node)
         outputs: Any = graph.output_node().args[0]
-        copies = {name for name, node in zip(stage.outputs, outputs, strict=True) if node in reached}
+        copies = {name for name, node in zip(stage.outputs, outputs, strict=True) if node in counted}
         return sum(
             part.numel * buffer.dtype.itemsize
             for buffer in self.buffers
-            if buffer.time is BindingTime.CONST
+            if buffer.time is time
             for part in buffer.slices
             if part.name in copies
         )

@@ -39,9 +39,12 @@ class Reads:
         slots: Each once, in the order of reading. The key `WHOLE` stands for all attributes of an object, in
             its dictionary.
         names: Every attribute's name and every string in the code that ran. Any other name was computed, or not read.
+
+    `globals_alone`: leave out what was read of arguments and other locals, which costs less.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, globals_alone: bool = False) -> None:
+        self._globals_alone = globals_alone
         self.slots: list[Slot] = []
         self.names: set[str] = set()
         self._known: set[tuple[int, Any]] = set()
@@ -53,6 +56,13 @@ class Reads:
         if event not in ("call", "return") or not reads_count(frame.f_code.co_filename):
             return
         code = frame.f_code
+        if self._globals_alone:
+            if (code, id(frame.f_globals)) not in self._seen:
+                self._seen.add((code, id(frame.f_globals)))
+                for chain in chains(code):
+                    if chain.scope == "global":
+                        self._follow_global(chain, frame.f_globals)
+            return
         if code not in self._codes:
             self._codes.add(code)
             self.names.update(code.co_names)
@@ -129,9 +139,12 @@ class Reads:
 
 
 @contextlib.contextmanager
-def reading() -> Iterator[Reads]:
-    """Record what the user's functions read inside, in this thread. A profiler that was set is set again at the end."""
-    reads, before = Reads(), sys.getprofile()
+def reading(*, globals_alone: bool = False) -> Iterator[Reads]:
+    """Record what the user's functions read inside, in this thread. A profiler that was set is set again at the end.
+
+    `globals_alone`: as of `Reads`.
+    """
+    reads, before = Reads(globals_alone=globals_alone), sys.getprofile()
     sys.setprofile(reads.on_event)
     try:
         yield reads

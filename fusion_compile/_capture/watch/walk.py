@@ -116,6 +116,8 @@ class Walk:
                     self.missing.append(Slot(slot.holder, slot.key, label))
             elif isinstance(slot.holder, (dict, type)):
                 self._pick(slot.holder, slot.key, _holders_label(slot))
+            elif isinstance(slot.holder, types.CellType):
+                self._whole(slot.holder, label, "")
             elif not isinstance(slot.holder, (list, tuple, collections.deque)):  # these are watched as containers
                 self._whole(slot.holder, slot.label.rpartition(".")[0], ".k")
             self._look_into(value, label, 1)

@@ -49,6 +49,7 @@ class Watch:
         frozen: The tensors that the capture holds by identity; None holds all. Any other tensor may be replaced by one
             of its kind.
         scope: What is compared, and whether in turns.
+        outside: Slots that are compared too: globals and closures that the capture read, where `reads` are None.
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class Watch:
         reads: Reads | None = None,
         frozen: Collection[Tensor] | None = None,
         scope: Scope = STEP,
+        outside: Iterable[Slot] = (),
     ) -> None:
         self._roots = dict(roots)
+        self._outside = tuple(outside)
         self._scope = scope
         self._reads = reads
         if reads is not None:
@@ -80,7 +83,7 @@ class Watch:
         """Take everything as it is now for what was captured."""
         walk = Walk(None if self._reads is None else self._reads.names, self._scope)
         walk.roots(self._roots)
-        walk.slots(() if self._reads is None else self._reads.slots)
+        walk.slots(self._outside if self._reads is None else [*self._reads.slots, *self._outside])
         walk.finish()
         self._loose_values: list[tuple[Slot, Any]] = []
         self._replaceable: list[tuple[Slot, tuple[Any, ...]]] = []

@@ -18,6 +18,7 @@ from fusion_compile._sampler.graph.export import (
     trace_denoiser,
 )
 from fusion_compile._sampler.graph.symbolic import SymbolicGraph
+from fusion_compile._sampler.weights.unservable import Unservable
 from fusion_compile._say_once import SayOnce
 
 MAX_SYMBOLIC = 4
@@ -67,6 +68,8 @@ class GraphsByShape:
         """Trace without contents, or else specialised on what the model's Python code reads from tensors."""
         try:
             return trace_denoiser(self._model, call)
+        except Unservable:
+            raise
         except ValueError as refused:
             said = refused
         kind: Literal["values", "sizes"]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fusion_compile._sampler.graph.opened import PLAIN, closed, holds_objects, identity_of, opened, unknown_leaves
 from fusion_compile.passes._compat import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 Dim = tuple[int, int]
@@ -43,15 +44,16 @@ class CallKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Call:
-    """`arguments`: name -> value; what ``*args`` takes is called ``args[0]``, and what ``**kwargs`` takes by its own
-    name. `positional`: the arguments that came by position, in order. `tensors`: the tensor leaves, in the order of
-    `key.owners`. `numbers`: arguments that came as Python numbers, and stand as tensors ``[]`` in `arguments`.
-    `method`: of the model, which is called."""
+    """`arguments`: name -> value, with objects opened; what ``*args`` takes is called ``args[0]``, and what
+    ``**kwargs`` takes by its own name. `positional`: the arguments that came by position, in order. `tensors`: the
+    tensor leaves, in the order of `key.owners`. `given`: the arguments as they came. `numbers`: arguments that came as
+    Python numbers, and stand as tensors ``[]`` in `arguments`. `method`: of the model, which is called."""
 
     arguments: dict[str, Any]
     positional: tuple[str, ...]
     tensors: tuple[Tensor, ...]
     key: CallKey
+    given: Mapping[str, Any]
     numbers: Mapping[str, Any] = field(default_factory=dict)
     method: str = "forward"
 
@@ -61,12 +63,17 @@ class Call:
         return self.key.owners
 
     def rebuild(self, tensors: Iterable[Tensor]) -> dict[str, Any]:
-        """The arguments with `tensors` in place of `self.tensors`."""
+        """The arguments with `tensors` in place of `self.tensors`; containers and objects are new ones."""
         fresh = iter(tensors)
         leaves, structure = tree_flatten(self.arguments)
         replaced = [next(fresh) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         rebuilt: dict[str, Any] = tree_unflatten(replaced, structure)
-        return rebuilt
+        return {name: closed(value) for name, value in rebuilt.items()}
+
+    def unknown(self) -> tuple[str, object] | None:
+        """An argument that holds an object of which nothing is known, and the object; None without one."""
+        found = ((name, leaf) for name, value in self.arguments.items() for leaf in unknown_leaves(value))
+        return next(found, None)
 
 
 def take_apart(
@@ -105,13 +112,14 @@ def call_of(arguments: dict[str, Any], positional: tuple[str, ...], *, keywords_
     tensors: list[Tensor] = []
     owners: list[str] = []
     constants: list[tuple[str, type, Any]] = []
+    given, arguments = arguments, {n: opened(v) if holds_objects(v) else v for n, v in arguments.items()}
     for name, value in arguments.items():
         for leaf in tree_leaves(value):
             if isinstance(leaf, Tensor):
                 tensors.append(leaf)
                 owners.append(name)
             else:
-                constants.append((name, type(leaf), leaf if _is_plain(leaf) else id(leaf)))
+                constants.append((name, type(leaf), identity_of(leaf)))
     device = tensors[0].device.type if tensors else "cpu"
     casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     key = CallKey(
@@ -124,7 +132,7 @@ def call_of(arguments: dict[str, Any], positional: tuple[str, ...], *, keywords_
         sizes=tuple(tuple(t.shape) for t in tensors),
         layouts=tuple(None if t.dim() < 2 or t.is_contiguous() else t.stride() for t in tensors),
     )
-    return Call(arguments, positional, tuple(tensors), key)
+    return Call(arguments, positional, tuple(tensors), key, given)
 
 
 def with_tensors_for(call: Call, names: Iterable[str]) -> Call:
@@ -141,9 +149,8 @@ def with_tensors_for(call: Call, names: Iterable[str]) -> Call:
     }
     fresh = call_of({**call.arguments, **tensors}, call.positional, keywords_matter=call.key.positional is not None)
     kinds = tuple((name, type(value), "a number") for name, value in numbers.items())
-    return replace(
-        fresh, key=fresh.key._replace(constants=fresh.key.constants + kinds), numbers=numbers, method=call.method
-    )
+    key = fresh.key._replace(constants=fresh.key.constants + kinds)
+    return replace(fresh, key=key, given=call.given, numbers=numbers, method=call.method)
 
 
 def sees_keywords(model: nn.Module, method: str = "forward") -> bool:
@@ -196,7 +203,7 @@ def _describe(key: CallKey) -> dict[str, str]:
         strides = "" if layout is None else f" with strides {list(layout)}"
         said.setdefault(owner, []).append(f"{str(dtype).removeprefix('torch.')}{list(sizes)} {device}{strides}")
     for name, kind, value in key.constants:
-        said.setdefault(name, []).append(repr(value) if kind in _PLAIN else f"a {kind.__name__}")
+        said.setdefault(name, []).append(repr(value) if issubclass(kind, PLAIN) else f"a {kind.__name__}")
     by_position = "" if key.positional is None else ", ".join(key.positional) or "nothing"
     return {
         **{name: ", ".join(parts) for name, parts in said.items()},
@@ -205,12 +212,5 @@ def _describe(key: CallKey) -> dict[str, str]:
     }
 
 
-_PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, _PLAIN)

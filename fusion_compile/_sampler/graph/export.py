@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import types
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
+from fusion_compile._capture.python_state.callables import free_variables
+from fusion_compile._capture.python_state.slots import Slot
+from fusion_compile._capture.python_state.whose_code import is_foreign
 from fusion_compile._capture.rehearsal.contents import as_it_was
+from fusion_compile._capture.watch.reads import Reads, reading
 from fusion_compile._compat import fake_mode
 from fusion_compile._sampler.graph.call import Call, Dim, invoke
 from fusion_compile._sampler.graph.host_reads import HostRead, ReadGraph, Recording, Tracing, separate_reads
+from fusion_compile._sampler.graph.opened import Output, opened, written
 from fusion_compile._sampler.graph.refusal import refusal
+from fusion_compile._sampler.weights.unservable import Unservable
 from fusion_compile.passes import drop_metadata_reads, run_passes, split_concatenations
-from fusion_compile.passes._compat import TreeSpec, tree_flatten
+from fusion_compile.passes._compat import tree_flatten
 
 
 @dataclass(frozen=True)
@@ -28,15 +35,17 @@ class DenoiserGraph:
 
     `weights`: input name -> the model's own parameter or buffer (or a constant of the trace). `full_names`: input name
     -> the parameter's or buffer's full name; constants are left out. `inputs`: input names of the call's tensors, in
-    order. `structure`: of the output. `reads`: the values that the trace was specialised on, or None.
+    order. `output`: makes the model's output of the graph's. `reads`: the values that the trace was specialised on, or
+    None. `outside`: globals and closures that the model's Python code read.
     """
 
     graph_module: fx.GraphModule
     weights: dict[str, Tensor]
     full_names: dict[str, str]
     inputs: tuple[str, ...]
-    structure: TreeSpec
+    output: Output
     reads: ReadGraph | None = None
+    outside: tuple[Slot, ...] = ()
 
     def tidied(self) -> DenoiserGraph:
         """Remove dead nodes, metadata reads that look like dependencies, and concatenations; sizes must be numbers."""
@@ -72,7 +81,8 @@ class _FlatCall(nn.Module):
 def trace_denoiser(model: nn.Module, call: Call, reads: Sequence[HostRead] = ()) -> DenoiserGraph:
     """Export `model` for the shapes of `call`; `reads` are values that its Python code reads from tensors.
 
-    Raises ValueError if the model cannot be exported, writes a buffer or an input, or returns more than tensors.
+    Raises ValueError if the model cannot be exported, or writes a buffer or an input; `Unservable` if it writes into a
+    container or object among its arguments, or returns an object of which nothing is known.
     """
     return export_denoiser(model, call, reads=reads).tidied()
 
@@ -94,15 +104,19 @@ def export_denoiser(
     model: nn.Module, call: Call, symbolic: Collection[Dim] = (), reads: Sequence[HostRead] = ()
 ) -> DenoiserGraph:
     """Export as `trace_denoiser`, untidied, with symbols for the sizes in `symbolic` that the model does not fix."""
-    runs: list[tuple[TreeSpec, Tracing]] = []
+    runs: list[tuple[Output, Tracing, str | None]] = []
+    read_by_code: list[Reads] = []
 
     def run(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        arguments = call.rebuild(tensors)
+        before = {name: tree_flatten(opened(value)) for name, value in arguments.items()}
         try:
-            with Tracing(reads) as tracing:
-                leaves, structure = tree_flatten(invoke(model, call, call.rebuild(tensors)))
+            with Tracing(reads) as tracing, reading(globals_alone=True) as found:
+                leaves, output = Output.of(invoke(model, call, arguments))
         except Exception as error:
             raise _Failed from error
-        runs.append((structure, tracing))
+        runs.append((output, tracing, written(before, arguments)))
+        read_by_code.append(found)
         return (*leaves, *tracing.tensors)
 
     inputs = tuple(t.detach() for t in call.tensors)  # export marks what it is given as dynamic, for torch.compile too
@@ -117,6 +131,18 @@ def export_denoiser(
         own = failure.__cause__ if isinstance(failure, _Failed) else None
         error = own if isinstance(own, Exception) else failure
         raise refusal(type(model).__name__, call.key.sizes, error, lambda: _call_on_fakes(model, call)) from error
+    output, tracing, changed = runs.pop()
+    read_by_code[-1].drop_temporaries()
+    if changed is not None:
+        raise Unservable(
+            f"{type(model).__name__} writes into its argument {changed}, a {type(call.given[changed]).__name__}, which "
+            f"a graph of tensors cannot do."
+        )
+    if output.unknown is not None:
+        raise Unservable(
+            f"{type(model).__name__} returns a {output.unknown.__name__}, which a graph of tensors cannot make; return "
+            f"tensors, in tuples, dictionaries or dataclasses."
+        )
     for spec in exported.graph_signature.output_specs:
         if spec.kind is not OutputKind.USER_OUTPUT:
             raise ValueError(
@@ -140,15 +166,12 @@ def export_denoiser(
             raise ValueError(
                 f"{type(model).__name__} uses {spec.target} ({spec.kind.name}), which a table cannot hold."
             )
-    structure, tracing = runs[-1]
-    read = separate_reads(graph_module, structure.num_leaves, tracing.calls)
-    outputs = graph_module.graph.output_node().args[0]
-    if not all(isinstance(o, fx.Node) for o in outputs):
-        raise ValueError(f"{type(model).__name__} returns something that is not a tensor; return tensors only.")
+    read = separate_reads(graph_module, output.n_tensors, tracing.calls)
     named = _rename_inputs(graph_module.graph, names, call.owners)
     if read is not None:
         _rename_like(read.graph, names, named)
-    return DenoiserGraph(graph_module, weights, full_names, named, structure, read)
+    outside = (*read_by_code[-1].slots, *_cells(model))
+    return DenoiserGraph(graph_module, weights, full_names, named, output, read, outside)
 
 
 def find_tensor(model: nn.Module, full_name: str) -> Tensor:
@@ -160,6 +183,14 @@ def find_tensor(model: nn.Module, full_name: str) -> Tensor:
     if found is None:
         raise AttributeError(f"{type(model).__name__} has no parameter or buffer {full_name!r}.")
     return found
+
+
+def _cells(model: nn.Module) -> Iterator[Slot]:
+    """What the methods of the model's classes close over."""
+    for kind in {each for module in model.modules() for each in type(module).__mro__ if not is_foreign(each)}:
+        for method in vars(kind).values():
+            if isinstance(method, types.FunctionType):
+                yield from (Slot(cell, None, name) for name, cell in free_variables(method) if name != "__class__")
 
 
 @contextlib.contextmanager

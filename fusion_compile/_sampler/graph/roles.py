@@ -24,20 +24,24 @@ _NAMES: dict[Role, str] = {
     "sigma_hat timesteps_r",
     "live": "x xt x_t z zt z_t sample latent latents noisy_latents hidden_states noisy input inputs img image "
     "images noise vision_tokens sound_tokens action_tokens video_tokens audio_tokens latent_tokens action actions "
-    "noisy_actions block_controlnet_hidden_states",
+    "noisy_actions block_controlnet_hidden_states latent_image_embeds down_block_additional_residuals "
+    "mid_block_additional_residual",
     "request": "y c label labels class_label class_labels text context cond conditioning encoder_hidden_states "
     "guidance pooled_projections prompt_embeds caption mask attention_mask encoder_attention_mask img_ids txt_ids "
     "global_hidden_states rotary_embedding freqs_cis style ofs obs obs_tokens observation observations state "
-    "states proprio",
+    "states proprio controlnet_cond controlnet_mode down_intrablock_additional_residuals",
 }
 _ROLE_OF_NAME = {name: role for role, names in _NAMES.items() for name in names.split()}
 
 _PREFIXES: dict[Role, tuple[str, ...]] = {
-    "live": ("controlnet_", "noisy_"),  # a ControlNet sees the latent
+    "live": ("controlnet_", "noisy_"),  # a ControlNet sees the latent, but for the image that it is conditioned on
     "request": ("encoder_", "text_", "txt_", "prompt_", "pooled_", "caption_", "cap_", "class_", "added_cond"),
 }
 _OF_TEXT = ("encoder", "text", "txt", "prompt", "caption", "cap_", "t5", "clip", "llama", "pooled")
-"""Parts of names of hidden states that come from an encoder; other hidden states are a stream of latents."""
+"""Parts of names of hidden states that come from an encoder."""
+_STILL = ("control_", "pose_", "clean_", "_cond_", "reference_")
+"""Parts of names of hidden states that a video follows, which stay as they are through a request; those without any of
+these parts are a stream of latents."""
 _OF_CONDITIONS = ("image", "context", "cond", "clean", "control", "inpaint", "mask", "ref", "history", "prefix")
 """Parts of names of latents that stay as they are through a request."""
 _SUFFIXES: dict[Role, tuple[str, ...]] = {
@@ -130,8 +134,9 @@ def _role_of_name(name: str) -> Role | None:
     if name.endswith("_latents"):
         return "request" if any(part in name for part in _OF_CONDITIONS) else "live"
     if name.endswith("hidden_states"):
-        return "request" if any(part in name for part in _OF_TEXT) else "live"
-    return next((role for role, suffixes in _SUFFIXES.items() if name.endswith(suffixes)), None)
+        return "request" if any(part in name for part in (*_OF_TEXT, *_STILL)) else "live"
+    by_suffix = next((role for role, suffixes in _SUFFIXES.items() if name.endswith(suffixes)), None)
+    return "step" if by_suffix is None and name.startswith("timestep_") and "ind" not in name else by_suffix
 
 
 def _advice(found: Roles, role: Role, candidates: list[str]) -> str:

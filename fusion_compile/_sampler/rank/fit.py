@@ -44,6 +44,7 @@ class RankConditioning:
         self._rank, self._asked, self._like = rank, covers, like.detach()
         self._sampled, self._between = covers.samples(N_SAMPLES, like)
         self._measured: dict[str, float] = {}
+        self._fits: set[object] = set()
         self._factored: Factored | None = None
 
     def factor(
@@ -71,6 +72,10 @@ class RankConditioning:
     def declined(self) -> tuple[Declined, ...]:
         """Layers that depend on the timestep and were not factored."""
         return self._factored.report.declined if self._factored else ()
+
+    def is_fit(self, node: fx.Node) -> bool:
+        """Whether `node` of a factored graph, or of a stage of it, fits a curve: it gives all factors."""
+        return node.target in self._fits
 
     def measure_again(self) -> None:
         """Weights changed: measure at the next fit."""
@@ -105,6 +110,7 @@ class RankConditioning:
                 self._measured[curve.node] = self._measure(curve, mean, basis, layers, known)
             return (mean, basis, *(part for layer in layers for part in layer))
 
+        self._fits.add(fit_conditioning)
         return fit_conditioning
 
     def _points(self, curve: Curve, timesteps: Tensor, known: Mapping[str, Tensor]) -> Tensor:

@@ -22,13 +22,15 @@ def is_part_of_more(tensor: Tensor) -> bool:
 class WeightWatch:
     """Notices changes of the weights that tables depend on.
 
-    `weights`: full name -> tensor. `versions_changed` sees in-place writes that count versions, and ``.data =``; it
-    does not look at the device. Writes through ``.data``, to a storage that the parameter is a view of, or to an
-    inference tensor count no version; `contents_changed` sees them and waits for the device.
+    `weights`: full name -> tensor. `constants`: other tensors that the model reads (a plain attribute, a global), by
+    any name; a view among them counts its base's versions. `versions_changed` sees in-place writes that count versions,
+    and ``.data =``; it does not look at the device. Writes through ``.data``, to a storage that the parameter is a view
+    of, or to an inference tensor count no version; `contents_changed` sees them and waits for the device.
     """
 
-    def __init__(self, weights: Tensors) -> None:
-        self._weights = dict(weights)
+    def __init__(self, weights: Tensors, constants: Tensors | None = None) -> None:
+        self._constants = frozenset(constants or ())
+        self._weights = {**weights, **(constants or {})}
         self._read_back = ReadBack()
         self.accept_current()
 
@@ -36,7 +38,7 @@ class WeightWatch:
         """Compare with the weights as they are now: the tables are up to date with them."""
         self._versions = self._current_versions()
         self._checksum = self._current_checksum()
-        self.must_compare = any(map(is_part_of_more, self._weights.values()))
+        self.must_compare = any(is_part_of_more(t) for n, t in self._weights.items() if n not in self._constants)
 
     def replace(self, tensors: Mapping[str, Tensor]) -> None:
         """Watch `tensors` (full name -> tensor) instead of the watched weights of these names."""

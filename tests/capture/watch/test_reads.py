@@ -30,6 +30,21 @@ def labels(reads: Reads) -> dict[str, Any]:
     return {slot.label: read(slot) for slot in reads.slots}
 
 
+def test_globals_alone() -> None:
+    options = {"weight": 3.0}
+
+    def loss(x: Tensor, more: types.SimpleNamespace) -> Tensor:
+        return x.sum() * SETTINGS.loss.weight * options["weight"] * more.scale
+
+    with reading(globals_alone=True) as reads:
+        loss(torch.ones(2), types.SimpleNamespace(scale=1.0))
+    assert labels(reads) == {
+        "SETTINGS": SETTINGS,
+        "SETTINGS.loss": SETTINGS.loss,
+        "SETTINGS.loss.weight": 2.0,
+    }
+
+
 def test_globals_closures_and_arguments() -> None:
     options = {"weight": 3.0}
 

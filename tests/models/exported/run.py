@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fusion_compile._sampler.graph.roles import assign_roles
 from fusion_compile.sampler import optimize_sampler
-from tests.models.exported import images, others, unets, videos
+from tests.models.exported import images, others, pipelines, unets, videos
 from tests.models.exported.spec import Exported, mask, noise, unit
 from tests.models.tiny import TINY
 
@@ -20,6 +20,7 @@ EXPORTED: dict[str, Exported] = {
     **images.EXPORTED,
     **videos.EXPORTED,
     **others.EXPORTED,
+    **pipelines.EXPORTED,
 }
 EXPORTED["Lumina2Transformer2DModel"] = Exported(
     TINY["Lumina2"].config,
@@ -31,7 +32,7 @@ EXPORTED["Lumina2Transformer2DModel"] = Exported(
     },
 )
 TIMES = (0.9, 0.6, 0.3)
-NOT_TRIED = {"WanAnimate2Transformer3DModel": "it reads and writes a cache object of the reference video at each call"}
+NOT_TRIED: dict[str, str] = {}
 """Classes without a specification, and why."""
 
 
@@ -39,10 +40,10 @@ def exported_classes() -> list[str]:
     """Names of the transformers, UNets and priors that diffusers exports."""
     import diffusers
 
-    structure = diffusers._import_structure["models"]
-    kinds = ("Transformer", "UNet", "DiT", "UVit", "T5FilmDecoder", "DiffusionDecoder")
-    others = ("ControlNetModel", "Autoencoder", "Vae")
-    return sorted(n for n in structure if any(k in n for k in kinds) and not any(o in n for o in others))
+    structure = [name for names in diffusers._import_structure.values() for name in names]
+    kinds = ("Transformer", "UNet", "DiT", "UVit", "T5FilmDecoder", "DiffusionDecoder", "UniDiffuserModel")
+    others = ("ControlNetModel", "Autoencoder", "Vae", "Pipeline", "Blocks")
+    return sorted({n for n in structure if any(k in n for k in kinds) and not any(o in n for o in others)})
 
 
 class Outcome(NamedTuple):

@@ -43,7 +43,7 @@ def test_symbolic_sizes_are_symbols_until_the_graph_is_made_for_numbers() -> Non
     assert not isinstance(x.meta["val"].shape[0], int) and int(x.meta["val"].shape[1]) == 4
 
 
-def test_a_model_that_writes_a_buffer_or_gives_no_tensor_is_refused() -> None:
+def test_a_model_that_writes_a_buffer_or_gives_an_unknown_object_is_refused() -> None:
     class Counts(nn.Module):
         calls: Tensor
 
@@ -55,14 +55,14 @@ def test_a_model_that_writes_a_buffer_or_gives_no_tensor_is_refused() -> None:
             self.calls.add_(1)
             return x * 2
 
-    class Numbers(nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, int]:
-            return x * 2, 3
+    class Iterates(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, object]:
+            return x * 2, iter(())
 
     with pytest.raises(ValueError, match=r"Counts writes .*calls in its forward \(BUFFER_MUTATION\)"):
         trace(Counts(), torch.ones(2))
-    with pytest.raises(ValueError, match="Numbers returns something that is not a tensor"):
-        trace(Numbers(), torch.ones(2))
+    with pytest.raises(ValueError, match="Iterates returns a tuple_iterator, which a graph of tensors cannot make"):
+        trace(Iterates(), torch.ones(2))
 
 
 def test_a_tensor_is_found_by_its_full_name() -> None:

@@ -22,7 +22,10 @@ def test_roles_are_told_by_the_names_of_the_arguments(name: str) -> None:
 
 def test_what_a_controlnet_adds_changes_with_the_latent() -> None:
     names = ["controlnet_block_samples", "controlnet_single_block_samples", "block_controlnet_hidden_states"]
-    assert set(roles_of_names(names, None).values()) == {"live"}
+    names += ["down_block_additional_residuals", "mid_block_additional_residual"]
+    assert set(roles_of_names(names, None).values()) == {"live"} and len(roles_of_names(names, None)) == 5
+    images = ["controlnet_cond", "controlnet_mode", "down_intrablock_additional_residuals", "control_hidden_states"]
+    assert set(roles_of_names(images, None).values()) == {"request"} and len(roles_of_names(images, None)) == 4
     others = ["joint_attention_kwargs", "added_cond_kwargs", "image_rotary_emb", "encoder_hidden_states_image", "style"]
     assert set(roles_of_names(others, None).values()) == {"request"}
 
@@ -63,6 +66,11 @@ def test_hidden_states_are_live_unless_an_encoder_gave_them() -> None:
     assert set(roles_of_names(request, None).values()) == {"request"}
     conditions = roles_of_names(["timestep_cond", "sigma_embeds", "global_hidden_states"], None)
     assert set(conditions.values()) == {"request"}
+
+
+def test_each_of_several_streams_has_a_timestep_by_its_prefix() -> None:
+    clocks = roles_of_names(["timestep_img", "timestep_text", "timestep_indices", "timestep_mask"], None)
+    assert clocks == {"timestep_img": "step", "timestep_text": "step", "timestep_mask": "request"}
 
 
 def test_a_list_of_latents_is_live_if_no_tensor_is() -> None:
