@@ -33,6 +33,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` takes its choice
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave to `make exhaustive` what a test marked ``covering(*names)`` has beside the cases with these names."""
+    for item in items:
+        marker = item.get_closest_marker("covering")
+        if marker is not None:
+            case = f"-{item.callspec.id}-"  # type: ignore[attr-defined]
+            if not any(f"-{name}-" in case for name in marker.args):
+                item.add_marker("exhaustive")
+
+
 @pytest.fixture(autouse=True)
 def fixed_seeds() -> None:
     """Every test starts from the same random numbers, whichever tests ran before it."""

@@ -75,6 +75,9 @@ def sampler_of(c: Case, **options: Any) -> Sampler:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.covering(
+    "examples/dit.py", "published SiT", "DiT", "PixArt-alpha", "SD3", "Flux", "Wan", "HunyuanVideo", "Z-Image"
+)
 def test_model(name: str) -> None:
     """Exact rows are bitwise the model's; batched rows near them; the weights of both stages can be dropped."""
     c = case(name)
@@ -109,6 +112,7 @@ def test_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "Mochi"])  # it asks autocast for its own device
+@pytest.mark.covering("examples/dit.py", "published SiT", "DiT", "PixArt-sigma", "Chroma", "LTX")
 def test_on_a_device_of_its_own_the_loop_reads_nothing_from_the_cpu(name: str) -> None:
     """Else it could not be one CUDA graph: Qwen-Image keeps its frequencies on the CPU and copies them at each call.
     The meta device stands for the GPU."""

@@ -65,6 +65,7 @@ def test_two_groups_are_those_of_torchs_adamw(options: dict[str, Any]) -> None:
     ("name", "program"),
     [*((name, "eager") for name in optim.RECIPES), ("adamw", "captured"), ("sf_normuon", "captured")],
 )
+@pytest.mark.covering("adamw", "muon", "sf_adamw", "full_fusion")
 def test_every_recipe_takes_the_steps_of_the_torch_optimizer_with_these_groups(name: str, program: str) -> None:
     options = PROGRAMS[program]
     transform = optim.RECIPES[name]()

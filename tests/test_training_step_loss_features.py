@@ -168,6 +168,9 @@ def around(part: nn.Module) -> nn.Module:
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo does, of a Function
 @pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.covering(
+    "dropout", "batch norm", "autocast", "checkpointing", "autograd function, ctx in forward", "forward hooks"
+)
 def test_it_is_captured_in_one_graph_and_trains_as_the_ordinary_loop(feature: str) -> None:
     make, loss_fn = FEATURES[feature]
     model, reference = around(make()), around(make())

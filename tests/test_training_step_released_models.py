@@ -21,12 +21,6 @@ QUIET = (
     "ignore:TorchaoLoraLinear was instantiated without",
 )
 """What the libraries' own code makes torch, transformers and the step say."""
-QUICK = ("GPT-2", "Llama, checkpointed", "4-bit base with LoRA", "LSTM")
-"""What an ordinary run trains both ways; the rest is `exhaustive`."""
-
-
-def _some(name: str) -> Any:
-    return pytest.param(name, marks=() if name in QUICK else pytest.mark.exhaustive, id=name)
 
 
 def _made(name: str, dropout: float) -> Released:
@@ -60,7 +54,8 @@ def _agrees(name: str, dropout: float, **options: Any) -> fc.TrainingStep:
 
 @pytest.mark.filterwarnings(*QUIET)
 @pytest.mark.parametrize("capture", [None, "run"])
-@pytest.mark.parametrize("name", [_some(name) for name in RELEASED])
+@pytest.mark.parametrize("name", RELEASED)
+@pytest.mark.covering("Llama, checkpointed-None", "GPT-2-run", "4-bit base with LoRA", "LSTM")
 def test_losses_and_weights_are_the_ordinary_loops(name: str, capture: Any) -> None:
     """With dropout, also inside checkpointed layers: the masks are the loop's, bit for bit, or the loss is another."""
     step = _agrees(name, DROPOUT, capture=capture, backend="aot_eager")
@@ -81,6 +76,7 @@ def test_inductor_trains_them_too(name: str, capture: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "line"), [("Whisper", "dropout_probability < self.layerdrop"), ("Wav2Vec2", "if not skip_the_layer")]
 )
+@pytest.mark.covering("None")
 def test_layers_dropped_on_the_host_are_refused_with_the_line(name: str, line: str, capture: Any) -> None:
     model, loss_fn, batches = _made(name, DROPOUT)
     before = _weights(model)

@@ -40,6 +40,7 @@ def test_a_count_does_not_stand_still_at_2_to_the_24(name: str) -> None:
 
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("n", [10**6, 2 * 10**7, 10**9])
+@pytest.mark.covering("eager", "20000000-captured")
 def test_the_average_goes_on_at_the_weight_of_one_in_n(n: int, program: str) -> None:
     """After n equal steps x moves by (z - x) / (n + 1), and the sum of weights by one weight."""
     rate = 1e-3

@@ -195,6 +195,7 @@ def test_the_donated_run_is_the_pure_run_bitwise(name: str, compiled: bool) -> N
 
 
 @pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.covering("adamw", "sf_normuon")
 def test_one_graph_and_no_recompile_while_lr_decay_and_clip_change_every_step(name: str) -> None:
     step = bowl_step(name, mode=None, backend="aot_eager", clip_grad_norm=1.0)
     changing = [h for h in step.hyperparameters if h.endswith(("lr", "weight_decay", "clip_grad_norm"))]
@@ -236,6 +237,7 @@ def update_nodes(transform: Transform, depth: int) -> int:
 
 
 @pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.covering("adamw", "sf_normuon", "soap")
 def test_the_update_has_as_many_nodes_for_28_layers_as_for_4(name: str) -> None:
     transform = make(name, matmul_dtype=torch.bfloat16) if name in WITH_MATMUL_DTYPE else make(name)
     few, many = update_nodes(transform, 4), update_nodes(transform, 28)

@@ -54,6 +54,7 @@ def walk(step: TrainingStep, first: int, last: int) -> list[tuple[float, float]]
 
 @pytest.mark.parametrize("mode", MODES, ids=["eager", "aot_eager"])
 @pytest.mark.parametrize("wrapped", ["chain", "partition", "schedule_free", "groups"])
+@pytest.mark.covering("eager", "schedule_free-aot_eager")
 def test_first_every_and_due_follow_the_count_of_steps_through_every_wrapper(
     wrapped: str, mode: dict[str, Any]
 ) -> None:

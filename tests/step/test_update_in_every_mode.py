@@ -236,6 +236,7 @@ def names(quick: tuple[str, ...] = QUICK) -> list[Any]:
 
 @pytest.mark.parametrize("skip", [False, True], ids=["skip off", "skip on"])
 @pytest.mark.parametrize("name", names())
+@pytest.mark.covering("lion-skip off", "sf_normuon-skip on")
 def test_captured_as_operators_a_step_is_the_uncompiled_one_bit_by_bit(name: str, skip: bool) -> None:
     eager = result_of(name, mode="eager", skip_nonfinite=skip)
     captured = result_of(name, backend="aot_eager", skip_nonfinite=skip)

@@ -73,6 +73,13 @@ SAVES: dict[str, Callable[[Outer], Any]] = {
 
 @pytest.mark.parametrize("of", OF)
 @pytest.mark.parametrize("what", [*EVALUATES, *SAVES])
+@pytest.mark.covering(
+    "the model",
+    "a layer-groups",
+    "a layer's state_dict-plain parameters",
+    "pickle-named parameters",
+    "a submodule-plain parameters",
+)
 def test_y_is_not_evaluated_or_saved_without_a_word(of: str, what: str) -> None:
     outer, optimizer = stepped(OF[of])
     call = {**EVALUATES, **SAVES}[what]
