@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fusion_compile._state.half_precision import check_form
 from fusion_compile._state.routing import Route, check_list
 from fusion_compile._torch_optim.group_numbers import as_float, as_shown, check_numbers
 from fusion_compile._torch_optim.grouped_update import GroupedUpdate, GroupRecord, names_in
@@ -36,6 +37,7 @@ def as_torch_optimizer(
     force_spectral: Sequence[str] = (),
     model: nn.Module | None = None,
     maximize: bool = False,
+    half_precision: str = "master",
 ) -> TorchOptimizer:
     """Make a ``torch.optim.Optimizer`` whose step is one compiled program, for Lightning, accelerate or your own loop.
 
@@ -72,6 +74,7 @@ def as_torch_optimizer(
         force_spectral: Regular expressions over full parameter names that are updated as matrices.
         model: The model that plain parameters or groups belong to; it gives them their names and routes.
         maximize: Go uphill, as in torch.optim; also a group's key.
+        half_precision: How bf16 and fp16 parameters are updated; see docs/training.md.
 
     Returns:
         The optimizer. Nothing is compiled before its first step.
@@ -100,6 +103,7 @@ def as_torch_optimizer(
         force_scalar=force_scalar,
         force_spectral=force_spectral,
         model=model,
+        half_precision=half_precision,
     )
     if maximize:
         made._go_uphill()
@@ -161,7 +165,9 @@ class TorchOptimizer(torch.optim.Optimizer):
         force_scalar: Sequence[str],
         force_spectral: Sequence[str],
         model: nn.Module | None = None,
+        half_precision: str = "master",
     ) -> None:
+        check_form(half_precision)
         made = resolve_optimizer(optimizer)
         numbers = with_rate(made, lr)
         if reserved := next((n for n in (STEPS, BETAS, MAXIMIZE) if n in numbers), None):
@@ -175,7 +181,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         for option, given in (("force_scalar", force_scalar), ("force_spectral", force_spectral)):
             check_list(option, given)
         programs, patterns = UpdatePrograms(mode, backend), (tuple(force_scalar), tuple(force_spectral))
-        self._inside = GroupedUpdate(optimizer, made, numbers, programs, *patterns, model)
+        self._inside = GroupedUpdate(optimizer, made, numbers, programs, *patterns, model, half_precision)
         defaults = {**{n: as_shown(v) for n, v in numbers.items()}, STEPS: 0}
         if betas := self._inside.betas:
             defaults[BETAS] = tuple(as_float(defaults[n]) for n in betas)
@@ -365,18 +371,26 @@ class TorchOptimizer(torch.optim.Optimizer):
             "defaults": self.defaults,
             "param_groups": self.param_groups,
             "state": {p: kept for p, kept in self.state.items() if kept},
-            "inside": (inside.source, dict(inside.numbers), programs, patterns, inside.evaluating),
+            "inside": (
+                inside.source,
+                dict(inside.numbers),
+                programs,
+                patterns,
+                inside.evaluating,
+                inside.half_precision,
+            ),
             "records": [(record.names, record.schedules, record.seen) for record in inside.records],
             "routes": self.routes,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        source, numbers, programs, (off, on), evaluating = state["inside"]
+        source, numbers, programs, (off, on), evaluating, *rest = state["inside"]
+        half_precision = rest[0] if rest else "master"  # an optimizer that was pickled before there was a choice
         made = state["transform"] if "transform" in state else resolve_optimizer(source)
         routes = {r.name: r for r in state["routes"]}
         records = [GroupRecord(*record) for record in state["records"]]
         self._inside = GroupedUpdate(
-            source, made, numbers, UpdatePrograms(*programs), off, on, None, routes, records, evaluating
+            source, made, numbers, UpdatePrograms(*programs), off, on, None, half_precision, routes, records, evaluating
         )
         super().__setstate__({k: state[k] for k in ("defaults", "param_groups")})
         self.state = defaultdict(dict, state["state"])

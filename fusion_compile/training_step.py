@@ -15,6 +15,7 @@ from fusion_compile._program.programs import Programs
 from fusion_compile._state import checkpoint, checkpoint_folder, flat_tree, keys
 from fusion_compile._state.banks import Layout
 from fusion_compile._state.blocks import SplitBlocks
+from fusion_compile._state.half_precision import noise_for
 from fusion_compile._state.hyperparameters import Hyperparameters
 from fusion_compile._state.residence import Residence
 from fusion_compile._state.routing import Route
@@ -44,10 +45,8 @@ from fusion_compile.optim._transform import Transform
 class TrainingStep(Lifetime):
     """A compiled training step, made by `compile_training_step`. Call it with a batch.
 
-    The module that it was built from always holds the deployable weights.
-
     Attributes:
-        model: The module.
+        model: The module, which always holds the deployable weights.
         hyperparameters: Live numbers and schedules by name. Setting one counts from the next step.
         metrics: Numbers of the last step, on the device.
         routes: Which parameter went where, and why.
@@ -84,8 +83,9 @@ class TrainingStep(Lifetime):
         params = {k: b.to(layout.state_dtype) for k, b in self._residence.banks.items()}
         optimizer = transform.init(params)
         form = flat_tree.form(optimizer, keys.OPTIMIZER)
-        self._plan = StepPlan(UpdatePlan(layout, transform, form, self.hyperparameters), options, precision)
-        self._state = initial_state(self._plan.update, self._residence.banks, optimizer)
+        noise = noise_for(options.half_precision, layout, self._residence.banks)
+        self._plan = StepPlan(UpdatePlan(layout, transform, form, self.hyperparameters, noise), options, precision)
+        self._state = initial_state(self._plan.update, self._residence.banks, optimizer, options.half_precision)
         self._programs = StepPrograms(model, loss_fn, self._plan, self._residence, self._state, mode=self.mode)
         self._periodic, self._is_first = Programs(self.backend), FirstTaken(self._plan.update)
         self.steps_called = 0
@@ -110,7 +110,7 @@ class TrainingStep(Lifetime):
         """
         self._check_alive()
         self._check_mode(self.model)
-        self._residence.check()
+        self._take_up_weights()
         batch = batches.outside_inference(batch)
         signature = batches.signature(batch, self.layout.device, fixed=self._plan.options.fixes_numbers)
         due = self.transform.period > 0 and self.steps_called % self.transform.period == 0
@@ -129,15 +129,15 @@ class TrainingStep(Lifetime):
         """Numbers of the last step, on the device.
 
         They are the loss, grad_norm (before clipping), update_norm, step and skipped (counts), every hyperparameter,
-        diagnostics of the optimizer's parts (``fusion/…``, ``comp/…``; of a named group ``<group>/…``), and the metrics
-        that the loss returns. All are copies. Reading one on the CPU waits for the device; `ScalarLogger` does not.
+        diagnostics of the optimizer's parts (``fusion/…``, ``comp/…``; of a named group ``<group>/…``), and the loss's
+        metrics. All are copies. Reading one on the CPU waits for the device; `ScalarLogger` does not.
         """
         self._check_alive()
         return step_metrics(self._plan.update, self._state, self._programs.shown)
 
     @property
     def programs(self) -> list[Program]:
-        """The captured programs of the step, in the order of compilation; empty with ``mode="eager"``."""
+        """The captured programs of the step, in order; empty with ``mode="eager"``."""
         return self._programs.captured
 
     @property
@@ -152,8 +152,7 @@ class TrainingStep(Lifetime):
         """End training: give the parameters memory of their own again and drop the state.
 
         Returns:
-            The model, which is then like any other. Its weights can be freed one by one. The step then refuses
-            everything that needs its state. A second call changes nothing.
+            The model, which is then like any other. The step refuses what needs its state; a second call does nothing.
         """
         if self._released:
             return self.model
@@ -166,11 +165,8 @@ class TrainingStep(Lifetime):
         return self.model
 
     def recapture(self) -> None:
-        """Capture again at the next call, because something has changed that decides what the loss computes.
-
-        A captured step refuses to run when a flag, a module or a plain number that it read is another one. All state
-        stays; the next call compiles.
-        """
+        """Capture again at the next call, because something has changed that decides what the loss computes: a flag, a
+        module or a plain number that it read. A captured step refuses to run then. All state stays."""
         self._check_alive()
         self._programs.recapture()
 
@@ -194,8 +190,7 @@ class TrainingStep(Lifetime):
             saved: What `state_dict` gave for a step of the same model and recipe.
 
         Raises:
-            ValueError: Names or shapes differ. The sentence lists missing, unexpected and mismatched ones, and nothing
-                is loaded.
+            ValueError: Names or shapes differ. The sentence lists them, and nothing is loaded.
         """
         self._check_whole(torn=True)
         checkpoint.refuse_other_kinds(saved)
@@ -205,6 +200,7 @@ class TrainingStep(Lifetime):
             self.steps_called = checkpoint.load_state_dict(saved, self.model, self.layout, state, numbers)
             self._is_first = FirstTaken(self._plan.update)
             self._programs.kept.put(kept)
+        self._residence.note_versions()
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a checkpoint folder: safetensors files, and a JSON index that is renamed into place last.
@@ -232,14 +228,13 @@ class TrainingStep(Lifetime):
     def warm_start(self, source: str | PathLike[str] | Mapping[str, Any]) -> WarmStart:
         """Start from a checkpoint of the same model under *another* recipe or with other groups.
 
-        The weights are loaded, and the optimizer state that both recipes have (z, momenta, second moments, …). Counts,
-        hyperparameters and random state stay as they are.
+        Weights are loaded, and the optimizer state that both recipes have. Counts, numbers and random state stay.
 
         Args:
             source: A folder that `save` wrote, or what `state_dict` gave.
 
         Returns:
-            The entries that were carried over, that start fresh, and that found no use; printing it sums it up.
+            What was carried over, starts fresh, and found no use; printing it sums it up.
 
         Raises:
             ValueError: The checkpoint is of another model; nothing is loaded.
@@ -267,7 +262,7 @@ class TrainingStep(Lifetime):
         """Explain where every parameter went and what was captured; see `fusion_compile.explain`.
 
         Args:
-            device: The device whose peak rates the roofline times assume, as in `fusion_compile.explain`.
+            device: The device whose peak rates the roofline times assume.
 
         Returns:
             The explanation; printing it gives the report.
@@ -305,6 +300,7 @@ def compile_training_step(
     groups: Sequence[Mapping[str, Any]] = (),
     compute_dtype: torch.dtype | None = None,
     keep_fp32: Sequence[str] = (),
+    half_precision: str = "master",
     accumulate: int = 1,
     weigh_by: str | None = None,
     clip_grad_norm: float | None = None,
@@ -322,7 +318,7 @@ def compile_training_step(
     """Turn forward, backward and optimizer of `model` into one compiled program.
 
     The model's parameters become views into banks; the `Parameter` objects stay. From then on they always hold the
-    deployable weights: with Schedule-Free the average x. Half-precision parameters get an fp32 master in the state.
+    deployable weights: with Schedule-Free the average x.
 
     Args:
         model: The module to train, all trainable parameters on one device.
@@ -340,6 +336,8 @@ def compile_training_step(
         compute_dtype: ``torch.bfloat16`` or ``float16``: the loss runs under ``torch.autocast``, so that products of
             matrices and convolutions compute in it. Weights, state and inputs stay as they are.
         keep_fp32: Regular expressions over full names of modules whose forward leaves autocast and gets fp32 inputs.
+        half_precision: How bf16 and fp16 parameters are updated: ``"master"``, ``"exact"``, ``"kahan"``,
+            ``"stochastic"`` or ``"round"``; see docs/training.md.
         accumulate: Micro-batches per step, run inside the program: what shares the batch's leading size is cut, into
             parts as equal as can be. Loss, gradient and metrics are means over the whole batch.
         weigh_by: Name of a metric that the loss returns, a count (of tokens) by which the micro-batches are weighed.
@@ -390,10 +388,11 @@ def compile_training_step(
         capture=capture,
         rehearse=rehearse,
         keep_fp32=keep_fp32,
+        half_precision=half_precision,
         weigh_by=weigh_by,
         max_shapes=max_shapes,
         dynamic=dynamic,
     )
     forced = Forced(force_scalar, force_spectral, split_blocks)
-    planned = plan_update(model, optimizer, lr, groups, clip_grad_norm, forced)
+    planned = plan_update(model, optimizer, lr, groups, clip_grad_norm, forced, half_precision)
     return TrainingStep(model, loss_fn, *planned, options)

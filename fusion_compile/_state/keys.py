@@ -1,9 +1,10 @@
 """Keys of the flat state: ``<section>/<rest>``. Everything that makes or reads a key does it here.
 
 ``params/<bank>``: the weights that the optimizer updates. ``module/<bank>``: the bank that the module's parameters
-view, where it is other memory. ``optimizer/<path>``: the transform's state (`flat_tree`). ``buffers/<name>``,
-``carried/<label>`` (tensors that user code keeps in Python), ``metrics/<name>``, ``counts/<name>``,
-``hyperparameters``, one tensor, and ``taken``, whether the last step was taken and not skipped.
+view, where it is other memory. ``mantissa/<bank>`` and ``compensation/<bank>``: what its rounding lost.
+``optimizer/<path>``: the transform's state (`flat_tree`). ``buffers/<name>``, ``carried/<label>`` (tensors that user
+code keeps in Python), ``metrics/<name>``, ``counts/<name>``, ``hyperparameters``, one tensor, and ``taken``, whether
+the last step was taken and not skipped.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from fusion_compile._types import Tensors
 
 PARAMS, MODULE, OPTIMIZER = "params", "module", "optimizer"
+MANTISSA, COMPENSATION = LOST = "mantissa", "compensation"
 CARRIED = "carried"
 BUFFERS, METRICS, COUNTS = "buffers", "metrics", "counts"
 HYPERPARAMETERS, TAKEN = "hyperparameters", "taken"
@@ -27,6 +29,14 @@ def params(bank: str) -> str:
 
 def module(bank: str) -> str:
     return f"{MODULE}/{bank}"
+
+
+def mantissa(bank: str) -> str:
+    return f"{MANTISSA}/{bank}"
+
+
+def compensation(bank: str) -> str:
+    return f"{COMPENSATION}/{bank}"
 
 
 def optimizer(path: str) -> str:

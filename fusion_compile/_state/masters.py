@@ -23,7 +23,7 @@ def with_written_weights(layout: Layout, state: Tensors) -> Tensors:
     adopted = {
         keys.params(b.key): adopt_written(state[keys.params(b.key)], state[keys.module(b.key)])
         for b in layout.banks
-        if keys.module(b.key) in state
+        if keys.module(b.key) in state and keys.params(b.key) in state
     }
     return {**state, **adopted}
 

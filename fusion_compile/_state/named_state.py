@@ -21,6 +21,8 @@ def kept_parts(layout: Layout, state: Tensors, weights: str = "master") -> Itera
         section, rest = keys.split(key)
         if section == keys.PARAMS and keys.module(rest) in state:
             yield weights, rest, tensor
+        elif section in keys.LOST:
+            yield section, rest, tensor
         elif section == keys.OPTIMIZER:
             bank = layout.bank_of(rest)
             part = rest if bank is None else rest.removesuffix(f"/{bank}")
@@ -30,7 +32,8 @@ def kept_parts(layout: Layout, state: Tensors, weights: str = "master") -> Itera
 def named_state(layout: Layout, state: Tensors) -> Tensors:
     """Views of the optimizer's state as ``{"<part>.<parameter>": tensor}``; plain numbers as ``{"<part>": tensor}``.
 
-    The fp32 masters of lower-precision parameters are there too, as ``master.<parameter>``.
+    The fp32 masters of lower-precision parameters are there too, as ``master.<parameter>``, or what their rounding
+    lost, as ``mantissa.<parameter>`` or ``compensation.<parameter>``.
     """
     named: Tensors = {}
     for part, bank, tensor in kept_parts(layout, state):

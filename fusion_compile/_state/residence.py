@@ -33,6 +33,7 @@ class Residence:
                     owners[id(p)].append((module._parameters, key, f"{prefix}.{key}" if prefix else key))
         self._tenants = []
         self._places: list[Tensor] = []
+        self._versions: dict[str, int] = {}
         self._buffers: list[tuple[dict[str, Any], str, str, Tensor]] = []
         self._handed_out: dict[str, tuple[Tensor, int]] = {}
         for name, view in layout.views(self.banks).items():
@@ -40,6 +41,17 @@ class Residence:
             p.data = place
             self._places.append(p)
             self._tenants += [(o, key, full, p, place) for o, key, full in owners[id(p)]]
+        self._names = [*layout.views(self.banks)]
+        self.note_versions()
+
+    def note_versions(self) -> None:
+        """Remember the parameters' versions for `written`."""
+        self._versions = {n: p._version for n, p in zip(self._names, self._places, strict=True)}
+
+    def written(self) -> set[str]:
+        """Names of the parameters that somebody wrote in place since `note_versions`. A write through ``.data`` has no
+        version and is not seen."""
+        return {n for n, p in zip(self._names, self._places, strict=True) if p._version != self._versions[n]}
 
     def move_out(self) -> None:
         """Give every parameter memory of its own again. The banks then belong to this object alone."""
@@ -75,6 +87,7 @@ class Residence:
         from weights, must notice.
         """
         torch.autograd.graph.increment_version(self._places)
+        self.note_versions()
 
     def check(self, *, frozen: bool = True) -> None:
         """Raise RuntimeError naming the first parameter that was replaced, moved, rebound or frozen.

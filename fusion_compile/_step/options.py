@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fusion_compile._state.half_precision import check_form
 from fusion_compile._state.routing import check_list
 from fusion_compile._step.precision import DTYPES as PRECISIONS
 from fusion_compile._step.shapes import MAX_PROGRAMS
@@ -28,6 +29,7 @@ class StepOptions:
     weigh_by: str | None = None
     max_shapes: int = MAX_PROGRAMS
     dynamic: bool = False
+    half_precision: str = "master"
 
     @property
     def fixes_numbers(self) -> bool:
@@ -35,6 +37,7 @@ class StepOptions:
         return self.mode != "eager" and (self.capture == "read" or not self.rehearse)
 
     def __post_init__(self) -> None:
+        check_form(self.half_precision)
         if self.capture not in CAPTURES:
             raise ValueError(f"capture={self.capture!r} is not known; give 'read', 'run' or None.")
         if not isinstance(self.rehearse, bool):

@@ -11,6 +11,7 @@ from fusion_compile._state import flat_tree, keys
 from fusion_compile._state.banks import Layout, build_layout
 from fusion_compile._state.blocks import SplitBlocks, cut_blocks
 from fusion_compile._state.groups import assign, numbers_of, read_groups, refuse_unread
+from fusion_compile._state.half_precision import alignment_of, refuse_banks
 from fusion_compile._state.routing import Route, refuse_roles, route
 from fusion_compile._step.numbers_used import numbers_used
 from fusion_compile._step.pure_step import CLIP
@@ -44,6 +45,7 @@ def plan_update(
     groups: Sequence[Mapping[str, Any]],
     clip_grad_norm: float | None,
     forced: Forced,
+    half_precision: str = "master",
 ) -> Planned:
     """Resolve the arguments of ``compile_training_step`` that say what the optimizer does to which parameter.
 
@@ -62,7 +64,8 @@ def plan_update(
     routes = route(model, roles, forced.scalar, forced.spectral)
     refuse_roles(routes, roles, transform.name)
     routes = assign(cut_blocks(routes, model, forced.blocks), named)
-    layout, whole = banks_for(transform, model, routes)
+    layout, whole = banks_for(transform, model, routes, half_precision)
+    refuse_banks(half_precision, layout)
     empty = layout.without_data()
     if lr is not None and (used := numbers_used(whole, empty)) is not None:
         refuse_unread("the step", ["lr"], used, transform.name)
@@ -74,10 +77,12 @@ def plan_update(
     return Planned(together, routes, layout, numbers)
 
 
-def banks_for(transform: Transform, model: nn.Module, routes: Sequence[Route]) -> tuple[Layout, Transform]:
+def banks_for(
+    transform: Transform, model: nn.Module, routes: Sequence[Route], half_precision: str = "master"
+) -> tuple[Layout, Transform]:
     """The banks of `model`, whose matrices keep their order in memory where `transform` allows it, and the transform
     that knows them."""
-    alignment = transform.extras.alignment
+    alignment = max(transform.extras.alignment, alignment_of(half_precision, [p.dtype for p in model.parameters()]))
     layout = build_layout(model, routes, columns_in_memory_order=True, alignment=alignment)
     whole = bound(transform, layout.infos)
     if _knows_columns(whole, layout):

@@ -17,7 +17,8 @@ from torch import Tensor
 from fusion_compile import _compat
 from fusion_compile._capture.by_running.leaves import parameters_are_leaves
 from fusion_compile._state import flat_tree, keys
-from fusion_compile._state.masters import rounded, with_written_weights
+from fusion_compile._state.half_precision import counted, entries, packed, shown_weights, unpacked
+from fusion_compile._state.masters import with_written_weights
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.gradient_hooks import hooked_leaf
 from fusion_compile._step.loss import LossFacts, LossModule
@@ -25,7 +26,7 @@ from fusion_compile._step.micro_batches import Shares, micro_batches, times
 from fusion_compile._step.options import StepOptions
 from fusion_compile._step.precision import Precision
 from fusion_compile._step.update import UpdatePlan, is_alike, pure_update, settled
-from fusion_compile._step.written import with_written_point
+from fusion_compile._step.written import Written, with_written_point
 from fusion_compile._types import Tensors
 from fusion_compile.optim._transform import State
 from fusion_compile.optim.clip_by_global_norm import clip_factor, global_norm
@@ -46,20 +47,15 @@ class StepPlan:
     precision: Precision
 
 
-def initial_state(plan: UpdatePlan, module_banks: Tensors, optimizer: State) -> Tensors:
+def initial_state(plan: UpdatePlan, module_banks: Tensors, optimizer: State, half_precision: str = "master") -> Tensors:
     """The flat state before the first step, under the keys of ``_state.keys``.
 
     A bank of the module is itself the optimizer's ``params`` entry where it has the state dtype. Where it is of lower
-    precision, ``params`` holds the master and ``module`` the module's bank. Buffers and the user's metrics join when
-    the loss is first seen.
+    precision, `half_precision` says what is kept beside it. Buffers and the user's metrics join when the loss is first
+    seen.
     """
     dtype, device = plan.layout.state_dtype, plan.layout.device
-    state: Tensors = {}
-    for bank, tensor in module_banks.items():
-        same = tensor.dtype == dtype
-        state[keys.params(bank)] = tensor if same else tensor.to(dtype)
-        if not same:
-            state[keys.module(bank)] = tensor
+    state = entries(half_precision, plan.layout, module_banks)
     state.update(flat_tree.flatten(optimizer, keys.OPTIMIZER))
     state[keys.HYPERPARAMETERS] = plan.hyperparameters.tensor
     state |= {keys.counts(name): torch.zeros((), dtype=torch.int64, device=device) for name in COUNTS}
@@ -71,12 +67,16 @@ def initial_state(plan: UpdatePlan, module_banks: Tensors, optimizer: State) -> 
     return state
 
 
-def weights_at(plan: StepPlan, point: Tensors) -> Tensors:
-    """The weights that the loss sees, by full name, from banks at the gradient point."""
+def weights_at(plan: StepPlan, point: Tensors, kept: Tensors) -> Tensors:
+    """The weights that the loss sees, by full name, from banks at the gradient point. `kept`: the state as it is kept,
+    whose module's banks are these weights where the gradient is taken at them."""
+    layout = plan.update.layout
+    own = shown_weights(layout, kept) if plan.update.transform.gradient_point is None else {}
+    seen = {**point, **own}
     return {
         p.name: v if v.dtype == b.dtype else v.to(b.dtype)
-        for b in plan.update.layout.banks
-        for p, v in zip(b.places, b.split(point[b.key]), strict=True)
+        for b in layout.banks
+        for p, v in zip(b.places, b.split(seen[b.key]), strict=True)
     }
 
 
@@ -136,7 +136,8 @@ def pure_step(
         return total
 
     def advance(state: Tensors, batch: tuple[Any, ...]) -> Tensors:
-        state = with_written_weights(layout, state)
+        as_kept = with_written_weights(layout, state)
+        state = unpacked(layout, as_kept)
         context = plan.update.context(state, due=form.due)._replace(finite=options.skip_nonfinite)
         point = plan.update.gradient_point(state, context)
 
@@ -148,7 +149,8 @@ def pure_step(
         found: list[Tensors] = []
         forwards: list[Tensors] = []
         grads: Tensors = {}
-        weights, before_writes = weights_at(plan, point), state
+        weights, before_writes = weights_at(plan, point, as_kept), state
+        seen = weights
         parts = micro_batches(batch, options.accumulate)
         shares = Shares.of(parts, options.weigh_by)
         for i, micro in enumerate(parts):
@@ -175,7 +177,8 @@ def pure_step(
         if form.one_backward:
             grads = backward(values, forwards, total)
         if facts.written:
-            state = with_written_point(plan.update, state, point, {n: weights[n] for n in facts.written}, context)
+            written = {n: Written(seen[n], weights[n]) for n in facts.written}
+            state = with_written_point(plan.update, state, point, written, context)
         # The mean of losses in half precision is taken in the state's.
         value = _sum([v.detach().to(torch.promote_types(v.dtype, torch.float32)) for v in values])
         if len(parts) > 1:
@@ -191,13 +194,14 @@ def pure_step(
         new |= {keys.buffers(n): buffers[n].to(b.dtype) for n, b in before.items()}
         new |= {keys.carried(path): t.detach() for path, t in kept.items()}
         new[keys.counts("step")] = state[keys.counts("step")] + 1
+        new |= counted(state)
         new[keys.metrics("update_norm")] = global_norm(updates)
         new = skip_nonfinite(new, before_writes, norm) if options.skip_nonfinite else settled(new, before_writes)
         if twice := sorted({*METRICS} & metrics.keys()):
             raise ValueError(f"the metric name {twice[0]!r} is taken by the step itself; give the loss's another one.")
         shown = {"loss": value.to(layout.state_dtype), "grad_norm": norm, **metrics}
         new |= settled({keys.metrics(k): m for k, m in shown.items()}, before_writes)
-        return new | rounded(layout, {b.key: new[keys.params(b.key)] for b in layout.banks}, state)
+        return packed(layout, new, before_writes, as_kept, plan.update.noise)
 
     def leaf(name: str, value: Tensor) -> Tensor:
         return hooked_leaf(parameters[name], value) if form.runs else value.detach().requires_grad_()

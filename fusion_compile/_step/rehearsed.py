@@ -69,7 +69,7 @@ class OrdinaryStep:
         self._parameters = dict(model.named_parameters())
         with torch.no_grad():
             point = plan.update.gradient_point(state, plan.update.context(state))
-            weights = {n: w.clone() for n, w in weights_at(plan, point).items()}
+            weights = {n: w.clone() for n, w in weights_at(plan, point, state).items()}
         self._model, self._options, self._device = model, plan.options, plan.update.layout.device
         names = tuple(n for n, _ in model.named_buffers())
         self._loss = LossModule(model, loss_fn, names, plan.precision)

@@ -17,8 +17,10 @@ from torch import Tensor
 from fusion_compile import _compat
 from fusion_compile._state import flat_tree, keys
 from fusion_compile._state.banks import Layout
+from fusion_compile._state.half_precision import forget_lost, weights_of
 from fusion_compile._state.hyperparameters import Hyperparameters
 from fusion_compile._types import Tensors
+from fusion_compile.optim._rounding_noise import RoundingNoise
 from fusion_compile.optim._transform import Context, State, Transform
 
 Work = Callable[[State, Tensors, Context], State]
@@ -27,16 +29,17 @@ Work = Callable[[State, Tensors, Context], State]
 @dataclass(frozen=True)
 class UpdatePlan:
     """What is fixed about an update: banks, the transform that knows them, its state with paths for tensors (`form`),
-    and the live numbers. `state`, where it is an argument, is flat."""
+    the live numbers, and the noise of weights that are rounded at random. `state`, where it is an argument, is flat."""
 
     layout: Layout
     transform: Transform
     form: Any
     hyperparameters: Hyperparameters
+    noise: RoundingNoise | None = None
 
     def params(self, state: Tensors) -> Tensors:
         """The weights that the optimizer updates, by bank."""
-        return {b.key: state[keys.params(b.key)] for b in self.layout.banks}
+        return {b.key: weights_of(b, state) for b in self.layout.banks}
 
     def optimizer(self, state: Tensors) -> State:
         """The transform's own state."""
@@ -64,7 +67,9 @@ class UpdatePlan:
         """Put `banks` and a fresh state of the transform into `state`."""
         with torch.no_grad():
             for key, bank in banks.items():
-                state[keys.params(key)].copy_(bank)
+                if keys.params(key) in state:
+                    state[keys.params(key)].copy_(bank)
+            forget_lost(self.layout, state, {p.name for b in self.layout.banks for p in b.places})
             for key, tensor in self.fresh(state).items():
                 state[key].copy_(tensor)
 

@@ -6,18 +6,28 @@ weights at the gradient point, so the written point is carried back to the param
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from fusion_compile._state import keys
-from fusion_compile._state.masters import adopt_written
 from fusion_compile._step.update import UpdatePlan
 from fusion_compile._types import Tensors
 from fusion_compile.optim._transform import Context
 
 
-def with_written_point(plan: UpdatePlan, state: Tensors, point: Tensors, written: Tensors, context: Context) -> Tensors:
+class Written(NamedTuple):
+    """A weight in the module's dtype, as the loss was given it and as it left it."""
+
+    before: Tensor
+    after: Tensor
+
+
+def with_written_point(
+    plan: UpdatePlan, state: Tensors, point: Tensors, written: Mapping[str, Written], context: Context
+) -> Tensors:
     """`state` with parameters whose gradient point is `point` where the forward left it alone, and `written` elsewhere.
 
     Under Schedule-Free, y = β x + (1 - β) z: x moves by the write over β and z stays, as in an optimizer that keeps y
@@ -27,7 +37,7 @@ def with_written_point(plan: UpdatePlan, state: Tensors, point: Tensors, written
         plan: What is fixed about the update.
         state: The flat state.
         point: The gradient point by bank, before the forward.
-        written: By full name, in the module's dtype, what the forward left in the parameters that it writes.
+        written: By full name, the parameters that the forward writes.
         context: Of the step.
     """
     moved: Tensors = {}
@@ -35,7 +45,7 @@ def with_written_point(plan: UpdatePlan, state: Tensors, point: Tensors, written
         if not any(place.name in written for place in bank.places):
             continue
         parts = [
-            adopt_written(view, written[place.name]) if place.name in written else view
+            _adopted(view, written[place.name]) if place.name in written else view
             for place, view in zip(bank.places, bank.split(point[bank.key]), strict=True)
         ]
         moved[bank.key] = bank.join(parts, point[bank.key].dtype)
@@ -47,6 +57,11 @@ def with_written_point(plan: UpdatePlan, state: Tensors, point: Tensors, written
         shift = (there - point[key]) / torch.where(slope[key] == 0, torch.ones_like(slope[key]), slope[key])
         moved[key] = params[key] + shift
     return {**state, **{keys.params(key): value for key, value in moved.items()}}
+
+
+def _adopted(at: Tensor, written: Written) -> Tensor:
+    """`at`, except where the forward left another number than it was given."""
+    return torch.where(written.after == written.before, at, written.after.to(at.dtype))
 
 
 def _slopes(plan: UpdatePlan, state: Tensors, context: Context) -> Tensors:

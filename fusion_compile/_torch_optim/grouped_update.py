@@ -80,6 +80,7 @@ class GroupedUpdate:
     force_scalar: tuple[str, ...]
     force_spectral: tuple[str, ...]
     model: nn.Module | None = None
+    half_precision: str = "master"
     known_routes: dict[str, Route] = field(default_factory=dict)
     records: list[GroupRecord] = field(default_factory=list)
     evaluating: bool = False
@@ -153,7 +154,7 @@ class GroupedUpdate:
                     f"{name} of parameter group {at} lies on {p.device}, parameter group {other} on {devices[other]}; "
                     f"one program updates them all. Move them to one device, or make an optimizer for each."
                 )
-        return ParameterGroup(at, members, routes, self.transform, numbers)
+        return ParameterGroup(at, members, routes, self.transform, numbers, self.half_precision)
 
     def refuse_unread(self, at: int, options: Options, given: Mapping[str, nn.Parameter]) -> None:
         """Raise ValueError for a number that the new group `at` sets and nothing reads for its parameters.
@@ -264,6 +265,7 @@ class GroupedUpdate:
                 options[STEPS] = options[STEPS] if kept else 0
                 self.adopt(group, options, state)
             self._notice_written(group, options, written)
+            group.forget_lost_of_written()
         if group is None or not given.keys() <= group.members.keys():
             group = self.build(at, options, state, given)
         return group

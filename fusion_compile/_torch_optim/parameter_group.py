@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fusion_compile import _compat
 from fusion_compile._state import flat_tree, keys
+from fusion_compile._state.half_precision import entries, forget_lost, keeps_lost, noise_for, refuse_banks, weights_of
 from fusion_compile._state.hyperparameters import Hyperparameters
 from fusion_compile._state.masters import rounded, with_written_weights
 from fusion_compile._state.mismatches import mismatches
@@ -60,11 +61,20 @@ class ParameterGroup:
         routes: tuple[Route, ...],
         transform: Transform,
         numbers: Mapping[str, float | Schedule],
+        half_precision: str = "master",
     ) -> None:
         module = holder(members)
         self.at, self.members, self.routes = at, dict(members), routes
-        self.layout, self.transform = layout, _ = banks_for(transform, module, routes)
+        self.layout, self.transform = layout, _ = banks_for(transform, module, routes, half_precision)
         self.moves = self.transform.gradient_point is not None
+        refuse_banks(half_precision, layout)
+        half = next((b for b in layout.banks if b.dtype != layout.state_dtype), None)
+        if self.moves and half_precision != "master" and half is not None:
+            raise ValueError(
+                f"half_precision={half_precision!r}: while {transform.name} trains in a torch optimizer, {half.dtype} "
+                f"parameters hold y, and the average x needs a bank of its own, which is fp32. Use 'master', or "
+                f"compile_training_step, where the parameters hold x."
+            )
         self.hyperparameters = Hyperparameters(numbers, layout.device, layout.state_dtype)
         banks = Residence(module, layout).banks
         self._places = {n: p.detach() for n, p in self.members.items()}
@@ -72,21 +82,21 @@ class ParameterGroup:
         self._present: tuple[frozenset[str], Tensors] | None = None
 
         self.state: Tensors = {keys.HYPERPARAMETERS: self.hyperparameters.tensor}
-        for bank in layout.banks:
-            own = banks[bank.key]
-            if self.moves or bank.dtype != layout.state_dtype:
-                self.state[keys.module(bank.key)] = own
-                own = own.to(layout.state_dtype, copy=True)
-            self.state[keys.params(bank.key)] = own
-        optimizer = self.transform.init({b.key: self.state[keys.params(b.key)] for b in layout.banks})
+        self.state.update(entries(half_precision, layout, banks))
+        for bank in layout.banks if self.moves else ():
+            self.state[keys.module(bank.key)] = banks[bank.key]
+            self.state[keys.params(bank.key)] = banks[bank.key].to(layout.state_dtype, copy=True)
+        optimizer = self.transform.init({b.key: weights_of(b, self.state) for b in layout.banks})
         form = flat_tree.form(optimizer, keys.OPTIMIZER)
-        self.plan = UpdatePlan(layout, self.transform, form, self.hyperparameters)
+        noise = noise_for(half_precision, layout, banks)
+        self.plan = UpdatePlan(layout, self.transform, form, self.hyperparameters, noise)
         self.state.update(flat_tree.flatten(optimizer, keys.OPTIMIZER))
         for tensor in self.state.values():
             _compat.mark_static(tensor)
         self.shared_state = keys.of_group(at, self.state)
         self._marks = {n: next(iter(parts), None) for n, parts in self.parts().items()}
         self.written_point = WrittenPoint()
+        self.loses = keeps_lost(self.state)
         self.note_versions()
 
     # ------------------------------------------------------------------ where the weights are
@@ -114,7 +124,7 @@ class ParameterGroup:
                     written = name
                 place.copy_(p.detach())
             p.data = place
-            if name in self._versions:
+            if name in self._versions and not self.loses:
                 self._versions[name] = p._version  # what was compared is no other write
         return written
 
@@ -125,8 +135,15 @@ class ParameterGroup:
 
     def note_versions(self) -> None:
         """Remember the parameters' versions for `written`."""
-        if self.moves:
+        if self.moves or self.loses:
             self._versions = {n: p._version for n, p in self.members.items()}
+
+    def forget_lost_of_written(self) -> None:
+        """Where somebody wrote a parameter, forget what its rounding had lost."""
+        if self.loses:
+            forget_lost(
+                self.layout, self.state, {n for n, v in self._versions.items() if self.members[n]._version != v}
+            )
 
     def written(self) -> str | None:
         """The first parameter that the user wrote in place since `note_versions`, where the parameters hold y."""
@@ -229,6 +246,8 @@ class ParameterGroup:
         for name, parts in own.items():
             for weights in OWN_WEIGHTS & parts.keys() - saved.get(name, {}).keys():
                 parts[weights].copy_(self.members[name].detach())
+            for lost in {*keys.LOST} & parts.keys() - saved.get(name, {}).keys():
+                parts[lost].zero_()
         fresh = {} if complete else self.parts({**self.state, **self.plan.fresh(self.state)})
         done: set[int] = set()
         for source in (saved, fresh):

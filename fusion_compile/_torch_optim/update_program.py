@@ -16,6 +16,7 @@ from torch import Tensor
 from fusion_compile._program.lower import resolve_mode
 from fusion_compile._program.programs import Programs
 from fusion_compile._state import keys
+from fusion_compile._state.half_precision import counted, packed, unpacked
 from fusion_compile._state.masters import rounded, with_written_weights
 from fusion_compile._step.periodic import run_due_work
 from fusion_compile._step.update import donated, pure_update, settled
@@ -62,21 +63,22 @@ def pure_updates(groups: Mapping[int, ParameterGroup], signature: Signature) -> 
 def _update_of(group: ParameterGroup, turn: Turn, state: Tensors, given: Arrivals) -> Tensors:
     """The new values of one group by its own keys."""
     plan, layout = group.plan, group.layout
-    if not group.moves:
-        state = with_written_weights(layout, state)
+    as_kept = state if group.moves else with_written_weights(layout, state)
+    state = unpacked(layout, as_kept)
     arrived = keys.without_group(turn.at, given.gradients)
     gradients = {b.key: arrived[b.key].to(layout.state_dtype) for b in layout.banks}
     context = plan.context(state, given.loss, due=turn.due)
     new, _ = pure_update(plan, state, gradients, context)
+    new |= counted(state)
     if turn.partial:
         present = keys.without_group(turn.at, given.present)
         new = {
             key: _where_present(value, state[key], present.get(layout.bank_of(key) or "")) for key, value in new.items()
         }
     new = settled(new, state)
-    after = {**state, **new}
-    point = plan.gradient_point(after, context)
-    return new | rounded(layout, point, state)
+    if group.moves:
+        return new | rounded(layout, plan.gradient_point({**state, **new}, context), state)
+    return packed(layout, new, state, as_kept, plan.noise)
 
 
 def _where_present(new: Tensor, old: Tensor, mask: Tensor | None) -> Tensor:

@@ -45,6 +45,13 @@ spectral/256x128/float32  1×256×128           1   32,768            0.38
 scalar/float32            17156               4   17,154            0.20
 spectral/128x256/float32  1×128×256           1   32,768            0.38
 
+State by field
+field    kept as   MiB  bytes a parameter
+weights  float32  0.32              4.000
+z        float32  0.32              4.000
+mu       float32  0.25              3.170
+nu       float32  0.07              0.848
+
 Routing
 parameter  how many  shape    role      why
 0.weight          1  256×128  spectral  256×128 matrix
