@@ -25,8 +25,8 @@ class _OfRecipe(TorchOptimizer):
         backend: A torch.compile backend.
         force_scalar: Regular expressions over full parameter names that are updated entry by entry.
         force_spectral: Regular expressions over full parameter names that are updated as matrices.
-        half_precision: How bf16 and fp16 parameters are updated; see docs/training.md.
-        **options: The recipe's own (``betas``, ``eps``, ``weight_decay``, …), and torch's ``maximize``. ``foreach``,
+        **options: The recipe's own (``betas``, ``eps``, ``weight_decay``, …), ``half_precision`` as in
+            `as_torch_optimizer`, and torch's ``maximize``. ``foreach``,
             ``fused`` and ``capturable`` say nothing here.
 
     Raises:
@@ -46,11 +46,10 @@ class _OfRecipe(TorchOptimizer):
         backend: str = "inductor",
         force_scalar: Sequence[str] = (),
         force_spectral: Sequence[str] = (),
-        half_precision: str = "master",
         **options: Any,
     ) -> None:
         own = without_torchs_words(options, type(self).__name__)
-        maximize = bool(own.pop(MAXIMIZE, False))
+        maximize, half_precision = bool(own.pop(MAXIMIZE, False)), own.pop("half_precision", "master")
         factory = RECIPES[self._recipe]
         try:
             factory(**own)
@@ -65,8 +64,8 @@ class _OfRecipe(TorchOptimizer):
             force_scalar=force_scalar,
             force_spectral=force_spectral,
             model=model,
-            half_precision=half_precision,
         )
+        self._keep_weights_as(half_precision)
         if maximize:
             self._go_uphill()
 

@@ -103,8 +103,8 @@ def as_torch_optimizer(
         force_scalar=force_scalar,
         force_spectral=force_spectral,
         model=model,
-        half_precision=half_precision,
     )
+    made._keep_weights_as(half_precision)
     if maximize:
         made._go_uphill()
     return made
@@ -165,9 +165,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         force_scalar: Sequence[str],
         force_spectral: Sequence[str],
         model: nn.Module | None = None,
-        half_precision: str = "master",
     ) -> None:
-        check_form(half_precision)
         made = resolve_optimizer(optimizer)
         numbers = with_rate(made, lr)
         if reserved := next((n for n in (STEPS, BETAS, MAXIMIZE) if n in numbers), None):
@@ -181,7 +179,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         for option, given in (("force_scalar", force_scalar), ("force_spectral", force_spectral)):
             check_list(option, given)
         programs, patterns = UpdatePrograms(mode, backend), (tuple(force_scalar), tuple(force_spectral))
-        self._inside = GroupedUpdate(optimizer, made, numbers, programs, *patterns, model, half_precision)
+        self._inside = GroupedUpdate(optimizer, made, numbers, programs, *patterns, model)
         defaults = {**{n: as_shown(v) for n, v in numbers.items()}, STEPS: 0}
         if betas := self._inside.betas:
             defaults[BETAS] = tuple(as_float(defaults[n]) for n in betas)
@@ -189,6 +187,11 @@ class TorchOptimizer(torch.optim.Optimizer):
         check_patterns(names_in(self._inside.records, self.param_groups), made, force_scalar, force_spectral)
         if lr is not None:
             self._inside.refuse_unread_rate(self.param_groups)
+
+    def _keep_weights_as(self, half_precision: str) -> None:
+        """Say how half-precision parameters are updated, before the first step. ValueError for a form that is unknown."""
+        check_form(half_precision)
+        self._inside.half_precision = half_precision
 
     def _go_uphill(self) -> None:
         """Maximize in all groups that do not say otherwise, those that join later too."""
