@@ -14,7 +14,7 @@ from fusion_compile._state.half_precision import check_form
 from fusion_compile._state.routing import Route, check_list
 from fusion_compile._torch_optim.group_numbers import as_float, as_shown, check_numbers
 from fusion_compile._torch_optim.grouped_update import GroupedUpdate, GroupRecord, names_in
-from fusion_compile._torch_optim.named_groups import STEPS, check_patterns
+from fusion_compile._torch_optim.named_groups import STEPS, check_patterns, refuse_other_kinds
 from fusion_compile._torch_optim.saved_state import load_saved
 from fusion_compile._torch_optim.torch_words import BETAS, MAXIMIZE
 from fusion_compile._torch_optim.update_program import UpdatePrograms
@@ -110,15 +110,6 @@ def as_torch_optimizer(
     return made
 
 
-def _refuse_other_kinds(params: Any) -> None:
-    """Raise TypeError for what holds no parameters, or holds them under keys."""
-    if isinstance(params, nn.Module):
-        return
-    if isinstance(params, Tensor | Mapping) or not isinstance(params, Iterable):
-        remedy = "give the model, model.named_parameters(), or a list of groups [{'params': …}]"
-        raise TypeError(f"params is a {type(params).__name__}; {remedy}.")
-
-
 def _refuse_the_wrong_way_round(params: Any, optimizer: Any) -> None:
     chosen = isinstance(params, str | Transform) or (callable(params) and not isinstance(params, nn.Module))
     if chosen or isinstance(optimizer, nn.Module):
@@ -171,13 +162,13 @@ class TorchOptimizer(torch.optim.Optimizer):
         if reserved := next((n for n in (STEPS, BETAS, MAXIMIZE) if n in numbers), None):
             raise ValueError(f"{made.name} has a hyperparameter {reserved!r}, which the optimizer needs; rename it.")
         check_numbers(numbers)
-        _refuse_other_kinds(params)
+        refuse_other_kinds(params)
         model = params if isinstance(params, nn.Module) else model
         groups = list(params.named_parameters() if isinstance(params, nn.Module) else params)
         if not groups:
             raise ValueError("the optimizer was given no parameters; give the model or model.named_parameters().")
-        for option, given in (("force_scalar", force_scalar), ("force_spectral", force_spectral)):
-            check_list(option, given)
+        check_list("force_scalar", force_scalar)
+        check_list("force_spectral", force_spectral)
         programs, patterns = UpdatePrograms(mode, backend), (tuple(force_scalar), tuple(force_spectral))
         self._inside = GroupedUpdate(optimizer, made, numbers, programs, *patterns, model)
         defaults = {**{n: as_shown(v) for n, v in numbers.items()}, STEPS: 0}
@@ -189,7 +180,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             self._inside.refuse_unread_rate(self.param_groups)
 
     def _keep_weights_as(self, half_precision: str) -> None:
-        """Say how half-precision parameters are updated, before the first step. ValueError for a form that is unknown."""
+        """Say how half-precision parameters are updated. ValueError for a form that is not known."""
         check_form(half_precision)
         self._inside.half_precision = half_precision
 
@@ -388,7 +379,7 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         source, numbers, programs, (off, on), evaluating, *rest = state["inside"]
-        half_precision = rest[0] if rest else "master"  # an optimizer that was pickled before there was a choice
+        half_precision = rest[0] if rest else "master"  # it was pickled before there was a choice
         made = state["transform"] if "transform" in state else resolve_optimizer(source)
         routes = {r.name: r for r in state["routes"]}
         records = [GroupRecord(*record) for record in state["records"]]

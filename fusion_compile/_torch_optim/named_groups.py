@@ -116,3 +116,12 @@ def _routes_of(
         else r
         for r in routes
     ]
+
+
+def refuse_other_kinds(params: Any) -> None:
+    """Raise TypeError for what holds no parameters, or holds them under keys."""
+    if isinstance(params, nn.Module):
+        return
+    if isinstance(params, Tensor | Mapping) or not isinstance(params, Iterable):
+        remedy = "give the model, model.named_parameters(), or a list of groups [{'params': …}]"
+        raise TypeError(f"params is a {type(params).__name__}; {remedy}.")

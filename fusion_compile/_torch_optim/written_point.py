@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fusion_compile._state import keys
 from fusion_compile._step.update import UpdatePlan
-from fusion_compile._step.written import refuse_other_points, with_written_point
+from fusion_compile._step.written import Written, refuse_other_points, with_written_point
 from fusion_compile._types import Tensors
 
 EVERY = 32
@@ -59,7 +59,8 @@ class WrittenPoint:
         for name, p in members.items():
             off = _differs(p.detach(), at[name], x[name])
             found.append(off.any())
-            written[name] = torch.where(off, p.detach(), at[name].to(p.dtype))
+            shown = at[name].to(p.dtype)
+            written[name] = Written(shown, torch.where(off, p.detach(), shown))
         if not told:
             self._note(torch.stack(found).any())
         if self._follows is None:
