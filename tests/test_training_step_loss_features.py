@@ -249,6 +249,24 @@ def test_noise_differs_from_step_to_step_and_repeats_with_the_seed() -> None:
     assert all(torch.equal(a, b) for a, b in zip(draw(0, 3), (first, second, third), strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:the step is captured by running it")
+def test_a_draw_that_is_used_by_nothing_still_draws() -> None:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        kept = x
+        for _ in range(2):  # the last state of a recurrent net
+            x, kept = x + 0.1 * kept, torch.where(torch.rand_like(kept) < 0.5, x, kept)
+        return F.mse_loss(model(x), y)
+
+    model, reference, noise = around(nn.Identity()), around(nn.Identity()), []
+    for run in (lambda: torch_loop(reference, data, loss), lambda: [step(*batch) for batch in data]):
+        step, data = compiled(model, loss), batches(2)
+        torch.manual_seed(0)
+        run()
+        noise.append(torch.rand(1))
+    assert torch.equal(*noise)
+    assert_same_weights(model, reference)
+
+
 def test_capture_draws_no_random_number_of_the_users() -> None:
     """The first call, which compiles, draws what later calls draw and no more."""
     states = []

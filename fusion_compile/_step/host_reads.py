@@ -53,7 +53,7 @@ def host_read_message(frames: list[traceback.FrameSummary], detail: str) -> str:
     return (
         f"{where}\nreads a tensor's value on the host or has a shape that depends on one ({detail.splitlines()[0]}); a "
         f"captured step cannot. Keep it on the device: torch.where instead of if, a returned metric instead of .item() "
-        f"or print."
+        f"or print; or take mode='eager', which runs Python at every step."
     )
 
 
@@ -74,5 +74,6 @@ def not_on_fakes_message(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return (
         f"{where}\ncannot be captured: it runs on real tensors, but not on tensors without data "
-        f"({type(error).__name__}: {lines[0] if lines else 'no message'}). Keep to tensor operations there."
+        f"({type(error).__name__}: {lines[0] if lines else 'no message'}). Keep to tensor operations there, or take "
+        f"mode='eager'."
     )

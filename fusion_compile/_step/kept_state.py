@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import collections
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from fusion_compile._capture.python_state.slots import MISSING, Slot, read, write
+from fusion_compile._capture.python_state.slots import MISSING, Slot, read, refill, write
 from fusion_compile._capture.rehearsal.reach import Reach
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.carried_values import filled, form_of, tensors_in
 from fusion_compile._types import Tensors
 
-_ITEM = re.compile(r"^(?P<label>.*)\[(?P<index>\d+)\]$")
+_ITEM = re.compile(r"^(?P<label>.*)\[(?P<key>\d+|'[^']*'|\"[^\"]*\"|True|False|None|-?[\d.e+-]+)\]$")
+_MODULE_PARTS = ("_modules", "_parameters", "_buffers")
 
 
 class KeptState:
@@ -34,13 +37,9 @@ class KeptState:
         self._at: dict[str, Tensor] = {}
         if not tensors and not numbers:
             return
-        reach = Reach(roots)
-        slots = {slot.label: slot for slot, _ in reach.slots()}
-        by_label = {found.label: found.value for found in reach.tensors.values()}
-        rest = self._into_containers(slots, tensors)
-        for label, value in {**_values(rest), **numbers}.items():
-            here = by_label.get(label)
-            slot = slots.get(label) or _absent(reach, label)
+        places = _Places(Reach(roots))
+        for label, value in {**places.grouped(self._into_containers(places, tensors)), **numbers}.items():
+            here, slot = places.tensor(label), places.slot(label)
             if isinstance(here, Tensor) and isinstance(value, Tensor) and _is_alike(here, value):
                 self._copies.append((here, value))
                 self._at[label] = here
@@ -57,20 +56,22 @@ class KeptState:
         """Where all of it lies: tensors that are written in place, by label, and slots."""
         return dict(self._at), [slot for slot, _ in self._writes]
 
-    def _into_containers(self, slots: Mapping[str, Slot], tensors: Tensors) -> Tensors:
+    def _into_containers(self, places: _Places, tensors: Tensors) -> Tensors:
         """Fill containers that can only be replaced as a whole (a tuple, a dataclass). The tensors that are in none."""
         rest = dict(tensors)
         for label in dict.fromkeys(path[: at.start()] for path in tensors for at in re.finditer(r"\[", path)):
-            now = read(slots[label]) if label in slots else None
+            slot = places.present(label)
+            now = None if slot is None else read(slot)
             inside = dict(tensors_in(now, label))
-            if type(now) in (list, dict) or not inside or not all(path in rest for path in inside):
+            saved = {path for path in rest if path.startswith(f"{label}[")}
+            if slot is None or type(now) in (list, dict) or not inside or saved != inside.keys():
                 continue
             given = {path: rest.pop(path) for path in inside}
             if all(_is_alike(inside[path], value) for path, value in given.items()):
                 self._copies += [(inside[path], value) for path, value in given.items()]
                 self._at |= inside
             else:
-                self._writes.append((slots[label], filled(form_of(now, label), given)))
+                self._writes.append((slot, filled(form_of(now, label), given)))
         return rest
 
     def put(self) -> None:
@@ -78,8 +79,13 @@ class KeptState:
         for target, value in self._copies:
             target.copy_(value)
         for slot, value in self._writes:
-            if read(slot) is not value:
-                write(slot, value)
+            now = read(slot)
+            if isinstance(value, list) and type(now) in (list, collections.deque):
+                refill(now, value)  # its other owners see it too, and a deque keeps its bound
+            elif isinstance(value, dict) and type(now) is dict:
+                now.update(value)
+            elif now is not value:
+                write(slot, tuple(value) if isinstance(value, list) and type(now) is tuple else value)
 
 
 class KeptNow:
@@ -128,9 +134,70 @@ def _is_alike(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype
 
 
+class _Places:
+    """Where the labels of a checkpoint lead, in what was reached."""
+
+    def __init__(self, reach: Reach) -> None:
+        self._slots = {slot.label: slot for slot, _ in reach.slots()}
+        self._tensors = {found.label: found.value for found in reach.tensors.values()}
+        parts = {id(own.get(part)) for _, own in reach.instances for part in _MODULE_PARTS}
+        holders = [h for h in reach.holders if isinstance(h.value, dict) and id(h.value) not in parts]
+        self._attributes = {h.label: h.value for h in holders if h.style == ".k"}
+        self._items = {h.label: h.value for h in holders if h.style == "[k]"}
+
+    def tensor(self, label: str) -> Tensor | None:
+        """The tensor that goes by that label."""
+        return self._tensors.get(label)
+
+    def present(self, label: str) -> Slot | None:
+        """The slot of that label, where it exists."""
+        return self._slots.get(label)
+
+    def slot(self, label: str) -> Slot | None:
+        """The slot of that label. An attribute or an entry may be absent, of an object or dictionary that is there."""
+        if label in self._slots:
+            return self._slots[label]
+        if (item := _ITEM.match(label)) is not None:
+            owner, key = self._items.get(item["label"]), ast.literal_eval(item["key"])
+        else:
+            before, _, key = label.rpartition(".")
+            owner = self._attributes.get(before) if key.isidentifier() else None
+        return None if owner is None else Slot(owner, key, label)
+
+    def grouped(self, tensors: Tensors) -> dict[str, Any]:
+        """``{"m.mem[0]": a, "m.mem[1]": b, "m.mean": c}`` -> ``{"m.mem": [a, b], "m.mean": c}``: items of a list that
+        is not as long now, and entries of a dictionary that is not there, are one value."""
+        whole: dict[str, Any] = {}
+        inside: dict[str, dict[Any, tuple[str, Tensor]]] = {}
+        for path, tensor in tensors.items():
+            item = _ITEM.match(path)
+            if item is None:
+                whole[path] = tensor
+            else:
+                inside.setdefault(item["label"], {})[ast.literal_eval(item["key"])] = path, tensor
+        for label, items in inside.items():
+            values = {key: tensor for key, (_, tensor) in items.items()}
+            if self._are_all_there(label, items):
+                whole |= dict(items.values())
+            elif list(range(len(values))) == sorted(key for key in values if type(key) is int):
+                whole[label] = [values[i] for i in range(len(values))]
+            elif (slot := self.slot(label)) is not None and any(read(slot) is none for none in (None, MISSING)):
+                whole[label] = values
+            else:
+                whole |= dict(items.values())
+        return whole
+
+    def _are_all_there(self, label: str, items: Mapping[Any, tuple[str, Tensor]]) -> bool:
+        slot = self._slots.get(label)
+        if slot is not None and type(read(slot)) is tuple:
+            return all((t := self.tensor(path)) is not None and _is_alike(t, value) for path, value in items.values())
+        return all(path in self._slots for path, _ in items.values())
+
+
 def _refuse_other_kind(label: str, now: Any, value: Any) -> None:
     """Raise ValueError for a value that a checkpoint cannot have, or that is no number where user code counts."""
-    if isinstance(value, Tensor) or (isinstance(value, list) and all(isinstance(v, Tensor) for v in value)):
+    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    if all(isinstance(v, Tensor) for v in inner):
         return
     counts = isinstance(now, int | float) and not isinstance(now, bool)
     fits = isinstance(value, int | float) and not isinstance(value, bool)
@@ -139,29 +206,3 @@ def _refuse_other_kind(label: str, now: Any, value: Any) -> None:
             f"the checkpoint has {value!r} for {label}, which is {now!r} here; nothing was loaded. Give what "
             f"state_dict() gave."
         )
-
-
-def _values(tensors: Tensors) -> dict[str, Any]:
-    """``{"m.mem[0]": a, "m.mem[1]": b, "m.mean": c}`` -> ``{"m.mem": [a, b], "m.mean": c}``."""
-    whole: dict[str, Any] = {}
-    lists: dict[str, dict[int, Tensor]] = {}
-    for path, tensor in tensors.items():
-        if (item := _ITEM.match(path)) is not None:
-            lists.setdefault(item["label"], {})[int(item["index"])] = tensor
-        else:
-            whole[path] = tensor
-    for label, items in lists.items():
-        if sorted(items) == list(range(len(items))) and len(items) > 1:
-            whole[label] = [items[i] for i in range(len(items))]
-        else:
-            whole |= {f"{label}[{i}]": tensor for i, tensor in items.items()}
-    return whole
-
-
-def _absent(reach: Reach, label: str) -> Slot | None:
-    """The slot of an attribute that does not exist yet, of an object that does."""
-    owner, _, name = label.rpartition(".")
-    for holder in reach.holders:
-        if holder.style == ".k" and holder.label == owner and read(Slot(holder.value, name, label)) is MISSING:
-            return Slot(holder.value, name, label)
-    return None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from fusion_compile._capture.by_running.leaves import parameters_are_leaves, tag
 from fusion_compile._capture.by_running.trace import no_checkpoint_is_reentrant
 from fusion_compile._capture.rehearsal.contents import Contents
 from fusion_compile._capture.rehearsal.real_writes import RealWritesPutBack
+from fusion_compile._capture.rehearsal.rehearsal import run_once
+from fusion_compile._step import batches
 from fusion_compile._step.batch_numbers import BatchNumbers
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.containers import map_tensors
@@ -124,6 +126,10 @@ class LossFacts:
         )
 
 
+class NotOnFakes(ValueError):
+    """The loss does not run on tensors without data, on which every capture runs it."""
+
+
 def examine(
     model: nn.Module,
     loss_fn: LossFn,
@@ -133,6 +139,7 @@ def examine(
     carried: Carried,
     *,
     rehearsed: bool = True,
+    uncaptured: bool = False,
 ) -> LossFacts:
     """Run the loss once on fake tensors and report what it does. It costs no memory and draws no random number.
 
@@ -140,76 +147,118 @@ def examine(
 
     `weights`: trainable parameters by name. A loss that is not a scalar, that does not depend on the weights, or that
     reads a value on the CPU is a TypeError or ValueError that names the user's line. `rehearsed`: whether real runs
-    have looked for learnable tensors outside of the model; if not, this run does.
+    have looked for learnable tensors outside of the model; if not, this run does. `uncaptured`: whether Python runs at
+    every step. A loss that needs values then runs on clones instead, for real.
     """
     roots = {"model": model, "loss_fn": loss_fn}
+    looked = _Looked(model, loss_fn, weights, batch, precision, carried)
     contents, real = Contents(roots), RealWritesPutBack()
     try:
-        facts, others = _examine(model, loss_fn, weights, batch, precision, carried, real)
+        found = _examine_fakes(looked, real)
+    except NotOnFakes:
+        if not uncaptured:
+            raise
+        found = None
     finally:
         contents.restore()
         real.put_back()
+    facts, others = found or _examine_clones(looked, roots)
     refuse_iterators(contents.not_put_back())
     if not rehearsed:
         refuse_learnable(others, roots, ())
     return facts
 
 
-def _examine(
-    model: nn.Module,
-    loss_fn: LossFn,
-    weights: Mapping[str, Tensor],
-    batch: tuple[Any, ...],
-    precision: Precision | None,
-    carried: Carried,
-    real: RealWritesPutBack,
-) -> tuple[LossFacts, list[Tensor]]:
-    """The facts, and the leaves on which the loss depends besides `weights`."""
-    every_buffer, parameters = dict(model.named_buffers()), dict(model.named_parameters())
-    module = LossModule(model, loss_fn, tuple(every_buffer), precision)
+class _Looked(NamedTuple):
+    """What is examined: the arguments of `examine`."""
+
+    model: nn.Module
+    loss_fn: LossFn
+    weights: Mapping[str, Tensor]
+    batch: tuple[Any, ...]
+    precision: Precision | None
+    carried: Carried
+
+
+def _examine_fakes(looked: _Looked, real: RealWritesPutBack) -> tuple[LossFacts, list[Tensor]]:
+    """The facts, and the leaves on which the loss depends besides the weights, from tensors without data."""
     with (
         _compat.shapes_as_the_kernels_have_them(),
         _compat.distributions_check_nothing(),
         _compat.fake_mode() as mode,
-        torch.enable_grad(),
-        torch.autograd.set_detect_anomaly(False),
     ):
 
         def fake(t: Tensor) -> Tensor:
             faked: Tensor = mode.from_tensor(t.detach())
             return faked
 
-        # Each in memory of its own, unlike the views of a bank: a write must be told from its neighbour's.
-        leaves = {
-            n: tagged(torch.empty_strided(w.shape, w.stride(), dtype=w.dtype, device=w.device), parameters[n])
-            for n, w in weights.items()
-        }
-        for leaf in leaves.values():
-            leaf.requires_grad_()
-        memory = {n: leaf.untyped_storage()._cdata for n, leaf in leaves.items()}
-        buffers = {n: fake(b) for n, b in every_buffer.items()}
-        versions = {n: b._version for n, b in buffers.items()}
-        fakes = map_tensors(fake, batch)
-        held = {path: fake(t) for path, t in carried.tensors().items()}
-        try:
-            with (
-                real,
-                RefuseHostReads(),
-                no_checkpoint_is_reentrant(),
-                _compat.StatisticsSeen() as seen,
-                _compat.WritesSeen() as writes,
-                module.holding(leaves, buffers),
-                parameters_are_leaves({**leaves, **buffers}, {**parameters, **every_buffer}),
-                carried.held(held),
-            ):
-                loss, metrics, after = module.forward(*fakes)
-                own = {id(leaf) for leaf in leaves.values()}
-                others = [leaf for leaf in leaves_of(loss) if id(leaf) not in own] if isinstance(loss, Tensor) else []
-                gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        except _HOST_READS as error:
-            raise ValueError(host_read_message(traceback.extract_tb(error.__traceback__), str(error))) from None
-        except Exception as error:  # of any kind: the loss itself has run before, on real tensors
-            raise ValueError(not_on_fakes_message(error)) from error
+        def blank(w: Tensor) -> Tensor:
+            # In memory of its own, unlike the views of a bank: a write must be told from its neighbour's.
+            return torch.empty_strided(w.shape, w.stride(), dtype=w.dtype, device=w.device)
+
+        return _examine(looked, fake, blank, _on_fakes(real))
+
+
+@contextlib.contextmanager
+def _on_fakes(real: RealWritesPutBack) -> Iterator[None]:
+    """Inside, what needs a value, or fails for another reason, raises `NotOnFakes` with the user's line."""
+    try:
+        with real, RefuseHostReads():
+            yield
+    except _HOST_READS as error:
+        raise NotOnFakes(host_read_message(traceback.extract_tb(error.__traceback__), str(error))) from None
+    except Exception as error:  # of any kind: the loss itself has run before, on real tensors
+        raise NotOnFakes(not_on_fakes_message(error)) from error
+
+
+def _examine_clones(looked: _Looked, roots: Mapping[str, Any]) -> tuple[LossFacts, list[Tensor]]:
+    """The same from clones, and nothing of that run is left."""
+    found: list[tuple[LossFacts, list[Tensor]]] = []
+
+    def clone(t: Tensor) -> Tensor:
+        return t.detach().clone()
+
+    def run() -> None:
+        found.append(_examine(looked, clone, clone, contextlib.nullcontext()))
+
+    run_once(roots, run, batches.tensors(looked.batch))
+    return found[0]
+
+
+def _examine(
+    looked: _Looked,
+    copy: Callable[[Tensor], Tensor],
+    weight: Callable[[Tensor], Tensor],
+    within: contextlib.AbstractContextManager[None],
+) -> tuple[LossFacts, list[Tensor]]:
+    """Run the loss inside of `within` on what `copy` makes of batch, buffers and what is carried, and `weight` of the
+    weights."""
+    model, loss_fn, weights, batch, precision, carried = looked
+    every_buffer, parameters = dict(model.named_buffers()), dict(model.named_parameters())
+    module = LossModule(model, loss_fn, tuple(every_buffer), precision)
+    leaves = {n: tagged(weight(w), parameters[n]) for n, w in weights.items()}
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    memory = {n: leaf.untyped_storage()._cdata for n, leaf in leaves.items()}
+    buffers = {n: copy(b) for n, b in every_buffer.items()}
+    versions = {n: b._version for n, b in buffers.items()}
+    given = map_tensors(copy, batch)
+    held = {path: copy(t) for path, t in carried.tensors().items()}
+    with (
+        torch.enable_grad(),
+        torch.autograd.set_detect_anomaly(False),
+        within,
+        no_checkpoint_is_reentrant(),
+        _compat.StatisticsSeen() as seen,
+        _compat.WritesSeen() as writes,
+        module.holding(leaves, buffers),
+        parameters_are_leaves({**leaves, **buffers}, {**parameters, **every_buffer}),
+        carried.held(held),
+    ):
+        loss, metrics, after = module.forward(*given)
+        own = {id(leaf) for leaf in leaves.values()}
+        others = [leaf for leaf in leaves_of(loss) if id(leaf) not in own] if isinstance(loss, Tensor) else []
+        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     if precision is not None:
         precision.refuse_uncalled()
     unused = tuple(n for n, g in zip(leaves, gradients, strict=True) if g is None)

@@ -53,6 +53,15 @@ class Proof:
                 return f"its {name} is {_shown(got)} where the ordinary loop has {_shown(wanted)}"
         return ""
 
+    def objection_when_read(self, state: Tensors) -> str:
+        """`objection`, and that the step leaves the random numbers elsewhere: where a draw is used by nothing, Dynamo
+        leaves it out, and what is drawn afterwards is then another."""
+        if objection := self.objection(state):
+            return objection
+        if self._wanted.random is not None and not torch.equal(self._wanted.random, torch.get_rng_state()):
+            return "it draws more or fewer random numbers than the ordinary loop"
+        return ""
+
     def undo(self, state: Tensors) -> None:
         """Put the state and the random numbers back to before the step."""
         with torch.no_grad():

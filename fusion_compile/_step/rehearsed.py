@@ -26,11 +26,13 @@ from fusion_compile._types import Tensors
 
 
 class Outcome(NamedTuple):
-    """What the ordinary loop computes: the loss and the global norm of its gradient, 0-dim, and the buffers then."""
+    """What the ordinary loop computes: the loss and the global norm of its gradient, 0-dim, and the buffers then.
+    `random`: where it leaves torch's random numbers on the CPU."""
 
     loss: Tensor
     grad_norm: Tensor
     buffers: Tensors
+    random: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,8 @@ class OrdinaryStep:
                     gradients[name] = gradient if before is None else before + gradient
         squares = [g.detach().float().square().sum() for g in gradients.values()]
         norm = torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
-        divisor = shares.total(counts) if known is None else 1
-        return Outcome(total / divisor, norm / divisor, {n: b.clone() for n, b in self._buffers.items()})
+        divisor, random = shares.total(counts) if known is None else 1, torch.get_rng_state()
+        return Outcome(total / divisor, norm / divisor, {n: b.clone() for n, b in self._buffers.items()}, random)
 
 
 def outcome_now(

@@ -189,7 +189,8 @@ class StepPrograms:
         self._entries.take_all()
         weights = self._plan.update.layout.views(self._residence.banks)
         given, looked = (self._model, self._loss_fn, weights, parts[0].batch), seen is not None
-        found = examine(*given, self._plan.precision, self._carried, rehearsed=looked)
+        uncaptured = self._mode == "eager"
+        found = examine(*given, self._plan.precision, self._carried, rehearsed=looked, uncaptured=uncaptured)
         refuse_other_points(self._plan.update, self._state, found.written)
         if self._mode != "eager":
             refuse_rebound(found.rebound)
@@ -269,7 +270,7 @@ class StepPrograms:
             proof = self._proof(seen) if compares and seen is not None else None
             try:
                 band, read = self._read(key, pure, batch)
-                objection = "" if proof is None else proof.objection(self._state)
+                objection = "" if proof is None else proof.objection_when_read(self._state)
                 if not objection:
                     around = None if seen is None else Watch(self._roots, seen.reads, frozen=())
                     slots = () if seen is None else seen.reads.slots

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,83 @@ def test_a_checkpoint_of_another_loss_is_refused_whole() -> None:
     with pytest.raises(ValueError, match=r"the checkpoint has loss_fn\.teacher.*nothing was loaded"):
         other.load_state_dict(step.state_dict())
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def keeping(keep: Callable[[Any, Tensor], Tensor], **attributes: Any) -> nn.Module:
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            vars(self).update(copy.deepcopy(attributes))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 0.1 * keep(self, x.detach().mean(0))
+
+    return nn.Sequential(nn.Linear(4, 8), Keeps(), nn.Linear(8, 2))
+
+
+def late(part: Any, mean: Tensor) -> Tensor:
+    part.mean = 0.5 * getattr(part, "mean", 0) + mean
+    return part.mean
+
+
+def by_name(part: Any, mean: Tensor) -> Tensor:
+    for name in ("low.er", "upper"):
+        part.kept[name] = 0.5 * part.kept[name] + mean if name in part.kept else mean
+    return part.kept["low.er"] - 2 * part.kept["upper"]
+
+
+def whole_dictionary(part: Any, mean: Tensor) -> Tensor:
+    part.kept = {"a": mean if part.kept is None else 0.5 * part.kept["a"] + mean}
+    return part.kept["a"]
+
+
+def list_of_one(part: Any, mean: Tensor) -> Tensor:
+    if part.kept:
+        part.kept[0] = 0.5 * part.kept[0] + mean
+    else:
+        part.kept.append(mean)
+    return part.kept[0]
+
+
+def two_of_three(part: Any, mean: Tensor) -> Tensor:
+    part.kept[0], part.kept[1] = 0.5 * part.kept[0] + mean, part.kept[0]
+    return part.kept[1] * part.kept[2]
+
+
+def last_two(part: Any, mean: Tensor) -> Tensor:
+    part.kept.append(mean)
+    return sum(part.kept, torch.zeros(8))
+
+
+KEPT: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Any]]] = {
+    "an attribute that is absent at first": (late, {}),
+    "entries of a dictionary that is empty at first": (by_name, {"kept": {}}),
+    "a dictionary that is None at first": (whole_dictionary, {"kept": None}),
+    "the item of a list that is empty at first": (list_of_one, {"kept": []}),
+    "two items of a list of three": (two_of_three, {"kept": [torch.zeros(8), torch.zeros(8), torch.ones(8)]}),
+    "a full deque": (last_two, {"kept": collections.deque([torch.zeros(8)] * 2, maxlen=2)}),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_state_is_found_again_in_a_model_that_has_not_run(name: str) -> None:
+    keep, attributes = KEPT[name]
+    data = [(torch.randn(6, 4), torch.randn(6, 2)) for _ in range(5)]
+
+    def step_of() -> fc.TrainingStep:
+        torch.manual_seed(0)
+        return fc.compile_training_step(keeping(keep, **attributes), plain, optimizer="adamw", lr=1e-2, mode="eager")
+
+    step = step_of()
+    for batch in data[:3]:
+        step(*batch)
+    saved = step.state_dict()
+    assert saved["carried"]
+    wanted = [float(step(*batch)) for batch in data[3:]]
+    resumed = step_of()
+    resumed.load_state_dict(saved)
+    assert resumed.state_dict()["carried"].keys() == saved["carried"].keys()
+    assert [float(resumed(*batch)) for batch in data[3:]] == wanted
 
 
 @pytest.mark.parametrize("name", ["an attribute", "a list that is empty at first", "a closed-over batch norm"])

@@ -13,9 +13,9 @@ from fusion_compile._step.loss import LossFacts, LossModule, examine
 from tests.small_models import batches, mlp, squared_error
 
 
-def facts_of(model: nn.Module, loss_fn: Any, *batch: Any) -> LossFacts:
+def facts_of(model: nn.Module, loss_fn: Any, *batch: Any, uncaptured: bool = False) -> LossFacts:
     weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    return examine(model, loss_fn, weights, batch, None, Carried())
+    return examine(model, loss_fn, weights, batch, None, Carried(), uncaptured=uncaptured)
 
 
 def test_metrics_unread_parameters_and_changed_buffers_are_found() -> None:
@@ -37,6 +37,24 @@ def test_the_run_changes_no_weight_no_buffer_and_draws_no_random_number() -> Non
     before, random = {n: t.clone() for n, t in model.state_dict().items()}, torch.get_rng_state()
     facts_of(model, squared_error, *batches(1)[0])
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_loss_that_reads_values_is_looked_at_on_clones_where_nothing_is_captured() -> None:
+    model = nn.ModuleDict({"norm": nn.BatchNorm1d(4), "drop": nn.Dropout(0.5), "idle": nn.Linear(2, 2)})
+    batch = torch.randn(8, 4)
+
+    def loss(model: nn.ModuleDict, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        out = model["drop"](model["norm"](x.mul_(2)))
+        return out[x > 0].square().mean() * x.sum().item(), {"top": out.amax(0)}
+
+    before, random = {n: t.clone() for n, t in (*model.state_dict().items(), ("x", batch))}, torch.get_rng_state()
+    with pytest.raises(ValueError, match="reads a tensor's value on the host"):
+        facts_of(model, loss, batch)
+    facts = facts_of(model, loss, batch, uncaptured=True)
+    assert facts.metrics == {"top": ((4,), torch.float32)} and facts.unused == ("idle.weight", "idle.bias")
+    assert facts.changed_buffers == ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked")
+    assert all(torch.equal(t, before[n]) for n, t in (*model.state_dict().items(), ("x", batch)))
     assert torch.equal(torch.get_rng_state(), random)
 
 

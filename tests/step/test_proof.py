@@ -53,6 +53,16 @@ def test_a_loss_that_is_not_finite_must_be_so_in_both() -> None:
     assert Proof(wanted, state(), {torch.float32}).objection(same) == ""
 
 
+def test_a_step_that_is_read_must_leave_the_random_numbers_where_the_loop_does() -> None:
+    wanted = Outcome(torch.tensor(2.0), torch.tensor(1.0), {}, torch.get_rng_state())
+    check = Proof(wanted, state(), {torch.float32})
+    assert check.objection_when_read(state()) == ""
+    torch.rand(1)
+    assert check.objection(state()) == ""
+    assert "more or fewer random numbers" in check.objection_when_read(state())
+    assert check.objection_when_read(state(loss=3.0)).startswith("its loss is 3")
+
+
 def test_a_step_is_undone_with_its_random_numbers_and_new_entries() -> None:
     now = state()
     check = proof(now)
