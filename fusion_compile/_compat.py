@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
 import time
 import traceback
@@ -272,16 +273,23 @@ def backend_for(backend: str, mode: str) -> Callable[..., Any]:
 
 
 def observed_backend(
-    backend: str, mode: str, on_graph: GraphObserver, around: Callable[[torch.fx.GraphModule], Any] | None = None
+    backend: str,
+    mode: str,
+    on_graph: GraphObserver,
+    around: Callable[[torch.fx.GraphModule], Any] | None = None,
+    beside: Callable[[torch.fx.GraphModule, Callable[..., Any]], Callable[..., Any]] | None = None,
 ) -> Callable[..., Any]:
     """Make a torch.compile backend that shows each captured graph to `on_graph` and then calls `backend`, inside the
-    context manager that `around` gives for the graph."""
+    context manager that `around` gives for the graph. `beside`: from a copy of the graph and the compiled function to
+    what runs in its place."""
     inner = backend_for(backend, mode)
 
     def compile_graph(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
         on_graph(graph, inputs)
+        kept = None if beside is None else copy.deepcopy(graph)  # a compiler rewrites what it is given
         with contextlib.nullcontext() if around is None else around(graph):
-            return inner(graph, inputs)
+            compiled = inner(graph, inputs)
+        return compiled if beside is None or kept is None else beside(kept, compiled)
 
     return compile_graph
 

@@ -42,6 +42,7 @@ def lower(
     mode: str,
     backend: str = "inductor",
     on_graph: _compat.GraphObserver | None = None,
+    beside: Callable[[torch.fx.GraphModule, Callable[..., Any]], Callable[..., Any]] | None = None,
     dynamic: bool = False,
 ) -> Callable[..., Any]:
     """Compile `fn` as one full graph with static shapes; ``mode="eager"`` gives `fn` back.
@@ -49,7 +50,8 @@ def lower(
     With `dynamic` and `on_graph` the sizes that ``_compat.mark_symbolic`` marked are symbols, and no other is.
 
     `backend`: a torch.compile backend's name; `mode` counts for ``"inductor"`` only. `on_graph` is called with each
-    captured FX graph and its inputs before the backend compiles it, and may raise to refuse it.
+    captured FX graph and its inputs before the backend compiles it, and may raise to refuse it. `beside`, with
+    `on_graph`: from a copy of the graph and the compiled function to what runs in its place.
     """
     if mode == "eager":
         return fn
@@ -58,7 +60,9 @@ def lower(
             fn,
             fullgraph=True,
             dynamic=None if dynamic else False,
-            backend=_compat.observed_backend(backend, mode, on_graph, partial(inductor_as_told, backend=backend)),
+            backend=_compat.observed_backend(
+                backend, mode, on_graph, partial(inductor_as_told, backend=backend), beside
+            ),
         )
     if backend != "inductor":
         return torch.compile(fn, fullgraph=True, dynamic=False, backend=backend)

@@ -9,6 +9,7 @@ import torch
 
 from fusion_compile import _compat
 from fusion_compile._program import compilers_warnings
+from fusion_compile._program.beside_its_graph import BeforeFirst, BesideItsGraph
 from fusion_compile._program.lower import lower, no_recompile
 from fusion_compile._program.program import Program
 from fusion_compile._progress import stage
@@ -33,6 +34,7 @@ class Programs:
         self.backend = backend
         self.captured: dict[Hashable, Program] = {}
         self._compiled: dict[Hashable, Callable[..., Any]] = {}
+        self._graphs: dict[Hashable, BesideItsGraph] = {}
 
     def __len__(self) -> int:
         return len(self._compiled)
@@ -43,6 +45,7 @@ class Programs:
     def forget(self) -> None:
         """Drop every compiled function; what was captured stays known."""
         self._compiled.clear()
+        self._graphs.clear()
 
     def get(self, key: Hashable) -> Callable[..., Any] | None:
         """The function of `key`, which raises RuntimeError where it does not fit; None if there is none."""
@@ -64,6 +67,22 @@ class Programs:
         """Forget one function and what was captured of it."""
         del self._compiled[key]
         self.captured.pop(key, None)
+        self._graphs.pop(key, None)
+
+    def run_graph(self, key: Hashable, *given: Any) -> bool:
+        """Run the graph of `key`, operator by operator; whether it was kept."""
+        if (kept := self._graphs.get(key)) is None:
+            return False
+        kept.runs_graph = True
+        try:
+            return self.rerun(key, *given)
+        finally:
+            kept.runs_graph = False
+
+    def forget_graph(self, key: Hashable) -> None:
+        """Keep only what was compiled from the graph of `key`."""
+        if (kept := self._graphs.pop(key, None)) is not None:
+            kept.forget_graph()
 
     def rerun(self, key: Hashable, *given: Any) -> bool:
         """Run the function of `key` if there is one, and say whether there was. RuntimeError if it does not fit."""
@@ -81,13 +100,16 @@ class Programs:
         mode: str,
         what: str,
         check: Callable[[Program], None] | None = None,
+        before_first: BeforeFirst | None = None,
         dynamic: bool = False,
     ) -> None:
         """Compile `function` by its first call, on `given`, and keep it under `key`.
 
         `what`: what the progress line says is compiled. `check` is called with the captured graph before the backend
-        sees it, and may raise ValueError to refuse it; nothing has run then. `dynamic`: sizes that
-        ``_compat.mark_symbolic`` marked are symbols.
+        sees it, and may raise ValueError to refuse it; nothing has run then. `before_first` is called when everything
+        is compiled and nothing has run, with what runs the captured graph uncompiled; it may raise, and what it makes
+        of the tensors is there for the first run. `run_graph` does the same later, until `forget_graph`. `dynamic`:
+        sizes that ``_compat.mark_symbolic`` marked are symbols.
         """
 
         def observe(graph: torch.fx.GraphModule, inputs: list[Any]) -> None:
@@ -96,7 +118,19 @@ class Programs:
                 check(program)
             self.captured[key] = program
 
-        run = lower(_compat.own_code(function), mode=mode, backend=self.backend, on_graph=observe, dynamic=dynamic)
+        def beside(graph: torch.fx.GraphModule, compiled: Callable[..., Any]) -> Callable[..., Any]:
+            assert before_first is not None
+            self._graphs[key] = BesideItsGraph(graph, compiled, before_first)
+            return self._graphs[key]
+
+        run = lower(
+            _compat.own_code(function),
+            mode=mode,
+            backend=self.backend,
+            on_graph=observe,
+            beside=None if before_first is None else beside,
+            dynamic=dynamic,
+        )
         try:
             with (
                 stage(f"compiling {what} ({mode if self.backend == 'inductor' else self.backend})"),
@@ -106,6 +140,7 @@ class Programs:
                 run(*given)
         except Exception as error:
             self.captured.pop(key, None)
+            self._graphs.pop(key, None)
             if refusal := _compat.refusal_inside(error):
                 raise refusal from None
             raise

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from fusion_compile import _compat
 from fusion_compile._capture.watch.late_hooks import LateHooks
+from fusion_compile._capture.watch.reads import Reads
 from fusion_compile._capture.watch.watch import Watch
+from fusion_compile._program.beside_its_graph import BeforeFirst
 from fusion_compile._program.lower import NoLongerFits
 from fusion_compile._program.program import Program, refuse_host_syncs
 from fusion_compile._program.programs import GraphRefused, Programs
 from fusion_compile._step.containers import map_tensors
 from fusion_compile._step.host_reads import not_captured_message
 from fusion_compile._step.methods import Methods
+from fusion_compile._step.proof import Proof
 from fusion_compile._step.pure_step import Form
 from fusion_compile._step.shapes import Dims, marks
 from fusion_compile._step.update import donated
@@ -32,7 +36,8 @@ class NotRead(ValueError):
 class ReadStep:
     """A program of `programs`, compiled by its first step, which has been taken when the constructor is done.
 
-    `shows`: the loss's metrics that it has.
+    `shows`: the loss's metrics that it has. `before_first`: called before the compiled step runs for the first time,
+    with what runs the captured graph; it may raise NotRead.
 
     Raises NotRead, or ValueError for a graph that was refused; the state is then as before.
     """
@@ -51,8 +56,9 @@ class ReadStep:
         given: tuple[Tensors, tuple[Any, ...]],
         mode: str,
         dims: Dims = (),
+        before_first: BeforeFirst | None = None,
     ) -> None:
-        self._dims = dims
+        self._dims, self._before_first = dims, before_first
         self._keys = tuple(given[0])
         self.shows: frozenset[str] = frozenset()
         self._programs, self._key, self._mode = programs, key, mode
@@ -97,6 +103,19 @@ class ReadStep:
             raise NoLongerFits(change.sentence("step.recapture()")) from error
         return {}
 
+    @property
+    def has_graph(self) -> bool:
+        """Whether the captured graph can be run uncompiled."""
+        return self._before_first is not None
+
+    def uncompiled(self, state: Tensors, batch: tuple[Any, ...]) -> None:
+        """Take one step in place, operator by operator, if there is a graph."""
+        self._programs.run_graph(self._key, state, batch)
+
+    def forget_graph(self) -> None:
+        """Keep only what was compiled."""
+        self._programs.forget_graph(self._key)
+
     def done(self) -> None:
         """Nothing is left to do: a step that is read counts nothing."""
 
@@ -119,8 +138,11 @@ class ReadStep:
                     mode=self._mode,
                     what="the training step" + (" for a band of sizes" if self._dims else ""),
                     check=self._check,
+                    before_first=self._before_first,
                     dynamic=bool(self._dims),
                 )
+        except NotRead:
+            raise
         except _compat.UnsupportedByDynamo as error:
             raise NotRead(not_captured_message(_compat.user_frames(error), str(error))) from error
         except _compat.RefusedByCompiler as error:
@@ -148,6 +170,29 @@ class ReadStep:
             )
         # On a GPU a sync in the backward breaks the capture minutes later, so the whole graph is searched at once.
         refuse_host_syncs(program.findings(thorough=self._thorough))
+
+
+def watch_around(step: ReadStep, roots: Mapping[str, Any], model: nn.Module, reads: Reads | None) -> None:
+    """Let `step` notice and name what changes around it. `reads`: what user code read in a real run, if there was
+    one."""
+    around = None if reads is None else Watch(roots, reads, frozen=())
+    step.watch(Methods(() if reads is None else reads.slots, model), LateHooks(roots), around)
+
+
+def graph_proved(proof: Proof, state: Tensors, run_graph: Callable[[], object]) -> None:
+    """Run a captured graph once and put everything back. Raises NotRead if it is not the ordinary loop's.
+
+    A graph that its compiler alone can run, or for which there is no memory, proves nothing.
+    """
+    try:
+        run_graph()
+        objection = proof.objection_when_read(state)
+    except Exception:  # of any kind: operators that exist for compilers fail in their own ways
+        objection = ""
+    finally:
+        proof.undo(state)
+    if objection:
+        raise NotRead(f"when it is read, {objection}")
 
 
 def _recomputes_between_backwards(program: Program) -> bool:

@@ -97,6 +97,11 @@ class RunStep:
         refuse_host_syncs(self.program.findings(thorough=False))
 
     @property
+    def has_graph(self) -> bool:
+        """True: the captured graph can be run uncompiled."""
+        return True
+
+    @property
     def counted(self) -> list[Slot]:
         """Where the numbers lie that it counts on."""
         return self._numbers.counted

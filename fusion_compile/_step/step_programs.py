@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Hashable
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -13,8 +14,6 @@ from fusion_compile import _compat
 from fusion_compile._capture.python_state.slots import Slot
 from fusion_compile._capture.rehearsal.contents import Contents
 from fusion_compile._capture.rehearsal.left_behind import Kind
-from fusion_compile._capture.watch.late_hooks import LateHooks
-from fusion_compile._capture.watch.watch import Watch
 from fusion_compile._program.program import Program
 from fusion_compile._program.programs import Programs
 from fusion_compile._progress import stage
@@ -31,14 +30,13 @@ from fusion_compile._step.host_reads import not_on_fakes_message
 from fusion_compile._step.kept_state import KeptNow
 from fusion_compile._step.learnable import note_trained
 from fusion_compile._step.loss import LossFacts, LossFn, LossModule, examine, run_on_fakes, unread_sentence
-from fusion_compile._step.methods import Methods
 from fusion_compile._step.metrics import drop_metrics, keep_metrics
 from fusion_compile._step.micro_batches import Shares, micro_batches, uncut
 from fusion_compile._step.notices import Notices
 from fusion_compile._step.operands import NotAnOperand
 from fusion_compile._step.proof import Compared, Proof, not_the_loops, take_compared
 from fusion_compile._step.pure_step import Form, StepPlan, pure_step
-from fusion_compile._step.read_step import NotRead, Pure, ReadStep
+from fusion_compile._step.read_step import NotRead, Pure, ReadStep, graph_proved, watch_around
 from fusion_compile._step.rehearsed import RehearsedStep, outcome_now, rehearse_step
 from fusion_compile._step.run_step import RunStep, Step, UncapturedStep
 from fusion_compile._step.shapes import Band, Bands, constant_sentence, no_band_sentence, refuse_too_many
@@ -152,14 +150,17 @@ class StepPrograms:
                 return
             self._take(step, found.fresh)
         self._second.pop(id(step))
+        if isinstance(step, ReadStep):
+            step.forget_graph()
 
     def _compared(self, proof: Proof, step: Step, batch: tuple[Any, ...], seen: RehearsedStep) -> Compared:
         """Take one step; what the compiler's rounding alone makes different is said once."""
+        graph = step if isinstance(step, (RunStep, ReadStep)) and step.has_graph else None
         found = take_compared(
             self._state,
             proof,
             lambda: step(self._state, batch),
-            (lambda: step.uncompiled(self._state, batch)) if isinstance(step, RunStep) else None,
+            None if graph is None else partial(graph.uncompiled, self._state, batch),
             draws_apart=self._draws_apart(seen) and not isinstance(step, UncapturedStep),
         )
         if found.rounding:
@@ -211,7 +212,7 @@ class StepPrograms:
             step, key = self._captured(key, pure, batch, seen, way)
             if seen is not None and seen.rehearsal.checks_arguments:
                 self.notices.checks_nothing()
-            if seen is not None and (isinstance(step, RunStep) or not self._draws_apart(seen)):
+            if seen is not None:
                 self._second[id(step)] = seen
         step.shows = frozenset(found.metrics)
         self._signatures[signature] = None
@@ -266,15 +267,13 @@ class StepPrograms:
         the key of the batches that it is for."""
         options, because = self._plan.options, way.because
         if not way.runs:
-            compares = seen is not None and not self._draws_apart(seen)
-            proof = self._proof(seen) if compares and seen is not None else None
+            proof = None if seen is None else self._proof(seen)
+            apart = seen is not None and self._draws_apart(seen)
             try:
-                band, read = self._read(key, pure, batch)
-                objection = "" if proof is None else proof.objection_when_read(self._state)
+                band, read = self._read(key, pure, batch, proof if apart else None)
+                objection = "" if proof is None or apart else proof.objection_when_read(self._state)
                 if not objection:
-                    around = None if seen is None else Watch(self._roots, seen.reads, frozen=())
-                    slots = () if seen is None else seen.reads.slots
-                    read.watch(Methods(slots, self._model), LateHooks(self._roots), around)
+                    watch_around(read, self._roots, self._model, None if seen is None else seen.reads)
                     if band is not None:
                         self._bands.open(band, key[0])
                     return read, key if band is None else (band.signature, *key[1:])
@@ -301,16 +300,20 @@ class StepPrograms:
             self.notices.warn("fixed", no_band_sentence(options.max_shapes))
         return step, key
 
-    def _read(self, key: Key, pure: Pure, batch: tuple[Any, ...]) -> tuple[Band | None, ReadStep]:
-        """Read the step for `batch`, or for a band of sizes, which is then given, too."""
+    def _read(self, key: Key, pure: Pure, batch: tuple[Any, ...], proof: Proof | None) -> tuple[Band | None, ReadStep]:
+        """Read the step for `batch`, or for a band of sizes, which is then given, too. `proof`: what the captured graph
+        must show before the compiled step runs."""
+        first = None if proof is None else partial(graph_proved, proof, self._state)
         band = self._bands.opened_by(key[0], self._signatures)
         given, due, mode = (self._state, batch), key[1], self._mode
         if band is not None:
             try:
-                return band, ReadStep(self._programs, (band.signature, *key[1:]), pure, due, given, mode, band.dims)
+                return band, ReadStep(
+                    self._programs, (band.signature, *key[1:]), pure, due, given, mode, band.dims, first
+                )
             except NotRead as error:
                 self.notices.warn("band", f"no one program serves these sizes, so each has its own: {error}")
-        return None, ReadStep(self._programs, key, pure, due, given, mode)
+        return None, ReadStep(self._programs, key, pure, due, given, mode, (), first)
 
     def _proof(self, seen: RehearsedStep) -> Proof:
         return Proof(seen.wanted, self._state, seen.rehearsal.dtypes)

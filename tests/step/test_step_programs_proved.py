@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import fusion_compile as fc
 from fusion_compile._step import proof
-from tests.small_models import batches, mlp
+from fusion_compile._step.step_programs import StepPrograms
+from tests.small_models import batches, mlp, torch_loop
 
 
 def plain(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -75,3 +76,44 @@ def test_without_a_rehearsal_the_step_is_read_and_what_cannot_be_is_refused() ->
     refused = step_of(lstm, lambda model, x, y: F.mse_loss(model(x)[0], y), rehearse=False)
     with pytest.raises(ValueError, match=r"Without rehearse=False the step could be captured by running it"):
         refused(*batches(1)[0])
+
+
+def dropping(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return F.mse_loss(F.dropout(model(x), 0.5), y)
+
+
+def dropping_otherwise_when_read(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    value = dropping(model, x, y)
+    return value * 1.1 if torch.compiler.is_dynamo_compiling() else value
+
+
+def test_a_read_step_that_draws_random_numbers_is_compared_before_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under Inductor, which draws others than the ordinary loop: the captured graph stands in for the step."""
+    shown: list[bool] = []
+    objection = proof.Proof.objection
+
+    def noted(self: proof.Proof, state: dict[str, Tensor]) -> str:
+        shown.append(True)
+        return objection(self, state)
+
+    monkeypatch.setattr(StepPrograms, "_draws_apart", lambda self, seen: seen.rehearsal.drew_random)
+    monkeypatch.setattr(proof.Proof, "objection", noted)
+    model, reference = mlp(), mlp()
+    torch.manual_seed(1)
+    expected = torch_loop(reference, batches(3), dropping)
+    step = step_of(model, dropping)
+    torch.manual_seed(1)
+    got = [step(*batch) for batch in batches(3)]
+    torch.testing.assert_close(torch.stack(got), torch.stack(expected))
+    assert len(shown) == 2 and [p.captured_by for p in step.programs] == ["read"]
+
+
+def test_a_read_step_that_draws_and_is_not_the_loops_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StepPrograms, "_draws_apart", lambda self, seen: seen.rehearsal.drew_random)
+    torch.manual_seed(1)
+    [expected] = torch_loop(mlp(), batches(1), dropping)
+    step = step_of(mlp(), dropping_otherwise_when_read)
+    torch.manual_seed(1)
+    with pytest.warns(UserWarning, match="because when it is read, its loss is"):
+        torch.testing.assert_close(step(*batches(1)[0]), expected)
+    assert [p.captured_by for p in step.programs] == ["run"] and step.steps_called == 1
