@@ -52,6 +52,32 @@ def inductor_orders(order: Order) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def inductor_rewrites(change: Callable[[fx.Graph], object]) -> Iterator[None]:
+    """Inside, `change` rewrites every graph that Inductor compiles, as it is in ATen operators, before its own passes.
+
+    A pass that users gave Inductor (``post_grad_custom_pre_pass``) runs before.
+    """
+    from torch._inductor import config
+    from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+
+    given: Any = config.post_grad_custom_pre_pass
+    users = given if isinstance(given, tuple) else () if given is None else (given,)
+
+    class Rewritten(CustomGraphPass):  # type: ignore[misc, unused-ignore]
+        def __call__(self, graph: fx.Graph) -> None:
+            for theirs in users:
+                theirs(graph)
+            change(graph)
+
+        def uuid(self) -> Any:
+            theirs = [getattr(user, "uuid", lambda: None)() for user in users]
+            return None if None in theirs else (*theirs, get_hash_for_files((__file__, inspect.getfile(change))))
+
+    with config.patch(post_grad_custom_pre_pass=Rewritten()):
+        yield
+
+
+@contextlib.contextmanager
 def products_written_into_concatenations() -> Iterator[None]:
     """Inside, Inductor writes a matrix product that is a part of a concatenation straight into its slice.
 

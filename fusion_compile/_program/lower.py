@@ -14,9 +14,11 @@ from fusion_compile import _compat
 from fusion_compile._program import compilers_warnings
 from fusion_compile._program._compat import (
     inductor_orders,
+    inductor_rewrites,
     numbers_apart_from_sums,
     products_written_into_concatenations,
 )
+from fusion_compile._program.casts import merge_casts
 from fusion_compile._program.recomputation import checkpoints, recomputes, waits_for_gradient
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "eager")
@@ -89,13 +91,15 @@ def lower_graph(
 
 @contextlib.contextmanager
 def inductor_as_told(graph: torch.fx.GraphModule, backend: str = "inductor") -> Iterator[None]:
-    """Inside, Inductor writes gradients straight into their banks, what the checkpoints of `graph` compute again waits
-    for the gradient, and no kernel is written that the GPU's compiler is known to fail on."""
+    """Inside, Inductor writes gradients straight into their banks and casts each weight once, what the checkpoints of
+    `graph` compute again waits for the gradient, and no kernel is written that the GPU's compiler is known to fail
+    on."""
     if backend != "inductor":
         yield
         return
     with contextlib.ExitStack() as told:
         told.enter_context(products_written_into_concatenations())
+        told.enter_context(inductor_rewrites(merge_casts))
         told.enter_context(numbers_apart_from_sums())
         if recomputes(graph.graph) or checkpoints(graph.graph):
             told.enter_context(inductor_orders(waits_for_gradient))

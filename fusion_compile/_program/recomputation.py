@@ -18,7 +18,7 @@ from fusion_compile._program.program import recomputed_region, region_of
 
 def recomputes(graph: fx.Graph) -> bool:
     """Whether some node of `graph` is marked as recomputed."""
-    return any(_region(node) for node in graph.nodes)
+    return any(region_of_recomputed(node) for node in graph.nodes)
 
 
 def checkpoints(graph: fx.Graph) -> bool:
@@ -26,7 +26,7 @@ def checkpoints(graph: fx.Graph) -> bool:
     return any("activation_checkpoint" in str(n.target) for n in graph.nodes if n.op == "call_function")
 
 
-def _region(node: fx.Node) -> int:
+def region_of_recomputed(node: fx.Node) -> int:
     """Which region `node` recomputes, from 1; 0 if it recomputes nothing.
 
     AOTAutograd's copies of checkpointed operators are marked as the originals are, and as the backward's besides.
@@ -45,7 +45,7 @@ def waits_for_gradient(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     nodes = list(graph.nodes)
     regions: dict[int, list[fx.Node]] = {}
     for node in nodes:
-        if number := _region(node):
+        if number := region_of_recomputed(node):
             regions.setdefault(number, []).append(node)
     found: dict[fx.Node, fx.Node] = {}
     for inside in regions.values():
@@ -84,7 +84,7 @@ def _first_of(inside: Sequence[fx.Node]) -> list[fx.Node]:
 
 
 def _is_of_the_backward(node: fx.Node) -> bool:
-    return node.op == "call_function" and region_of(node) == "backward" and not _region(node)
+    return node.op == "call_function" and region_of(node) == "backward" and not region_of_recomputed(node)
 
 
 def _is_view(node: fx.Node) -> bool:
