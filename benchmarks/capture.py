@@ -5,7 +5,8 @@
 "read" and "run" of the first table are process time of the first call on one thread under aot_eager, which compiles
 nothing: rehearsal, examination, capture, AOTAutograd's trace and one step, for diffusion transformers of width 128. The
 second table is wall time of a call of the step that Inductor compiled, for so many parameters of 4 entries each. It is
-next to no arithmetic: what is left is the host's, guards in a step that is read and the watch in one that was run.
+next to no arithmetic: what is left is the host's, guards in a step that is read and the watch in one that was run. The
+watch alone is what a step that was run asks before each call: whether anything changed.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 os.environ["FUSION_COMPILE_PROGRESS"] = "0"
@@ -29,6 +31,7 @@ from dit import DiT
 from torch import Tensor, nn
 
 import fusion_compile as fc
+from fusion_compile._step.run_step import RunStep
 
 Way = Literal["read", "run"]
 WAYS: tuple[Way, Way] = ("read", "run")
@@ -61,8 +64,18 @@ class Scales(nn.Module):
         return x * torch.stack([part.weight for part in self.parts]).sum(0)  # type: ignore[arg-type]
 
 
-def microseconds_of_call(way: Way, parameters: int, calls: int) -> float:
+def microseconds(call: Callable[[], Any], calls: int) -> float:
     """Median wall time of a call."""
+    times = []
+    for _ in range(calls):
+        begin = time.perf_counter_ns()
+        call()
+        times.append((time.perf_counter_ns() - begin) / 1e3)
+    return statistics.median(times)
+
+
+def microseconds_of_call(way: Way, parameters: int, calls: int) -> tuple[float, float | None]:
+    """Of a whole call of the step, and of the watch in it, which a step that was read does not have."""
     torch.compiler.reset()
     step = fc.compile_training_step(
         Scales(parameters), lambda model, x: model(x).mean(), optimizer="adamw", capture=way, backend="inductor"
@@ -70,12 +83,9 @@ def microseconds_of_call(way: Way, parameters: int, calls: int) -> float:
     x = torch.ones(2, 4)
     for _ in range(20):
         step(x)
-    times = []
-    for _ in range(calls):
-        begin = time.perf_counter_ns()
-        step(x)
-        times.append((time.perf_counter_ns() - begin) / 1e3)
-    return statistics.median(times)
+    whole = microseconds(lambda: step(x), calls)
+    watches = [each._watch for found in step._programs._steps.values() for each in found if isinstance(each, RunStep)]
+    return whole, microseconds(watches[0].changed, calls) if watches and watches[0] is not None else None
 
 
 def main() -> None:
@@ -97,9 +107,10 @@ def main() -> None:
     print_table("CPU seconds of the first call, nothing compiled", ["blocks", *WAYS, "run / read"], rows)
     rows = []
     for count in args.parameters:
-        found = [f"{microseconds_of_call(way, count, args.calls):.0f}" for way in WAYS]
+        (read, _), (run, watch) = (microseconds_of_call(way, count, args.calls) for way in WAYS)
+        found = [f"{read:.0f}", f"{run:.0f}", f"{watch:.0f}"]
         rows.append([str(count), *found])
-    print_table("Microseconds of a call on the host", ["parameters", *WAYS], rows)
+    print_table("Microseconds of a call on the host", ["parameters", *WAYS, "the watch alone"], rows)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ from torch import Tensor
 from fusion_compile._capture.python_state.alike import is_alike
 from fusion_compile._capture.python_state.holders import name_of
 from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot, key_identity, read
-from fusion_compile._capture.watch.change import Change, Described, Kind
+from fusion_compile._capture.watch.change import Change, Kind
 from fusion_compile._capture.watch.portions import Portion, TensorKinds, kinds_of, portions_of
 from fusion_compile._capture.watch.reads import Reads
+from fusion_compile._capture.watch.replaceable import kind_of, of_one_kind
 from fusion_compile._capture.watch.scope import STEP, Scope
 from fusion_compile._capture.watch.torch_settings import SlowSettings, TorchSettings
 from fusion_compile._capture.watch.walk import Walk
@@ -27,6 +28,7 @@ _SELDOM_AT_ONCE = 600
 """Values compared in one call."""
 _SIZES_AT_ONCE = 500
 _GRADIENTS_AT_ONCE = 64
+_REPLACEABLE_AT_ONCE = 32
 _KINDS_AT_ONCE = 20
 """Tensors looked at in one call: 40 ns for requires_grad, 160 ns for dtype, device and shape."""
 
@@ -37,7 +39,8 @@ class Watch:
     Compared at each call: everything that was read outside of modules, the contents of containers, closures, defaults
     and partials, the methods that ran, gradient mode, autocast and default dtype; and of modules, parameters, buffers,
     children, hooks, attributes that were read and the number of attributes. Beyond 1,500 values of modules, about 600
-    parameters, these take turns of two calls or a few. Compared in long turns: attributes that no code read, class
+    parameters, these take turns of two calls or a few, and so do, 32 at a call, tensors that may be replaced by one of
+    their kind. Compared in long turns: attributes that no code read, class
     attributes that no code read, tensors' requires_grad, dtype, device and shape, and torch's precision flags. A change
     says how many calls late it may be. A hook that was registered through torch is noticed at once. All this is for a
     training step; `SAMPLER` compares less, and modules without turns.
@@ -86,11 +89,13 @@ class Watch:
         walk.slots(self._outside if self._reads is None else [*self._reads.slots, *self._outside])
         walk.finish()
         self._loose_values: list[tuple[Slot, Any]] = []
-        self._replaceable: list[tuple[Slot, tuple[Any, ...]]] = []
+        replaceable: list[Slot] = []
         self._partial: list[WatchedHolder] = []
-        often = [kept for holder in walk.often if (kept := self._kept(holder)) is not None]
-        modules = [kept for holder in walk.modules if (kept := self._kept(holder)) is not None]
-        seldom = [kept for holder in walk.seldom if (kept := self._kept(holder)) is not None]
+        often, modules, seldom = (
+            [kept for holder in holders if (kept := self._kept(holder, replaceable)) is not None]
+            for holders in (walk.often, walk.modules, walk.seldom)
+        )
+        self._replaceable = of_one_kind(replaceable, _REPLACEABLE_AT_ONCE if self._scope.turns else len(replaceable))
         self._weights = walk.weights
         self._often = Portion(often)
         self._modules = portions_of(modules, _OF_MODULES_AT_ONCE) if self._scope.turns else [Portion(modules)]
@@ -141,7 +146,7 @@ class Watch:
 
     def accept(self) -> None:
         """Take everything as it is now for what was captured, like `remember`; quick where nothing changed."""
-        lots = (self._often, *self._modules, *self._properties, *self._turns)
+        lots = (self._often, *self._modules, *self._properties, *self._replaceable, *self._turns)
         counted = list(map(len, (container for container, _ in self._sized))) == self._sizes
         if not (counted and self._small_things_are() and all(lot.is_as_it_was() for lot in lots)):
             self.remember()
@@ -149,7 +154,7 @@ class Watch:
     @property
     def turns(self) -> int:
         """Calls after which everything was compared; a change is noticed at most `turns` - 1 calls late."""
-        return max(len(self._turns), len(self._properties), len(self._modules))
+        return max(len(self._turns), len(self._properties), len(self._modules), len(self._replaceable))
 
     @property
     def values(self) -> int:
@@ -164,6 +169,7 @@ class Watch:
             "modules": lambda: self._modules[0].is_as_it_was(),
             "lengths": lambda: self._entries_are(0),
             "others": self._small_things_are,
+            "replaceable": lambda: self._replaceable[0].is_as_it_was(),
             "turn": lambda: self._turns[0].is_as_it_was(),
             "properties": lambda: self._properties[0].is_as_it_was(),
         }
@@ -181,6 +187,8 @@ class Watch:
                 return False
             self._hooks = hooks  # somewhere else
         if not self._small_things_are():
+            return False
+        if self._replaceable and not self._replaceable[call % len(self._replaceable)].is_as_it_was():
             return False
         if self._turns and not self._turns[call % len(self._turns)].is_as_it_was():
             return False
@@ -205,11 +213,11 @@ class Watch:
             and all(array.tobytes() == before for array, before, _ in self._arrays)
             and all(is_alike(read(slot), before) for slot, before in self._called)
             and all(is_alike(read(slot), before) for slot, before in self._loose_values)
-            and all(_kind(read(slot)) == before for slot, before in self._replaceable)
         )
 
-    def _kept(self, holder: WatchedHolder) -> WatchedHolder | None:
-        """`holder` without the slots that are excepted, compared by content, or may hold other tensors."""
+    def _kept(self, holder: WatchedHolder, replaceable: list[Slot]) -> WatchedHolder | None:
+        """`holder` without the slots that are excepted, compared by content, or may hold other tensors: `replaceable`
+        gets these."""
         if self._is_excepted(holder.value):
             return None
         found = holder.contents()
@@ -221,7 +229,7 @@ class Watch:
             if slot.identity in self._loose:
                 self._loose_values.append((slot, value))
             elif self._frozen is not None and isinstance(value, Tensor) and id(value) not in self._frozen:
-                self._replaceable.append((slot, _kind(value)))
+                replaceable.append(slot)
             else:
                 left.append(key)
         if len(left) == len(found) and id(holder.value) not in self._reordered:
@@ -291,9 +299,9 @@ class Watch:
         for slot, old in (*self._called, *self._loose_values):
             if not is_alike(now := read(slot), old):
                 yield self._change(slot.label, old, now)
-        for slot, kind in self._replaceable:
-            if _kind(now := read(slot)) != kind:
-                yield self._change(slot.label, _described(kind), _described(_kind(now)), kind="tensor")
+        for i, lot in enumerate(self._replaceable):
+            for label, old, new in lot.differences():
+                yield self._change(label, old, new, kind="tensor", late=self._late_of(self._replaceable, i))
         for name, old, new in zip(self._settings.fast, self._fast, self._settings.read_fast(), strict=True):
             if old != new:
                 yield self._change(name, old, new, kind="setting")
@@ -328,7 +336,7 @@ def _swapped(
     for holder, _, before, after, _ in replaced:
         if id(holder.value) not in weights or not (isinstance(before, Tensor) and isinstance(after, Tensor)):
             return None
-        if type(after) is not type(before) or _kind(before)[1:3] != _kind(after)[1:3]:
+        if type(after) is not type(before) or kind_of(before)[1:3] != kind_of(after)[1:3]:
             return None
         is_empty = not before.numel()  # its memory was given away
         if not is_empty and (after.shape != before.shape or after.stride() != before.stride()):
@@ -343,19 +351,6 @@ def _swapped(
     if not replaced or _ties(old_ties) != _ties(new_ties):
         return None
     return {holder.label_of(key): after for holder, key, _, after, _ in replaced}
-
-
-def _kind(value: Any) -> tuple[Any, ...]:
-    return (value.requires_grad, value.dtype, value.device, value.shape) if isinstance(value, Tensor) else (value,)
-
-
-def _described(kind: tuple[Any, ...]) -> Any:
-    """What `_kind` gave, for people."""
-    if len(kind) == 1:
-        return kind[0]
-    gradient, dtype, device, shape = kind
-    learnable = ", which requires a gradient" if gradient else ""
-    return Described(f"a tensor {tuple(shape)} of {dtype} on {device}{learnable}")
 
 
 def _ties(tensors: Iterable[Tensor]) -> list[int]:
