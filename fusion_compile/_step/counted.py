@@ -92,7 +92,7 @@ def count_numbers(
     if numbers.rule is None:
         return fixed_numbers(given)
     used = [expression for use in numbers.uses for expression in use.operands if use.decides in _FOLLOWED]
-    operands = Operands(every, used, device) if used else None
+    operands = Operands(every, used, device, numbers.converting) if used else None
     return CountedNumbers(every, numbers.rule, operands, of_the_batch=len(given))
 
 

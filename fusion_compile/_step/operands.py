@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from fusion_compile._capture.numbers.expressions import Expression, apply, number
-from fusion_compile._capture.numbers.math_calls import math_is_asked
+from fusion_compile._capture.numbers.math_calls import Followed, calls_are_asked
 from fusion_compile._capture.python_state.slots import Slot, read, write
 from fusion_compile._capture.rehearsal._compat import DispatchMode
 
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
-_UNARY = ("neg", "pos", "abs")
+_UNARY = ("neg", "pos", "abs", "round", "floor", "ceil", "trunc")
 _ASKED: tuple[str, ...] = (
     "lt",
     "le",
@@ -38,9 +38,10 @@ _ASKED: tuple[str, ...] = (
     "repr",
     "format",
 )
-_ASKED += ("round", "floor", "ceil", "trunc", "divmod", "rdivmod")
+_ASKED += ("divmod", "rdivmod")
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{name: getattr(operator, name) for name in _BINARY + _UNARY + ("lt", "le", "gt", "ge", "eq", "ne", "index")},
+    **{name: getattr(operator, name) for name in (*_BINARY, "neg", "pos", "abs")},
+    **{name: getattr(operator, name) for name in ("lt", "le", "gt", "ge", "eq", "ne", "index")},
     **{"bool": bool, "int": int, "float": float, "hash": hash, "str": str, "repr": repr, "format": format},
     **{"round": round, "floor": math.floor, "ceil": math.ceil, "trunc": math.trunc, "divmod": divmod},
     "rdivmod": lambda a, b: divmod(b, a),
@@ -103,11 +104,11 @@ def _answered(name: str) -> Callable[..., Any]:
     return lambda *operands: function(*map(_plain, operands))
 
 
-def _of_math(name: str, arguments: tuple[Any, ...]) -> Any:
+def _called(name: str, arguments: tuple[Any, ...]) -> Any:
     if any(isinstance(argument, Tensor) for argument in arguments):
         return NotImplemented
     expression = apply(name, *(a.expression if _is_followed(a) else a for a in arguments))
-    value = getattr(math, name.removeprefix("math.")).__wrapped__(*map(_plain, arguments))
+    value = apply(name, *map(_plain, arguments))(())
     return _followed(value, expression, next(a.tensors for a in arguments if _is_followed(a)))
 
 
@@ -143,10 +144,17 @@ class Operands:
         slots: Where the plain numbers lie.
         expressions: Of what torch is given, by the numbers in the slots' order.
         device: Where the inputs lie.
+        converting: Globals of user code in which ``float(n)`` and ``int(n)`` are followed.
     """
 
-    def __init__(self, slots: Sequence[Slot], expressions: Sequence[Expression], device: torch.device) -> None:
-        self._slots = list(slots)
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        expressions: Sequence[Expression],
+        device: torch.device,
+        converting: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        self._slots, self._converting = list(slots), converting
         self._expressions = {_key(expression): expression for expression in expressions}
         values = [read(slot) for slot in slots]
         # 0-dim float64 inputs on a CPU are taken for Python numbers by torch.compile, so that each value recompiles.
@@ -174,7 +182,7 @@ class Operands:
         for i, (slot, value) in enumerate(zip(self._slots, values, strict=True)):
             write(slot, _followed(value, number(i, slot.label), tensors))
         try:
-            with math_is_asked(_is_followed, _of_math):
+            with calls_are_asked(Followed(_is_followed, _plain, _called), self._converting):
                 yield
         except TypeError as error:  # torch's parser, of a number that it wants plain
             if _Followed.__name__ in str(error):

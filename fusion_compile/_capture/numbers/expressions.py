@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 MOST_CHARACTERS = 160
 """Longer texts of expressions are cut."""
 
@@ -54,8 +56,20 @@ OF_MATH += ("exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "sqrt", "cb
 OF_MATH += ("erf", "erfc", "gamma", "lgamma", "degrees", "radians", "fabs")
 """Functions of ``math`` that make a float of numbers; as operations they are called ``"math.sin"``."""
 
+OF_NUMPY: tuple[str, ...] = ("sin", "cos", "tan", "arcsin", "arccos", "arctan", "arctan2", "sinh", "cosh", "tanh")
+OF_NUMPY += ("exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "sqrt", "square", "power", "minimum", "maximum")
+OF_NUMPY += ("abs", "absolute", "clip", "floor", "ceil", "sign", "hypot")
+"""The same of numpy, called ``"numpy.sin"``; the results are plain numbers."""
+
+
+def _of_numpy(name: str) -> Callable[..., Any]:
+    function = getattr(np, name)
+    return lambda *arguments: function(*arguments).item()
+
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{f"math.{name}": getattr(math, name) for name in OF_MATH},
+    **{f"numpy.{name}": _of_numpy(name) for name in OF_NUMPY},
     **{name: getattr(operator, name + "_" if name in ("and", "or") else name) for name in _INFIX},
     "neg": operator.neg,
     "pos": operator.pos,

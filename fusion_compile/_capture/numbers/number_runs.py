@@ -29,7 +29,8 @@ class Run:
     """One run.
 
     `after`: expressions of what the slots held at the end; None for what is no plain value. `sized`: numbers on which a
-    shape depends, with lines. `operands`: expressions that went into operators, with lines.
+    shape depends, with lines. `operands`: expressions that went into operators, with lines. `converting`: globals of
+    code that asked for a value where it may call ``float`` or ``int``.
     """
 
     log: Log = field(default_factory=list)
@@ -40,6 +41,7 @@ class Run:
     operands: list[tuple[Expression, str]] = field(default_factory=list)
     error: str | None = None
     error_at: str = ""
+    converting: tuple[dict[str, Any], ...] = ()
 
 
 def run_plain(
@@ -71,11 +73,15 @@ def run_symbolic(
     slots: Sequence[Slot],
     which: Sequence[int],
     restore: Callable[[], None],
+    converting: Sequence[dict[str, Any]] = (),
 ) -> Run:
-    """Run with symbols in the slots with the indices `which`. An error of the program is kept in `error`."""
+    """Run with symbols in the slots with the indices `which`. An error of the program is kept in `error`.
+
+    `converting`: globals of user code in which ``float(n)`` and ``int(n)`` are followed.
+    """
     run = Run()
     mode = _compat.SeenFakeMode(lambda *call: _see(run, symbols, *call))
-    with with_symbols(slots, mode.shape_env, which) as symbols:
+    with with_symbols(slots, mode.shape_env, which, converting) as symbols:
         try:
             run_on_fakes(mode)
             run.after = [_left_in(slot, symbols) for slot in slots]
@@ -86,6 +92,7 @@ def run_symbolic(
         finally:
             restore()
     run.conditions, run.riddles = symbols.conditions, symbols.riddles
+    run.converting = tuple(symbols.converting.values())
     run.sized |= {i: run.sized.get(i, "") for i in symbols.sized}
     return run
 

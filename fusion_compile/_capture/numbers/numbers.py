@@ -111,10 +111,12 @@ class NumberRule:
 
 @dataclass(frozen=True)
 class Numbers:
-    """`uses`: one for each slot. `rule`: None where a slot holds, or comes to hold, a tensor or another object."""
+    """`uses`: one for each slot. `rule`: None where a slot holds, or comes to hold, a tensor or another object.
+    `converting`: globals of user code in which ``float(n)`` and ``int(n)`` are followed."""
 
     uses: tuple[NumberUse, ...]
     rule: NumberRule | None
+    converting: tuple[dict[str, Any], ...] = ()
 
 
 def study_numbers(
@@ -156,8 +158,13 @@ def study_numbers(
     if any(not is_plain(value) for value in values):
         return Numbers(tuple(study.use(i, None) for i in range(len(values))), None)
     truth = run_plain(run_on_fakes, slots, values, restore)
+    converting: tuple[dict[str, Any], ...] | None = None
     while True:
-        run = run_symbolic(run_on_fakes, slots, study.symbolic, restore)
+        run = run_symbolic(run_on_fakes, slots, study.symbolic, restore, converting or ())
+        if converting is None and run.converting and study.symbolic:
+            trial = run_symbolic(run_on_fakes, slots, study.symbolic, restore, run.converting)
+            follows = trial.error is None and same_log(trial.log, truth.log, values)
+            run, converting = (trial, run.converting) if follows else (run, ())
         if study.learn(run, truth):
             continue
         if any(expression is None for expression in run.after):
@@ -167,7 +174,7 @@ def study_numbers(
         if wrong and study.symbolic:
             study.pin(study.symbolic, "unsupported", wrong, "")
             continue
-        return Numbers(tuple(study.use(i, run) for i in range(len(values))), rule)
+        return Numbers(tuple(study.use(i, run) for i in range(len(values))), rule, converting or ())
 
 
 class _Study:

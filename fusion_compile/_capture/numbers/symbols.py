@@ -19,7 +19,7 @@ import torch
 
 from fusion_compile._capture.numbers import _compat
 from fusion_compile._capture.numbers.expressions import Expression, apply, can_apply, constant, number
-from fusion_compile._capture.numbers.math_calls import math_is_asked
+from fusion_compile._capture.numbers.math_calls import Followed, calls_are_asked, converts
 from fusion_compile._capture.python_state.slots import Slot, slots_kept, write
 from fusion_compile._capture.python_state.whose_code import is_user_code
 from fusion_compile._capture.sources.who_asks import asker, asks_aside, innermost_user, line_of
@@ -86,6 +86,7 @@ class _Bool(_OneObject, torch.SymBool):
         return bool if _is_asked_by_user(sys._getframe(1)) else _Bool
 
 
+_ALL = frozenset((*_compat.SYMBOLIC, _Int, _Float, _Bool))
 _FOR_USERS: dict[type, type] = {torch.SymInt: _Int, torch.SymFloat: _Float, torch.SymBool: _Bool}
 
 
@@ -118,6 +119,7 @@ class Riddle(NamedTuple):
 class Symbols:
     """The symbolic numbers of one run, and what was asked of them.
 
+    `converting`: globals of user code that asked for a value where it may call ``float`` or ``int``.
     `numbers`: the symbols, in the order of the slots. `conditions`: values that Python asked for. `riddles`: what no
     expression describes. `sized`: indices of the numbers on which torch's shape rules put a condition.
     """
@@ -126,6 +128,7 @@ class Symbols:
         self.conditions: list[Condition] = []
         self.riddles: list[Riddle] = []
         self.sized: set[int] = set()
+        self.converting: dict[int, dict[str, Any]] = {}
         self.values = list(values)
         self._env = env
         self.numbers = [as_user_sees_it(_compat.new_symbol(env, values[i], f"number{i}")) for i in which]
@@ -185,7 +188,7 @@ class Symbols:
             self.note(out, expression)
 
     def of_math(self, name: str, arguments: tuple[Any, ...]) -> Any:
-        """The symbol for the result of a function of ``math``, of which torch's algebra need not know anything."""
+        """The symbol for the result of a function, of which torch's algebra need not know anything."""
         parts = [self.expression(a) if isinstance(a, _compat.SYMBOLIC) else a for a in arguments]
         if any(part is None for part in parts):
             return NotImplemented
@@ -199,6 +202,9 @@ class Symbols:
     def asked(self, node: Any, outcome: Any) -> None:
         """Python asked for the value of a symbolic number."""
         frame = sys._getframe(1)
+        asking = innermost_user(frame)
+        if asking is not None and converts(asking.f_code.co_names, asking.f_globals):
+            self.converting[id(asking.f_globals)] = asking.f_globals
         expression = self._expressions.get(id(node))
         if expression is None:
             self.sized |= self.inputs_of_algebra(node._expr)
@@ -207,7 +213,7 @@ class Symbols:
         if value != outcome and value != node.hint:
             self.wonder(f"torch answers {expression} with {outcome}, Python with {value!r}", expression.inputs())
         if not any(c.expression is expression for c in self.conditions):
-            self.conditions.append(Condition(expression, value, line_of(innermost_user(frame))))
+            self.conditions.append(Condition(expression, value, line_of(asking)))
 
     def wonder(self, what: str, inputs: set[int]) -> None:
         """Remember something that cannot be followed."""
@@ -219,6 +225,7 @@ def with_symbols(
     slots: Sequence[Slot],
     env: Any,
     which: Sequence[int] | None = None,
+    converting: Sequence[dict[str, Any]] = (),
 ) -> Iterator[Symbols]:
     """Put symbolic numbers into `slots`, which hold plain ints and floats, while user code runs on fake tensors.
 
@@ -230,13 +237,15 @@ def with_symbols(
         slots: Where each number lies. Texts call it by the slot's label.
         env: the `ShapeEnv` of the fake mode in which the run takes place.
         which: indices of the slots that get a symbol; the others keep their values. All where None.
+        converting: globals of user code in which ``float(n)`` and ``int(n)`` are followed.
     """
     chosen = range(len(slots)) if which is None else which
     with slots_kept(slots) as values, contextlib.ExitStack() as stack:
         symbols = Symbols(env, values, [slot.label for slot in slots], chosen)
         others = stack.enter_context(_compat.guards_seen(env, symbols.asked, _is_asked_aside))
         stack.enter_context(_operations_seen(symbols))
-        stack.enter_context(math_is_asked(lambda value: isinstance(value, _compat.SYMBOLIC), symbols.of_math))
+        followed = Followed(lambda value: type(value) in _ALL, _compat.hint_of, symbols.of_math)
+        stack.enter_context(calls_are_asked(followed, converting))
         for i, symbol in zip(chosen, symbols.numbers, strict=True):
             write(slots[i], symbol)
         yield symbols
