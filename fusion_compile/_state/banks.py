@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fusion_compile._state.routing import Route
 from fusion_compile._types import Tensors
 from fusion_compile.optim._grouped import in_group
-from fusion_compile.optim._transform import BankInfo, BankInfos, Blocks, Place
+from fusion_compile.optim._transform import ELEMENTWISE, BankInfo, BankInfos, Blocks, Place
 
 _ALIGNMENT = 16
 
@@ -159,7 +159,7 @@ def build_layout(
                 f"{r.name} {list(p.shape)} is a {kind}; a bank holds dense floating-point tensors. "
                 f"Freeze it (requires_grad=False) or convert it."
             )
-        matrix = r.matrix if r.role == "spectral" else None
+        matrix = None if r.role == ELEMENTWISE else r.matrix
         place = Place(r.name, tuple(p.shape), 0, _order_in_memory(p, r, columns_in_memory_order))
         members.setdefault(_Kind(r.role, p.dtype, matrix, r.blocks, r.group), []).append(place)
     return Layout(tuple(_bank(kind, named, alignment) for kind, named in members.items()), devices.pop())
@@ -209,7 +209,7 @@ def _order_in_memory(p: Tensor, r: Route, columns: bool) -> tuple[int, ...]:
     strides: Sequence[int] = p.stride()
     order = tuple(sorted(range(p.ndim), key=lambda axis: -strides[axis]))
     columns_alone = columns and order[:1] == (0,) and not r.stack and (r.blocks is None or r.blocks.axis == -2)
-    keeps = order != tuple(range(p.ndim)) and (r.role != "spectral" or columns_alone)
+    keeps = order != tuple(range(p.ndim)) and (r.role == ELEMENTWISE or columns_alone)
     return order if keeps and p.permute(order).is_contiguous() else ()
 
 

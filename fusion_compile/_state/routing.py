@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import nn
 
 from fusion_compile.optim._grouped import DEFAULT
-from fusion_compile.optim._transform import ELEMENTWISE, SPECTRAL, Blocks
+from fusion_compile.optim._transform import ELEMENTWISE, MATRIX, SPECTRAL, Blocks
 
 SPECTRAL_MIN_SIDE = 128
 """Matrices with a shorter side are updated element by element: Newton-Schulz gains nothing there."""
@@ -110,8 +110,9 @@ def route(
     output head, and the stacked matrices ``[E, m, n]`` of experts. A parameter of three or more axes that is named in
     `force_spectral` is a stack, however short its last axis, unless it belongs to a convolution (a module of torch's
     or one whose class says so), or has four axes or more and the last ones of a kernel. `roles`: those that the
-    optimizer handles; without a spectral role every parameter is ``"scalar"``. `force_scalar`, `force_spectral`:
-    regular expressions searched in the full name; both at once is a ValueError.
+    optimizer handles; without a spectral role every parameter is ``"scalar"``, or ``"matrix"`` if the optimizer has
+    that role and the parameter two axes or more. `force_scalar`, `force_spectral`: regular expressions searched in the
+    full name; both at once is a ValueError.
     """
     trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     names = [n for n, _ in trainable]
@@ -174,6 +175,11 @@ def route(
 
     def route_of(name: str, p: nn.Parameter) -> Route:
         role, reason, stack = decide(name, p)
+        if role == ELEMENTWISE and MATRIX in roles and p.ndim > 1 and p.numel() and not _matching(force_scalar, name):
+            is_stack = p.ndim > 2 and not isinstance(owners.get(name), _CONV) and not _is_kernel(p, user_of(name))
+            role, reason, stack = MATRIX, _stacked(p) if is_stack else f"{p.ndim}-D, rows by the first axis", is_stack
+        elif MATRIX in roles and reason == ELEMENTWISE_RECIPE:
+            reason = f"{p.ndim}-D" if p.numel() else "empty"
         return Route(name, tuple(p.shape), role, reason, stack=stack)
 
     return tuple(route_of(n, p) for n, p in trainable)

@@ -9,14 +9,15 @@ nodes grows with the logarithm of the longest parameter only.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fusion_compile._compat import mark_static
-from fusion_compile.optim._transform import Place
+from fusion_compile._types import Tensors
+from fusion_compile.optim._transform import BankInfos, Place
 
 WIDTH = 1024
 
@@ -107,3 +108,40 @@ class ParameterSums:
         # Padding between two parameters goes with the first of them.
         owner = torch.bucketize(firsts, table(starts), out_int32=True, right=True) - 1
         return _Tables(tuple(levels), table(entries), owner, block)
+
+
+class WholeTensors:
+    """`ParameterSums` where every matrix (or the whole vector) is one parameter."""
+
+    def sums(self, t: Tensor) -> Tensor:
+        return t.sum(-1, keepdim=True).sum(-2, keepdim=True) if t.ndim > 1 else t.sum()
+
+    def count(self, t: Tensor) -> int:
+        return t.numel()
+
+    def entries(self, t: Tensor) -> Tensor:
+        n = t.shape[-1] * t.shape[-2] if t.ndim > 1 else t.numel()
+        return torch.full((), n, dtype=t.dtype, device=t.device)
+
+    def scale(self, t: Tensor, factors: Tensor) -> Tensor:
+        return t * factors
+
+
+WHOLE = WholeTensors()
+
+
+def sums_by_bank(infos: BankInfos) -> dict[str, ParameterSums]:
+    """`ParameterSums` for every bank whose parameters are known; only those of flat banks are used."""
+    return {k: ParameterSums(info.places) for k, info in infos.items() if info.places}
+
+
+def prepare_flat(sums: Mapping[str, ParameterSums], params: Tensors) -> None:
+    """Build the tables of all flat banks of `params`."""
+    for k, p in params.items():
+        if k in sums and p.ndim == 1:
+            sums[k].prepare(p)
+
+
+def sums_for(sums: Mapping[str, ParameterSums], key: str, t: Tensor) -> ParameterSums | WholeTensors:
+    """How to add up the parameters of bank `key`, of which `t` is one tensor."""
+    return sums[key] if key in sums and t.ndim == 1 else WHOLE

@@ -68,6 +68,9 @@ RANGES: dict[str, Range] = {
     "autoscale_beta3": _BETWEEN,  # at 1 the sums are D-Adaptation's, which forget nothing
     "autoscale_coefficient": _FACTOR,
     "layer_weight": _FACTOR,
+    "look_ahead": _FACTOR,
+    "pnm_beta0": _FACTOR,
+    "clip_threshold": _BOUND,
     "clip_grad_norm": _NORM,
     "max_norm": _NORM,
     # Of `fusionopt_compat`, in FusionOpt's words.

@@ -26,6 +26,9 @@ ELEMENTWISE = "scalar"
 """Role of parameters that are updated entry by entry (flat banks)."""
 SPECTRAL = "spectral"
 """Role of matrices on the spectral path (stacked banks ``[K, m, n]``)."""
+MATRIX = "matrix"
+"""Role of every parameter of two or more axes, whatever its size, that is not on the spectral path: stacked banks, for
+transforms that need rows and columns (factored second moments, centred gradients)."""
 
 
 class Named(NamedTuple):

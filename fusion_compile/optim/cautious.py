@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusion_compile._types import Tensors
 from fusion_compile.optim._inner import wrap
-from fusion_compile.optim._parameter_sums import ParameterSums
+from fusion_compile.optim._parameter_sums import ParameterSums, prepare_flat, sums_by_bank, sums_for
 from fusion_compile.optim._total import total_of_rows
 from fusion_compile.optim._transform import BankInfos, Context, State, Transform, bound, check_transform
 from fusion_compile.optim._tree import number_like
@@ -83,9 +83,7 @@ def cautious(base: Transform, *, floor: float = 1e-3, rescale: str = "mean") -> 
 
 def _cautious(base: Transform, floor: float, rescale: str, flat: Mapping[str, ParameterSums]) -> Transform:
     def init(params: Tensors) -> CautiousState:
-        for k, p in params.items():
-            if k in flat and p.ndim == 1:
-                flat[k].prepare(p)
+        prepare_flat(flat, params)
         return CautiousState(base.init(params), number_like(params, 0.0))
 
     def update(
@@ -96,7 +94,7 @@ def _cautious(base: Transform, floor: float, rescale: str, flat: Mapping[str, Pa
         kept: list[Tensor] = []
         count = 0
         for k, u in directions.items():
-            parameters = flat[k] if k in flat and u.ndim == 1 else _Whole()
+            parameters = sums_for(flat, k, u)
             mask = (u.sign() * updates[k].sign() > 0).to(u.dtype)
             agreeing, n = parameters.sums(mask), parameters.entries(u)
             masked[k] = u * mask
@@ -115,28 +113,10 @@ def _cautious(base: Transform, floor: float, rescale: str, flat: Mapping[str, Pa
         return masked, CautiousState(base_state, keep_frac)
 
     def bind(infos: BankInfos) -> Transform:
-        sums = {k: ParameterSums(info.places) for k, info in infos.items() if info.places}
-        return _cautious(bound(base, infos), floor, rescale, sums)
+        return _cautious(bound(base, infos), floor, rescale, sums_by_bank(infos))
 
     def diagnostics(state: CautiousState) -> Mapping[str, Tensor]:
         return {"comp/cautious_keep_frac": state.keep_frac}
 
     extras = wrap(base, f"cautious({base.name})", {}, diagnostics=diagnostics)
     return Transform(init, update, extras._replace(bind=bind))
-
-
-class _Whole:
-    """`ParameterSums` where every matrix (or the whole vector) is one parameter."""
-
-    def sums(self, t: Tensor) -> Tensor:
-        return t.sum(-1, keepdim=True).sum(-2, keepdim=True) if t.ndim > 1 else t.sum()
-
-    def count(self, t: Tensor) -> int:
-        return t.numel()
-
-    def entries(self, t: Tensor) -> Tensor:
-        n = t.shape[-1] * t.shape[-2] if t.ndim > 1 else t.numel()
-        return torch.full((), n, dtype=t.dtype, device=t.device)
-
-    def scale(self, t: Tensor, factors: Tensor) -> Tensor:
-        return t * factors

@@ -58,6 +58,7 @@ def orthogonalize(
     gram_restarts: tuple[int, ...] | str | None = None,
     guard: bool | None = None,
     audit_every: int = 0,
+    iterations: int | None = None,
 ) -> Transform:
     """``NS(lerp(g, mu, momentum))`` after ``mu ← lerp(mu, g, 1 - momentum)``, NS five Newton-Schulz iterations.
 
@@ -89,12 +90,14 @@ def orthogonalize(
             largest over all matrices of ``‖O - O_fp32‖_F / ‖O_fp32‖_F``, and ``fusion/audit_abs_max``, the largest
             error of an entry. (FusionOpt's names end in ``_avg`` and ``_p99``; these are one audit's.) On a GPU that
             may use TF32, fp32 is TF32. 0: no audits.
+        iterations: Only the first so many of the five; the result is then less orthogonal. None: all.
 
     Returns:
         A transform without a step, for the role ``"spectral"``. The unit of a following lr is spectral norm per step.
 
     Raises:
-        ValueError: `coefficients`, `matmul_dtype`, `gram_restarts` or `audit_every` is not one of the above.
+        ValueError: `coefficients`, `matmul_dtype`, `gram_restarts`, `audit_every` or `iterations` is none of
+            the above.
 
     Example:
         >>> from fusion_compile import optim
@@ -113,6 +116,11 @@ def orthogonalize(
         )
     if type(audit_every) is not int or audit_every < 0:
         raise ValueError(f"audit_every={audit_every!r} is not a number of steps; give a whole number, or 0 for never.")
+    if iterations is not None and (type(iterations) is not int or iterations < 1 or gram_restarts is not None):
+        raise ValueError(
+            f"iterations={iterations!r} with gram_restarts={gram_restarts!r}: give a whole number of at least 1, and "
+            f"no restarts, which are places among all five."
+        )
     restarts = {dtype: resolve_gram_restarts(gram_restarts, coefficients, dtype) for dtype in _PRODUCTS}
 
     def products(device_type: str) -> torch.dtype:
@@ -126,12 +134,16 @@ def orthogonalize(
         def polar(key: str, m: Tensor) -> Tensor:
             dtype = products(m.device.type)
             return in_blocks(
-                lambda b: (_orthogonalize(b, coefficients, dtype, restarts[dtype], guard),), blocks.get(key), m
+                lambda b: (_orthogonalize(b, coefficients, dtype, restarts[dtype], guard, iterations),),
+                blocks.get(key),
+                m,
             )[0]
 
         def exact(key: str, m: Tensor) -> Tensor:
             wide = torch.promote_types(m.dtype, torch.float32)
-            return in_blocks(lambda b: (_orthogonalize(b, coefficients, wide),), blocks.get(key), m)[0]
+            return in_blocks(
+                lambda b: (_orthogonalize(b, coefficients, wide, iterations=iterations),), blocks.get(key), m
+            )[0]
 
         def init(params: Tensors) -> OrthogonalizeState:
             mu = {} if beta is None else zeros_like(params)

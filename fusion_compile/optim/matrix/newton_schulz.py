@@ -23,6 +23,7 @@ def orthogonalize(
     matmul_dtype: torch.dtype = torch.bfloat16,
     gram_restarts: tuple[int, ...] | None = None,
     guard: bool | None = None,
+    iterations: int | None = None,
 ) -> Tensor:
     """Approximate U Vᵀ of ``x = U Σ Vᵀ`` by five iterations of a polynomial.
 
@@ -39,6 +40,7 @@ def orthogonalize(
         guard: Bound ‖O‖_F, see `_guarded`. None: only if the iterations run in the Gram matrix. Plain ones need no
             guard, because each multiplies x by a polynomial of x itself; no singular value was ever seen 0.4 % over the
             polynomial's bound.
+        iterations: Only so many, the first ones; None: all.
 
     Returns:
         ``[..., m, n]`` in the dtype of x.
@@ -51,6 +53,7 @@ def orthogonalize(
         True
     """
     triples, bound, _, scale, floor, offset = POLYNOMIALS[coefficients]
+    triples = triples[:iterations]
     wide = torch.promote_types(x.dtype, torch.float32)
     y = x.to(wide)
     norm = (y * y).sum(-1, keepdim=True).sum(-2, keepdim=True).sqrt()

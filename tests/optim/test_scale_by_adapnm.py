@@ -1,0 +1,30 @@
+"""AdaPNM's direction: the averages take turns, and eps is where its docstring says."""
+
+import pytest
+import torch
+
+from fusion_compile import optim
+from tests.optim.walks import Walk, keeps_the_laws
+
+
+def test_the_averages_take_turns() -> None:
+    walk = Walk(optim.scale_by_adapnm((0.8, 0.9)), {"b": torch.zeros(3, dtype=torch.float64)})
+    first, second, third = (torch.randn(3, dtype=torch.float64) for _ in range(3))
+    walk({"b": first})
+    a = 0.36 * first
+    torch.testing.assert_close(walk.state.mu["b"], a)
+    walk({"b": second})
+    b = 0.36 * second
+    torch.testing.assert_close(walk.state.mu["b"], b)
+    torch.testing.assert_close(walk.state.mu_before["b"], a)
+    nu = 0.9 * (0.9 * 0.1 * first**2 + 0.1 * second**2) + 0.1 * third**2
+    a = 0.64 * a + 0.36 * third
+    wanted = (1.5 * a - 0.5 * b) / 2.5**0.5 * (1 - 0.9**3) ** 0.5 / nu.sqrt()
+    torch.testing.assert_close(walk({"b": third})["b"], wanted)
+
+
+def test_laws() -> None:
+    whole = optim.chain(optim.scale_by_adapnm(), optim.clip_update_rms(), optim.scale_by_learning_rate(1e-3))
+    keeps_the_laws(whole, {"matrix/a": torch.randn(3, 8, 5), "scalar/b": torch.randn(7)})
+    with pytest.raises(ValueError, match="added to squares"):
+        optim.scale_by_adapnm(eps=-1.0)
