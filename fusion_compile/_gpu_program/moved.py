@@ -31,13 +31,15 @@ def in_aten(captured: fx.GraphModule, *, attention: bool = True, gradients: bool
 
 
 def as_on_gpu(captured: fx.GraphModule, *, attention: bool = True) -> fx.GraphModule:
-    """A copy of a graph that Dynamo captured on a CPU, with a GPU's `attention` and autocast, still on the CPU."""
+    """A copy of a graph that Dynamo captured on a CPU, with a GPU's `attention`, still on the CPU.
+
+    Autocast stays the CPU's, because only there it acts on the CPU's fake tensors: its products are those of a GPU, but
+    normalizations and softmax are computed in the dtype of their input, and on a GPU in fp32.
+    """
     graph = fx.GraphModule(captured, copy.deepcopy(captured.graph))
     for node in graph.graph.nodes:
         if attention and node.target in _ATTENTIONS:
             node.target = _ATTENTIONS[node.target]
-        if "_enter_autocast" in str(node.target) and node.args[0] == "cpu":
-            node.args = ("cuda", *node.args[1:])
         if _is_factory_without_device(node):
             node.meta["custom"] = {**(node.meta.get("custom") or {}), _STAYS: True}
     graph.recompile()
