@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 
 from torch import fx
 
 from fusion_compile._factory import FactoryError, call_factory
+from fusion_compile._gpu_program._compat import why_not
+from fusion_compile._gpu_program.command import TARGETS
 from fusion_compile._sampler.without_weights.command import add_explain_sampler
 from fusion_compile.explain import Explanation, explain
 from fusion_compile.explain._graph.roofline import ROOFLINES
@@ -77,6 +80,11 @@ def _parser() -> argparse.ArgumentParser:
         default=2,
         help="number of calls to watch, if there are inputs and FACTORY returned no further calls (2)",
     )
+    one.add_argument(
+        "--target",
+        metavar="NAME",
+        help=f"show the kernels and launches of a GPU that need not be here, too: {', '.join(TARGETS)}; needs Triton",
+    )
     one.set_defaults(run=_explain)
 
     two = commands.add_parser("diff", help="compare two explanations; exit with status 1 if there are new findings")
@@ -96,6 +104,10 @@ def _explain(asked: argparse.Namespace) -> int:
         raise UsageError(f"--fail-on names {', '.join(unknown)}, which no finding is; use {', '.join(KINDS)}.")
     if asked.device is not None and asked.device.lower() not in ROOFLINES:
         raise UsageError(f"--device {asked.device} has no published peaks here; use one of {', '.join(ROOFLINES)}.")
+    if asked.target is not None and asked.target.lower() not in TARGETS:
+        raise UsageError(f"--target {asked.target} is no GPU that programs are written for; use {', '.join(TARGETS)}.")
+    if asked.target is not None and (reason := why_not()):
+        raise UsageError(f"--target {asked.target}: {reason}")
     try:
         obj, args, kwargs, calls = call_factory(asked.factory)
     except FactoryError as error:
@@ -113,7 +125,20 @@ def _explain(asked: argparse.Namespace) -> int:
         explanation.to_json(asked.json)
     if asked.html:
         explanation.to_html(asked.html)
+    if asked.target is not None:
+        _show_target(asked.factory, asked.target.lower())
     return _gate(explanation, asked.fail_on)
+
+
+def _show_target(factory: str, target: str) -> None:
+    """Print a GPU's kernels and launches, from a process of its own: it makes torch believe in a GPU."""
+    command = [sys.executable, "-m", "fusion_compile._gpu_program.command", factory, target]
+    sys.stdout.flush()
+    ran = subprocess.run(command, capture_output=True, text=True)
+    if ran.returncode:
+        last = next((line for line in reversed(ran.stderr.splitlines()) if line.strip()), "it said nothing")
+        raise UsageError(f"--target {target}: {last}")
+    print(ran.stdout, end="")
 
 
 def _gate(explanation: Explanation, fail_on: str) -> int:

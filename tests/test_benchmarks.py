@@ -122,3 +122,32 @@ def test_a_group_that_cannot_begin_is_a_failed_row(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     (row,) = json.loads((tmp_path / "gpu_check.json").read_text())["rows"]
     assert row["verdict"] == "FAILED" and "no GPU" in row["detail"]
+
+
+@pytest.fixture
+def peer_launches(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import _peer_launches  # type: ignore[import-not-found]
+
+    module: ModuleType = _peer_launches
+    return module
+
+
+def test_launches_of_a_fused_optimizer_follow_torchs_chunks(peer_launches: ModuleType) -> None:
+    launches = peer_launches.chunked_launches
+    assert launches([10] * 36, 36, 320) == 1 and launches([10] * 37, 36, 320) == 2
+    assert launches([65536 * 320], 36, 320) == 1 and launches([65536 * 320 + 1], 36, 320) == 2
+    # A tensor that goes on in the next launch counts there, too.
+    assert launches([65536 * 321, *[10] * 36], 36, 320) == 3
+    assert launches([0, 0], 36, 320) == 0
+
+
+def test_operators_of_a_loss_count_and_views_do_not(peer_launches: ModuleType) -> None:
+    def loss(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.mse_loss(model(x), x.flip(0)[None][0].detach() * 2)
+
+    found = peer_launches.loss_launches(loss, (torch.ones(4, 8),))
+    forward = [launch.name for launch in found if launch.region == "forward"]
+    assert forward == ["flip", "mul", "mse_loss", "mse_loss"]
+    assert found[1].moved == 2 * 4 * 8 * 4
+    assert any("backward" in launch.name for launch in found if launch.region == "backward")

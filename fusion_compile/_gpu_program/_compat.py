@@ -13,6 +13,7 @@ import ctypes
 import hashlib
 import importlib
 import importlib.util
+import math
 import os
 import re
 import subprocess
@@ -283,11 +284,15 @@ _LATEST_FIRST = ("optimizer", "backward", "forward")
 
 
 def _launches(graph: Any) -> list[Launch]:
-    found = []
+    found: dict[str, Launch] = {}
     for node in graph.scheduler.nodes:
         kind = type(node).__name__
-        if kind.startswith("Nop") or type(node.node).__name__ == "MultiOutput":
-            continue  # they launch nothing
+        if kind.startswith("Nop"):
+            continue  # it launches nothing
+        if type(node.node).__name__ == "MultiOutput":  # one of the results of a launch before it
+            source = node.node.inputs[0].get_name()
+            found[source] = found[source]._replace(moved=found[source].moved + _bytes(node.node))
+            continue
         regions = {
             str((origin.meta.get("custom") or {}).get("region", "state"))
             for part in node.get_nodes()
@@ -298,9 +303,33 @@ def _launches(graph: Any) -> list[Launch]:
         region = next((r for r in _LATEST_FIRST if r in regions), "state")
         extern = kind.startswith("Extern")
         name = getattr(node.node, "python_kernel_name", None) if extern else None
-        kernel = str(name or node.get_name())
-        found.append(Launch(region, "extern" if extern else "triton", kernel, node.get_read_write_buffers_sizes()))
-    return found
+        moved = sum(map(_bytes, (*node.node.inputs, node.node))) if extern else _moved_by_kernel(graph, node)
+        of = node.node.get_name() if extern else node.get_name()
+        found[of] = Launch(region, "extern" if extern else "triton", str(name or node.get_name()), moved)
+    return list(found.values())
+
+
+def _bytes(tensor: Any) -> int:
+    """Of a tensor of Inductor's; 0 for what is none, or several."""
+    try:
+        return math.prod(int(size) for size in tensor.get_size()) * int(tensor.get_dtype().itemsize)
+    except (AttributeError, NotImplementedError, TypeError):
+        return 0
+
+
+def _moved_by_kernel(graph: Any, node: Any) -> int:
+    """Bytes that a kernel reads and writes if it touches each entry that it uses once."""
+    gone = {*graph.removed_buffers, *graph.inplaced_to_remove}
+    moved: dict[str, int] = {}
+    for access in {*node.read_writes.reads, *node.read_writes.writes}:
+        if access.name in gone or type(access).__name__ == "WeakDep":
+            continue
+        indirect = getattr(access, "is_indirect", bool)()
+        entries = math.prod(access.size) if indirect else access.get_numel()
+        size = graph.get_dtype(access.name).itemsize
+        whole = graph.get_numel(access.name) * size
+        moved[access.name] = min(int(whole), moved.get(access.name, 0) + int(entries) * size)
+    return sum(moved.values())
 
 
 def compile_kernel(kernel: Kernel, architecture: int, *, configurations: int | None = None) -> list[Compiled]:

@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, str] = {
     "_torch_optim": "ground optim _program _state _step",
     "_sampler": "ground passes _capture _program",
     "explain": "ground passes _program _state _sampler",
-    "doors": "ground passes optim _program _state _step _torch_optim _sampler explain",
+    "doors": "ground passes optim _program _gpu_program _state _step _torch_optim _sampler explain",
     "integrations": "ground doors",  # other people's trainers; each module imports the library that it is named for
 }
 """By room, the rooms that it may import besides itself. Every entry names only rooms above it in this table, so there

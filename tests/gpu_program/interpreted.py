@@ -1,0 +1,177 @@
+"""A generated program run on the CPU: the wrapper's text as Python, its kernels by Triton's interpreter.
+
+``TRITON_INTERPRET=1`` must be set before Triton is imported, so this runs in a process of its own:
+``python -m tests.gpu_program.interpreted RECIPE`` prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+import tempfile
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_DEFINITION = re.compile(r"^(triton_\w+) = async_compile\.triton\('\w+', '''(.*?)''', device_str='cuda'\)", re.M | re.S)
+_HEURISTICS = ("pointwise", "reduction", "persistent_reduction", "cooperative_reduction", "template", "foreach")
+_TO_CPU = {
+    "torch._C._dynamo.guards._empty_strided_cuda": "EMPTY",
+    "from torch._C import _cuda_getCurrentRawStream as get_raw_stream": "get_raw_stream = lambda device: 0",
+    "with torch.cuda._DeviceGuard(0):": "if True:",
+    "torch.cuda.set_device(0)": "pass",
+    "device(type='cuda', index=0)": "device(type='cpu')",
+    "from torch._C._dynamo.guards import copy_if_misaligned": "copy_if_misaligned = lambda t: t",
+    "assert_alignment = torch._C._dynamo.guards.assert_alignment": "assert_alignment = lambda *given: None",
+    "device='cuda:0'": "device='cpu'",
+    "device=device('cuda:0')": "device=device('cpu')",
+}
+
+
+def _library() -> Any:
+    """CUDA's mathematical library, entry by entry in numpy."""
+    tl: Any = importlib.import_module("triton.language")
+    handle: Any = importlib.import_module("triton.runtime.interpreter").TensorHandle
+    erf: Any = importlib.import_module("scipy.special").erf
+
+    def of_one(function: Callable[..., Any]) -> Any:
+        def apply(x: Any, _semantic: Any = None, **given: Any) -> Any:
+            with np.errstate(all="ignore"):
+                out = function(x.handle.data).astype(x.handle.data.dtype)
+            return tl.core.tensor(handle(out, x.handle.dtype), x.type)
+
+        return apply
+
+    def of_two(function: Callable[..., Any]) -> Any:
+        def apply(x: Any, y: Any, _semantic: Any = None, **given: Any) -> Any:
+            a, b = (v.handle.data if hasattr(v, "handle") else v for v in (x, y))
+            one = x if hasattr(x, "handle") else y
+            out = np.asarray(function(a, b)).astype(one.handle.data.dtype)
+            large = x if not hasattr(y, "handle") or np.size(a) >= np.size(b) else y
+            return tl.core.tensor(handle(out, one.handle.dtype), large.type)
+
+        return apply
+
+    names = "sin cos exp log tanh sqrt floor ceil log1p expm1 exp2 log2 trunc rint sinh cosh isnan isinf fabs"
+    return types.SimpleNamespace(
+        **{name: of_one(getattr(np, name)) for name in names.split(" ")},
+        erf=of_one(erf),
+        rsqrt=of_one(lambda a: 1 / np.sqrt(a)),
+        abs=of_one(np.abs),
+        nearbyint=of_one(np.rint),
+        pow=of_two(np.power),
+        fmod=of_two(np.fmod),
+    )
+
+
+class _Kernel:
+    """One kernel, launched over its whole grid by the interpreter."""
+
+    def __init__(self, name: str, source: str, folder: Path) -> None:
+        def recorded(**options: Any) -> Callable[[Any], Any]:
+            def keep(function: Any) -> Any:
+                self.options, self.function = options, function
+                return function
+
+            return keep
+
+        text = re.sub(r"^@triton_heuristics\.", "@RECORD.", source, flags=re.M)
+        text = text.replace("triton_helpers.set_driver_to_gpu()", "").replace("import libdevice, math", "import math")
+        file = folder / f"{name}.py"
+        file.write_text(text)
+        record = types.SimpleNamespace(**dict.fromkeys(_HEURISTICS, recorded))
+        exec(compile(text, str(file), "exec"), {"RECORD": record, "libdevice": _library(), "__file__": str(file)})
+        self.name = name
+
+    def run(self, *arguments: Any, stream: Any = None) -> None:
+        signature = list(self.options["triton_meta"]["signature"])
+        blocks = [name for name in signature if name.endswith("BLOCK")]
+        given = dict(zip([name for name in signature if name not in blocks], arguments, strict=False))
+        hints = self.options["size_hints"]
+        numel = {f"{axis}BLOCK": given.get(f"{axis.lower()}numel", 1) for axis in ("X", "Y", "Z", "R0_", "R1_")}
+        sizes = {}
+        for block in blocks:
+            most = 1024 if block[0] == "R" else 4096 if "y" not in hints else 64
+            sizes[block] = min(1 << max(0, int(numel[block]) - 1).bit_length(), most)
+        if "R0_BLOCK" in blocks or "r0_" in hints:
+            sizes["XBLOCK"] = min(sizes.get("XBLOCK", 1), 64)
+        grid = tuple(-(-int(numel[block]) // sizes.get(block, 1)) for block in ("XBLOCK", "YBLOCK", "ZBLOCK"))
+        if "XBLOCK" not in blocks:
+            grid = (int(numel["XBLOCK"]), 1, 1)
+        self.function[grid](**given, **{block: sizes[block] for block in blocks})
+
+
+def run_on_cpu(code: str, inputs: list[Tensor]) -> None:
+    """Run a generated program on CPU tensors; it writes into them. Buffers begin as NaN: an early read shows."""
+
+    def empty(size: Any, stride: Any, dtype: torch.dtype) -> Tensor:
+        t = torch.empty_strided(size, stride, dtype=dtype)
+        return t.fill_(float("nan")) if dtype.is_floating_point else t
+
+    wrapper = _DEFINITION.sub("", code)
+    for on_gpu, on_cpu in _TO_CPU.items():
+        wrapper = wrapper.replace(on_gpu, on_cpu)
+    with tempfile.TemporaryDirectory() as folder:
+        names: dict[str, Any] = {"EMPTY": empty, "__name__": "generated", "__file__": "generated.py"}
+        names |= {name: _Kernel(name, source, Path(folder)) for name, source in _DEFINITION.findall(code)}
+        exec(compile(wrapper, "generated.py", "exec"), names)
+        names["call"](inputs)
+
+
+def _compare(recipe: str, products: str) -> dict[str, Any]:
+    """One step of `recipe` by the interpreter, in mode "eager", and in mode "eager" in fp64, from the same weights.
+
+    `products`: the dtype of Newton-Schulz's products; "" where the recipe has none. Returns, for every floating-point
+    tensor of the state, the largest difference of interpreter and eager, of interpreter and fp64, and of eager and
+    fp64, each relative to the largest change of an entry.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    import fusion_compile as fc
+    from fusion_compile._gpu_program._compat import generate
+    from fusion_compile._gpu_program.moved import in_aten
+    from tests.dit_problem import batch, ridge_loss_fn, small_dit
+
+    def made(dtype: torch.dtype, **options: Any) -> fc.TrainingStep:
+        exact = dtype == torch.float64
+        rounded = {"matmul_dtype": dtype if exact else getattr(torch, products)} if products else {}
+        optimizer = fc.optim.RECIPES[recipe](lr=1e-3, **rounded)
+        model = small_dit(1).to(dtype)
+        return fc.compile_training_step(model, ridge_loss_fn, optimizer=optimizer, clip_grad_norm=1.0, **options)
+
+    given = batch(1, 4)
+    with sdpa_kernel(SDPBackend.MATH):  # the others have no kernel on a CPU for what the program holds
+        eager, exact = made(torch.float32, mode="eager"), made(torch.float64, mode="eager")
+        step = made(torch.float32, backend="eager")
+        before = {key: value.clone() for key, value in step._state.items()}
+        step(*given)
+        eager(*given)
+        exact(*(t.double() if t.is_floating_point() else t for t in given))
+        (program,) = step.programs
+        found = generate(in_aten(program.graph, attention=False))
+    tensors = {f"state/{key}": torch.zeros_like(value) for key, value in step._state.items()}
+    tensors |= {f"state/{key}": value.clone() for key, value in before.items()}
+    tensors |= {f"batch/{i}": value for i, value in enumerate(given)}
+    tensors |= {"model/" + name.replace(".", "/"): buffer for name, buffer in step.model.named_buffers()}
+    run_on_cpu(found.codes[0], [tensors[name] for name in program.input_names.values()])
+
+    differences: dict[str, list[float]] = {}
+    for key, start in before.items():
+        true = exact._state[key.replace("float32", "float64")].double()
+        if start.is_floating_point() and start.numel():
+            moved = float((true - start.double()).abs().max()) or 1.0
+            ours, theirs = tensors[f"state/{key}"].double(), eager._state[key].double()
+            pairs = ((ours, theirs), (ours, true), (theirs, true))
+            differences[key] = [float((a - b).abs().max()) / moved for a, b in pairs]
+    return differences
+
+
+if __name__ == "__main__":
+    print(json.dumps(_compare(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "")))
