@@ -189,8 +189,8 @@ WRONG_BATCHES: dict[str, tuple[tuple[Any, ...], type[Exception], tuple[str, ...]
     ),
     "with an object": ((X, range(3)), TypeError, ("batch[1] is a range (range(0, 3))", "give tensors, numbers")),
     "with an object deep inside": ((X, {"y": [3j]}), TypeError, ("batch[1]['y'][0] is a complex (3j)",)),
-    "with a part too many": ((X, Y, Y), ValueError, ("an additional batch[2]",)),
-    "with a part too few": ((X,), ValueError, ("has no batch[1]",)),
+    "with a part too many": ((X, Y, Y), TypeError, ("takes 3 positional arguments but 4 were given",)),
+    "with a part too few": ((X,), TypeError, ("missing 1 required positional argument",)),
     "that wants a gradient": (
         (X.clone().requires_grad_(), Y),
         ValueError,

@@ -100,18 +100,12 @@ def _sentence(path: str, leaf: Any, device: torch.device) -> str:
 
 
 def check_same_kind(signature: Signature, compiled: Iterable[Signature]) -> None:
-    """Raise ValueError if a batch has other parts, or tensors of other dtypes, than those that programs were `compiled`
-    for."""
+    """Raise ValueError if a batch has tensors of other dtypes than those that programs were `compiled` for. It may have
+    other parts (a mask in some batches, a list of images that is longer)."""
     for first in compiled:
-        new, old = _kinds(signature), _kinds(first)
-        if new.keys() != old.keys():
-            odd = sorted(new.keys() ^ old.keys())[0]
-            how = "has no" if odd in old else "has an additional"
-            raise ValueError(
-                f"the batch {how} {odd}, unlike the first one; give the same parts, or compile another step."
-            )
-        for path, kind in new.items():
-            if kind and old[path] and kind != old[path]:
+        old = _kinds(first)
+        for path, kind in _kinds(signature).items():
+            if kind and old.get(path) and kind != old[path]:
                 raise ValueError(
                     f"{path} is {kind}, but the step was compiled for {old[path]}; convert it, or compile another step."
                 )

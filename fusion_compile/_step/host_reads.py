@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from fusion_compile import _compat
 from fusion_compile.passes._user_frame import is_the_users
 
 _READS = {
@@ -66,6 +67,21 @@ def not_captured_message(frames: list[traceback.FrameSummary], detail: str) -> s
         f"{where}\ncannot be captured as one graph ({what}). Keep the loss to tensor operations and plain Python, and "
         f"do the rest outside it; mode='eager' runs it uncaptured."
     )
+
+
+def refused_graph_message(error: Exception) -> str:
+    """The sentence for a captured graph that the compiler does not take."""
+    found = _IN_TEXT.findall(str(error))
+    frames = [traceback.FrameSummary(file, int(line), name, line=text) for file, line, name, text in found]
+    where = where_in_user_code(frames) or "the loss"
+    return (
+        f"{where}\nwas captured, but the compiler refuses the graph: {_compat.compilers_reason(error)}. "
+        f"mode='eager' runs the loss uncompiled."
+    )
+
+
+_IN_TEXT = re.compile(r'File "([^"]+)", line (\d+), in (\S+)\n\s+(.*)')
+"""Lines of a traceback in an error's text."""
 
 
 def not_on_fakes_message(error: Exception) -> str:

@@ -60,17 +60,15 @@ def test_what_a_program_cannot_take_is_refused(batch: Any, error: type[Exception
         signature(batch, CPU)
 
 
-def test_another_shape_is_the_same_kind_and_another_dtype_or_part_is_not() -> None:
+def test_another_shape_or_part_is_the_same_kind_and_another_dtype_is_not() -> None:
     first = signature((torch.zeros(2, 3), None), CPU)
     check_same_kind(signature((torch.zeros(5, 3), None), CPU), [first])
     check_same_kind(first, [])
     with pytest.raises(ValueError, match=r"batch\[0\] is torch.float64, but the step was compiled for torch.float32"):
         check_same_kind(signature((torch.zeros(2, 3, dtype=torch.float64), None), CPU), [first])
     check_same_kind(signature((torch.zeros(2, 3), "another constant"), CPU), [first])
-    with pytest.raises(ValueError, match=r"the batch has no batch\[1\], unlike the first one"):
-        check_same_kind(signature((torch.zeros(2, 3),), CPU), [first])
-    with pytest.raises(ValueError, match=r"the batch has an additional batch\[2\]"):
-        check_same_kind(signature((torch.zeros(2, 3), None, True), CPU), [first])
+    check_same_kind(signature((torch.zeros(2, 3),), CPU), [first])
+    check_same_kind(signature((torch.zeros(2, 3), None, torch.zeros(1)), CPU), [first])
 
 
 @pytest.mark.parametrize("capture", ["read", "run"])

@@ -15,6 +15,7 @@ from fusion_compile._step.host_reads import (
     RefuseHostReads,
     host_read_message,
     not_captured_message,
+    refused_graph_message,
     where_in_user_code,
 )
 
@@ -49,6 +50,16 @@ def test_the_sentence_names_the_line_that_reads() -> None:
     assert where.startswith(f"{__file__}:") and where.endswith("torch.ones(2).cpu()")
     message = host_read_message(frames, "tensor.cpu()\nand a second line")
     assert message.startswith(f"{where}\nreads a tensor's value on the host") and "second line" not in message
+
+
+def test_a_graph_that_the_compiler_refuses_is_named_by_the_users_line() -> None:
+    frames = f'File "{torch.__file__}", line 1, in f\n  x\n  File "{__file__}", line 7, in g\n    y.resize_(2)'
+    text = f'a storage of "meta".\n{frames}'
+    message = refused_graph_message(RuntimeError(text))
+    assert message.startswith(
+        f"{__file__}:7: y.resize_(2)\nwas captured, but the compiler refuses the graph: a storage"
+    )
+    assert "eager" in message and "line 1" not in message
 
 
 def test_without_a_users_frame_the_sentence_speaks_of_the_loss() -> None:

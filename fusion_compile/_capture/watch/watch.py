@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from operator import contains
 from typing import Any
@@ -89,6 +90,7 @@ class Watch:
         walk.slots(self._outside if self._reads is None else [*self._reads.slots, *self._outside])
         walk.finish()
         self._loose_values: list[tuple[Slot, Any]] = []
+        self._loose_objects: list[Any] = []
         replaceable: list[Slot] = []
         self._partial: list[WatchedHolder] = []
         often, modules, seldom = (
@@ -227,7 +229,9 @@ class Watch:
             if slot.identity in self._excepted:
                 continue
             if slot.identity in self._loose:
-                self._loose_values.append((slot, value))
+                copied = type(value) in (dict, list, collections.deque, set)
+                self._loose_values.append((slot, copy.copy(value) if copied else value))
+                self._loose_objects.append(value)
             elif self._frozen is not None and isinstance(value, Tensor) and id(value) not in self._frozen:
                 replaceable.append(slot)
             else:
@@ -246,7 +250,8 @@ class Watch:
 
     def _changes(self) -> Iterator[Change]:
         """Every difference. Slow: only when something differs."""
-        replaced = [*self._replaced()]
+        gone = self._exchanged()
+        replaced = [*self._replaced(gone)]
         tensors = _swapped(replaced, self._holders(), self._weights)
         for holder, key, before, after, late in replaced:
             yield self._change(holder.label_of(key), before, after, key=key, late=late, tensors=tensors)
@@ -256,20 +261,38 @@ class Watch:
                     kind: Kind = "tensor" if isinstance(lot, TensorKinds) else "setting"
                     for label, old, new in lot.differences():
                         yield self._change(label, old, new, kind=kind, late=self._late_of(turns, i))
-        yield from self._other_changes()
+        yield from self._other_changes(gone)
 
-    def _replaced(self) -> Iterator[tuple[WatchedHolder, Any, Any, Any, int]]:
+    def _exchanged(self) -> set[int]:
+        """Containers, by identity, that were filled and then given up for new ones like those that they were: a cache
+        that a context manager of the loss uses (``torch.nn.utils.parametrize.cached``)."""
+        was = {id(holder.value): holder for holder in self._holders() if holder.as_it_was() is not None}
+        gone: set[int] = set()
+        for holder in self._holders():
+            for _, before, after in holder.differences():
+                old = was.get(id(before))
+                if old is not None and type(after) is type(before) and is_alike(after, old.as_it_was()):
+                    gone.add(id(before))
+        for (slot, value), own in zip(self._loose_values, self._loose_objects, strict=True):
+            if (now := read(slot)) is not own and is_alike(now, value):
+                gone.add(id(own))
+        for holder in self._holders() if gone else ():
+            if id(holder.value) not in gone:
+                gone.difference_update(map(id, holder.contents().values()))  # somebody has it still
+        return gone
+
+    def _replaced(self, gone: set[int]) -> Iterator[tuple[WatchedHolder, Any, Any, Any, int]]:
         registered = hooks_registered() != self._hooks
         counted = {id(container) for container, _ in self._sized}
         for lots in ([self._often], self._modules, self._seldom):
             turns: Sequence[Any] = self._turns if lots is self._seldom else lots  # which begin with them
             for i, portion in enumerate(lots):
                 for holder in portion.holders:
-                    for key, before, after in holder.differences():
+                    for key, before, after in holder.differences() if id(holder.value) not in gone else ():
                         slot = Slot(holder.value, key, holder.label_of(key))
                         if slot.identity in self._excepted:
                             continue
-                        if is_alike(after, before):
+                        if id(before) in gone or is_alike(after, before):
                             if read(slot) is after:
                                 self._loose[slot.identity] = holder
                         else:
@@ -280,14 +303,14 @@ class Watch:
                                 late = min(late, len(self._counts) - 1)  # entries are counted more often
                             yield holder, key, before, after, late
 
-    def _other_changes(self) -> Iterator[Change]:
+    def _other_changes(self, gone: set[int]) -> Iterator[Change]:
         for holder in self._partial:  # their other keys are compared; these came or went
             for key, before, after in holder.differences():
                 slot = Slot(holder.value, key, holder.label_of(key))
                 if (before is MISSING or after is MISSING) and slot.identity not in self._excepted:
                     yield self._change(slot.label, before, after, key=key)
         for i, ((container, label), size) in enumerate(zip(self._sized, self._sizes, strict=True)):
-            if len(container) != size:
+            if len(container) != size and id(container) not in gone:
                 late = self._late_of(self._counts, i // _SIZES_AT_ONCE)
                 yield self._change(f"len({label or 'model'})", size, len(container), kind="length", late=late)
         for slot in self._missing:

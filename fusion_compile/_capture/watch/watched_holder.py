@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -37,6 +38,13 @@ class WatchedHolder(Holder):
             before, after = self.held.get(key, MISSING), now.get(key, MISSING)
             if before is not after and not (isinstance(self.value, (set, frozenset)) and before == after):
                 yield key, before, after
+
+    def as_it_was(self) -> Any:
+        """A container with what this one held; None for what is no whole dictionary, list, deque or set."""
+        kind, held = type(self.value), self.held
+        if self.keys is not None or kind not in (dict, list, collections.deque, set):
+            return None
+        return dict(held) if kind is dict else kind(held.get(WHOLE, ()) if kind is set else held.values())
 
     def traversed(self) -> Any:
         """What `gc.get_referents` takes apart into the contents."""

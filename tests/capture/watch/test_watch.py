@@ -239,6 +239,33 @@ def test_settings_of_torch() -> None:
         torch.backends.cudnn.deterministic = False
 
 
+def test_a_cache_that_is_given_up_for_a_new_one_is_no_change_unless_somebody_has_it() -> None:
+    kept = types.SimpleNamespace(cache={}, other=None)
+
+    def reads_cache(model: nn.Module, x: Tensor) -> Tensor:
+        return model(x).sum() * len(kept.cache) * (1 if kept.other is None else 2)
+
+    model = deep(1)
+
+    def used() -> None:  # as a context manager does: filled inside of it, and new at its end
+        kept.cache["weight"] = torch.ones(1)
+        kept.cache = {}
+
+    with reading() as reads:
+        reads_cache(model, torch.ones(1, 4))
+    watch = Watch({"model": model, "loss": reads_cache}, reads)
+    for _ in range(3):
+        used()
+        assert noticed(watch) == []
+    kept.cache = {"weight": 1}
+    assert noticed(watch) != []
+    kept.cache = {}
+    kept.other = kept.cache
+    watch.remember()
+    used()
+    assert noticed(watch) != []
+
+
 def test_an_order_that_changes_at_each_call_is_no_change_and_costs_one_round_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

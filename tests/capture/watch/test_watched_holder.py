@@ -23,6 +23,16 @@ def test_a_set_and_a_tensors_hooks_differ_by_content() -> None:
     assert names == ["t's gradient hook", "s"]
 
 
+def test_a_container_as_it_was() -> None:
+    for container, more in (({"a": 1}, {"b": 2}), ([1], [2]), ({1}, {2})):
+        holder = WatchedHolder(container, "c")
+        holder.remember()
+        before = type(container)(container)  # type: ignore[call-arg]
+        getattr(container, "extend" if isinstance(container, list) else "update")(more)
+        assert holder.as_it_was() == before != container
+    assert WatchedHolder({"a": 1}, "c", keys=("a",)).as_it_was() is None
+
+
 def test_differences_by_key() -> None:
     container: dict[str, Any] = {"kept": 1, "replaced": 2, "removed": 3}
     whole, one = WatchedHolder(container, "d"), WatchedHolder(container, "d", keys=("replaced",))
