@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -24,10 +25,11 @@ def test_a_set_and_a_tensors_hooks_differ_by_content() -> None:
 
 
 def test_a_container_as_it_was() -> None:
-    for container, more in (({"a": 1}, {"b": 2}), ([1], [2]), ({1}, {2})):
+    pairs: list[tuple[Any, Any]] = [({"a": 1}, {"b": 2}), ([1], [2]), ({1}, {2})]
+    for container, more in pairs:
         holder = WatchedHolder(container, "c")
         holder.remember()
-        before = type(container)(container)  # type: ignore[call-arg]
+        before = copy.copy(container)
         getattr(container, "extend" if isinstance(container, list) else "update")(more)
         assert holder.as_it_was() == before != container
     assert WatchedHolder({"a": 1}, "c", keys=("a",)).as_it_was() is None
