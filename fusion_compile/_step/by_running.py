@@ -14,6 +14,7 @@ from fusion_compile._capture.by_running.trace import lift_constants, modules_nam
 from fusion_compile._compat import mark_input_static
 from fusion_compile._program.lower import lower_graph
 from fusion_compile._step import batches
+from fusion_compile._step.host_reads import refused_graph_message
 from fusion_compile._step.update import donated
 from fusion_compile._types import Tensors
 
@@ -59,8 +60,13 @@ class CapturedStep:
         self._body: Callable[..., Any] = self.graph
 
     def compile(self, state: Tensors, batch: tuple[Any, ...], *, mode: str, backend: str) -> None:
-        """Compile the graph. Runs nothing."""
-        self._body = lower_graph(self.graph, self._inputs(state, batch), mode=mode, backend=backend)
+        """Compile the graph. Runs nothing. Raises ValueError if the compiler does not take it."""
+        try:
+            self._body = lower_graph(self.graph, self._inputs(state, batch), mode=mode, backend=backend)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of any kind: the graph itself was captured
+            raise ValueError(refused_graph_message(error)) from error
 
     def uncompiled(self, state: Tensors, batch: tuple[Any, ...]) -> None:
         """Take one step in place, operator by operator."""

@@ -26,7 +26,7 @@ from fusion_compile._step.carried import Carried
 from fusion_compile._step.carried_entries import CarriedEntries
 from fusion_compile._step.counted import CountedNumbers, count_numbers, fixed_numbers, operand_sentence
 from fusion_compile._step.gradient_hooks import GradientHooks
-from fusion_compile._step.host_reads import not_on_fakes_message, refused_graph_message
+from fusion_compile._step.host_reads import not_on_fakes_message
 from fusion_compile._step.kept_state import KeptNow
 from fusion_compile._step.learnable import note_trained
 from fusion_compile._step.loss import LossFacts, LossFn, LossModule, examine, run_on_fakes, unread_sentence
@@ -334,12 +334,7 @@ class StepPrograms:
                 numbers = fixed_numbers(self._given.slots)  # an operator wants the plain number
                 captured = self._capture(key, pure, batch, numbers)
             step = RunStep(captured, self._carried.forms, numbers)
-            try:
-                captured.compile(self._state, numbers.given(batch), mode=self._mode, backend=backend)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # of any kind: the graph itself was captured
-                raise ValueError(refused_graph_message(error)) from error
+            captured.compile(self._state, numbers.given(batch), mode=self._mode, backend=backend)
             found = self._compared(self._proof(seen), step, batch, seen)
         if found.objection:
             raise ValueError(not_the_loops(found.objection))
