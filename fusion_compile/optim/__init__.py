@@ -42,6 +42,7 @@ from fusion_compile.optim.kaon_recipes import nekaon as nekaon
 from fusion_compile.optim.measured import measured as measured
 from fusion_compile.optim.normalize_neurons import normalize_neurons as normalize_neurons
 from fusion_compile.optim.orthogonalize import orthogonalize as orthogonalize
+from fusion_compile.optim.prodigy import prodigy as prodigy
 from fusion_compile.optim.recipes import RECIPES as RECIPES
 from fusion_compile.optim.recipes import adamw as adamw
 from fusion_compile.optim.recipes import lion as lion

@@ -67,6 +67,8 @@ RANGES: dict[str, Range] = {
     "autoscale_growth": Range(1, math.inf, True, "below 1 the estimated distance would shrink to nothing"),
     "autoscale_beta3": _BETWEEN,  # at 1 the sums are D-Adaptation's, which forget nothing
     "autoscale_coefficient": _FACTOR,
+    "d_coef": _FACTOR,
+    "growth_rate": Range(1, math.inf, True, "below 1 the estimated distance would shrink to nothing"),
     "layer_weight": _FACTOR,
     "look_ahead": _FACTOR,
     "pnm_beta0": _FACTOR,
