@@ -21,6 +21,7 @@ from fusion_compile._step import batches
 from fusion_compile._step.batch_numbers import BatchNumbers
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.containers import map_tensors
+from fusion_compile._step.gradients import gradients
 from fusion_compile._step.host_reads import HostRead, RefuseHostReads, host_read_message, not_on_fakes_message
 from fusion_compile._step.learnable import leaves_of, refuse_learnable
 from fusion_compile._step.precision import Precision
@@ -258,10 +259,10 @@ def _examine(
         loss, metrics, after = module.forward(*given)
         own = {id(leaf) for leaf in leaves.values()}
         others = [leaf for leaf in leaves_of(loss) if id(leaf) not in own] if isinstance(loss, Tensor) else []
-        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        found = gradients(loss, list(leaves.values())).found
     if precision is not None:
         precision.refuse_uncalled()
-    unused = tuple(n for n, g in zip(leaves, gradients, strict=True) if g is None)
+    unused = tuple(n for n, g in zip(leaves, found, strict=True) if g is None)
     if len(unused) == len(leaves):
         raise ValueError(_INDEPENDENT)
     updated = {id(t) for t in seen.tensors}

@@ -21,6 +21,7 @@ from fusion_compile._state.half_precision import counted, entries, packed, shown
 from fusion_compile._state.masters import with_written_weights
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.gradient_hooks import hooked_leaf
+from fusion_compile._step.gradients import gradients
 from fusion_compile._step.loss import LossFacts, LossModule
 from fusion_compile._step.micro_batches import Shares, micro_batches, times
 from fusion_compile._step.options import StepOptions
@@ -123,11 +124,15 @@ def pure_step(
         used = tuple((i, n) for i, leaves in enumerate(forwards) for n in leaves if n not in left_out)
         with torch.enable_grad(), _compat.region("backward"):
             summed = _sum(values) / divisor if hooked else _sum(values)
-            found = torch.autograd.grad(summed, [forwards[i][n] for i, n in used], allow_unused=form.runs)
+            given = [forwards[i][n] for i, n in used]
+            found: Sequence[Tensor | None]
+            if form.runs:
+                found = gradients(summed, given, divided=options.accumulate > 1).found
+            else:
+                found = torch.autograd.grad(summed, given)
         if form.runs:
             _refuse_other_unread([n for (_, n), g in zip(used, found, strict=True) if g is None], facts.unused)
-            used, found = zip(*((at, g) for at, g in zip(used, found, strict=True) if g is not None), strict=True)
-        by_place = dict(zip(used, found, strict=True))
+        by_place = {at: g for at, g in zip(used, found, strict=True) if g is not None}
         total: Tensors = {}
         for i, leaves in enumerate(forwards):
             named = {n: by_place[i, n] if (i, n) in by_place else torch.zeros_like(w) for n, w in leaves.items()}

@@ -18,6 +18,7 @@ from fusion_compile._capture.watch.reads import Reads, reading
 from fusion_compile._step import batches
 from fusion_compile._step.containers import map_tensors
 from fusion_compile._step.gradient_hooks import hooked_leaf
+from fusion_compile._step.gradients import gradients
 from fusion_compile._step.learnable import leaves_of, refuse_learnable
 from fusion_compile._step.loss import LossFn, LossModule, check_loss
 from fusion_compile._step.micro_batches import Shares, micro_batches, times
@@ -45,6 +46,7 @@ class RehearsedStep:
         sources: What they read from outside of everything that can be reached.
         reads: What user code read in the second, when caches were filled.
         kept_outside: Names of the model's parameters and buffers that the loss reads where it keeps them itself.
+        accumulated: Whether another backward than the step's own adds to ``.grad``.
     """
 
     rehearsal: Rehearsal
@@ -52,6 +54,7 @@ class RehearsedStep:
     sources: tuple[Source, ...]
     reads: Reads
     kept_outside: tuple[str, ...] = ()
+    accumulated: bool = False
 
 
 class OrdinaryStep:
@@ -63,6 +66,7 @@ class OrdinaryStep:
         given: The batch, cloned.
         others: Tensors with gradients that the loss reads and that are none of the model's parameters.
         kept_outside: Names of parameters and buffers that the loss reads where it keeps them outside of the model.
+        accumulated: Whether another backward added to ``.grad``.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class OrdinaryStep:
         self.given = batches.with_leaves(batch, [t.clone() for t in batches.tensors(batch)])
         self.others: dict[int, Tensor] = {}
         self.kept_outside: set[str] = set()
+        self.accumulated = False
         self._originals = {**self._parameters, **dict(model.named_buffers())}
 
     @property
@@ -96,12 +101,14 @@ class OrdinaryStep:
         """Run forward and backward once."""
         own = {id(leaf) for leaf in self._leaves.values()}
         total = torch.zeros((), device=self._device)
-        gradients: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}
         parts = micro_batches(self.given, self._options.accumulate)
         shares, counts = Shares.of(parts, self._options.weigh_by), list[Tensor | int]()
         known = shares.known_total()
         for i, whole in enumerate(parts):
             part = map_tensors(torch.clone, whole.batch)
+            for leaf in self._leaves.values():
+                leaf.grad = None
             with (
                 torch.enable_grad(),
                 no_checkpoint_is_reentrant(),
@@ -114,15 +121,16 @@ class OrdinaryStep:
                 counts.append(shares.weight(i, metrics))
                 # A gradient hook sees what it sees in the ordinary loop, which divides the loss before its backward.
                 value = times(value, counts[i]) / (known or 1)
-                found = torch.autograd.grad(value, list(self._leaves.values()), allow_unused=True)
+                taken = gradients(value, list(self._leaves.values()), divided=len(parts) > 1)
+                self.accumulated |= taken.accumulated
                 self._buffers.update({n: self._model.get_buffer(n).detach() for n in self._buffers})
             self.kept_outside.update(n for n, own in self._originals.items() if id(own) in stray.handed)
             total = total + value.detach()
-            for name, gradient in zip(self._leaves, found, strict=True):
+            for name, gradient in zip(self._leaves, taken.found, strict=True):
                 if gradient is not None:
-                    before = gradients.get(name)
-                    gradients[name] = gradient if before is None else before + gradient
-        squares = [g.detach().float().square().sum() for g in gradients.values()]
+                    before = sums.get(name)
+                    sums[name] = gradient if before is None else before + gradient
+        squares = [g.detach().float().square().sum() for g in sums.values()]
         norm = torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
         divisor, random = shares.total(counts) if known is None else 1, torch.get_rng_state()
         return Outcome(total / divisor, norm / divisor, {n: b.clone() for n, b in self._buffers.items()}, random)
@@ -175,6 +183,6 @@ def rehearse_step(
         )
         raise
     refuse_learnable(step.others.values(), roots, [record.label for record in rehearsal.of(Kind.WRITTEN)])
-    return RehearsedStep(
-        rehearsal, rehearsal.results[0], tuple(sources.found), seen[1], tuple(sorted(step.kept_outside))
-    )
+    kept_outside = tuple(sorted(step.kept_outside))
+    found = tuple(sources.found)
+    return RehearsedStep(rehearsal, rehearsal.results[0], found, seen[1], kept_outside, step.accumulated)

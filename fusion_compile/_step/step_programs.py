@@ -257,6 +257,7 @@ class StepPrograms:
             tagged=tagged(self._model),
             carries=self._carried.labels(),
             kept_outside=seen.kept_outside,
+            accumulated=seen.accumulated,
         )
         return seen, choose(seen.rehearsal, asked)
 

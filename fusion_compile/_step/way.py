@@ -65,6 +65,7 @@ class Asked(NamedTuple):
         carries: Labels of the state that the step carries already.
         kept_outside: Names of parameters and buffers that the loss reads where it keeps them outside of the model.
             Reading would take them for other tensors, without a gradient.
+        accumulated: Whether another backward than the step's own adds to ``.grad``, which reading does not see.
     """
 
     capture: Capture | None
@@ -74,6 +75,7 @@ class Asked(NamedTuple):
     tagged: Sequence[str] = ()
     carries: Collection[str] = ()
     kept_outside: Sequence[str] = ()
+    accumulated: bool = False
 
 
 def choose(rehearsal: Rehearsal, asked: Asked) -> Way:
@@ -142,6 +144,9 @@ def _not_for_reading(rehearsal: Rehearsal, asked: Asked, kept: Sequence[Left]) -
     if asked.kept_outside:
         said = f"the loss reads {asked.kept_outside[0]} where it is kept outside of the model"
         yield said, "take it from the model that the loss is given"
+    if asked.accumulated:
+        said = "a backward inside of the loss, or of a custom function's backward, adds to the parameters' .grad"
+        yield said, "take that gradient with torch.autograd.grad"
     if rehearsal.handed_out and not kept:
         said = f"{rehearsal.handed_out[0]}(…) gives out a tensor that functools.lru_cache keeps"
         yield f"{said}, and Dynamo would compute it anew", "keep the tensor in an attribute"

@@ -1,0 +1,50 @@
+"""The gradient of a loss as the ordinary loop finds it in ``.grad``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Gradients(NamedTuple):
+    """Gradients of leaves.
+
+    Attributes:
+        found: One for each leaf; None where the loss does not depend on it.
+        accumulated: Whether another backward than the step's own added to some.
+    """
+
+    found: tuple[Tensor | None, ...]
+    accumulated: bool
+
+
+def gradients(loss: Tensor, leaves: Sequence[Tensor], *, divided: bool = False) -> Gradients:
+    """The gradient of `loss`, and what other backwards have added to ``.grad``.
+
+    Others are a backward inside of the loss, and one inside of the backward of a custom function (reversible layers).
+    They add to ``.grad`` of their leaves, which ``torch.autograd.grad`` does not look at, and `loss.backward()` adds
+    its own. The leaves have no ``.grad`` afterwards.
+
+    Args:
+        loss: 0-dim.
+        leaves: What stands for the parameters. Their ``.grad`` was None before the forward.
+        divided: Whether the gradient is divided afterwards, as those of micro-batches are.
+
+    Raises:
+        ValueError: `divided`, and a backward inside of the loss has added something, which nobody divides.
+    """
+    if divided and any(leaf.grad is not None for leaf in leaves):
+        raise ValueError(
+            "a backward inside of the loss adds to the parameters' .grad, which the mean over micro-batches "
+            "(accumulate) would divide and the ordinary loop does not. Take that gradient with torch.autograd.grad, or "
+            "leave accumulate out."
+        )
+    own = torch.autograd.grad(loss, list(leaves), allow_unused=True)
+    others = [leaf.grad for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
+    found = (a if b is None else b if a is None else a + b for a, b in zip(own, others, strict=True))
+    return Gradients(tuple(found), any(other is not None for other in others))
