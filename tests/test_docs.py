@@ -51,7 +51,7 @@ def test_there_are_new_lines() -> None:
 def test_each_transform_and_recipe_has_a_section() -> None:
     """A factory of the public names, that is, whatever is a function and no schedule or joint."""
     text = (DOCS / "optimizers.md").read_text(encoding="utf-8")
-    joints = {"chain", "named_chain", "partition", "as_torch_optimizer"}
+    joints = {"chain", "named_chain", "partition", "as_torch_optimizer", "create", "register"}
     factories = {n for n in public_names("fusion_compile.optim") if not isinstance(getattr(optim, n), type)}
     factories -= joints | {"RECIPES", "COMPONENTS"}
     assert {n for n in factories if f"\n### `{n}`\n" not in text} == set()

@@ -3,10 +3,13 @@
 from fusion_compile.optim._combine import chain as chain
 from fusion_compile.optim._combine import named_chain as named_chain
 from fusion_compile.optim._combine import partition as partition
+from fusion_compile.optim._registry import create as create
+from fusion_compile.optim._registry import register as register
 from fusion_compile.optim._schedules import Schedule as Schedule
 from fusion_compile.optim._schedules import constant as constant
 from fusion_compile.optim._schedules import cosine as cosine
 from fusion_compile.optim._schedules import linear as linear
+from fusion_compile.optim._schedules import rex as rex
 from fusion_compile.optim._schedules import wsd as wsd
 from fusion_compile.optim._transform import BankInfo as BankInfo
 from fusion_compile.optim._transform import Blocks as Blocks
@@ -20,6 +23,7 @@ from fusion_compile.optim._transform import Transform as Transform
 from fusion_compile.optim.adafactor import adafactor as adafactor
 from fusion_compile.optim.adafactor import scale_by_adafactor as scale_by_adafactor
 from fusion_compile.optim.adafactor import step_by_parameter_rms as step_by_parameter_rms
+from fusion_compile.optim.adamuon_sign import adamuon_sign as adamuon_sign
 from fusion_compile.optim.add_cautious_weight_decay import add_cautious_weight_decay as add_cautious_weight_decay
 from fusion_compile.optim.add_decayed_weights import add_decayed_weights as add_decayed_weights
 from fusion_compile.optim.autoscale import autoscale as autoscale
@@ -40,6 +44,7 @@ from fusion_compile.optim.kaon_recipes import adamuon as adamuon
 from fusion_compile.optim.kaon_recipes import adapnm as adapnm
 from fusion_compile.optim.kaon_recipes import nekaon as nekaon
 from fusion_compile.optim.measured import measured as measured
+from fusion_compile.optim.normalize_entries import normalize_entries as normalize_entries
 from fusion_compile.optim.normalize_neurons import normalize_neurons as normalize_neurons
 from fusion_compile.optim.orthogonalize import orthogonalize as orthogonalize
 from fusion_compile.optim.prodigy import prodigy as prodigy
@@ -51,8 +56,11 @@ from fusion_compile.optim.recipes import normuon as normuon
 from fusion_compile.optim.recipes import sf_adamw as sf_adamw
 from fusion_compile.optim.recipes import sf_normuon as sf_normuon
 from fusion_compile.optim.recipes import soap as soap
+from fusion_compile.optim.scale_by_adabelief import scale_by_adabelief as scale_by_adabelief
 from fusion_compile.optim.scale_by_adam import scale_by_adam as scale_by_adam
+from fusion_compile.optim.scale_by_adamp import scale_by_adamp as scale_by_adamp
 from fusion_compile.optim.scale_by_adapnm import scale_by_adapnm as scale_by_adapnm
+from fusion_compile.optim.scale_by_adopt import scale_by_adopt as scale_by_adopt
 from fusion_compile.optim.scale_by_factored_rms import scale_by_factored_rms as scale_by_factored_rms
 from fusion_compile.optim.scale_by_kl_shampoo import scale_by_kl_shampoo as scale_by_kl_shampoo
 from fusion_compile.optim.scale_by_kl_soap import scale_by_kl_soap as scale_by_kl_soap

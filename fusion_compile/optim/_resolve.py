@@ -9,9 +9,9 @@ from typing import TypeAlias
 
 import torch
 
+from fusion_compile.optim._registry import factory_of, names
 from fusion_compile.optim._schedules import Schedule
 from fusion_compile.optim._transform import Transform
-from fusion_compile.optim.recipes import RECIPES
 
 OptimizerChoice: TypeAlias = "str | Transform | Callable[[], Transform]"
 """What both doors take as `optimizer`."""
@@ -37,13 +37,14 @@ def resolve_optimizer(optimizer: OptimizerChoice) -> Transform:
     """
     made = optimizer
     if isinstance(optimizer, str):
-        if optimizer not in RECIPES:
-            close = difflib.get_close_matches(optimizer, RECIPES, n=1)
+        factory = factory_of(optimizer)
+        if factory is None:
+            close = difflib.get_close_matches(optimizer, names(), n=1)
             raise ValueError(
-                f"optimizer={optimizer!r} is not a recipe; use one of {', '.join(RECIPES)}, or a Transform."
+                f"optimizer={optimizer!r} is not a recipe; use one of {', '.join(names())}, or a Transform."
                 + (f" Did you mean {close[0]!r}?" if close else "")
             )
-        made = RECIPES[optimizer]()
+        made = factory()
     elif not isinstance(optimizer, Transform) and callable(optimizer) and _makes_without_arguments(optimizer):
         made = optimizer()
         if not isinstance(made, Transform):
@@ -54,7 +55,7 @@ def resolve_optimizer(optimizer: OptimizerChoice) -> Transform:
     if not isinstance(made, Transform):
         given = f"the class {optimizer.__name__}" if isinstance(optimizer, type) else f"a {type(optimizer).__name__}"
         raise TypeError(
-            f"optimizer is {given}; give a recipe's name ({', '.join(RECIPES)}), a Transform from "
+            f"optimizer is {given}; give a recipe's name ({', '.join(names())}), a Transform from "
             f"fusion_compile.optim, or a callable without arguments that makes a Transform (a torch.optim.Optimizer "
             f"cannot be captured)."
         )

@@ -138,11 +138,56 @@ class linear(_Decay):
 
 
 @dataclass(frozen=True)
+class rex(_Decay):
+    """Linear warm-up to `peak`, then ``(1 - done)^alpha`` down to `final` at `total_steps` and beyond.
+
+    KempnerForge's ``rex``; with alpha below 1 the rate stays high for long.
+
+    Args:
+        peak: In the unit of the hyperparameter.
+        total_steps: More than `warmup_steps`.
+        warmup_steps: 0 for no warm-up.
+        final: In the unit of the hyperparameter.
+        alpha: Exponent; 1 is `linear`.
+
+    Raises:
+        ValueError: The warm-up is negative or leaves no step for the decay; `alpha` is not positive.
+
+    Example:
+        >>> from fusion_compile import optim
+        >>> schedule = optim.rex(1.0, total_steps=4, alpha=2.0)
+        >>> [schedule(step) for step in (0, 2, 4)]
+        [1.0, 0.25, 0.0]
+    """
+
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(None, 0, alpha=self.alpha)
+        if not self.alpha > 0:
+            raise ValueError(f"alpha={self.alpha} is not a positive exponent; 1 is a straight line.")
+
+    def _shape(self, done: float) -> float:
+        return float((1.0 - done) ** self.alpha)
+
+
+_TAILS = ("linear", "cosine", "sqrt")
+
+
+def _tail(kind: str, left: float) -> float:
+    """What is left of the rate where the share `left` of the decay is left."""
+    if kind == "cosine":
+        return 0.5 * (1.0 - math.cos(math.pi * left))
+    return 1.0 - math.sqrt(1.0 - left) if kind == "sqrt" else left
+
+
+@dataclass(frozen=True)
 class wsd:
     """Warm-up, stable, decay (2404.06395).
 
-    Linear warm-up to `peak`, which holds until the last `decay_fraction` of all steps, then a straight line down to
-    `final` at `total_steps` and beyond.
+    Linear warm-up to `peak`, which holds until the last `decay_fraction` of all steps, then down to `final` at
+    `total_steps` and beyond, along `tail`.
 
     Args:
         peak: In the unit of the hyperparameter.
@@ -150,9 +195,11 @@ class wsd:
         warmup_steps: 0 for no warm-up.
         decay_fraction: Share of all steps that decay, in (0, 1].
         final: In the unit of the hyperparameter.
+        tail: ``"linear"``, ``"cosine"`` (half a wave) or ``"sqrt"``, 1 - √done (2405.18392).
 
     Raises:
-        ValueError: The warm-up is negative or reaches into the decay; `decay_fraction` is not a share.
+        ValueError: The warm-up is negative or reaches into the decay; `decay_fraction` is not a share; `tail` is not
+            known.
 
     Example:
         >>> from fusion_compile import optim
@@ -166,8 +213,11 @@ class wsd:
     warmup_steps: int = 0
     decay_fraction: float = 0.2
     final: float = 0.0
+    tail: str = "linear"
 
     def __post_init__(self) -> None:
+        if self.tail not in _TAILS:
+            raise ValueError(f"tail={self.tail!r} is not known; use one of {', '.join(map(repr, _TAILS))}.")
         numbers = {"peak": self.peak, "final": self.final, "decay_fraction": self.decay_fraction}
         _check(self.total_steps, self.warmup_steps, **numbers)
         if not 0 < self.decay_fraction <= 1:
@@ -181,5 +231,5 @@ class wsd:
             )
 
     def __call__(self, step: int) -> float:
-        left = max(0.0, (1.0 - step / self.total_steps) / self.decay_fraction)
-        return self.final + (self.peak * _warmup(step, self.warmup_steps) - self.final) * min(1.0, left)
+        left = min(1.0, max(0.0, (1.0 - step / self.total_steps) / self.decay_fraction))
+        return self.final + (self.peak * _warmup(step, self.warmup_steps) - self.final) * _tail(self.tail, left)

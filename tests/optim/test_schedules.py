@@ -68,7 +68,10 @@ def test_a_wsd_without_room_is_refused(arguments: dict[str, Any], words: str) ->
 def test_wsd_prints_compares_and_travels_in_a_checkpoint() -> None:
     schedule = wsd(1e-3, total_steps=20, warmup_steps=2)
     assert schedule == wsd(1e-3, 20, 2, 0.2, 0.0) != wsd(1e-3, 20, 2, 0.3)
-    assert repr(schedule) == "wsd(peak=0.001, total_steps=20, warmup_steps=2, decay_fraction=0.2, final=0.0)"
+    assert (
+        repr(schedule)
+        == "wsd(peak=0.001, total_steps=20, warmup_steps=2, decay_fraction=0.2, final=0.0, tail='linear')"
+    )
     step = compile_training_step(Bowl(), loss_fn, optimizer="adamw", lr=schedule, mode="eager")
     step(*noise(0))
     other = compile_training_step(Bowl(), loss_fn, optimizer="adamw", mode="eager")
@@ -122,3 +125,15 @@ def test_what_is_no_number_is_refused(make: Callable[[Any], Any]) -> None:
     for wrong in ("1", True, [1]):
         with pytest.raises(TypeError, match=r"=.* is a (str|bool|list); give a number\.$"):
             make(wrong)
+
+
+def test_rex_and_the_tails_of_wsd() -> None:
+    assert [optim.rex(2.0, 5, 1, alpha=2.0)(step) for step in (0, 1, 3, 5, 9)] == [2.0, 2.0, 0.5, 0.0, 0.0]
+    assert [optim.rex(1.0, 4)(s) for s in range(6)] == [optim.linear(1.0, 4)(s) for s in range(6)]
+    for tail, middle in (("linear", 0.5), ("cosine", 0.5), ("sqrt", 1 - 0.5**0.5)):
+        schedule = optim.wsd(1.0, 20, 2, decay_fraction=0.5, tail=tail)
+        assert schedule(9) == 1.0 and schedule(15) == pytest.approx(middle) and schedule(20) == schedule(30) == 0.0
+    with pytest.raises(ValueError, match="tail='square' is not known"):
+        optim.wsd(1.0, 10, tail="square")
+    with pytest.raises(ValueError, match=r"alpha=0.0 is not a positive exponent"):
+        optim.rex(1.0, 10, alpha=0.0)
