@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from fusion_compile._say_once import SayOnce
+from fusion_compile._torch_optim._compat import OnCompile
 from fusion_compile._torch_optim.naming import alive_modules
 
 
@@ -32,6 +33,7 @@ class Guards:
         self._guarded: set[int] = set()
         self._owners: list[weakref.ref[nn.Module]] = []
         self._handles: list[Any] = []
+        self._compiles: OnCompile | None = None
         weakref.finalize(self, _take_off, self._handles)
         self.on = False
         self.saves_averages = False
@@ -52,11 +54,16 @@ class Guards:
     def switch(self, on: bool) -> None:
         """Hang the hooks up, or take them off."""
         if on is self.on:
+            if self._compiles is not None:
+                self._compiles.listen()
             return
         self.on = on
         if on:
             self._hang(self._modules())
+            self._compiles = OnCompile(self._watch.on_compile)
+            self._handles.append(self._compiles)
         else:
+            self._compiles = None
             _take_off(self._handles)
 
     def evaluated(self, module: nn.Module) -> None:
@@ -71,6 +78,15 @@ class Guards:
             "the model is evaluated (model.training is False) while the optimizer is in train mode: the weights are "
             "Schedule-Free's y, not x. Call optimizer.eval() before, and optimizer.train() to go on.",
         )
+
+    def compiled(self) -> None:
+        """Somebody compiles: warn if it is the model to be evaluated, whose hooks compiled code leaves out.
+
+        Whichever way it is compiled (``torch.compile(model)``, ``model.compile()``, a function that calls it), code for
+        the eval mode is made when it is first evaluated.
+        """
+        if (owner := next(self._modules(), None)) is not None:
+            self.evaluated(owner)
 
     def loaded(self) -> None:
         """A module's weights were loaded."""
@@ -114,6 +130,10 @@ class _Watch:
         if (guards := self._guards()) is not None:
             guards.settle()
             guards.evaluated(module)
+
+    def on_compile(self) -> None:
+        if self._guards is not None and (guards := self._guards()) is not None:
+            guards.compiled()
 
     def on_load(self, module: nn.Module, incompatible: Any) -> None:
         if self._guards is not None and (guards := self._guards()) is not None:

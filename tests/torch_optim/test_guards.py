@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.callback
 from torch import nn
 
 from fusion_compile._torch_optim.guards import owners_of
@@ -140,7 +141,8 @@ def test_the_guards_are_in_nobodys_way() -> None:
     outer, optimizer = stepped()
     compiled = torch.compile(outer, fullgraph=True, backend="eager")
     outer.eval()
-    value = compiled(X)
+    with pytest.warns(UserWarning, match="the model is evaluated"):
+        value = compiled(X)
     with pytest.warns(UserWarning, match="the model was pickled"):
         pickled = pickle.dumps(outer)
     for other in (copy.deepcopy(outer), pickle.loads(pickled)):
@@ -148,6 +150,47 @@ def test_the_guards_are_in_nobodys_way() -> None:
         other.state_dict()
     outer.train()
     del optimizer
+
+
+COMPILED: dict[str, Callable[[Outer], Any]] = {
+    "torch.compile(model)": lambda outer: torch.compile(outer, backend="eager"),
+    "model.compile()": lambda outer: outer.compile(backend="eager") or outer,
+    "a part of it": lambda outer: torch.compile(outer.net, backend="eager"),
+    "a function that calls it": lambda outer: torch.compile(lambda x: outer(x), backend="eager"),
+}
+
+
+@pytest.mark.parametrize("how", COMPILED)
+def test_a_model_that_is_compiled_after_the_first_step_is_guarded(how: str) -> None:
+    outer, optimizer = stepped()
+    torch.compiler.reset()  # forgets who listens
+    go_on(outer, optimizer)
+    call = COMPILED[how](outer)
+    call(X)  # in training mode; a warning is an error here
+    outer.eval()
+    with pytest.warns(UserWarning, match=r"the model is evaluated .* Schedule-Free's y, not x") as said:
+        call(X)
+        call(X)
+    assert len(said) == 1
+
+
+def test_nothing_listens_to_the_compiler_without_an_optimizer_at_y() -> None:
+    def listening() -> int:
+        return len(torch._dynamo.callback.callback_handler.start_callbacks)
+
+    gc.collect()
+    before = listening()
+    outer, optimizer = stepped()
+    assert listening() == before + 1
+    optimizer.eval()
+    assert listening() == before
+    compiled: Any = torch.compile(outer.eval(), backend="eager")
+    compiled(X)  # a warning is an error here
+    optimizer.train()
+    assert listening() == before + 1
+    del optimizer
+    gc.collect()
+    assert listening() == before
 
 
 def test_a_compiled_model_is_guarded_too() -> None:
