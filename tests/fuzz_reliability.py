@@ -60,6 +60,11 @@ def _tied() -> nn.Module:
 
 MODELS = {"plain": _plain, "normed": _normed, "tied": _tied}
 RECIPES = ["adamw", "lion", "sf_adamw", "muon", "normuon", "sf_normuon", "soap", "full_fusion", "loss ratio", "plus"]
+WAYS: dict[str, dict[str, Any]] = {
+    "eager": {"mode": "eager"},
+    "captured": {"backend": "aot_eager"},
+    "captured by running": {"backend": "aot_eager", "capture": "run"},
+}
 MATRICES = ("muon", "normuon", "sf_normuon", "soap", "full_fusion")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 JUNK: list[Any] = [None, True, -1, "x", [], {}, 1e400, float("nan"), 1e300, -0.5, b"\xff", 3 + 4j]
@@ -72,7 +77,9 @@ class Case:
         self.draw, self.folder = draw, folder
         self.model = draw(st.sampled_from(sorted(MODELS)))
         self.recipe, self.dtype = draw(st.sampled_from(RECIPES)), draw(st.sampled_from(DTYPES))
-        self.options = {"accumulate": draw(st.sampled_from([1, 2])), "mode": "eager"}
+        way = draw(st.sampled_from(sorted(WAYS)))
+        tried[f"way: {way}"] += 1
+        self.options = {"accumulate": draw(st.sampled_from([1, 2])), **WAYS[way]}
         self.fault = False
         self.step = self.made()
         self.saved: dict[str, bytes] | None = None
