@@ -135,6 +135,7 @@ class Programs:
             with (
                 stage(f"compiling {what} ({mode if self.backend == 'inductor' else self.backend})"),
                 _compat.shapes_as_the_kernels_have_them(),
+                _compat.numbers_in_tensors_are_tensors(),
                 compilers_warnings.are_no_errors(),
             ):
                 run(*given)

@@ -165,6 +165,23 @@ def test_entries_are_finite_up_to_the_largest_number_of_the_dtype(dtype: torch.d
     assert finite_entries(tensor).tolist() == torch.isfinite(tensor).tolist()
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_step_of_float64_goes_on_after_a_step_that_is_nan(program: str) -> None:
+    """The numbers that it shows are 0-dim tensors of float64, which torch guards as Python numbers that are not nan."""
+    step, reference = (compiled(mlp().double(), shifted, **PROGRAMS[program]) for _ in range(2))
+    zero = torch.zeros((), dtype=torch.float64)
+    first, bad, *rest = batches(4, dtype=torch.float64)
+    step(*first, zero)
+    reference(*first, zero)
+    step(bad[0], bad[1] * float("nan"), zero)
+    step(*bad, zero * float("nan"))  # torch.float64 in the batch, too; the gradient is finite
+    reference(*bad, zero)
+    for batch in rest:
+        step(*batch, zero)
+        reference(*batch, zero)
+    assert set(differing(bits(reference), bits(step))) == UNTAKEN and len(step.programs) <= 1
+
+
 # ---------------------------------------------------------------------- periodic work after a skipped step
 
 

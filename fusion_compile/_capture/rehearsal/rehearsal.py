@@ -7,8 +7,10 @@ start with it already set: a cache's table may, an initialisation from the first
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
-from collections.abc import Callable, Iterable, Mapping
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -120,7 +122,8 @@ def rehearse(
     Raises:
         Exception: Whatever `run` raises in the first call, after everything was put back.
     """
-    return contextvars.copy_context().run(_rehearse, roots, run, list(inputs), list(weights), list(originals))
+    with _collections_are_silent():
+        return contextvars.copy_context().run(_rehearse, roots, run, list(inputs), list(weights), list(originals))
 
 
 def run_once(
@@ -140,7 +143,20 @@ def run_once(
         finally:
             trial.back_to_start()
 
-    return contextvars.copy_context().run(once)
+    with _collections_are_silent():
+        return contextvars.copy_context().run(once)
+
+
+@contextlib.contextmanager
+def _collections_are_silent() -> Iterator[None]:
+    """Inside, the garbage collector calls nobody back. What a callback counts or reads (a clock) is not the loss's
+    doing, and may happen in the middle of any run."""
+    former = list(gc.callbacks)
+    gc.callbacks.clear()
+    try:
+        yield
+    finally:
+        gc.callbacks[:0] = former
 
 
 def _rehearse(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -171,3 +173,28 @@ def test_a_list_that_a_run_fills_and_puts_out_of_reach_is_emptied() -> None:
     part: Any = Part(forward, log=log)
     rehearsed(around(part))
     assert part.log is log and log == []
+
+
+def test_what_happens_while_garbage_is_collected_is_not_the_losss_doing() -> None:
+    """Libraries time collections, in a number that the loss can reach."""
+
+    class Trainer:
+        collections = 0
+        seconds = 0.0
+
+        def collected(self, phase: str, info: Any) -> None:
+            self.collections += 1
+            self.seconds += time.perf_counter()
+
+        def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            gc.collect()
+            return mse(model, x, y)
+
+    trainer = Trainer()
+    gc.callbacks.append(trainer.collected)
+    before = list(gc.callbacks)
+    try:
+        rehearsal = rehearsed(nn.Linear(4, 2), trainer.loss)
+    finally:
+        gc.callbacks.remove(trainer.collected)
+    assert rehearsal.left == () and before == [*gc.callbacks, trainer.collected]
