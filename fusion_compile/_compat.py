@@ -132,29 +132,6 @@ def holding(module: nn.Module, tensors: dict[str, Tensor]) -> contextlib.Abstrac
 
 
 @contextlib.contextmanager
-def numbers_in_tensors_are_tensors() -> Iterator[None]:
-    """Inside, a trace takes no 0-dim float64 tensor on a CPU for a Python number.
-
-    torch 2.13 does, and guards that it is not nan: a step whose gradient is nan, in a model of float64, would be the
-    last one. Where torch has moved what decides it, nothing happens.
-    """
-    fakes = sys.modules["torch._subclasses.fake_tensor"]
-    theirs = getattr(fakes, "_is_plain_tensor", None)
-    if theirs is None:
-        yield
-        return
-
-    def is_plain(t: object) -> bool:
-        return bool(theirs(t)) and not (isinstance(t, Tensor) and t.dtype == torch.float64)
-
-    fakes._is_plain_tensor = is_plain  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        fakes._is_plain_tensor = theirs  # type: ignore[attr-defined]
-
-
-@contextlib.contextmanager
 def tracing_gradients() -> Iterator[None]:
     """Let Dynamo trace ``torch.autograd.grad`` into the graph. Only what `mark_symbolic` marked is symbolic."""
     with torch._dynamo.config.patch(trace_autograd_ops=True, automatic_dynamic_shapes=False):

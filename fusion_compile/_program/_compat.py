@@ -8,10 +8,12 @@ import importlib.metadata
 import importlib.util
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 _ORDER = "torch._inductor.fx_passes.control_dependencies"
 
@@ -75,6 +77,29 @@ def inductor_rewrites(change: Callable[[fx.Graph], object]) -> Iterator[None]:
 
     with config.patch(post_grad_custom_pre_pass=Rewritten()):
         yield
+
+
+@contextlib.contextmanager
+def numbers_in_tensors_are_tensors() -> Iterator[None]:
+    """Inside, a trace takes no 0-dim float64 tensor on a CPU for a Python number.
+
+    torch 2.13 does, and guards that it is not nan: a step whose gradient is nan, in a model of float64, would be the
+    last one. Where torch has moved what decides it, nothing happens.
+    """
+    fakes = sys.modules["torch._subclasses.fake_tensor"]
+    theirs = getattr(fakes, "_is_plain_tensor", None)
+    if theirs is None:
+        yield
+        return
+
+    def is_plain(t: object) -> bool:
+        return bool(theirs(t)) and not (isinstance(t, Tensor) and t.dtype == torch.float64)
+
+    fakes._is_plain_tensor = is_plain  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        fakes._is_plain_tensor = theirs  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import torch
 
 from fusion_compile import _compat
 from fusion_compile._program import compilers_warnings
+from fusion_compile._program._compat import numbers_in_tensors_are_tensors
 from fusion_compile._program.beside_its_graph import BeforeFirst, BesideItsGraph
 from fusion_compile._program.lower import lower, no_recompile
 from fusion_compile._program.program import Program
@@ -135,7 +136,7 @@ class Programs:
             with (
                 stage(f"compiling {what} ({mode if self.backend == 'inductor' else self.backend})"),
                 _compat.shapes_as_the_kernels_have_them(),
-                _compat.numbers_in_tensors_are_tensors(),
+                numbers_in_tensors_are_tensors(),
                 compilers_warnings.are_no_errors(),
             ):
                 run(*given)
