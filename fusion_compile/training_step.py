@@ -17,6 +17,7 @@ from fusion_compile._state.banks import Layout
 from fusion_compile._state.blocks import SplitBlocks
 from fusion_compile._state.half_precision import noise_for
 from fusion_compile._state.hyperparameters import Hyperparameters
+from fusion_compile._state.kept_average import averages_of
 from fusion_compile._state.residence import Residence
 from fusion_compile._state.routing import Route
 from fusion_compile._state.warm_start import WarmStart, begin_from
@@ -35,6 +36,7 @@ from fusion_compile._step.turn import in_turn
 from fusion_compile._step.update import UpdatePlan
 from fusion_compile._step.way import Capture
 from fusion_compile._types import Tensors
+from fusion_compile.ema import EMA
 from fusion_compile.explain._explanation import Explanation
 from fusion_compile.explain._subjects.step import StepParts, explain_step
 from fusion_compile.optim._resolve import OptimizerChoice
@@ -86,6 +88,7 @@ class TrainingStep(Lifetime):
         noise = noise_for(options.half_precision, layout, self._residence.banks)
         self._plan = StepPlan(UpdatePlan(layout, transform, form, self.hyperparameters, noise), options, precision)
         self._state = initial_state(self._plan.update, self._residence.banks, optimizer, options.half_precision)
+        self._residence.keep(options.averages, self._state)
         self._programs = StepPrograms(model, loss_fn, self._plan, self._residence, self._state, mode=self.mode)
         self._periodic, self._is_first = Programs(self.backend), FirstTaken(self._plan.update)
         self.steps_called = 0
@@ -200,7 +203,7 @@ class TrainingStep(Lifetime):
             self.steps_called = checkpoint.load_state_dict(saved, self.model, self.layout, state, numbers)
             self._is_first = FirstTaken(self._plan.update)
             self._programs.kept.put(kept)
-        self._residence.note_versions()
+        self._residence.say_written()
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a checkpoint folder: safetensors files, and a JSON index that is renamed into place last.
@@ -301,6 +304,7 @@ def compile_training_step(
     compute_dtype: torch.dtype | None = None,
     keep_fp32: Sequence[str] = (),
     half_precision: str = "master",
+    ema: EMA | Sequence[EMA] = (),
     accumulate: int = 1,
     weigh_by: str | None = None,
     clip_grad_norm: float | None = None,
@@ -322,22 +326,18 @@ def compile_training_step(
 
     Args:
         model: The module to train, all trainable parameters on one device.
-        loss_fn: ``(model, *batch) -> loss`` or ``(loss, {name: metric})`` with a 0-dim loss. Call the `model` that it
-            receives. It may draw noise and timesteps on the device.
-        optimizer: A recipe's name (``fusion_compile.optim.RECIPES``), a `Transform`, or a callable without arguments
-            that makes one.
+        loss_fn: ``(model, *batch) -> loss`` or ``(loss, {name: metric})`` with a 0-dim loss. It calls this `model`.
+        optimizer: A recipe's name (``fusion_compile.optim.RECIPES``), a `Transform`, or a callable that makes one.
         lr: Replaces the recipe's learning rate, a number or a schedule; its unit is the recipe's.
         groups: Parameters whose numbers differ: ``[{"params": [regular expressions], "weight_decay": 0.0, "lr": 1e-4,
             "name": "no_decay"}, …]``. Expressions are searched in full parameter names. Each listed number is live as
             ``step.hyperparameters["no_decay.weight_decay"]`` and may be a schedule; a number that is not listed is the
-            default group's live value. A group without a name is ``group<index>``. What an optimizer pools over all
-            parameters (a step size from the loss, a norm) it pools over a group; ``clip_grad_norm`` still bounds the
-            norm over all groups. `no_decay` makes the group without weight decay: ``groups=[fc.no_decay(model)]``.
-        compute_dtype: ``torch.bfloat16`` or ``float16``: the loss runs under ``torch.autocast``, so that products of
-            matrices and convolutions compute in it. Weights, state and inputs stay as they are.
+            default group's live value. What an optimizer pools over all parameters it pools over a group, except
+            ``clip_grad_norm``. `no_decay` makes the group without weight decay: ``groups=[fc.no_decay(model)]``.
+        compute_dtype: ``torch.bfloat16`` or ``float16``: the loss runs under ``torch.autocast``; weights stay.
         keep_fp32: Regular expressions over full names of modules whose forward leaves autocast and gets fp32 inputs.
-        half_precision: How bf16 and fp16 parameters are updated: ``"master"``, ``"exact"``, ``"kahan"``,
-            ``"stochastic"`` or ``"round"``; see docs/training.md.
+        half_precision: Of bf16 and fp16 weights: ``"master"``, ``"exact"``, ``"kahan"``, ``"stochastic"``, ``"round"``.
+        ema: Moving averages of the deployed weights, updated in the program: `EMA`, or several with different names.
         accumulate: Micro-batches per step, run inside the program: what shares the batch's leading size is cut, into
             parts as equal as can be. Loss, gradient and metrics are means over the whole batch.
         weigh_by: Name of a metric that the loss returns, a count (of tokens) by which the micro-batches are weighed.
@@ -363,7 +363,7 @@ def compile_training_step(
     Raises:
         TypeError: `model` is no module, `loss_fn` is not callable, `optimizer` or a group is of the wrong kind.
         ValueError: An option does not fit: an unknown recipe, number or mode, a pattern that matches no parameter, a
-            parameter in two groups, a group's number that the optimizer does not read for the group's parameters.
+            parameter in two groups, a number that the optimizer does not read.
 
     Example:
         >>> import torch, fusion_compile as fc
@@ -389,10 +389,11 @@ def compile_training_step(
         rehearse=rehearse,
         keep_fp32=keep_fp32,
         half_precision=half_precision,
+        averages=averages_of(ema),
         weigh_by=weigh_by,
         max_shapes=max_shapes,
         dynamic=dynamic,
     )
     forced = Forced(force_scalar, force_spectral, split_blocks)
-    planned = plan_update(model, optimizer, lr, groups, clip_grad_norm, forced, half_precision)
+    planned = plan_update(model, optimizer, lr, groups, clip_grad_norm, forced, half_precision, options.rules)
     return TrainingStep(model, loss_fn, *planned, options)

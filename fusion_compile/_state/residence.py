@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile._state.banks import Layout
+from fusion_compile._state.kept_average import KeptAverage, banks_of
 from fusion_compile._types import Tensors
 
 
@@ -35,6 +36,7 @@ class Residence:
         self._places: list[Tensor] = []
         self._versions: dict[str, int] = {}
         self._buffers: list[tuple[dict[str, Any], str, str, Tensor]] = []
+        self._averages: list[KeptAverage] = []
         self._handed_out: dict[str, tuple[Tensor, int]] = {}
         for name, view in layout.views(self.banks).items():
             p, place = parameters[name], torch.from_dlpack(view)  # type: ignore[attr-defined]
@@ -43,6 +45,15 @@ class Residence:
             self._tenants += [(o, key, full, p, place) for o, key, full in owners[id(p)]]
         self._names = [*layout.views(self.banks)]
         self.note_versions()
+
+    def keep(self, averages: Sequence[KeptAverage], state: Tensors) -> None:
+        """Let each of `averages` show its entries of the flat `state`.
+
+        Raises ValueError where one is kept by another step, or was made for another model.
+        """
+        for ema in averages:
+            ema.held_by(self._model, self.layout.views(banks_of(ema.average, self.layout, state)))
+        self._averages += averages
 
     def note_versions(self) -> None:
         """Remember the parameters' versions for `written`."""
@@ -81,12 +92,14 @@ class Residence:
                 self._handed_out[name] = fresh, fresh._version
 
     def say_written(self) -> None:
-        """Bump the version of every parameter.
+        """Bump the version of every parameter, and of every average's.
 
         The program writes the banks, whose versions the views do not share. Autograd, and caches of values computed
         from weights, must notice.
         """
         torch.autograd.graph.increment_version(self._places)
+        for average in self._averages:
+            average.say_written()
         self.note_versions()
 
     def check(self, *, frozen: bool = True) -> None:

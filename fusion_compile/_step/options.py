@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from fusion_compile._state.half_precision import check_form
+from fusion_compile._state.kept_average import KeptAverage
 from fusion_compile._state.routing import check_list
 from fusion_compile._step.precision import DTYPES as PRECISIONS
 from fusion_compile._step.shapes import MAX_PROGRAMS
 from fusion_compile._step.way import CAPTURES, Capture
+from fusion_compile.optim.averaged import Average
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,12 @@ class StepOptions:
     max_shapes: int = MAX_PROGRAMS
     dynamic: bool = False
     half_precision: str = "master"
+    averages: Sequence[KeptAverage] = ()
+
+    @property
+    def rules(self) -> list[Average]:
+        """How each of the averages follows the weights."""
+        return [kept.average for kept in self.averages]
 
     @property
     def fixes_numbers(self) -> bool:

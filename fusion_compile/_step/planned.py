@@ -19,6 +19,7 @@ from fusion_compile.optim._grouped import banks_of, grouped
 from fusion_compile.optim._resolve import OptimizerChoice, resolve_optimizer, with_rate
 from fusion_compile.optim._schedules import Schedule
 from fusion_compile.optim._transform import ELEMENTWISE, Transform, bound
+from fusion_compile.optim.averaged import Average, averaged
 
 
 class Forced(NamedTuple):
@@ -46,6 +47,7 @@ def plan_update(
     clip_grad_norm: float | None,
     forced: Forced,
     half_precision: str = "master",
+    averages: Sequence[Average] = (),
 ) -> Planned:
     """Resolve the arguments of ``compile_training_step`` that say what the optimizer does to which parameter.
 
@@ -74,6 +76,9 @@ def plan_update(
         if (used := numbers_used(whole, banks)) is not None:
             refuse_unread(f"group {group.name!r}", group.numbers, used, transform.name)
     together = grouped(whole, {g.name: g.numbers for g in named}) if named else whole
+    if averages:
+        together = averaged(together, averages)
+        numbers |= {average.number: average.rate for average in averages if average.number}
     return Planned(together, routes, layout, numbers)
 
 

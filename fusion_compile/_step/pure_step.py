@@ -18,6 +18,7 @@ from fusion_compile import _compat
 from fusion_compile._capture.by_running.leaves import parameters_are_leaves
 from fusion_compile._state import flat_tree, keys
 from fusion_compile._state.half_precision import counted, entries, packed, shown_weights, unpacked
+from fusion_compile._state.kept_average import parameters_of, views_of
 from fusion_compile._state.masters import with_written_weights
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.gradient_hooks import hooked_leaf
@@ -105,7 +106,7 @@ def pure_step(
     """The step as a function that changes none of its arguments and returns the new values by key."""
     layout, options = plan.update.layout, plan.options
     parameters = dict(loss.model.named_parameters())
-    originals = {**parameters, **dict(loss.model.named_buffers())}
+    originals = {**parameters, **dict(loss.model.named_buffers()), **parameters_of(options.averages)}
     # A gradient hook sees what it sees in the ordinary loop, which divides the loss before its backward.
     hooked = form.runs and any(map(_compat.gradient_hooks, parameters.values()))
 
@@ -154,6 +155,7 @@ def pure_step(
         found: list[Tensors] = []
         forwards: list[Tensors] = []
         grads: Tensors = {}
+        averages = views_of(options.averages, layout, as_kept)  # as they are before this step
         weights, before_writes = weights_at(plan, point, as_kept), state
         seen = weights
         parts = micro_batches(batch, options.accumulate)
@@ -162,7 +164,7 @@ def pure_step(
             # A clone: the loss may write into its buffers, and a skipped step needs the old values.
             own = {n: b.clone() for n, b in buffers.items()}
             leaves = {n: leaf(n, w.clone() if n in facts.written else w) for n, w in weights.items()}
-            with loss.holding(leaves, own), (held if form.runs else nothing_held)(leaves, own, kept):
+            with loss.holding(leaves, own), (held if form.runs else nothing_held)({**leaves, **own, **averages}, kept):
                 value, metrics, buffers = forward(leaves, micro.batch)
                 counts.append(shares.weight(i, metrics))
                 with torch.enable_grad():
@@ -212,14 +214,14 @@ def pure_step(
         return hooked_leaf(parameters[name], value) if form.runs else value.detach().requires_grad_()
 
     @contextlib.contextmanager
-    def held(leaves: Tensors, buffers: Tensors, kept: Tensors) -> Iterator[None]:
-        """What the loss finds besides the model: its parameters kept elsewhere, and the state that it keeps."""
-        there = {**leaves, **buffers}
+    def held(there: Tensors, kept: Tensors) -> Iterator[None]:
+        """What the loss finds besides the model: what stands for the model's own and for averages of its weights where
+        it keeps them itself, and the state that it keeps."""
         own = {id(tensor): originals[name] for name, tensor in there.items()}
         with parameters_are_leaves(there, originals), carried.held({k: t.clone() for k, t in kept.items()}, own):
             yield
 
-    def nothing_held(leaves: Tensors, buffers: Tensors, kept: Tensors) -> contextlib.AbstractContextManager[None]:
+    def nothing_held(there: Tensors, kept: Tensors) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     return advance

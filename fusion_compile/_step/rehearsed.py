@@ -15,6 +15,7 @@ from fusion_compile._capture.rehearsal.left_behind import Kind
 from fusion_compile._capture.rehearsal.rehearsal import Rehearsal, rehearse, run_once
 from fusion_compile._capture.sources.sources import Source, Sources
 from fusion_compile._capture.watch.reads import Reads, reading
+from fusion_compile._state.kept_average import parameters_of
 from fusion_compile._step import batches
 from fusion_compile._step.containers import map_tensors
 from fusion_compile._step.gradient_hooks import hooked_leaf
@@ -67,6 +68,7 @@ class OrdinaryStep:
         others: Tensors with gradients that the loss reads and that are none of the model's parameters.
         kept_outside: Names of parameters and buffers that the loss reads where it keeps them outside of the model.
         accumulated: Whether another backward added to ``.grad``.
+        kept_outside: Names of parameters, buffers and averages that the loss reads elsewhere than in the model.
     """
 
     def __init__(
@@ -85,7 +87,9 @@ class OrdinaryStep:
         self.others: dict[int, Tensor] = {}
         self.kept_outside: set[str] = set()
         self.accumulated = False
-        self._originals = {**self._parameters, **dict(model.named_buffers())}
+        averages = parameters_of(plan.options.averages)
+        self._averages = {name: average.detach() for name, average in averages.items()}
+        self._originals = {**self._parameters, **dict(model.named_buffers()), **averages}
 
     @property
     def weights(self) -> list[Tensor]:
@@ -113,7 +117,7 @@ class OrdinaryStep:
                 torch.enable_grad(),
                 no_checkpoint_is_reentrant(),
                 self._loss.holding(self._leaves, dict(self._buffers)),
-                parameters_are_leaves({**self._leaves, **self._buffers}, self._originals) as stray,
+                parameters_are_leaves({**self._leaves, **self._buffers, **self._averages}, self._originals) as stray,
             ):
                 value, metrics, _ = self._loss.forward(*part)
                 check_loss(value, metrics)

@@ -29,6 +29,8 @@ from fusion_compile.optim.add_decayed_weights import add_decayed_weights as add_
 from fusion_compile.optim.autoscale import autoscale as autoscale
 from fusion_compile.optim.average_steps import average_steps as average_steps
 from fusion_compile.optim.average_steps import descend as descend
+from fusion_compile.optim.averaged import Average as Average
+from fusion_compile.optim.averaged import averaged as averaged
 from fusion_compile.optim.cautious import cautious as cautious
 from fusion_compile.optim.centralize_gradients import centralize_gradients as centralize_gradients
 from fusion_compile.optim.clip_by_global_norm import clip_by_global_norm as clip_by_global_norm

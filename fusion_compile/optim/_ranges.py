@@ -48,6 +48,7 @@ RANGES: dict[str, Range] = {
     "lr": Range(0, math.inf, False, "a negative rate goes uphill, and an infinite one leaves no weight finite"),
     "weight_decay": Range(0, math.inf, False, "a negative decay makes weights grow, and an infinite one is no weight"),
     "eps": Range(0, math.inf, False, "it is added to a root, which a negative number turns round"),
+    "ema_rate": _BETWEEN,
     "momentum": _DECAY,
     "beta1": _DECAY,
     "beta2": _DECAY,
