@@ -128,7 +128,8 @@ class WritesSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def holding(module: nn.Module, tensors: dict[str, Tensor]) -> contextlib.AbstractContextManager[None]:
     """Inside, `tensors` (by full name) are in the places of `module`'s parameters and buffers, tied ones too."""
-    return torch.nn.utils.stateless._reparametrize_module(module, tensors, tie_weights=True)
+    # Put back last in, first out: one module under two names is exchanged twice, and the second time finds the first.
+    return torch.nn.utils.stateless._reparametrize_module(module, tensors, tie_weights=True, stack_weights=True)
 
 
 @contextlib.contextmanager

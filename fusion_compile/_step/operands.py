@@ -137,6 +137,23 @@ _FILLED: dict[Any, Callable[..., Tensor]] = {
 }
 
 
+_FACTORS = {"add": "alpha", "sub": "alpha", "addcmul": "value", "addcdiv": "value"}
+"""Operators that multiply their second argument by a plain number, and that number's name."""
+
+
+def _without_factor(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """``average.add_(weight, alpha=n)`` with a tensor for n as ``average.add_(weight * n)``."""
+    name = str(getattr(func, "__name__", "")).removeprefix("_foreach_").rstrip("_")
+    if name == "lerp" and len(args) > 2 and isinstance(args[0], (list, tuple)) and isinstance(args[2], Tensor):
+        return (*args[:2], [args[2]] * len(args[0])), kwargs  # of many, it takes a number or as many tensors
+    factor = kwargs.get(_FACTORS.get(name, ""))
+    if not isinstance(factor, Tensor) or len(args) < 2:
+        return args, kwargs
+    many = isinstance(args[1], (list, tuple))
+    scaled = [t * factor for t in args[1]] if many else args[1] * factor
+    return (args[0], scaled, *args[2:]), {k: v for k, v in kwargs.items() if v is not factor}
+
+
 class Operands:
     """The operands of one captured step.
 
@@ -213,7 +230,8 @@ class _Tensors:
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``func(*args, **kwargs)`` with a tensor for each followed number."""
-        others = [a for a in (*args, *kwargs.values()) if not _is_followed(a) and isinstance(a, Tensor)]
+        given = [b for a in (*args, *kwargs.values()) for b in (a if type(a) in (list, tuple) else (a,))]
+        others = [a for a in given if not _is_followed(a) and isinstance(a, Tensor)]
 
         def swapped(value: Any) -> Any:
             return self._tensor(value, others) if _is_followed(value) else value
@@ -222,7 +240,9 @@ class _Tensors:
             if func in _FILLED:  # torch would read the tensor on the host
                 return _FILLED[func](*map(swapped, args), **{k: swapped(v) for k, v in kwargs.items()})
             with _NoRead():
-                return func(*map(swapped, args), **{k: swapped(v) for k, v in kwargs.items()})
+                args, kwargs = tuple(map(swapped, args)), {k: swapped(v) for k, v in kwargs.items()}
+                args, kwargs = _without_factor(func, args, kwargs)
+                return func(*args, **kwargs)
         except NotAnOperand:
             raise
         except Exception as error:  # of any kind: what wants a plain number fails in its own way

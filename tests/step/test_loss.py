@@ -58,6 +58,21 @@ def test_a_loss_that_reads_values_is_looked_at_on_clones_where_nothing_is_captur
     assert torch.equal(torch.get_rng_state(), random)
 
 
+def test_a_module_under_two_names_has_its_own_parameter_again() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared = nn.Linear(4, 4)
+            self.encoder, self.head = nn.ModuleDict({"embed": self.shared}), nn.Linear(4, 4)
+            self.head.weight = self.shared.weight
+
+    model = Tied()
+    own, other = model.shared.weight, torch.zeros(4, 4)
+    with LossModule(model, squared_error).holding({"shared.weight": other}, {}):
+        assert all(m.weight is other for m in (model.shared, model.encoder["embed"], model.head))
+    assert model.shared.weight is own and model.head.weight is own
+
+
 def test_a_difference_is_said_in_words() -> None:
     one = LossFacts({}, (), ())
     assert LossFacts({}, ("a",), ()).difference(one) == "leaves unread ['a'], before []"
