@@ -106,7 +106,7 @@ class SamplerModule(StandIn):
             if isinstance(located, Found):
                 program.follow_weights(look=False)
                 slot = program.prepare_request(call, slot, program.rows_in_use())
-                return program.denoise(slot, located.row, call.tensors, located.known)
+                return program.denoise(slot, located.row, call.tensors, located.known, call.given)
             row = program.learn_timestep(call, slot, located) if isinstance(located, Learnable) else located.row
             new = slot is None
             slot = slot or program.open_request(call)
@@ -116,7 +116,7 @@ class SamplerModule(StandIn):
             if program.follow_weights(look=starts):
                 return self._denoise(call)  # another program may serve
             program.compute_rows(slot, (row, *program.rows_ahead()))
-            return program.denoise(slot, program.row_index(row), call.tensors)
+            return program.denoise(slot, program.row_index(row), call.tensors, given=call.given)
 
     @in_turn
     def prepare(

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from fusion_compile._program.lower import resolve_mode
 from fusion_compile._sampler.conditioning import Batched
 from fusion_compile._sampler.graph.call import Call
+from fusion_compile._sampler.graph.opened import take_out
 from fusion_compile._sampler.loop_body import loop_body
 from fusion_compile._sampler.options import SamplerOptions
 from fusion_compile._sampler.rank.range_rows import RangeRows
@@ -261,15 +262,25 @@ class SamplerProgram:
             at = self._steps_at[0]
             tensors[at] = torch.full_like(tensors[at], t.item())
 
-    def denoise(self, slot: RequestSlot, row: Tensor, tensors: Sequence[Tensor], known: Tensor | None = None) -> Any:
+    def denoise(
+        self,
+        slot: RequestSlot,
+        row: Tensor,
+        tensors: Sequence[Tensor],
+        known: Tensor | None = None,
+        given: Mapping[str, Any] | None = None,
+    ) -> Any:
         """The model's output at `row` ``[1]`` of `slot`, or NaN where `known` ``[]`` is given and False.
 
-        `tensors`: the tensors of a call; only live ones are read.
+        `tensors`: the tensors of a call; only live ones are read. `given`: the caller's arguments, out of whose lists
+        and dictionaries what the model takes is taken.
         """
         self.table.select(slot, row)
         out = self._body.run(*(tensors[i] for i in self._live))
         if known is not None:
             out = [torch.where(known, o, torch.nan) if o.is_floating_point() else o for o in out]
+        if given is not None:
+            take_out(given, self.split.traced.taken)
         return self.split.traced.output.made_of(out)
 
     def _compute_for_all_requests(self, rows: Iterable[int]) -> None:

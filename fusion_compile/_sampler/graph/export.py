@@ -6,8 +6,8 @@ import contextlib
 import logging
 import types
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,11 +22,10 @@ from fusion_compile._capture.watch.reads import Reads, reading
 from fusion_compile._compat import fake_mode
 from fusion_compile._sampler.graph.call import Call, Dim, invoke
 from fusion_compile._sampler.graph.host_reads import HostRead, ReadGraph, Recording, Tracing, separate_reads
-from fusion_compile._sampler.graph.opened import Output, opened, written
+from fusion_compile._sampler.graph.opened import Before, Output
 from fusion_compile._sampler.graph.refusal import refusal
 from fusion_compile._sampler.weights.unservable import Unservable
 from fusion_compile.passes import drop_metadata_reads, run_passes, split_concatenations
-from fusion_compile.passes._compat import tree_flatten
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,8 @@ class DenoiserGraph:
     `weights`: input name -> the model's own parameter or buffer (or a constant of the trace). `full_names`: input name
     -> the parameter's or buffer's full name; constants are left out. `inputs`: input names of the call's tensors, in
     order. `output`: makes the model's output of the graph's. `reads`: the values that the trace was specialised on, or
-    None. `outside`: globals and closures that the model's Python code read.
+    None. `outside`: globals and closures that the model's Python code read. `taken`: what it leaves in lists and
+    dictionaries among its arguments out of which it takes items.
     """
 
     graph_module: fx.GraphModule
@@ -46,6 +46,7 @@ class DenoiserGraph:
     output: Output
     reads: ReadGraph | None = None
     outside: tuple[Slot, ...] = ()
+    taken: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def tidied(self) -> DenoiserGraph:
         """Remove dead nodes, metadata reads that look like dependencies, and concatenations; sizes must be numbers."""
@@ -104,18 +105,18 @@ def export_denoiser(
     model: nn.Module, call: Call, symbolic: Collection[Dim] = (), reads: Sequence[HostRead] = ()
 ) -> DenoiserGraph:
     """Export as `trace_denoiser`, untidied, with symbols for the sizes in `symbolic` that the model does not fix."""
-    runs: list[tuple[Output, Tracing, str | None]] = []
+    runs: list[tuple[Output, Tracing, str | None, dict[str, tuple[Any, ...]]]] = []
     read_by_code: list[Reads] = []
 
     def run(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
         arguments = call.rebuild(tensors)
-        before = {name: tree_flatten(opened(value)) for name, value in arguments.items()}
+        before = Before(arguments)
         try:
             with Tracing(reads) as tracing, reading(globals_alone=True) as found:
                 leaves, output = Output.of(invoke(model, call, arguments))
         except Exception as error:
             raise _Failed from error
-        runs.append((output, tracing, written(before, arguments)))
+        runs.append((output, tracing, before.written(arguments), before.taken_out(arguments)))
         read_by_code.append(found)
         return (*leaves, *tracing.tensors)
 
@@ -131,7 +132,7 @@ def export_denoiser(
         own = failure.__cause__ if isinstance(failure, _Failed) else None
         error = own if isinstance(own, Exception) else failure
         raise refusal(type(model).__name__, call.key.sizes, error, lambda: _call_on_fakes(model, call)) from error
-    output, tracing, changed = runs.pop()
+    output, tracing, changed, taken = runs.pop()
     read_by_code[-1].drop_temporaries()
     if changed is not None:
         raise Unservable(
@@ -171,7 +172,7 @@ def export_denoiser(
     if read is not None:
         _rename_like(read.graph, names, named)
     outside = (*read_by_code[-1].slots, *_cells(model))
-    return DenoiserGraph(graph_module, weights, full_names, named, output, read, outside)
+    return DenoiserGraph(graph_module, weights, full_names, named, output, read, outside, taken)
 
 
 def find_tensor(model: nn.Module, full_name: str) -> Tensor:

@@ -123,16 +123,59 @@ class Output:
         return closed(tree_unflatten(leaves, self.structure))
 
 
-def written(before: Mapping[str, tuple[list[Any], TreeSpec]], arguments: Mapping[str, Any]) -> str | None:
-    """The first of `arguments` in which another tensor or value lies than in `before`; None if there is none.
+class Before:
+    """What lies in `arguments` before a forward that gets them, to see afterwards what it did to them."""
 
-    `before`: for each its flattened opened value.
-    """
-    for name, (leaves, structure) in before.items():
-        now, form = tree_flatten(opened(arguments[name]))
-        if form != structure or not all(map(_is_same, leaves, now)):
-            return name
-    return None
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        self._items = {name: _items(value) for name, value in arguments.items()}
+        self._forms = {
+            name: {key: tree_flatten(opened(item)) for key, item in items} for name, items in self._items.items()
+        }
+
+    def written(self, arguments: Mapping[str, Any]) -> str | None:
+        """The first of `arguments` in which something else lies now, or None; what was taken out does not count."""
+        for name, value in arguments.items():
+            kept = self._kept(name, value)
+            if kept is None:
+                return name
+            for (_, item), key in zip(_items(value), kept, strict=True):
+                leaves, structure = self._forms[name][key]
+                now, form = tree_flatten(opened(item))
+                if form != structure or not all(map(_is_same, leaves, now)):
+                    return name
+        return None
+
+    def taken_out(self, arguments: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+        """The lists and dictionaries among `arguments` that lost items, each with the indices or keys that are left."""
+        kept = {name: self._kept(name, value) or () for name, value in arguments.items()}
+        return {name: keys for name, keys in kept.items() if len(keys) < len(self._items[name])}
+
+    def _kept(self, name: str, value: Any) -> tuple[Any, ...] | None:
+        """Where the items of `value` were before; None if one was not there, or later than the next."""
+        before, kept = iter(self._items[name]), []
+        for key, item in _items(value):
+            found = next((k for k, former in before if former is item and (k == key or isinstance(value, list))), None)
+            if found is None and key is not None:
+                return None
+            kept.append(found)
+        return tuple(kept)
+
+
+def take_out(given: Mapping[str, Any], kept: Mapping[str, tuple[Any, ...]]) -> None:
+    """Take out of the caller's lists and dictionaries what the model would, as `Before.taken_out` says."""
+    for name, keys in kept.items():
+        container = given[name]
+        if isinstance(container, list):
+            container[:] = [container[i] for i in keys]
+        else:
+            for key in [key for key in container if key not in keys]:
+                del container[key]
+
+
+def _items(value: Any) -> list[tuple[Any, Any]]:
+    if type(value) is list:
+        return [*enumerate(value)]
+    return [*value.items()] if type(value) is dict else [(None, value)]
 
 
 def _is_same(one: Any, other: Any) -> bool:

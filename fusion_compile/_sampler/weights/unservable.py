@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -22,8 +23,8 @@ def refuse_unservable(model: nn.Module) -> None:
     """Raise `Unservable` that names a weight or a module which cannot be served.
 
     Refused are weights without data, weights of another tensor class (DTensor of FSDP and tensor parallelism, the
-    quantised ones of TorchAO, bitsandbytes and GGUF), and modules with a hook that moves weights or keeps state between
-    calls (accelerate's offloading, diffusers' HookRegistry).
+    quantised ones of TorchAO, bitsandbytes and GGUF), a wrapper that averages gradients, and modules with a hook that
+    moves weights or keeps state between calls (accelerate's offloading, diffusers' HookRegistry).
     """
     for name, tensor in _weights(model):
         if type(tensor) not in _PLAIN:
@@ -38,6 +39,12 @@ def refuse_unservable(model: nn.Module) -> None:
             )
     for name, module in model.named_modules():
         where = name or type(model).__name__
+        if isinstance(module, DistributedDataParallel):
+            inside = ".".join(filter(None, ("model", name, "module")))
+            raise Unservable(
+                f"{where} is wrapped in DistributedDataParallel, which averages gradients. torch.export cannot write "
+                f"it down. Build the sampler from the module inside, {inside}."
+            )
         if getattr(module, "_hf_hook", None) is not None:
             raise Unservable(
                 f"{where} has accelerate's {type(module._hf_hook).__name__}, which moves weights at every call; "

@@ -20,6 +20,7 @@ from fusion_compile.explain._run.use_sites import (
     first_read,
     is_own,
     is_read,
+    method_call,
     read_near,
     starred,
 )
@@ -35,6 +36,7 @@ class Failure:
 
     `text`: the guard as the user would write it (``"lr == 0.1"``), or torch's sentence about a tensor.
     `compiled`: the compilation that it caused, if torch told of it. `callee`: the user's function below the wrappers.
+    `called`: of a method of torch's (an optimizer's step), the object and the line at which the user calls it.
     """
 
     text: str
@@ -43,6 +45,7 @@ class Failure:
     failed: Compilation | None
     compiled: Compilation | None = None
     callee: Callee | None = None
+    called: tuple[str, str] = ("", "")
 
     @property
     def words(self) -> Words:
@@ -58,6 +61,8 @@ class Failure:
         failed = self.failed
         if failed is None or not name:
             return name, where
+        if self.called[1] and name.startswith("self."):
+            return self.called[0] + name.removeprefix("self"), self.called[1]
         if not starred(failed.file, failed.line, name):
             if is_own(failed.file) and not is_own(where.rpartition(":")[0]):
                 where = first_read(failed.file, failed.line, name) or failed.where
@@ -115,10 +120,22 @@ def _failure(
     if failed is None:
         return Failure(text, where, compile_id, None)
     outermost = failed.compile_id.partition("/")[0] == next(iter(compilations)).partition("/")[0]
-    found = Failure(text, where, compile_id, failed, compilations.get(compile_id), callee if outermost else None)
+    called = ("", "") if where or is_the_users(failed.file) else _where_it_is_called(failed.function, compilations)
+    own = callee if outermost else None
+    found = Failure(text, where, compile_id, failed, compilations.get(compile_id), own, called)
     name = _value(found.words.op)
     named, place_of_it = found.in_the_users_words(name, where or first_use(name, failed))
     return replace(found, text=text.replace(name, named) if name else text, where=place_of_it)
+
+
+def _where_it_is_called(method: str, compilations: Mapping[str, Compilation]) -> tuple[str, str]:
+    """The object and the line of the first call of `method` in a function of the user's that was compiled."""
+    for compilation in compilations.values():
+        if is_the_users(compilation.file):
+            found = method_call(compilation.file, compilation.line, method)
+            if found[1]:
+                return found
+    return "", ""
 
 
 def _value(op: str) -> str:

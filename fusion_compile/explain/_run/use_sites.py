@@ -115,6 +115,16 @@ def as_the_callee_names_it(name: str, callee: Callee, types: Mapping[str, str]) 
     return parameters[at] + found["rest"] if at < len(parameters) else ""
 
 
+def method_call(file: str, line: int, method: str) -> tuple[str, str]:
+    """Return the object and the ``file:line`` of the first ``object.method(…)`` in the function that begins at `line`;
+    both are "" if there is none."""
+    for function in _functions(file).get(line, ()):
+        for node in ast.walk(function):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == method:
+                return _text(node.func.value), f"{file}:{node.lineno}"
+    return "", ""
+
+
 def counts_itself(where: str, name: str) -> bool:
     """Whether the line ``file:line`` only counts `name` on, as ``self.calls += 1`` does."""
     file, _, line = where.rpartition(":")

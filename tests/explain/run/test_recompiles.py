@@ -7,8 +7,9 @@ import random
 
 import torch
 import torch._dynamo
-from torch import Tensor
+from torch import Tensor, nn
 
+import fusion_compile as fc
 from fusion_compile.explain._run.compilations import read_compilations
 from fusion_compile.explain._run.listen import TraceRecord
 from fusion_compile.explain._run.recompiles import read_failures, recompile_findings
@@ -99,6 +100,29 @@ def test_the_number_of_an_optimizers_state_is_told_as_the_method_names_it() -> N
     failures = read_failures([TraceRecord("recompile_reasons", "0/1", {}, said)], compilations, of_these_only=True)
     (finding,) = recompile_findings(failures)
     assert (finding.kind, finding.op) == ("python_scalar", "opt.state[…]['step']")
+
+
+def test_the_learning_rate_of_torchs_optimizer_is_told_where_the_user_calls_its_step() -> None:
+    """Dynamo compiles the step of torch's optimizers by itself, where ``self`` and every line are torch's."""
+    model = nn.Linear(4, 2)
+    model(torch.randn(3, 4)).sum().backward()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    def update(x: Tensor) -> Tensor:
+        y = x * 2
+        optimizer.step()  # the step
+        return y
+
+    def decay() -> None:
+        optimizer.param_groups[0]["lr"] *= 0.5
+
+    x = torch.randn(3)
+    found = fc.explain(update, (x,), calls=[(x,), decay, (x,), decay, (x,)], backend="eager").findings
+    (rate,) = [each for each in found if each.kind == "python_scalar"]
+    assert (rate.op, rate.where) == ("optimizer.param_groups[0]['lr']", line_of(__file__, "the step"))
+    assert "from 0.001" in rate.why or "was 0.001" in rate.why
+    (broken,) = [each for each in found if each.kind == "graph_break"]
+    assert broken.op == "optimizer.step()"
 
 
 def test_what_only_follows_from_a_break_is_an_event_and_no_finding() -> None:

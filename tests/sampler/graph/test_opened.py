@@ -14,8 +14,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fusion_compile._sampler.graph.opened import Output, closed, holds_objects, identity_of, opened, unknown_leaves
-from fusion_compile._sampler.graph.opened import written as written_into
+from fusion_compile._sampler.graph.opened import (
+    Before,
+    Output,
+    closed,
+    holds_objects,
+    identity_of,
+    opened,
+    take_out,
+    unknown_leaves,
+)
 from fusion_compile.passes._compat import tree_flatten, tree_leaves, tree_map
 
 A, B = torch.zeros(2), torch.ones(3)
@@ -118,10 +126,29 @@ def test_outputs_have_constants_and_objects() -> None:
 
 
 def test_what_is_written_into_arguments_is_seen() -> None:
-    arguments: dict[str, Any] = {"kept": {"scale": 1.0}, "cache": Cache()}
-    before = {name: tree_flatten(opened(value)) for name, value in arguments.items()}
-    assert written_into(before, arguments) is None
+    arguments: dict[str, Any] = {"kept": {"scale": 1.0}, "cache": Cache(), "states": [A]}
+    before = Before(arguments)
+    assert before.written(arguments) is None and before.taken_out(arguments) == {}
     arguments["cache"].layers[0].key = A.clone()
-    assert written_into(before, arguments) == "cache"
-    arguments["kept"].pop("scale")
-    assert written_into(before, arguments) == "kept"
+    assert before.written(arguments) == "cache"
+    arguments["kept"]["scale"] = 2.0
+    assert before.written(arguments) == "kept"
+    arguments["kept"]["scale"] = 1.0
+    arguments["cache"].layers[0].key = A
+    assert before.written(arguments) is None
+    arguments["states"].append(B)
+    assert before.written(arguments) == "states"
+
+
+def test_what_is_taken_out_of_arguments_is_taken_out_of_the_callers() -> None:
+    arguments: dict[str, Any] = {"states": [A, B, A], "options": {"a": A, "b": 1}, "kept": [A]}
+    before = Before(arguments)
+    arguments["states"].pop(1)
+    arguments["options"].pop("a")
+    assert before.written(arguments) is None
+    taken = before.taken_out(arguments)
+    assert taken == {"states": (0, 2), "options": ("b",)}
+    mine: dict[str, Any] = {"states": [1, 2, 3], "options": {"a": 4, "b": 5}, "kept": [6]}
+    take_out(mine, taken)
+    assert mine == {"states": [1, 3], "options": {"b": 5}, "kept": [6]}
+    assert before.written({**arguments, "states": [A, A, B]}) == "states"  # in another order

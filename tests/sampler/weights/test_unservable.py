@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from dit import DiT
 from torch import Tensor, nn
 from torch.utils._python_dispatch import return_and_correct_aliasing
@@ -35,6 +37,18 @@ class Quantised(Tensor):
 
         out = func(*map(unwrap, args), **(kwargs or {}))
         return return_and_correct_aliasing(func, args, kwargs or {}, cls(out) if isinstance(out, Tensor) else out)
+
+
+def test_a_wrapper_that_averages_gradients_is_named_with_what_to_give(tmp_path: Path) -> None:
+    """torch.export said "Non-recursive torch.compiler.disable is not supported"."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(model()).eval()
+        with pytest.raises(ValueError, match=r"wrapped in DistributedDataParallel.*the module inside, model\.module"):
+            optimize_sampler(wrapped, 4)
+        optimize_sampler(wrapped.module, 4)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_quantised_weight_is_named() -> None:
