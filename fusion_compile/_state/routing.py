@@ -103,6 +103,7 @@ def route(
     roles: Sequence[str],
     force_scalar: Sequence[str] = (),
     force_spectral: Sequence[str] = (),
+    max_aspect: float = math.inf,
 ) -> tuple[Route, ...]:
     """A `Route` for every trainable parameter of `model`, in the order of ``named_parameters()``.
 
@@ -112,7 +113,8 @@ def route(
     or one whose class says so), or has four axes or more and the last ones of a kernel. `roles`: those that the
     optimizer handles; without a spectral role every parameter is ``"scalar"``, or ``"matrix"`` if the optimizer has
     that role and the parameter two axes or more. `force_scalar`, `force_spectral`: regular expressions searched in the
-    full name; both at once is a ValueError.
+    full name; both at once is a ValueError. `max_aspect`: no matrix that is more than so many times as long as wide is
+    spectral, unless it is forced.
     """
     trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     names = [n for n, _ in trainable]
@@ -169,6 +171,8 @@ def route(
         rows, columns = p.shape[-2:] if is_stack else (p.shape[0], p.numel() // p.shape[0])
         if min(rows, columns) < SPECTRAL_MIN_SIDE:
             return _Decision(ELEMENTWISE, f"a side under {SPECTRAL_MIN_SIDE}")
+        if max(rows, columns) > max_aspect * min(rows, columns):
+            return _Decision(ELEMENTWISE, f"more than {max_aspect:g} times as long as wide")
         if is_stack:
             return _Decision(SPECTRAL, _stacked(p), True)
         return _Decision(SPECTRAL, f"{rows}×{columns} matrix" + (" (flattened convolution)" if is_conv else ""))

@@ -63,7 +63,7 @@ def plan_update(
         )
     numbers[CLIP] = float("inf") if clip_grad_norm is None else clip_grad_norm
     roles = transform.roles or (ELEMENTWISE,)
-    routes = route(model, roles, forced.scalar, forced.spectral)
+    routes = route(model, roles, forced.scalar, forced.spectral, transform.extras.max_aspect)
     refuse_roles(routes, roles, transform.name)
     routes = assign(cut_blocks(routes, model, forced.blocks), named)
     layout, whole = banks_for(transform, model, routes, half_precision)

@@ -84,7 +84,7 @@ def group_routes(
     try:
         for p in frozen:  # they have a gradient all the same, and route() skips frozen parameters
             p.requires_grad_(True)
-        found = {r.name: r for r in _routes_of(rest, model, roles, force_scalar, force_spectral)} if rest else {}
+        found = {r.name: r for r in _routes_of(rest, model, transform, force_scalar, force_spectral)} if rest else {}
     finally:
         for p in frozen:
             p.requires_grad_(False)
@@ -96,20 +96,21 @@ def group_routes(
 def _routes_of(
     members: Mapping[str, nn.Parameter],
     model: nn.Module | None,
-    roles: Sequence[str],
+    transform: Transform,
     force_scalar: Sequence[str],
     force_spectral: Sequence[str],
 ) -> Iterable[Route]:
+    roles, max_aspect = transform.roles or (ELEMENTWISE,), transform.extras.max_aspect
     if model is not None:
         names = {id(p): n for n, p in model.named_parameters()}
         if all(id(p) in names for p in members.values()):
-            found = {r.name: r for r in route(model, roles, force_scalar, force_spectral)}
+            found = {r.name: r for r in route(model, roles, force_scalar, force_spectral, max_aspect)}
             return [replace(found[names[id(p)]], name=n) for n, p in members.items()]
 
     def matching(patterns: Sequence[str]) -> list[str]:
         return [f for f in patterns if any(re.search(f, n) for n in members)]
 
-    routes = route(holder(members), roles, matching(force_scalar), matching(force_spectral))
+    routes = route(holder(members), roles, matching(force_scalar), matching(force_spectral), max_aspect)
     return [
         replace(r, role=ELEMENTWISE, reason="embedding, by its name")
         if r.role == SPECTRAL and not r.reason.startswith("force_spectral") and _TABLE_NAME.search(r.name)

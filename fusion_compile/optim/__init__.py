@@ -45,7 +45,10 @@ from fusion_compile.optim.kaon_recipes import adakaon as adakaon
 from fusion_compile.optim.kaon_recipes import adamuon as adamuon
 from fusion_compile.optim.kaon_recipes import adapnm as adapnm
 from fusion_compile.optim.kaon_recipes import nekaon as nekaon
+from fusion_compile.optim.kempner_recipes import kempner_muon as kempner_muon
+from fusion_compile.optim.kempner_recipes import kempner_sf_adamw as kempner_sf_adamw
 from fusion_compile.optim.measured import measured as measured
+from fusion_compile.optim.mechanic import mechanic as mechanic
 from fusion_compile.optim.normalize_entries import normalize_entries as normalize_entries
 from fusion_compile.optim.normalize_neurons import normalize_neurons as normalize_neurons
 from fusion_compile.optim.orthogonalize import orthogonalize as orthogonalize

@@ -117,5 +117,6 @@ def grouped(transform: Transform, groups: Mapping[str, Mapping[str, float | Sche
         second_moments=transform.extras.second_moments,
         alignment=transform.extras.alignment,
         stored=transform.extras.stored,
+        max_aspect=transform.extras.max_aspect,
     )
     return Transform(init, update, extras)

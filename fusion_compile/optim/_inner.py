@@ -6,6 +6,7 @@ part's functions into functions of the outer state; `merge` joins the extras of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -107,6 +108,7 @@ def merge(name: str, parts: Sequence[Extras]) -> Extras:
         second_moments=tuple(dict.fromkeys(field for part in parts for field in part.second_moments)),
         alignment=max((part.alignment for part in parts), default=1),
         stored={field: codec for part in parts for field, codec in part.stored.items()},
+        max_aspect=min((part.max_aspect for part in parts), default=math.inf),
     )
 
 

@@ -15,6 +15,7 @@ from fusion_compile.optim.adamuon_sign import adamuon_sign
 from fusion_compile.optim.fusion import fusion
 from fusion_compile.optim.fusionopt_compat import fusionopt_compat
 from fusion_compile.optim.kaon_recipes import adakaon, adamuon, adapnm, nekaon
+from fusion_compile.optim.kempner_recipes import kempner_muon, kempner_sf_adamw
 from fusion_compile.optim.prodigy import prodigy
 from fusion_compile.optim.recipes import RECIPES
 
@@ -30,6 +31,8 @@ _KNOWN: dict[str, Callable[..., Transform]] = {
             adapnm,
             fusion,
             fusionopt_compat,
+            kempner_muon,
+            kempner_sf_adamw,
             nekaon,
             prodigy,
         )

@@ -9,7 +9,7 @@ A `Transform` maps gradients to updates that are *added* to the parameters. It s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import prod
+from math import inf, prod
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from torch import Tensor
@@ -154,6 +154,7 @@ class Extras(NamedTuple):
             small ones into zero.
         alignment: Every parameter starts at a multiple of so many entries in its flat bank.
         stored: Codec by field of the state, of fields that `stored` keeps in fewer bytes.
+        max_aspect: Matrices that are more than so many times as long as wide are not wanted on the spectral path.
     """
 
     name: str = "transform"
@@ -170,6 +171,7 @@ class Extras(NamedTuple):
     second_moments: tuple[str, ...] = ()
     alignment: int = 1
     stored: Mapping[str, str] = {}
+    max_aspect: float = inf
 
 
 class Transform(NamedTuple):

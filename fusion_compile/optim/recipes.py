@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -89,6 +90,7 @@ def muon(
     scalar_betas: tuple[float, float] = (0.9, 0.95),
     scalar_eps: float = 1e-8,
     scalar_weight_decay: float = 0.0,
+    max_aspect: float = math.inf,
 ) -> Transform:
     """Muon on hidden matrices; AdamW on the rest. 4 bytes a parameter on matrices, 8 on the rest.
 
@@ -108,6 +110,7 @@ def muon(
         scalar_betas: Live as ``scalar_beta1`` and ``scalar_beta2``.
         scalar_eps: AdamW's.
         scalar_weight_decay: AdamW's.
+        max_aspect: Matrices more than so many times as long as wide are among the rest.
 
     Returns:
         A complete optimizer for the roles ``"spectral"`` and ``"scalar"``.
@@ -129,7 +132,8 @@ def muon(
     )
     spectral = chain(polar, scale_by_shape(scale), add_decayed_weights(weight_decay), scale_by_learning_rate(lr))
     scalar = _scalar_adamw(scalar_lr, scalar_betas, scalar_eps, scalar_weight_decay)
-    return partition({SPECTRAL: spectral, ELEMENTWISE: scalar}, name="muon")
+    whole = partition({SPECTRAL: spectral, ELEMENTWISE: scalar}, name="muon")
+    return whole.with_extras(max_aspect=max_aspect)
 
 
 def normuon(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
+from fusion_compile._state.exact_bits import join, split
 from fusion_compile.optim import BankInfo, Place
 from fusion_compile.optim._rounding_noise import Draw, RoundingNoise
+from fusion_compile.optim.codecs.int8_companded import INT8_COMPANDED
+from fusion_compile.optim.codecs.stochastic import stochastic_bf16
 
 
 def draw(seed: int = 1, count: int = 2, salt: str = "") -> Draw:
@@ -77,3 +81,28 @@ def test_a_transform_without_known_banks_draws_too_and_the_global_generator_stay
     assert noise.draw("w", torch.zeros(3, 4, 5), draw()).shape == (3, 4, 5)
     assert noise.draw("w", torch.zeros(7), draw()).shape == (7,)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.exhaustive
+def test_inductor_draws_rounds_and_encodes_bit_for_bit() -> None:
+    """Compiled for a CPU, on a stacked and a flat bank: noise, bf16, the split in two halves and a code at random."""
+    infos = {"flat": BankInfo((Place("a", (300,), 0), Place("b", (50, 7), 512)))}
+    noise, flat = RoundingNoise(infos), torch.randn(1024) ** 3
+    noise.prepare({"flat": flat})
+
+    def everything(flat: Tensor, seed: Tensor, steps: Tensor) -> dict[str, Tensor]:
+        drawn = noise.draw("flat", flat, Draw(seed, steps, "x"))
+        shown, lost = split(flat)
+        parts = INT8_COMPANDED.encode(flat, drawn)
+        return {
+            "noise": drawn,
+            "bf16": stochastic_bf16(flat, drawn).view(torch.int16),
+            "shown": shown.view(torch.int16),
+            "lost": lost,
+            "back": join(shown, lost),
+            "codes": parts[""],
+        }
+
+    given = (flat, torch.tensor(123456789), torch.tensor(77))
+    found = torch.compile(everything, fullgraph=True)(*given)
+    assert all(torch.equal(t, found[name]) for name, t in everything(*given).items())
