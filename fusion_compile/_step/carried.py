@@ -45,6 +45,7 @@ class Carried:
     _given: dict[str, Any] = field(default_factory=dict)
     _versions: dict[str, list[int]] = field(default_factory=dict)
     _own: Own = field(default_factory=dict)
+    _programs: dict[Hashable, list[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._own = {} if self.model is None else {id(p): p for p in self.model.parameters()}
@@ -104,6 +105,26 @@ class Carried:
     def signature(self) -> Hashable:
         """What the program depends on: which slots hold what kind of value."""
         return tuple((label, shape_of(read(slot), self._own)) for label, slot in self.replaced.items())
+
+    def refuse_more_programs(self, bound: int, of: Hashable) -> None:
+        """Raise ValueError if a program would be one too many, as plain numbers that lie beside tensors are others at
+        each step. `of`: what else the program is for."""
+        alike = tuple(shape_of(read(slot), self._own, numbers=False) for slot in self.replaced.values())
+        known = self._programs.setdefault((of, alike), [])
+        now = self.signature()
+        if now in known:
+            return
+        if len(known) >= bound:
+            last = dict(known[-1])
+            label = next(
+                label for label, slot in self.replaced.items() if shape_of(read(slot), self._own) != last[label]
+            )
+            raise ValueError(
+                f"{label} holds a plain number beside tensors, which is another at each step, and each has a program "
+                f"of its own: this would be number {bound + 1}. Keep the number in an attribute of its own, where it "
+                f"is counted on, or in a 0-dim tensor."
+            )
+        known.append(now)
 
     def tensors(self) -> Tensors:
         """The tensors as user code holds them now, by path."""

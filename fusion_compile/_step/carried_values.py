@@ -73,8 +73,10 @@ def _rebuilt(value: Any, inner: list[Any]) -> Any:
     return new
 
 
-def shape_of(value: Any, own: Own = _NONE) -> Hashable:
+def shape_of(value: Any, own: Own = _NONE, *, numbers: bool = True) -> Hashable:
     """What a program is specialised on: equal for two values that hold tensors of one shape and dtype in one structure.
+
+    `numbers`: whether plain ints and floats must be equal, too.
 
     Raises TypeError for a value that holds anything but tensors and plain values in containers: lists, tuples,
     NamedTuples, deques, dictionaries, dataclasses, namespaces and partials.
@@ -83,13 +85,15 @@ def shape_of(value: Any, own: Own = _NONE) -> Hashable:
         if id(value) in own:
             return _Shape("own", (id(own[id(value)]),))
         return _Shape("tensor", (tuple(value.shape), value.dtype, value.device))
+    if type(value) in (int, float) and not numbers:
+        return _Shape(type(value))
     if value is MISSING or type(value) in _PLAIN or isinstance(value, _FIXED):
         return _Shape(type(value), (value,))
     parts = _parts(value)
     if parts is None:
         raise TypeError(type(value).__name__)
     called = value.func if type(value) is functools.partial else None
-    return _Shape((type(value), called), tuple((step, shape_of(inner, own)) for step, inner in parts))
+    return _Shape((type(value), called), tuple((step, shape_of(inner, own, numbers=numbers)) for step, inner in parts))
 
 
 def tensors_in(value: Any, path: str, own: Own = _NONE) -> Iterator[tuple[str, Tensor]]:

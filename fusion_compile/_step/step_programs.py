@@ -39,7 +39,7 @@ from fusion_compile._step.pure_step import Form, StepPlan, pure_step
 from fusion_compile._step.read_step import NotRead, Pure, ReadStep, graph_proved, watch_around
 from fusion_compile._step.rehearsed import RehearsedStep, outcome_now, rehearse_step
 from fusion_compile._step.run_step import RunStep, Step, UncapturedStep
-from fusion_compile._step.shapes import Band, Bands, constant_sentence, no_band_sentence, refuse_too_many
+from fusion_compile._step.shapes import MAX_PROGRAMS, Band, Bands, constant_sentence, no_band_sentence, refuse_too_many
 from fusion_compile._step.turn import compiling
 from fusion_compile._step.way import Asked, Way, choose, refuse_aliases, refuse_sources, tagged
 from fusion_compile._step.written import refuse_other_points, refuse_rebound
@@ -188,6 +188,8 @@ class StepPrograms:
         self._carried.add(way.carried, self._roots)
         self._carried.own([] if seen is None else seen.rehearsal.owned())
         self._entries.take_all()
+        if self._mode != "eager" and not way.not_yet:
+            self._carried.refuse_more_programs(MAX_PROGRAMS, key[:2])
         weights = self._plan.update.layout.views(self._residence.banks)
         given, looked = (self._model, self._loss_fn, weights, parts[0].batch), seen is not None
         uncaptured = self._mode == "eager"
