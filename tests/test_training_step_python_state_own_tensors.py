@@ -200,6 +200,32 @@ def a_frozen_dataclass() -> Training:
     return training
 
 
+class Counted(NamedTuple):
+    mean: Tensor
+    seen: int
+
+
+@equal
+def a_count_beside_a_mean() -> Training:
+    def run(self: Any, x: Tensor) -> Tensor:
+        mean, seen = self.state
+        self.state = Counted(mean.lerp(x.detach().mean(0), 0.1), seen + 1)
+        return x - self.state.mean / (1 - 0.9**self.state.seen)
+
+    training = layered(run, "state", state=Counted(torch.zeros(8), 0))
+    training.accumulate = 2
+    return training
+
+
+@equal
+def plain_numbers_in_a_tuple() -> Training:
+    def run(self: Any, x: Tensor) -> Tensor:
+        self.state = (self.state[0] + 1, self.state[1] * 0.9)
+        return x * self.state[1] + (0.5 if self.state[0] > 3 else 0.0)
+
+    return layered(run, "state", state=(0, 1.0))
+
+
 @equal
 def a_partial_with_a_state() -> Training:
     def loss(total: Tensor, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -255,3 +281,25 @@ def test_what_is_kept_is_the_models_own(name: str, program: dict[str, Any]) -> N
     for batch in training.data[:2]:
         step(*batch)
         assert {id(tensor) for tensor in training.look()} <= theirs
+
+
+@pytest.mark.parametrize("way", PROGRAMS)
+def test_a_count_in_a_tuple_has_one_program_and_is_in_the_checkpoint(way: str) -> None:
+    expected_training, expected = ordinary(a_count_beside_a_mean)
+    saved: Any = None
+    for part in (slice(3), slice(3, None)):
+        torch.manual_seed(0)
+        training = a_count_beside_a_mean()
+        step = compiled(training.model, training.loss, accumulate=2, **PROGRAMS[way])
+        if saved is not None:
+            step.load_state_dict(saved)
+        seen = [[step(*batch), [*training.look()[0]]] for batch in training.data[part]]
+        assert_close(seen, expected_of(expected[part]))
+        assert len(step.programs) == (way == "captured")
+        saved = step.state_dict()
+    assert saved["numbers"] == {"model.1.state[1]": 10}
+    assert_close(dict(training.model.state_dict()), dict(expected_training.model.state_dict()))
+
+
+def expected_of(seen: list[Any]) -> list[Any]:
+    return [[loss, [*look[0]]] for loss, look in seen]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from fusion_compile._capture.by_running.trace import lift_constants, modules_named, run_on_fakes
+from fusion_compile._capture.rehearsal.contents import Contents
 from fusion_compile._compat import mark_input_static
 from fusion_compile._program.lower import lower_graph
 from fusion_compile._step import batches
-from fusion_compile._step.host_reads import refused_graph_message
+from fusion_compile._step.host_reads import not_on_fakes_message, refused_graph_message
+from fusion_compile._step.operands import NotAnOperand
 from fusion_compile._step.update import donated
 from fusion_compile._types import Tensors
 
@@ -81,6 +83,28 @@ class CapturedStep:
 
     def _inputs(self, state: Tensors, batch: tuple[Any, ...]) -> list[Tensor]:
         return [*(state[key] for key in self._keys), *batches.tensors(batch), *self.constants]
+
+
+def captured_step(
+    roots: Mapping[str, Any],
+    advance: Callable[[Tensors, tuple[Any, ...]], Tensors],
+    state: Tensors,
+    batch: tuple[Any, ...],
+    model: nn.Module,
+) -> CapturedStep:
+    """Capture `advance`, and put back what it leaves in whatever can be reached from `roots`.
+
+    Raises NotAnOperand, or ValueError naming the line that does not run on tensors without data.
+    """
+    contents = Contents(roots)
+    try:
+        return CapturedStep(advance, state, batch, model)
+    except NotAnOperand:
+        raise
+    except Exception as error:  # of any kind: the loss itself has run before, on real tensors
+        raise ValueError(not_on_fakes_message(error)) from error
+    finally:
+        contents.restore()
 
 
 def _as_label(path: str) -> str:

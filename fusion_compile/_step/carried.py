@@ -7,9 +7,10 @@ checkpoint, and a skipped step leaves it alone. Between steps it lies where user
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +20,18 @@ from fusion_compile._capture.python_state.slots import MISSING, Slot, read, writ
 from fusion_compile._capture.rehearsal.left_behind import Kind, Left
 from fusion_compile._capture.rehearsal.own_tensors import with_own
 from fusion_compile._capture.rehearsal.reach import Reach
-from fusion_compile._step.carried_values import Own, filled, form_of, shape_of, tensors_in
+from fusion_compile._step.carried_values import (
+    COUNTED,
+    Key,
+    Own,
+    PartOf,
+    filled,
+    form_of,
+    part,
+    shape_of,
+    tensors_in,
+    with_part,
+)
 from fusion_compile._types import Tensors
 
 
@@ -33,6 +45,7 @@ class Carried:
         written: Tensors that a forward writes in place, with all slots that lead to them, by label. The user's own
             tensor is the state, so that everybody who holds it sees the step's result.
         forms: How the values that `now` last saw hold their tensors, by label.
+        counted: Where plain numbers that are counted on lie inside of what is replaced, by label.
         owned: Slots that each forward fills with the model's own parameters or buffers.
     """
 
@@ -40,6 +53,7 @@ class Carried:
     replaced: dict[str, Slot] = field(default_factory=dict)
     written: dict[str, tuple[Tensor, tuple[Slot, ...]]] = field(default_factory=dict)
     forms: dict[str, Any] = field(default_factory=dict)
+    counted: dict[str, list[Key]] = field(default_factory=dict)
     owned: dict[str, Slot] = field(default_factory=dict)
     _standing: StandingIn | None = None
     _given: dict[str, Any] = field(default_factory=dict)
@@ -98,13 +112,37 @@ class Carried:
         """Each forward fills these slots with the model's own tensors."""
         self.owned |= {record.label: record.slot for record in records if record.slot is not None}
 
+    def count(self, slots: Iterable[Slot]) -> None:
+        """These numbers are counted on; some may lie inside of what is replaced."""
+        outer = {slot.identity: label for label, slot in self.replaced.items()}
+        for slot in slots:
+            if isinstance(slot.holder, PartOf) and (label := outer.get(slot.holder.slot.identity)) is not None:
+                keys = self.counted.setdefault(label, [])
+                if slot.key not in keys:
+                    keys.append(slot.key)
+
+    def without_numbers(self, forms: Mapping[str, Any]) -> dict[str, Any]:
+        """`forms` for a step that does not run Python: the numbers are what was counted."""
+        return {label: self._with(label, form, lambda key: COUNTED) for label, form in forms.items()}
+
+    def _with(self, label: str, value: Any, number: Callable[[Key], Any]) -> Any:
+        """`value` with other numbers in the places of those that are counted on; MISSING leaves one as it is."""
+        for key in self.counted.get(label, ()):
+            if (new := number(key)) is not MISSING:
+                value = with_part(value, key, new)
+        return value
+
     def labels(self) -> set[str]:
         """What is carried, by label."""
         return {*self.replaced, *self.written}
 
     def signature(self) -> Hashable:
         """What the program depends on: which slots hold what kind of value."""
-        return tuple((label, shape_of(read(slot), self._own)) for label, slot in self.replaced.items())
+        return tuple((label, self._shape(label, slot)) for label, slot in self.replaced.items())
+
+    def _shape(self, label: str, slot: Slot) -> Hashable:
+        value = read(slot)
+        return shape_of(self._with(label, value, lambda key: type(part(value, key))), self._own)
 
     def refuse_more_programs(self, bound: int, of: Hashable) -> None:
         """Raise ValueError if a program would be one too many, as plain numbers that lie beside tensors are others at
@@ -116,9 +154,7 @@ class Carried:
             return
         if len(known) >= bound:
             last = dict(known[-1])
-            label = next(
-                label for label, slot in self.replaced.items() if shape_of(read(slot), self._own) != last[label]
-            )
+            label = next(label for label, slot in self.replaced.items() if self._shape(label, slot) != last[label])
             raise ValueError(
                 f"{label} holds a plain number beside tensors, which is another at each step, and each has a program "
                 f"of its own: this would be number {bound + 1}. Keep the number in an attribute of its own, where it "
@@ -174,7 +210,8 @@ class Carried:
                 yield
         finally:
             for label, slot in self.replaced.items():
-                write(slot, before[label])
+                after = read(slot)  # the numbers in it go on, from one part of the batch to the next
+                write(slot, self._with(label, before[label], partial(part, after)))
             for tensor, slots in self.written.values():
                 for slot in slots:
                     write(slot, tensor)
@@ -194,7 +231,9 @@ class Carried:
         Fresh, because user code may keep the one before (a history of means).
         """
         for label, form in forms.items():
+            kept = read(self.replaced[label])
             new = filled(form, {path: t.detach().clone() for path, t in tensors.items() if _is_of(path, label)})
+            new = self._with(label, new, partial(_counted_in, form, kept))
             write(self.replaced[label], new)
             self._given[label] = new
             self._versions[label] = [t._version for _, t in tensors_in(new, label, self._own)]
@@ -211,6 +250,11 @@ class Carried:
 
 
 _NEVER = object()
+
+
+def _counted_in(form: Any, kept: Any, key: Key) -> Any:
+    """The number at `key` in `kept`, if `form` says that it was counted on."""
+    return part(kept, key) if part(form, key) is COUNTED else MISSING
 
 
 def _from(own: Own) -> Callable[[Tensor], Tensor]:

@@ -8,13 +8,13 @@ import dataclasses
 import enum
 import functools
 import types
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fusion_compile._capture.python_state.slots import MISSING
+from fusion_compile._capture.python_state.slots import MISSING, Inside, Slot, read, write
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 _FIXED = (enum.Enum, type, types.FunctionType, types.BuiltinFunctionType)
@@ -71,6 +71,73 @@ def _rebuilt(value: Any, inner: list[Any]) -> Any:
         for field, each in zip(dataclasses.fields(value), inner, strict=True):
             object.__setattr__(new, field.name, each)  # frozen ones, too
     return new
+
+
+Key = tuple[str, ...]
+"""Where something lies inside of a value: the steps of its path."""
+
+
+class PartOf(Inside):
+    """The parts of the value in `slot`, by `Key`."""
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
+
+    def read(self, key: Key) -> Any:
+        """The part at `key`, or `MISSING`."""
+        return part(read(self.slot), key)
+
+    def write(self, key: Key, value: Any) -> None:
+        """Put a copy of the whole with another part into the slot."""
+        write(self.slot, with_part(read(self.slot), key, value))
+
+
+def part(value: Any, key: Key) -> Any:
+    """What lies at `key` in `value`, or `MISSING`."""
+    for step in key:
+        value = dict(_parts(value) or ()).get(step, MISSING)
+    return value
+
+
+def with_part(value: Any, key: Key, new: Any) -> Any:
+    """A copy of `value` with `new` at `key`; `value` where it has no such part."""
+    if not key:
+        return new
+    parts = _parts(value)
+    if parts is None or key[0] not in dict(parts):
+        return value
+    return _rebuilt(value, [with_part(v, key[1:], new) if step == key[0] else v for step, v in parts])
+
+
+def numbers_in(value: Any, key: Key = ()) -> dict[Key, int | float]:
+    """Plain ints and floats inside of containers."""
+    if type(value) in (int, float):
+        return {key: value}
+    found: dict[Key, int | float] = {}
+    for step, inner in _parts(value) or ():
+        found |= numbers_in(inner, (*key, step))
+    return found
+
+
+def changing_numbers(slot: Slot, values: Sequence[Any]) -> list[Slot]:
+    """Slots for the plain numbers in a container that are not the same in all `values`, which are alike otherwise."""
+    try:
+        shapes = {shape_of(value, numbers=False) for value in values}
+    except TypeError:
+        return []
+    if len(shapes) != 1 or _parts(values[0]) is None:
+        return []
+    holder, found = PartOf(slot), [numbers_in(value) for value in values]
+    keys = [key for key in found[0] if any(one[key] != found[0][key] for one in found)]
+    return [Slot(holder, key, slot.label + "".join(key)) for key in keys]
+
+
+class _Counted(enum.Enum):
+    NUMBER = "counted"
+
+
+COUNTED = _Counted.NUMBER
+"""In a form, in the place of a number that is counted on."""
 
 
 def shape_of(value: Any, own: Own = _NONE, *, numbers: bool = True) -> Hashable:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fusion_compile._capture.python_state.slots import MISSING, Slot, read, refill, write
 from fusion_compile._capture.rehearsal.reach import Reach
 from fusion_compile._step.carried import Carried
-from fusion_compile._step.carried_values import filled, form_of, tensors_in
+from fusion_compile._step.carried_values import PartOf, filled, form_of, part, tensors_in
 from fusion_compile._types import Tensors
 
 _ITEM = re.compile(r"^(?P<label>.*)\[(?P<key>\d+|'[^']*'|\"[^\"]*\"|True|False|None|-?[\d.e+-]+)\]$")
@@ -157,12 +157,23 @@ class _Places:
         """The slot of that label. An attribute or an entry may be absent, of an object or dictionary that is there."""
         if label in self._slots:
             return self._slots[label]
+        if (inside := self._inside(label)) is not None:
+            return inside
         if (item := _ITEM.match(label)) is not None:
             owner, key = self._items.get(item["label"]), ast.literal_eval(item["key"])
         else:
             before, _, key = label.rpartition(".")
             owner = self._attributes.get(before) if key.isidentifier() else None
         return None if owner is None else Slot(owner, key, label)
+
+    def _inside(self, label: str) -> Slot | None:
+        """The slot of a number in a tuple or another container that can only be replaced as a whole."""
+        for at in re.finditer(r"\[", label):
+            outer = self._slots.get(label[: at.start()])
+            key = tuple(re.findall(r"\[[^\]]*\]", label[at.start() :]))
+            if outer is not None and part(read(outer), key) is not MISSING:
+                return Slot(PartOf(outer), key, label)
+        return None
 
     def grouped(self, tensors: Tensors) -> dict[str, Any]:
         """``{"m.mem[0]": a, "m.mem[1]": b, "m.mean": c}`` -> ``{"m.mem": [a, b], "m.mean": c}``: items of a list that

@@ -156,9 +156,9 @@ def examine(
     contents, real = Contents(roots), RealWritesPutBack()
     try:
         found = _examine_fakes(looked, real)
-    except NotOnFakes:
+    except NotOnFakes as error:
         if not uncaptured:
-            raise
+            raise ValueError(str(error)) from error.__cause__
         found = None
     finally:
         contents.restore()

@@ -142,6 +142,15 @@ def _of_uncompiled(state: Tensors, proof: Proof, uncompiled: Callable[[], None])
         proof.undo(state)
 
 
+def not_the_loops_uncaptured(objection: str) -> str:
+    """The refusal of a step that runs as Python and computes something else than the ordinary loop."""
+    return (
+        f"the step is not the ordinary loop's, though it runs uncaptured: {objection}. Nothing was changed. Tensors "
+        f"that the loss keeps and that share memory (a view beside its base) do this: keep one and take the view in "
+        f"the loss."
+    )
+
+
 def not_the_loops(objection: str) -> str:
     """The refusal of a step whose numbers are not the ordinary loop's."""
     return (

@@ -98,9 +98,8 @@ class ReadStep:
             known(state, batch)
         except NoLongerFits as error:
             change = None if self._around is None else self._around.difference()
-            if change is None:
-                raise
-            raise NoLongerFits(change.sentence("step.recapture()")) from error
+            said = str(error) if change is None else change.sentence("step.recapture()")
+            raise RuntimeError(said) from error
         return {}
 
     @property

@@ -12,6 +12,7 @@ from fusion_compile._capture.watch.watch import Watch
 from fusion_compile._program.program import Program, refuse_host_syncs
 from fusion_compile._step.by_running import CapturedStep
 from fusion_compile._step.carried import Carried
+from fusion_compile._step.carried_values import PartOf
 from fusion_compile._step.counted import CountedNumbers
 from fusion_compile._step.metrics import fit_metrics
 from fusion_compile._step.update import UpdatePlan, donated
@@ -109,7 +110,8 @@ class RunStep:
     def watch(self, roots: Mapping[str, Any], reads: Reads, carried: Carried) -> None:
         """From now on notice what changes, apart from what the step itself carries and counts."""
         self._watch = Watch(roots, reads, self._captured.constants)
-        self._watch.except_([*carried.slots(), *self.counted])
+        around = [slot.holder.slot for slot in self.counted if isinstance(slot.holder, PartOf)]
+        self._watch.except_([*carried.slots(), *self.counted, *around])
 
     def fits(self) -> bool:
         """Whether the numbers are such that this is the step."""

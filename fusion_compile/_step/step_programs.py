@@ -13,7 +13,6 @@ from torch import nn
 from fusion_compile import _compat
 from fusion_compile._capture.python_state.slots import Slot
 from fusion_compile._capture.rehearsal.contents import Contents
-from fusion_compile._capture.rehearsal.left_behind import Kind
 from fusion_compile._program.program import Program
 from fusion_compile._program.programs import Programs
 from fusion_compile._progress import stage
@@ -21,12 +20,11 @@ from fusion_compile._state import keys
 from fusion_compile._state.residence import Residence
 from fusion_compile._step import batches
 from fusion_compile._step.batch_numbers import BatchNumbers
-from fusion_compile._step.by_running import CapturedStep
+from fusion_compile._step.by_running import CapturedStep, captured_step
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.carried_entries import CarriedEntries
 from fusion_compile._step.counted import CountedNumbers, count_numbers, fixed_numbers, operand_sentence
 from fusion_compile._step.gradient_hooks import GradientHooks
-from fusion_compile._step.host_reads import not_on_fakes_message
 from fusion_compile._step.kept_state import KeptNow
 from fusion_compile._step.learnable import note_trained
 from fusion_compile._step.loss import LossFacts, LossFn, LossModule, examine, run_on_fakes, unread_sentence
@@ -34,14 +32,14 @@ from fusion_compile._step.metrics import drop_metrics, keep_metrics
 from fusion_compile._step.micro_batches import Shares, micro_batches, uncut
 from fusion_compile._step.notices import Notices
 from fusion_compile._step.operands import NotAnOperand
-from fusion_compile._step.proof import Compared, Proof, not_the_loops, take_compared
+from fusion_compile._step.proof import Compared, Proof, not_the_loops, not_the_loops_uncaptured, take_compared
 from fusion_compile._step.pure_step import Form, StepPlan, pure_step
 from fusion_compile._step.read_step import NotRead, Pure, ReadStep, graph_proved, watch_around
-from fusion_compile._step.rehearsed import RehearsedStep, outcome_now, rehearse_step
+from fusion_compile._step.rehearsed import Outcome, RehearsedStep, outcome_now, rehearse_step
 from fusion_compile._step.run_step import RunStep, Step, UncapturedStep
 from fusion_compile._step.shapes import MAX_PROGRAMS, Band, Bands, constant_sentence, no_band_sentence, refuse_too_many
 from fusion_compile._step.turn import compiling
-from fusion_compile._step.way import Asked, Way, choose, refuse_aliases, refuse_sources, tagged
+from fusion_compile._step.way import Asked, Way, choose, refuse_aliases, refuse_sources, refuse_unread, tagged
 from fusion_compile._step.written import refuse_other_points, refuse_rebound
 from fusion_compile._types import Tensors
 
@@ -66,15 +64,14 @@ class StepPrograms:
         self._steps: dict[Key, list[Step]] = {}
         self._hooks = GradientHooks(dict(model.named_parameters()))
         self._second: dict[int, RehearsedStep] = {}
-        """What real runs showed, by the identity of those steps whose second call is to be compared, too."""
+        """What real runs showed, by the identity of steps whose second call is to be compared, too."""
         self._waited: set[tuple[batches.Signature, bool]] = set()
         self.notices = Notices()
         self._carried = Carried(model)
         self._entries = CarriedEntries(self._carried, state)
         self.kept = KeptNow(self._roots, self._carried)
         self._signatures: dict[batches.Signature, None] = {}
-        self._bands = Bands(dynamic=plan.options.dynamic)
-        self._given = BatchNumbers()
+        self._bands, self._given = Bands(dynamic=plan.options.dynamic), BatchNumbers()
         self.facts: LossFacts | None = None
         note_trained(p for p in model.parameters() if p.requires_grad)
         self.shown: frozenset[str] | None = None
@@ -133,7 +130,12 @@ class StepPrograms:
         """Take a program's second step, compared as the first was: what a first step alone has shows now. `own`: the
         batch's key, where `key` is a band's."""
         seen = self._second[id(step)]
-        wanted = outcome_now(self._model, self._loss_fn, self._plan, self._state, batch)
+        wanted, more = self._looked_again(step, own, batch)
+        if more:
+            self._steps[key].remove(step)
+            self._second.pop(id(step))
+            self._compile(own, batch)
+            return
         if wanted is None:
             self._take(step, step(self._state, batch))
         else:
@@ -152,6 +154,18 @@ class StepPrograms:
         self._second.pop(id(step))
         if isinstance(step, ReadStep):
             step.forget_graph()
+
+    def _looked_again(self, step: Step, own: Key, batch: tuple[Any, ...]) -> tuple[Outcome | None, bool]:
+        """What the ordinary loop computes now, if there is memory, and whether it changes more than `step` carries: of
+        what moves on from place to place (a queue) a step sees as much as two runs move."""
+        if not (isinstance(step, RunStep) and self._carried):
+            return outcome_now(self._model, self._loss_fn, self._plan, self._state, batch), False
+        try:
+            later, way = self._rehearsed(own, batch)
+        except torch.OutOfMemoryError:
+            return None, False
+        known = self._carried.labels() | {slot.label for slot in step.counted}
+        return getattr(later, "wanted", None), not {record.label for record in (*way.carried, *way.numbers)} <= known
 
     def _compared(self, proof: Proof, step: Step, batch: tuple[Any, ...], seen: RehearsedStep) -> Compared:
         """Take one step; what the compiler's rounding alone makes different is said once."""
@@ -173,9 +187,9 @@ class StepPrograms:
         """Look at the loss, choose a way, compile, and take the first step. `not_read`: why it is not read."""
         compiling()
         signature, due, _ = key
-        options, known = self._plan.options, len(self._steps.get(key, ()))
-        bound = sys.maxsize if self._mode == "eager" else options.max_shapes  # uncompiled, a shape has no program
-        refuse_too_many(signature, self._signatures, bound, of_this_shape=known)
+        options, bound = self._plan.options, sys.maxsize  # uncompiled, a shape has no program
+        bound = bound if self._mode == "eager" else options.max_shapes
+        refuse_too_many(signature, self._signatures, bound, of_this_shape=len(self._steps.get(key, ())))
         parts = micro_batches(batch, options.accumulate)
         if options.accumulate > 1 and (whole := uncut(batch)):
             self.notices.warn(f"uncut {whole}", whole)
@@ -187,12 +201,14 @@ class StepPrograms:
             way = way._replace(runs=True, because=not_read or self._given.because())
         self._carried.add(way.carried, self._roots)
         self._carried.own([] if seen is None else seen.rehearsal.owned())
+        self._carried.count(record.slot for record in way.numbers if record.slot is not None)
         self._entries.take_all()
+        key = (*key[:2], self._carried.signature())  # what it carries is known now
         if self._mode != "eager" and not way.not_yet:
             self._carried.refuse_more_programs(MAX_PROGRAMS, key[:2])
         weights = self._plan.update.layout.views(self._residence.banks)
-        given, looked = (self._model, self._loss_fn, weights, parts[0].batch), seen is not None
-        uncaptured = self._mode == "eager"
+        given = self._model, self._loss_fn, weights, parts[0].batch
+        looked, uncaptured = seen is not None, self._mode == "eager"
         found = examine(*given, self._plan.precision, self._carried, rehearsed=looked, uncaptured=uncaptured)
         refuse_other_points(self._plan.update, self._state, found.written)
         if self._mode != "eager":
@@ -205,8 +221,7 @@ class StepPrograms:
             return pure_step(self._plan, loss, facts, self._carried, form)
 
         if self._mode == "eager" or way.not_yet:
-            left = () if seen is None else seen.rehearsal.of(Kind.NUMBER)
-            numbers = [record.slot for record in left if record.slot is not None]
+            numbers = [record.slot for record in way.numbers if record.slot is not None]
             update = self._plan.update if self._mode == "eager" else None  # other programs know the metrics
             step: Step = UncapturedStep(pure(Form(due=due, runs=True)), self._carried, numbers, update)
             self._take(step, self._uncaptured(step, batch, seen))
@@ -234,14 +249,10 @@ class StepPrograms:
         if seen is None or seen.sources:
             return step(self._state, batch)
         contents = Contents(self._roots)
-        found = self._compared(self._proof(seen), step, batch, seen)
+        found = self._compared(Proof(seen.wanted, self._state, seen.rehearsal.dtypes), step, batch, seen)
         if found.objection:
             contents.restore()
-            raise ValueError(
-                f"the step is not the ordinary loop's, though it runs uncaptured: {found.objection}. Nothing was "
-                f"changed. Tensors that the loss keeps and that share memory (a view beside its base) do this: keep "
-                f"one and take the view in the loss."
-            )
+            raise ValueError(not_the_loops_uncaptured(found.objection))
         return found.fresh
 
     def _rehearsed(self, key: Key, batch: tuple[Any, ...]) -> tuple[RehearsedStep | None, Way]:
@@ -270,7 +281,7 @@ class StepPrograms:
         the key of the batches that it is for."""
         options, because = self._plan.options, way.because
         if not way.runs:
-            proof = None if seen is None else self._proof(seen)
+            proof = None if seen is None else Proof(seen.wanted, self._state, seen.rehearsal.dtypes)
             apart = seen is not None and self._draws_apart(seen)
             try:
                 band, read = self._read(key, pure, batch, proof if apart else None)
@@ -286,12 +297,7 @@ class StepPrograms:
                 because = f"when it is read, {objection}"
             except NotRead as error:
                 because = str(error)
-            if options.capture == "read":
-                unchecked = seen is not None and seen.rehearsal.checks_arguments
-                advice = " torch.distributions checks its arguments there: validate_args=False" if unchecked else ""
-                raise ValueError(f"the step cannot be captured by reading: {because}.{advice}")
-            if seen is None:
-                raise ValueError(f"{because} Without rehearse=False the step could be captured by running it.")
+            refuse_unread(because, options.capture, None if seen is None else seen.rehearsal)
         assert seen is not None
         refuse_sources(seen.sources, because)
         refuse_aliases(seen.rehearsal, because)
@@ -318,9 +324,6 @@ class StepPrograms:
                 self.notices.warn("band", f"no one program serves these sizes, so each has its own: {error}")
         return None, ReadStep(self._programs, key, pure, due, given, mode, (), first)
 
-    def _proof(self, seen: RehearsedStep) -> Proof:
-        return Proof(seen.wanted, self._state, seen.rehearsal.dtypes)
-
     def _draws_apart(self, seen: RehearsedStep) -> bool:
         """Whether the compiled step draws other random numbers than the ordinary loop."""
         return seen.rehearsal.drew_random and self._plan.options.backend == "inductor"
@@ -336,9 +339,9 @@ class StepPrograms:
                     raise ValueError(operand_sentence(numbers, str(error))) from error
                 numbers = fixed_numbers(self._given.slots)  # an operator wants the plain number
                 captured = self._capture(key, pure, batch, numbers)
-            step = RunStep(captured, self._carried.forms, numbers)
+            step = RunStep(captured, self._carried.without_numbers(self._carried.forms), numbers)
             captured.compile(self._state, numbers.given(batch), mode=self._mode, backend=backend)
-            found = self._compared(self._proof(seen), step, batch, seen)
+            found = self._compared(Proof(seen.wanted, self._state, seen.rehearsal.dtypes), step, batch, seen)
         if found.objection:
             raise ValueError(not_the_loops(found.objection))
         self._programs.captured[key, len(self._steps.get(key, ()))] = step.program
@@ -346,16 +349,8 @@ class StepPrograms:
         return step
 
     def _capture(self, key: Key, pure: Pure, batch: tuple[Any, ...], numbers: CountedNumbers) -> CapturedStep:
-        contents = Contents(self._roots)
-        try:
-            advance = numbers.followed(pure(Form(due=key[1], runs=True)))
-            return CapturedStep(advance, self._state, numbers.given(batch), self._model)
-        except NotAnOperand:
-            raise
-        except Exception as error:  # of any kind: the loss itself has run before, on real tensors
-            raise ValueError(not_on_fakes_message(error)) from error
-        finally:
-            contents.restore()
+        step = numbers.followed(pure(Form(due=key[1], runs=True)))
+        return captured_step(self._roots, step, self._state, numbers.given(batch), self._model)
 
     def _numbers(self, slots: list[Slot], batch: tuple[Any, ...]) -> CountedNumbers:
         contents, given = Contents(self._roots), self._given

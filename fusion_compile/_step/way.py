@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from torch import nn
 
-from fusion_compile._capture.python_state.slots import MISSING, WHOLE
+from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot
 from fusion_compile._capture.rehearsal.left_behind import IN_A_CACHE, Kind, Left
 from fusion_compile._capture.rehearsal.rehearsal import Rehearsal
 from fusion_compile._capture.sources.sources import Source
+from fusion_compile._step.carried_values import changing_numbers
 
 Capture = Literal["read", "run"]
 CAPTURES = ("read", "run", None)
@@ -87,11 +89,12 @@ def choose(rehearsal: Rehearsal, asked: Asked) -> Way:
     refuse_iterators(rehearsal.not_put_back)
     left = [r for r in rehearsal.left if r.kind not in _ONCE or r.label not in asked.carries]
     carried = tuple(r for r in rehearsal.left if r.kind in _CARRIED)
+    numbers = counted(left)
     if asked.uncompiled:
-        return Way(True, "", carried)
+        return Way(True, "", carried, numbers)
     if rehearsal.once:
         said = f"the loss does not run twice in a row from here, which is needed to prove a program ({rehearsal.once})"
-        return Way(True, "", carried, (), said)
+        return Way(True, "", carried, numbers, said)
     if odd := [record for record in left if record.kind in _WHY_NOT]:
         raise ValueError(f"{odd[0].label} {_WHY_NOT[odd[0].kind]}.{_others(odd)}")
     if cached := [record for record in left if record.where == IN_A_CACHE]:
@@ -100,14 +103,13 @@ def choose(rehearsal: Rehearsal, asked: Asked) -> Way:
             f"program would not; compute it before compile_training_step() and keep it in an attribute or a buffer."
             f"{_others(cached)}"
         )
-    numbers = tuple(record for record in left if record.kind is Kind.NUMBER)
     once = [(r, _ONCE[r.kind]) for r in left if r.kind in _ONCE]
     once += [(r, "is made by the first forward") for r in numbers if _is_made(r)]
     if once:
         first, why = once[0]
         if not asked.may_wait:
             raise ValueError(f"{first.label} {why} {_ONCE_AGAIN}.{_others([r for r, _ in once])}")
-        return Way(True, "", carried, (), f"{first.label} {why}")
+        return Way(True, "", carried, numbers, f"{first.label} {why}")
     for record in numbers:
         if record.slot is None or record.slot.key is WHOLE:
             raise ValueError(
@@ -124,6 +126,21 @@ def choose(rehearsal: Rehearsal, asked: Asked) -> Way:
             f"{reasons[0][1]}."
         )
     return Way(True, because, carried, numbers)
+
+
+def counted(left: Sequence[Left]) -> tuple[Left, ...]:
+    """The records of plain numbers; for those that lie in a tuple or another container, one for each number."""
+    found: list[Left] = []
+    for record in left:
+        if record.kind not in (Kind.NUMBER, Kind.STATE):
+            continue
+        inside: list[Slot] = []
+        if record.slot is not None and record.slot.key is not WHOLE:
+            inside = changing_numbers(record.slot, (record.before, record.after_first, record.after_second))
+        found += [replace(record, label=slot.label, slot=slot, kind=Kind.NUMBER) for slot in inside]
+        if not inside and record.kind is Kind.NUMBER:
+            found.append(record)
+    return tuple(found)
 
 
 def _not_for_reading(rehearsal: Rehearsal, asked: Asked, kept: Sequence[Left]) -> Iterator[tuple[str, str]]:
@@ -176,6 +193,17 @@ def tagged(model: nn.Module) -> list[str]:
         for name, parameter in model.named_parameters()
         if any(not attribute.startswith("_") for attribute in vars(parameter))
     ]
+
+
+def refuse_unread(because: str, capture: Capture | None, rehearsal: Rehearsal | None) -> None:
+    """Raise ValueError if a step that cannot be captured by reading cannot be captured by running either: nobody asked
+    for that, or nothing was rehearsed. `because`: why it cannot be read."""
+    if capture == "read":
+        unchecked = rehearsal is not None and rehearsal.checks_arguments
+        advice = " torch.distributions checks its arguments there: validate_args=False" if unchecked else ""
+        raise ValueError(f"the step cannot be captured by reading: {because}.{advice}")
+    if rehearsal is None:
+        raise ValueError(f"{because} Without rehearse=False the step could be captured by running it.")
 
 
 def refuse_aliases(rehearsal: Rehearsal, because: str) -> None:

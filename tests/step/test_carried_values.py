@@ -12,7 +12,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fusion_compile._step.carried_values import filled, form_of, shape_of, tensors_in
+from fusion_compile._capture.python_state.slots import MISSING, Slot, read, write
+from fusion_compile._step.carried_values import (
+    PartOf,
+    changing_numbers,
+    filled,
+    form_of,
+    numbers_in,
+    part,
+    shape_of,
+    tensors_in,
+    with_part,
+)
 
 
 class Holder:
@@ -82,3 +93,28 @@ def test_the_models_own_tensors_are_no_state() -> None:
     assert [path for path, _ in tensors_in(value, "m", own)] == ["m['mean']"]
     assert filled(form_of(value, "m", own), {"m['mean']": torch.ones(1)})["w"] is parameter
     assert shape_of(value, own) == shape_of({"w": parameter, "mean": torch.ones(1)}, own)
+
+
+def test_a_part_is_read_and_the_whole_is_copied_around_another_one() -> None:
+    value: dict[str, Any] = {"a": Kept(torch.zeros(1), 0.5), "b": [(1, True)]}
+    assert part(value, ("['a']", "['rate']")) == 0.5 and part(value, ("['c']", "[0]")) is MISSING
+    other = with_part(value, ("['b']", "[0]", "[0]"), 7)
+    assert other["b"] == [(7, True)] and value["b"] == [(1, True)] and other["a"].mean is value["a"].mean
+    assert with_part(value, ("['c']",), 7) is value
+    assert numbers_in(value) == {("['a']", "['rate']"): 0.5, ("['b']", "[0]", "[0]"): 1}
+
+
+def test_a_slot_inside_of_a_tuple_replaces_the_tuple() -> None:
+    owner = {"state": Moments(torch.zeros(1), 3)}
+    outer = Slot(owner, "state", "m.state")
+    slot = Slot(PartOf(outer), ("[1]",), "m.state[1]")
+    before = owner["state"]
+    write(slot, 4)
+    assert read(slot) == 4 and owner["state"] == (before.mean, 4) and before.steps == 3
+
+
+def test_numbers_that_change_are_found_where_nothing_else_does() -> None:
+    outer = Slot({}, "s", "m.s")
+    values = [(torch.zeros(1), n, 5) for n in range(3)]
+    assert [slot.label for slot in changing_numbers(outer, values)] == ["m.s[1]"]
+    assert changing_numbers(outer, [(1,), (1, 2), (1, 2, 3)]) == changing_numbers(outer, [1, 2, 3]) == []

@@ -40,6 +40,18 @@ _PLAIN_KEYS = (type(None), bool, int, float, complex, str, bytes)
 _ENVIRON = type(os.environ)
 
 
+class Inside:
+    """The holder of what lies inside of a value that can only be replaced as a whole: the number in a tuple."""
+
+    def read(self, key: Any) -> Any:
+        """What lies at `key`, or `MISSING`."""
+        raise NotImplementedError
+
+    def write(self, key: Any, value: Any) -> None:
+        """Put a value around `value` into the place of the whole."""
+        raise NotImplementedError
+
+
 class Slot(NamedTuple):
     """Where Python keeps one value. `label` is what a reader calls it: ``"model.1.cache[5]"``, ``"CFG.kl"``.
 
@@ -62,6 +74,8 @@ def read(slot: Slot) -> Any:
     holder, key, _ = slot
     if key is WHOLE:
         return values_in(holder)
+    if isinstance(holder, Inside):
+        return holder.read(key)
     kind = type(holder)
     try:
         if type(key) is types.MemberDescriptorType:
@@ -94,6 +108,8 @@ def write(slot: Slot, value: Any) -> None:
     kind = type(holder)
     if key is WHOLE:
         refill(holder, value)
+    elif isinstance(holder, Inside):
+        holder.write(key, value)
     elif type(key) is types.MemberDescriptorType:
         key.__delete__(holder) if value is MISSING else key.__set__(holder, value)
     elif kind is types.CellType:
