@@ -373,7 +373,8 @@ class StepPrograms:
             facts = found.joined(self.facts, any_metrics=self._mode == "eager")
         except ValueError as difference:
             when = "the loss now" if known_shape else "with this batch shape the loss"
-            raise ValueError(f"{when} {difference}; compile another step for it.") from None
+            apart = "as_torch_optimizer() leaves a parameter without a gradient alone"
+            raise ValueError(f"{when} {difference}; compile another step for it ({apart}).") from None
         if self.facts is None or self._mode != "eager":
             update, options = self._plan.update, self._plan.options
             shares = Shares((1,) * options.accumulate, options.weigh_by)

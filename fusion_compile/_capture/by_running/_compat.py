@@ -151,11 +151,28 @@ def _dropout_with(mask: Tensor, x: Tensor, p: float, train: bool | None) -> tupl
     return x * mask * (0.0 if p == 1 else 1 / (1 - p)), mask
 
 
-class _KeepDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Around(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A mode around a context of the user's (one of selective checkpointing, which saves some results)."""
+
+    def __init__(self, inner: contextlib.AbstractContextManager[Any]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._inner = inner
+
+    def __enter__(self) -> Any:
+        super().__enter__()  # type: ignore[no-untyped-call]
+        self._inner.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._inner.__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+
+class _KeepDraws(_Around):
     """Inside, what random operators draw is kept, operator by operator: what each returned, and what it wrote."""
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+    def __init__(self, inner: contextlib.AbstractContextManager[Any]) -> None:
+        super().__init__(inner)
         self.drawn: dict[Any, list[tuple[Any, list[Any]]]] = defaultdict(list)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -168,12 +185,12 @@ class _KeepDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-class _ReuseDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _ReuseDraws(_Around):
     """Inside, random operators give and write what they gave and wrote inside `first`, and nodes are marked with
     ``meta["custom"]["recomputed"]``, the number of the region."""
 
-    def __init__(self, first: _KeepDraws, number: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+    def __init__(self, first: _KeepDraws, number: int, inner: contextlib.AbstractContextManager[Any]) -> None:
+        super().__init__(inner)
         self._first, self._number = first, number
         self._next: dict[Any, int] = defaultdict(int)
 
@@ -199,7 +216,7 @@ def checkpoints_keep_their_masks() -> Iterator[None]:
 
     A trace writes down both the forward and the recomputation. Drawn twice, the gradient would belong to another
     dropout mask than the loss. Reentrant checkpointing calls ``backward`` inside the backward, which no trace holds.
-    A region with a ``context_fn`` of its own keeps it.
+    A region with a ``context_fn`` of its own keeps it: what it saves is saved, and the rest computed again.
     """
     module = torch.utils.checkpoint
     generator = module._checkpoint_without_reentrant_generator
@@ -208,14 +225,12 @@ def checkpoints_keep_their_masks() -> Iterator[None]:
     def keeping(
         fn: Any, preserve_rng_state: bool = True, context_fn: Any = module.noop_context_fn, *args: Any, **kwargs: Any
     ) -> Any:
-        if context_fn is module.noop_context_fn:
+        def around() -> Any:
+            forward, again = context_fn()
+            first = _KeepDraws(forward)
+            return first, _ReuseDraws(first, next(numbers), again)
 
-            def context_fn() -> Any:
-                first = _KeepDraws()
-                return first, _ReuseDraws(first, next(numbers))
-
-            preserve_rng_state = False
-        return generator(fn, preserve_rng_state, context_fn, *args, **kwargs)
+        return generator(fn, False, around, *args, **kwargs)
 
     with patched(module, "_checkpoint_without_reentrant_generator", keeping), no_checkpoint_is_reentrant():
         yield

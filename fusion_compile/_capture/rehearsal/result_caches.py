@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import types
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -60,5 +62,17 @@ def is_filled_from_nothing(cache: Any, provenance: Provenance) -> bool:
 
 
 def tensors_in(cache: Any) -> list[Tensor]:
-    """The tensors among the results and arguments that `cache` holds."""
-    return [tensor for _, tensor in Reach({"": cache}, with_globals=False).tensors.values()]
+    """The tensors in the results that `cache` holds, and those among its arguments.
+
+    Not those that an argument leads to: a method's first argument is the module, with all its weights.
+    """
+    held = gc.get_referents(cache)
+    tables = [inner for inner in held if type(inner) is dict]
+    keys = [key for table in tables for key in table if type(key) is not str]
+    arguments = [
+        a for key in keys for a in (key if isinstance(key, (tuple, list)) else (key,)) if isinstance(a, Tensor)
+    ]
+    results = [*held, *(result for table in tables for result in table.values())]
+    no_results = {*map(id, keys), *map(id, tables)}
+    own = [r for r in results if id(r) not in no_results and not isinstance(r, (type, types.FunctionType))]
+    return [tensor for _, tensor in Reach({"": [*own, *arguments]}, with_globals=False).tensors.values()]

@@ -99,6 +99,30 @@ def test_a_region_with_a_policy_of_its_own_keeps_it() -> None:
     assert torch.allclose(graph(x)[0], f(x)[0])
 
 
+@pytest.mark.parametrize("saved", ["mm", "bernoulli_"])
+def test_a_region_with_a_policy_of_its_own_has_one_mask(saved: str) -> None:
+    def policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> checkpoint.CheckpointPolicy:
+        kept = saved in str(op)
+        return checkpoint.CheckpointPolicy.MUST_SAVE if kept else checkpoint.CheckpointPolicy.PREFER_RECOMPUTE
+
+    def f(x: Tensor) -> list[Tensor]:
+        def region(x: Tensor) -> Tensor:
+            return nn.functional.dropout((x @ x).tanh(), 0.5).square() @ x
+
+        def contexts() -> Any:
+            return checkpoint.create_selective_checkpoint_contexts(policy)
+
+        y = checkpoint.checkpoint(region, x, use_reentrant=False, context_fn=contexts)
+        return [y.detach(), *torch.autograd.grad(y.sum(), [x])]
+
+    x = torch.randn(4, 4, requires_grad=True)
+    graph = run_on_fakes(f, {"x": x})
+    torch.manual_seed(3)
+    wanted = f(x)
+    torch.manual_seed(3)
+    torch.testing.assert_close(graph(x), wanted)
+
+
 def test_an_own_and_an_inherited_attribute_come_back_after_an_error() -> None:
     class Base:
         limit = 1

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fusion_compile._capture.rehearsal.rehearsal import rehearse
+from fusion_compile._capture.rehearsal.result_caches import tensors_in
 from tests.small_models import batches, compiled, squared_error, torch_loop
 
 
@@ -37,6 +39,41 @@ class Loss:
 
     def by_table(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return squared_error(model, x + self.table(4), y)
+
+
+class Biased(nn.Module):
+    """Caches a method's table by its length; the cache's first argument is the module with its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019
+    def table(self, columns: int) -> Tensor:
+        return torch.arange(columns) / columns
+
+    @functools.cache  # noqa: B019
+    def scale(self) -> Tensor:
+        return self.linear.weight.detach().norm().clone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear(x) + self.table(4)
+        return out
+
+
+def test_of_a_methods_cache_the_results_count_and_not_the_module() -> None:
+    module = Biased()
+    assert tensors_in(Biased.table) == tensors_in(Biased.scale) == []
+    table, scale = module.table(3), module.scale()
+    assert [id(t) for t in tensors_in(Biased.table)] == [id(table)]
+    assert [id(t) for t in tensors_in(Biased.scale)] == [id(scale)]
+    with_argument = functools.cache(torch.neg)
+    given = torch.ones(1)
+    with_argument(given)
+    assert given.data_ptr() in {t.data_ptr() for t in tensors_in(with_argument)}
+    model = nn.Sequential(Biased(), Biased())
+    rehearsal = rehearse({"model": model}, lambda: model(torch.ones(2, 4)).sum())
+    assert not [record.label for record in rehearsal.left] and rehearsal.lru_caches == 1
 
 
 @pytest.mark.parametrize("capture", [None, "read", "run"])
