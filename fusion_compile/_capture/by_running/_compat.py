@@ -168,7 +168,7 @@ class _Around(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
 
-class _KeepDraws(_Around):
+class _KeepDraws(_Around):  # type: ignore[no-untyped-call]
     """Inside, what random operators draw is kept, operator by operator: what each returned, and what it wrote."""
 
     def __init__(self, inner: contextlib.AbstractContextManager[Any]) -> None:
@@ -185,7 +185,7 @@ class _KeepDraws(_Around):
         return out
 
 
-class _ReuseDraws(_Around):
+class _ReuseDraws(_Around):  # type: ignore[no-untyped-call]
     """Inside, random operators give and write what they gave and wrote inside `first`, and nodes are marked with
     ``meta["custom"]["recomputed"]``, the number of the region."""
 

@@ -99,10 +99,9 @@ def test_a_region_with_a_policy_of_its_own_keeps_it() -> None:
     assert torch.allclose(graph(x)[0], f(x)[0])
 
 
-@pytest.mark.parametrize("saved", ["mm", "bernoulli_"])
-def test_a_region_with_a_policy_of_its_own_has_one_mask(saved: str) -> None:
+def test_a_region_with_a_policy_of_its_own_has_one_mask() -> None:
     def policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> checkpoint.CheckpointPolicy:
-        kept = saved in str(op)
+        kept = op is torch.ops.aten.mm.default
         return checkpoint.CheckpointPolicy.MUST_SAVE if kept else checkpoint.CheckpointPolicy.PREFER_RECOMPUTE
 
     def f(x: Tensor) -> list[Tensor]:
