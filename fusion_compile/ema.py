@@ -16,8 +16,9 @@ class EMA(KeptAverage):
 
     Give it to ``compile_training_step(…, ema=…)``, or several in a list. It is state like any other: a skipped step
     leaves it, checkpoints hold it, and a resumed run has it bitwise. 1 - decay is live as
-    ``step.hyperparameters["ema_rate"]``. Under Schedule-Free it averages x. Buffers are the model's, not averaged. A
-    loss that reads `model` sees the average as it was before the step.
+    ``step.hyperparameters["ema_rate"]``. Under Schedule-Free it averages x. Buffers are the model's, not averaged. Of
+    bf16 and fp16 weights the average is fp32, as `model` is then. A loss that reads
+    `model` sees the average as it was before the step.
 
     Args:
         model: The model that is trained; may be left out, since the step knows it.
