@@ -39,11 +39,12 @@ exhaustive: export OMP_NUM_THREADS ?= 1
 exhaustive: $(INSTALLED) compiler
 	@$(BIN)/python -m pytest -q -m exhaustive -n $(WORKERS) $(ARGS)
 
-# Lightning and ignite are not among the ordinary tests' packages. They need no other torch; torchmetrics, which Lightning
+# Lightning, ignite and timm are not among the ordinary tests' packages. They need no other torch (timm's torchvision without its operators); torchmetrics, which Lightning
 # brings, looks for a torchvision that fits torch, and does without one.
 trainers: export OMP_NUM_THREADS ?= 1
 trainers: $(INSTALLED)
 	@$(PIP) install --quiet --constraint constraints.txt lightning pytorch-ignite
+	@$(PIP) install --quiet --no-deps timm torchvision==0.28.0
 	@$(BIN)/python -m pytest -q -m trainers $(ARGS) tests/integrations
 
 # What a GPU would run, from torch's CPU build and the Triton that torch's CUDA build of the same version pins. Triton lies in a folder of

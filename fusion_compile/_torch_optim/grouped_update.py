@@ -24,7 +24,14 @@ from fusion_compile._torch_optim.guards import Guards
 from fusion_compile._torch_optim.named_groups import STEPS, check_options, check_parameters, group_routes
 from fusion_compile._torch_optim.naming import full_names, has_place_only
 from fusion_compile._torch_optim.parameter_group import ParameterGroup, holder
-from fusion_compile._torch_optim.torch_words import BETAS, MAXIMIZE, betas_of, split_betas, without_torchs_words
+from fusion_compile._torch_optim.torch_words import (
+    BETAS,
+    MAXIMIZE,
+    betas_of,
+    decay_is_theirs,
+    split_betas,
+    without_torchs_words,
+)
 from fusion_compile._torch_optim.update_program import Arrivals, Signature, Turn, UpdatePrograms
 from fusion_compile._torch_optim.written_point import found_late, overwritten
 from fusion_compile._types import Tensors
@@ -159,13 +166,17 @@ class GroupedUpdate:
     def refuse_unread(self, at: int, options: Options, given: Mapping[str, nn.Parameter]) -> None:
         """Raise ValueError for a number that the new group `at` sets and nothing reads for its parameters.
 
-        A number that is the default's, as in a copy of other ``param_groups``, sets nothing.
+        A number that is the default's, as in a copy of other ``param_groups``, sets nothing. A ``weight_decay`` that
+        has another name for these parameters gets it.
         """
-        set_here = {n: options[n] for n in self.numbers if n in options}
-        differing = [n for n, value in set_here.items() if as_float(value) != as_float(self.numbers[n])]
         members = {n: p for n, p in given.items() if p.requires_grad}
-        if differing and members:
-            refuse_unread(f"parameter group {at}", differing, self._numbers_used(members), self.transform.name)
+        if not members or not self.numbers.keys() & options.keys():
+            return
+        used = self._numbers_used(members)
+        decay_is_theirs(options, used)
+        set_here = {n: options[n] for n in self.numbers if n in options}
+        if differing := [n for n, value in set_here.items() if as_float(value) != as_float(self.numbers[n])]:
+            refuse_unread(f"parameter group {at}", differing, used, self.transform.name)
 
     def refuse_unread_rate(self, param_groups: Iterable[Options]) -> None:
         """Raise ValueError if nothing reads ``lr`` for any parameter, so that giving it would change nothing."""

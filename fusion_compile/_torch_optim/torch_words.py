@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from fusion_compile.optim._transform import SPECTRAL, Transform, pair_of
@@ -11,6 +11,8 @@ MAXIMIZE = "maximize"
 """Key of a parameter group: step uphill."""
 BETAS = "betas"
 """Key of a parameter group: torch's pair, which `OneCycleLR` and `CyclicLR` write. Each is a hyperparameter here."""
+DECAY = "weight_decay"
+"""The number by which trainers tell apart the parameters that decay from biases and norms."""
 _SAY_NOTHING = ("foreach", "fused", "capturable")
 """How torch runs its update; the update is one program here, whatever they say."""
 _MUST_BE = {"amsgrad": False, "differentiable": False, "decoupled_weight_decay": True}
@@ -59,3 +61,14 @@ def split_betas(options: Mapping[str, Any], names: Iterable[str], of: str) -> di
             f"{options[differing]!r}; give it once."
         )
     return {**{n: v for n, v in options.items() if n != BETAS}, **told}
+
+
+def decay_is_theirs(group: dict[str, Any], used: Collection[str]) -> None:
+    """Give a group's ``weight_decay`` the name that it has for the group's parameters, which read the numbers `used`.
+
+    Trainers make a group of biases and norms with ``weight_decay=0.0``, which a recipe for matrices reads as
+    ``scalar_weight_decay``.
+    """
+    own = f"scalar_{DECAY}"
+    if DECAY in group and DECAY not in used and own in used and own not in group:
+        group[own] = group.pop(DECAY)

@@ -220,14 +220,16 @@ def test_diagnostics_of_each_group() -> None:
 
 
 def test_a_number_that_nothing_reads_for_its_group_is_refused_and_a_copy_of_the_defaults_is_not() -> None:
-    """muon reads weight_decay for matrices and scalar_weight_decay for the rest: written into the wrong group, it
-    was a float in param_groups that did nothing."""
+    """muon reads lr for matrices and scalar_lr for the rest: written into the wrong group, it was a float in
+    param_groups that did nothing. A group's weight_decay is what its parameters decay by, under either name."""
     model = Bowl()
     matrices = [(n, p) for n, p in model.named_parameters() if p.ndim == 2 and min(p.shape) >= 128]
     rest = [(n, p) for n, p in model.named_parameters() if not (p.ndim == 2 and min(p.shape) >= 128)]
     assert matrices and rest
-    with pytest.raises(ValueError, match=r"^parameter group 1 sets 'weight_decay', but muon does not .*scalar_weight"):
-        as_torch_optimizer([{"params": matrices}, {"params": rest, "weight_decay": 0.5}], "muon")
+    with pytest.raises(ValueError, match=r"^parameter group 0 sets 'scalar_weight_decay', but muon does not .*weight_"):
+        as_torch_optimizer([{"params": matrices, "scalar_weight_decay": 0.5}, {"params": rest}], "muon")
+    decayed = as_torch_optimizer([{"params": matrices}, {"params": rest, "weight_decay": 0.5}], "muon")
+    assert [g["scalar_weight_decay"] for g in decayed.param_groups][1] == 0.5
     groups = [{"params": matrices, "weight_decay": 0.5}, {"params": rest, "scalar_weight_decay": 0.5}]
     first = as_torch_optimizer(groups, "muon", lr=0.01)
     copied = [{**g, "params": named} for g, named in zip(first.param_groups, (matrices, rest), strict=True)]

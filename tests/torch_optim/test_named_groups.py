@@ -76,7 +76,7 @@ def one() -> list[Any]:
         ("adamw", one(), {"mode": "fast"}, ValueError, "mode='fast' is not known"),
         ("muon", one(), {"force_scalar": ["x"]}, ValueError, "force_scalar: 'x' matches no trainable parameter"),
         ("muon", one(), {"force_scalar": "x"}, TypeError, "is a string; give a list"),
-        ("muon", [{"params": one(), "weight_decay": 0.5}], {}, ValueError, "group 0 sets 'weight_decay', but muon"),
+        ("muon", [{"params": one(), "momentum": 0.5}], {}, ValueError, "group 0 sets 'momentum', but muon"),
         ("muon", one(), {"lr": 1.0}, ValueError, "the optimizer sets 'lr', but muon does not read it for these"),
         ("adamw", 3, {}, TypeError, "params is a int; give the model, model.named_parameters()"),
         ("adamw", None, {}, TypeError, "params is a NoneType"),

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
 from fusion_compile import optim
-from fusion_compile._torch_optim.torch_words import betas_of, split_betas, without_torchs_words
+from fusion_compile._torch_optim.torch_words import betas_of, decay_is_theirs, split_betas, without_torchs_words
 from tests.small_models import batches, mlp
 from tests.torch_loops import close_to_torch, made, train
 
@@ -160,3 +160,33 @@ def test_a_pair_beside_its_numbers() -> None:
         split_betas({"betas": (0.9, 0.8), "beta1": 0.5}, names, "group")
     with pytest.raises(ValueError, match="it has only momentum; set momentum itself"):
         split_betas({"betas": (0.9, 0.8)}, ("momentum",), "group")
+
+
+def test_a_decay_gets_the_name_that_it_has_for_a_groups_parameters() -> None:
+    def told(group: dict[str, Any], used: set[str]) -> dict[str, Any]:
+        decay_is_theirs(group, used)
+        return group
+
+    scalars = {"scalar_lr", "scalar_weight_decay"}
+    assert told({"weight_decay": 0.0, "lr": 1.0}, scalars) == {"scalar_weight_decay": 0.0, "lr": 1.0}
+    both = {"weight_decay": 0.0, "scalar_weight_decay": 0.1}
+    assert told(dict(both), scalars) == both
+    assert told({"weight_decay": 0.0}, {"weight_decay", *scalars}) == {"weight_decay": 0.0}
+    assert told({"weight_decay": 0.0}, {"lr"}) == {"weight_decay": 0.0}
+
+
+@pytest.mark.parametrize("recipe", ["muon", "normuon"])
+def test_biases_and_norms_without_decay_as_trainers_group_them(recipe: str) -> None:
+    """transformers' Trainer and timm give the matrices a decay and the rest none, whatever the recipe calls it."""
+    model = nn.Sequential(nn.Linear(128, 128), nn.LayerNorm(128))
+    decays = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": decays, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = made(groups, functools.partial(optim.RECIPES[recipe], scalar_weight_decay=0.5), model=model)
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert optimizer.param_groups[1]["scalar_weight_decay"] == 0.0
+    before = [p.detach().clone() for p in rest]
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(rest, before, strict=True))
