@@ -16,7 +16,7 @@ help:
 	@echo "make demo    train a diffusion transformer on real digits as one program and sample it from a table -> demo/"
 	@echo "make test    run the tests"
 	@echo "make exhaustive  run what the tests leave to it: every subset of the optimizer's components (minutes)"
-	@echo "make trainers  install Lightning and ignite and run the tests that need them"
+	@echo "make trainers  install Lightning, ignite and timm and run the tests that need them"
 	@echo "make cuda-codegen  write every recipe's program for an H100, without a GPU, and compile its kernels (minutes)"
 	@echo "make fuzz    draw models, recipes, batches, faults and corruptions for minutes (ARGS='--minutes 10 --seed 3')"
 	@echo "make lint    ruff, mypy and basedpyright"

@@ -33,7 +33,6 @@ from fusion_compile._torch_optim.torch_words import (
     without_torchs_words,
 )
 from fusion_compile._torch_optim.update_program import Arrivals, Signature, Turn, UpdatePrograms
-from fusion_compile._torch_optim.written_point import found_late, overwritten
 from fusion_compile._types import Tensors
 from fusion_compile.optim._resolve import OptimizerChoice
 from fusion_compile.optim._schedules import Schedule
@@ -172,8 +171,7 @@ class GroupedUpdate:
         members = {n: p for n, p in given.items() if p.requires_grad}
         if not members or not self.numbers.keys() & options.keys():
             return
-        used = self._numbers_used(members)
-        decay_is_theirs(options, used)
+        decay_is_theirs(options, used := self._numbers_used(members))
         set_here = {n: options[n] for n in self.numbers if n in options}
         if differing := [n for n, value in set_here.items() if as_float(value) != as_float(self.numbers[n])]:
             refuse_unread(f"parameter group {at}", differing, used, self.transform.name)
@@ -303,15 +301,11 @@ class GroupedUpdate:
             return
         if not group.moves or (name is None and not look and not point.is_due(steps)):
             return
-        knew, since = point.seen or name is not None, steps - point.looked
         with torch.no_grad():
-            taken = point.take_up(group.plan, group.state, group.members, steps, told=name is not None)
+            said = point.take_up(group.plan, group.state, group.members, steps, told=name)
         group.note_versions()
-        found = point.is_due(steps) and point.seen
-        if (found or name is not None) and not taken:
-            self.warn("written", overwritten(name))
-        elif found and not knew and since > 1:
-            self.warn("written", found_late(since - 1))
+        if said:
+            self.warn("written", said)
 
     def apply_numbers(self, group: ParameterGroup, options: Options) -> None:
         """Write the numbers of ``param_groups`` and the values of schedules to the device where they changed."""

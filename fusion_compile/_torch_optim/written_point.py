@@ -45,13 +45,15 @@ class WrittenPoint:
         return self.seen or steps == 1 or steps - self.looked >= EVERY
 
     def take_up(
-        self, plan: UpdatePlan, state: Tensors, members: Mapping[str, nn.Parameter], steps: int, *, told: bool
-    ) -> bool:
-        """Let x in `state` follow what was written into `members`. Waits for no device. `told`: by a version.
+        self, plan: UpdatePlan, state: Tensors, members: Mapping[str, nn.Parameter], steps: int, *, told: str | None
+    ) -> str:
+        """Let x in `state` follow what was written into `members`. Waits for no device.
 
-        False if the transform's point does not follow x in a straight line, so that nothing can be taken up.
+        `told`: the name of a parameter whose version tells a write. Returns what to say: that writes were lost, or that
+        they cannot be taken up, because the transform's point does not follow x in a straight line.
         """
         context = plan.context(state)
+        knew, lost = self.seen or told is not None, steps - self.looked - 1
         self.looked = steps
         point = plan.gradient_point(state, context)
         at, x = plan.layout.views(point), plan.layout.views(plan.params(state))
@@ -61,7 +63,7 @@ class WrittenPoint:
             found.append(off.any())
             shown = at[name].to(p.dtype)
             written[name] = Written(shown, torch.where(off, p.detach(), shown))
-        if not told:
+        if told is None:
             self._note(torch.stack(found).any())
         if self._follows is None:
             self._follows = _follows(plan, state, members)
@@ -69,7 +71,10 @@ class WrittenPoint:
             moved = with_written_point(plan, state, point, written, context)
             for bank in plan.layout.banks:
                 state[keys.params(bank.key)].copy_(moved[keys.params(bank.key)])
-        return self._follows
+        self._read_flag()
+        if (self.seen or told is not None) and not self._follows:
+            return _overwritten(told)
+        return _found_late(lost) if self.seen and not knew and lost > 0 else ""
 
     def _note(self, found: Tensor) -> None:
         if found.device.type != "cuda":
@@ -104,7 +109,7 @@ def _follows(plan: UpdatePlan, state: Tensors, members: Mapping[str, nn.Paramete
     return True
 
 
-def overwritten(name: str | None) -> str:
+def _overwritten(name: str | None) -> str:
     """What to say of a write that cannot be taken up. `name`: a parameter's, where a version told it."""
     return (
         f"{name or 'a parameter'} was written to while the parameters hold Schedule-Free's y; it is overwritten now. "
@@ -112,7 +117,7 @@ def overwritten(name: str | None) -> str:
     )
 
 
-def found_late(steps: int) -> str:
+def _found_late(steps: int) -> str:
     """What to say of a write that was found after so many steps without a look."""
     return (
         f"parameters were written to through .data, which leaves no trace, while they hold Schedule-Free's y. This "
