@@ -54,7 +54,7 @@ CODEGEN := .cuda-codegen/triton-$(TRITON)
 cuda-codegen: export OMP_NUM_THREADS ?= 1
 cuda-codegen: export TRITON_CACHE_DIR ?= $(CURDIR)/.cache/triton
 cuda-codegen: $(INSTALLED) compiler $(CODEGEN)/.installed
-	@PYTHONPATH=$(CODEGEN) $(BIN)/python -m pytest -q -m cuda_codegen $(ARGS) tests/gpu_program
+	@PYTHONPATH=$(CODEGEN) $(BIN)/python -m pytest -q -m cuda_codegen -n $(WORKERS) --dist loadfile $(ARGS) tests/gpu_program
 
 $(CODEGEN)/.installed:
 	@$(PIP) install --quiet --no-deps --target $(CODEGEN) triton==$(TRITON)

@@ -46,7 +46,8 @@ def kernels_of(codes: Iterable[str]) -> list[Kernel]:
 
 class Totals(NamedTuple):
     """Over kernels that were compiled: how many, how many binaries, the most registers and bytes of shared memory of
-    one of them, and the names of those with a configuration that spills."""
+    one of them, and the names of those with a configuration that takes local memory: it spills, or a sine's reduction
+    of its range keeps an array there, which torch's heuristics count as spilled, too."""
 
     kernels: int
     binaries: int
@@ -55,7 +56,7 @@ class Totals(NamedTuple):
     spilling: tuple[str, ...]
 
     def __str__(self) -> str:
-        spilling = f"{len(self.spilling)} spill ({', '.join(self.spilling)})" if self.spilling else "none spills"
+        spilling = f"{len(self.spilling)} with local memory" if self.spilling else "none with local memory"
         return (
             f"{self.kernels} kernels, {self.binaries} binaries, at most {self.most_registers} registers and "
             f"{self.most_shared} bytes of shared memory, {spilling}"

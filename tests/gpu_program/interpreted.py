@@ -125,6 +125,18 @@ def run_on_cpu(code: str, inputs: list[Tensor]) -> None:
         names["call"](inputs)
 
 
+_LARGE_EPS: dict[str, dict[str, float]] = {
+    "adamw": {"eps": 1e-3},
+    "muon": {"scalar_eps": 1e-3},
+    "normuon": {"scalar_eps": 1e-3},
+    "sf_adamw": {"eps": 1e-3},
+    "sf_normuon": {"eps": 1e-3},
+    "soap": {"eps": 1e-3},
+}
+"""Adam's first step is g / (|g| + eps). With its usual eps of 1e-8 an entry whose gradient is of that size moves by
+another part of the step for every rounding of the gradient: 1.5 % of the step was seen."""
+
+
 def _compare(recipe: str, products: str) -> dict[str, Any]:
     """One step of `recipe` by the interpreter, in mode "eager", and in mode "eager" in fp64, from the same weights.
 
@@ -141,8 +153,10 @@ def _compare(recipe: str, products: str) -> dict[str, Any]:
 
     def made(dtype: torch.dtype, **options: Any) -> fc.TrainingStep:
         exact = dtype == torch.float64
-        rounded = {"matmul_dtype": dtype if exact else getattr(torch, products)} if products else {}
-        optimizer = fc.optim.RECIPES[recipe](lr=1e-3, **rounded)
+        given: dict[str, Any] = dict(_LARGE_EPS.get(recipe, {}))
+        if products:
+            given["matmul_dtype"] = dtype if exact else getattr(torch, products)
+        optimizer = fc.optim.RECIPES[recipe](lr=1e-3, **given)
         model = small_dit(1).to(dtype)
         return fc.compile_training_step(model, ridge_loss_fn, optimizer=optimizer, clip_grad_norm=1.0, **options)
 
@@ -164,6 +178,8 @@ def _compare(recipe: str, products: str) -> dict[str, Any]:
 
     differences: dict[str, list[float]] = {}
     for key, start in before.items():
+        if torch.equal(eager._state[key], start):
+            continue  # a number that no step changes
         true = exact._state[key.replace("float32", "float64")].double()
         if start.is_floating_point() and start.numel():
             moved = float((true - start.double()).abs().max()) or 1.0

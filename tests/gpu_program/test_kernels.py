@@ -38,7 +38,7 @@ def test_a_compilation_counts_keeps_the_worst_and_compiles_nothing_twice() -> No
     assert compilation.totals() == Totals(2, 4, 40, 1024, ("triton_b_2",))
     assert compilation.totals(fine[:1]) == Totals(1, 2, 40, 1024, ())
     assert str(compilation.totals()).endswith(
-        "at most 40 registers and 1024 bytes of shared memory, 1 spill (triton_b_2)"
+        "at most 40 registers and 1024 bytes of shared memory, 1 with local memory"
     )
 
     broken = kernels_of([text(("triton_c_0", "x * 3"))])
