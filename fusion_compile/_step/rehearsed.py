@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fusion_compile._capture.by_running.leaves import parameters_are_leaves
 from fusion_compile._capture.by_running.trace import no_checkpoint_is_reentrant
+from fusion_compile._capture.python_state.slots import WHOLE, Slot
 from fusion_compile._capture.rehearsal.left_behind import Kind
 from fusion_compile._capture.rehearsal.rehearsal import Rehearsal, rehearse, run_once
 from fusion_compile._capture.sources.sources import Source, Sources
@@ -56,6 +57,13 @@ class RehearsedStep:
     reads: Reads
     kept_outside: tuple[str, ...] = ()
     accumulated: bool = False
+
+    def once(self) -> list[Slot]:
+        """Where the loss puts what it computes from the first batch alone, or draws once."""
+        kinds = (Kind.INITIALISED_ONCE, Kind.DRAWN_ONCE)
+        return [
+            r.slot for kind in kinds for r in self.rehearsal.of(kind) if r.slot is not None and r.slot.key is not WHOLE
+        ]
 
 
 class OrdinaryStep:

@@ -233,7 +233,7 @@ class StepPrograms:
                 self._second[id(step)] = seen
         step.shows = frozenset(found.metrics)
         self._signatures[signature] = None
-        self.kept.counts(step.counted)
+        self.kept.counts([*step.counted, *(() if seen is None else seen.once())])
         if way.not_yet:
             once = seen is not None and bool(seen.rehearsal.once)
             if not once:

@@ -159,12 +159,27 @@ def last_two(part: Any, mean: Tensor) -> Tensor:
     return sum(part.kept, torch.zeros(8))
 
 
+def first_batch(part: Any, mean: Tensor) -> Tensor:
+    if not part.ready:
+        part.start, part.ready = mean.clone(), True
+    start: Tensor = part.start
+    return start
+
+
+def drawn_once(part: Any, mean: Tensor) -> Tensor:
+    if part.start is None:
+        part.start = torch.randn(8)
+    return mean * part.start
+
+
 KEPT: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Any]]] = {
     "an attribute that is absent at first": (late, {}),
     "entries of a dictionary that is empty at first": (by_name, {"kept": {}}),
     "a dictionary that is None at first": (whole_dictionary, {"kept": None}),
     "the item of a list that is empty at first": (list_of_one, {"kept": []}),
     "two items of a list of three": (two_of_three, {"kept": [torch.zeros(8), torch.zeros(8), torch.ones(8)]}),
+    "what the first batch sets": (first_batch, {"ready": False, "start": None}),
+    "what is drawn once": (drawn_once, {"start": None}),
     "a full deque": (last_two, {"kept": collections.deque([torch.zeros(8)] * 2, maxlen=2)}),
 }
 
