@@ -127,7 +127,9 @@ def route(
         )
     modules = dict(model.named_modules(remove_duplicate=False))
     owners = {
-        f"{prefix}.{key}" if prefix else key: module for prefix, module in modules.items() for key in module._parameters
+        f"{prefix}.{key}" if prefix else key: module
+        for prefix, module in modules.items()
+        for key, _ in module._parameters.items()  # which those of torch.jit have, and no iteration over keys
     }
 
     def user_of(name: str) -> nn.Module | None:

@@ -42,8 +42,8 @@ def refuse_unservable(model: nn.Module) -> None:
         if isinstance(module, DistributedDataParallel):
             inside = ".".join(filter(None, ("model", name, "module")))
             raise Unservable(
-                f"{where} is wrapped in DistributedDataParallel, which averages gradients. torch.export cannot write "
-                f"it down. Build the sampler from the module inside, {inside}."
+                f"{name or 'the model'} is wrapped in DistributedDataParallel, which averages gradients; torch.export "
+                f"cannot write it down. Build the sampler from the module inside, {inside}."
             )
         if getattr(module, "_hf_hook", None) is not None:
             raise Unservable(
