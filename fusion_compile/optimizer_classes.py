@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from fusion_compile._torch_optim.torch_words import MAXIMIZE, without_torchs_words
+from fusion_compile.optim._registry import factory_of
 from fusion_compile.optim._schedules import Schedule
-from fusion_compile.optim.recipes import RECIPES
 from fusion_compile.torch_optimizer import Parameters, TorchOptimizer
 
 
@@ -50,7 +50,8 @@ class _OfRecipe(TorchOptimizer):
     ) -> None:
         own = without_torchs_words(options, type(self).__name__)
         maximize, half_precision = bool(own.pop(MAXIMIZE, False)), own.pop("half_precision", "master")
-        factory = RECIPES[self._recipe]
+        factory = factory_of(self._recipe)
+        assert factory is not None
         try:
             factory(**own)
         except TypeError as error:

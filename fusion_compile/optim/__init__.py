@@ -1,5 +1,12 @@
 """Optimizers composed from published parts: transforms, `chain`, `partition`, schedules and recipes."""
 
+from fusion_compile.low_memory_classes import Adafactor as Adafactor
+from fusion_compile.low_memory_classes import Adakaon as Adakaon
+from fusion_compile.low_memory_classes import AdaMuon as AdaMuon
+from fusion_compile.low_memory_classes import AdaPNM as AdaPNM
+from fusion_compile.low_memory_classes import KempnerMuon as KempnerMuon
+from fusion_compile.low_memory_classes import Nekaon as Nekaon
+from fusion_compile.low_memory_classes import Prodigy as Prodigy
 from fusion_compile.optim._combine import chain as chain
 from fusion_compile.optim._combine import named_chain as named_chain
 from fusion_compile.optim._combine import partition as partition

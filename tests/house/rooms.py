@@ -11,7 +11,16 @@ GROUND = {"fusion_compile." + name for name in ("_compat", "_types", "_say_once"
 """Private torch API, the shared nouns, warnings said once, progress, MODULE:FACTORY of commands, tracked objects."""
 DOORS = {"fusion_compile", "fusion_compile.optim"} | {
     "fusion_compile." + name
-    for name in ("training_step", "torch_optimizer", "optimizer_classes", "sampler", "scalar_logger", "ema", "cli")
+    for name in (
+        "training_step",
+        "torch_optimizer",
+        "optimizer_classes",
+        "low_memory_classes",
+        "sampler",
+        "scalar_logger",
+        "ema",
+        "cli",
+    )
 }
 """What users import. `fusion_compile.optim` itself is a door, because it shows `as_torch_optimizer`; what lies below it
 is the room "optim"."""
