@@ -1,4 +1,4 @@
-"""The low-memory recipes as classes: their steps are the training step's, in bf16 too; their options are the recipes'."""
+"""The low-memory recipes as classes: their steps are the training step's, in bf16 too, their options the recipes'."""
 
 from __future__ import annotations
 
