@@ -158,3 +158,11 @@ def test_options_are_checked() -> None:
         fc.compile_training_step(mlp(), lambda m, x: m(x).mean(), optimizer="adamw", max_shapes=0)
     with pytest.raises(TypeError, match="dynamic='yes' is a str"):
         fc.compile_training_step(mlp(), lambda m, x: m(x).mean(), optimizer="adamw", dynamic="yes")  # type: ignore[arg-type]
+
+
+def test_a_step_that_is_captured_by_running_says_that_its_sizes_are_fixed() -> None:
+    step = compiled(mlp(), capture="run", dynamic=True, max_shapes=3)
+    step(*batches(1)[0])
+    with pytest.warns(UserWarning, match=r"which fixes sizes, so each shape has a program of its own, at most 3 \(max"):
+        step(*batches(1, size=6)[0])
+    assert len(step.programs) == 2
