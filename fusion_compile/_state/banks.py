@@ -155,9 +155,12 @@ def build_layout(
         p = parameters[r.name]
         if not p.dtype.is_floating_point or p.layout is not torch.strided or type(p.data) is not Tensor:
             kind = f"{p.layout} {p.dtype}".replace("torch.strided ", "") + f" {type(p.data).__name__}"
+            instead = "convert it"
+            if p.is_complex():
+                instead = "keep torch.view_as_real of it as the parameter, and use torch.view_as_complex in the forward"
             raise ValueError(
                 f"{r.name} {list(p.shape)} is a {kind}; a bank holds dense floating-point tensors. "
-                f"Freeze it (requires_grad=False) or convert it."
+                f"Freeze it (requires_grad=False), or {instead}."
             )
         matrix = None if r.role == ELEMENTWISE else r.matrix
         place = Place(r.name, tuple(p.shape), 0, _order_in_memory(p, r, columns_in_memory_order))

@@ -104,3 +104,23 @@ def test_a_parameter_the_loss_never_reads_warns_once_and_only_decays() -> None:
         step(*batches(1)[0])
         step(*batches(1, size=3)[0])  # another program of the same step
     torch.testing.assert_close(model.idle.detach(), torch.full((3,), (1 - 0.1 * 0.5) ** 3))
+
+
+def test_complex_weights_are_refused_with_the_way_that_works() -> None:
+    model = nn.Linear(4, 2)
+    model.wave = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    with pytest.raises(
+        ValueError, match=r"wave \[2\] is a torch\.complex64 .* keep torch\.view_as_real of it as the par"
+    ):
+        compiled(model)
+    model.wave = nn.Parameter(torch.ones(2, 2))
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        wave = torch.view_as_complex(model.wave)  # type: ignore[arg-type]
+        return (torch.fft.fft(model(x)) * wave - y).abs().square().mean()
+
+    reference = copy.deepcopy(model)
+    step = compiled(model, loss, mode="eager")
+    losses = [step(*batch) for batch in batches(3)]
+    torch.testing.assert_close(losses, torch_loop(reference, batches(3), loss))
+    assert_same_weights(model, reference)
