@@ -31,6 +31,7 @@ from fusion_compile._gpu_program._compat import generate, why_not  # noqa: E402
 from fusion_compile._gpu_program.generated import Launch  # noqa: E402
 from fusion_compile._gpu_program.moved import in_aten  # noqa: E402
 from fusion_compile.explain._graph.roofline import ROOFLINES  # noqa: E402
+from fusion_compile.optim.recipes import RECIPES  # noqa: E402
 
 REGIONS = ("forward", "backward", "optimizer")
 CPU = torch.device("cpu")
@@ -110,6 +111,10 @@ def main() -> int:
     if reason := why_not():
         print(f"launches.py: {reason}", file=sys.stderr)
         return 2
+    for what, given, known in (("--models", asked.models, MODELS), ("--recipes", asked.recipes, RECIPES)):
+        if unknown := sorted(set(given.split(",")) - set(known)):
+            print(f"launches.py: {what} {', '.join(unknown)} is not known; use {', '.join(known)}.", file=sys.stderr)
+            return 2
     rows: list[Row] = []
     for model in asked.models.split(","):
         rows.append(peers(model, asked.batch, asked.bf16))

@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fusion_compile._gpu_program.cubin import needs
 from fusion_compile._gpu_program.generated import Generated, Launch, Partition
 from fusion_compile._gpu_program.kernels import Compiled, Kernel
-from fusion_compile._gpu_program.moved import moved_to_gpu
+from fusion_compile._gpu_program.moved import moved_to_gpu, why_not_on_gpu
 from fusion_compile._program.lower import inductor_as_told
 
 
@@ -220,6 +220,7 @@ def generate(graph: fx.GraphModule, *, mode: str = "max-autotune", gpu: Gpu = H1
 
     Raises:
         RuntimeError: Triton is missing, or torch has moved what must be replaced.
+        ValueError: The graph holds what no GPU's program can; the sentence names the line.
     """
     from torch._inductor import compile_fx, list_mode_options
     from torch._inductor.graph import GraphLowering
@@ -261,7 +262,12 @@ def generate(graph: fx.GraphModule, *, mode: str = "max-autotune", gpu: Gpu = H1
         inputs = moved_to_gpu(graph, fake)
         told = inductor_as_told(graph) if as_told else contextlib.nullcontext()
         with tracing(TracingContext(fake)), torch.no_grad(), told:
-            compile_fx.compile_fx(graph, inputs, config_patches=options)
+            try:
+                compile_fx.compile_fx(graph, inputs, config_patches=options)
+            except Exception as error:  # of any kind: torch's words do not name the line
+                if reason := why_not_on_gpu(graph):
+                    raise ValueError(reason) from error
+                raise
     return found
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from fusion_compile._compat import hand_on_static_inputs
-from fusion_compile.passes import lower_to_aten
+from fusion_compile.passes import find_host_syncs, lower_to_aten
+from fusion_compile.passes._user_frame import user_line
 
 _STAYS = "stays_on_the_cpu"
 """A mark in ``meta["custom"]``, which lasts from Dynamo's graph to ATen's."""
@@ -67,6 +68,21 @@ def moved_to_gpu(graph: fx.GraphModule, fake: Any) -> list[Tensor]:
             node.args, node.kwargs = (fx.node.map_aggregate(a, moved) for a in (node.args, node.kwargs))
     graph.recompile()
     return inputs
+
+
+def why_not_on_gpu(graph: fx.GraphModule) -> str:
+    """What in an ATen graph no GPU's program can hold, in a sentence; "" where nothing is known."""
+    for finding in find_host_syncs(graph):
+        return str(finding)
+    for node in graph.graph.nodes:
+        made = node.meta.get("val")
+        if (node.meta.get("custom") or {}).get(_STAYS) and isinstance(made, Tensor) and made.ndim:
+            where = user_line(node) or "the program"
+            return (
+                f"{where}: {node.target} makes a tensor {list(made.shape)} on the CPU, because it is given no device; "
+                f"give it that of its neighbours (device=x.device)."
+            )
+    return ""
 
 
 def _is_factory_without_device(node: fx.Node) -> bool:

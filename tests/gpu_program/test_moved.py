@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fusion_compile import _compat
-from fusion_compile._gpu_program.moved import attention_on_gpu, in_aten
+from fusion_compile._gpu_program.moved import attention_on_gpu, in_aten, why_not_on_gpu
 
 
 def captured(fn: object, *inputs: Tensor) -> fx.GraphModule:
@@ -55,3 +55,10 @@ def test_the_attention_of_a_captured_graph_is_the_gpus() -> None:
     aten = in_aten(captured(loss, torch.ones(1, 2, 8, 16)))
     targets = [str(n.target) for n in aten.graph.nodes if "attention" in str(n.target)]
     assert targets == ["aten._scaled_dot_product_efficient_attention.default"]
+
+
+def test_a_factory_without_a_device_is_named_by_its_line() -> None:
+    x = torch.ones(4)
+    assert why_not_on_gpu(in_aten(captured(lambda x: x + torch.rand(4, device=x.device), x))) == ""
+    said = why_not_on_gpu(in_aten(captured(lambda x: x + torch.rand(4), x)))
+    assert "test_moved.py:" in said and "aten.rand.default makes a tensor [4] on the CPU" in said
