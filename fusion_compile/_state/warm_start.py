@@ -58,6 +58,11 @@ def _split(name: str, parameters: tuple[str, ...]) -> _Entry:
     parameter = max(fitting, key=len) if fitting else None
     path = name if parameter is None else name.removesuffix(f".{parameter}")
     part, _, field = path.rpartition(".")
+    above, _, owner = part.rpartition(".")
+    if owner and field.startswith(
+        f"{owner}_"
+    ):  # what a codec keeps of a field, mu.mu_int8, belongs to the field's part
+        part = above
     # The fp32 masters belong to the step and to no part of the transform.
     return _Entry(field if field == "master" else part, field, parameter)
 
@@ -96,6 +101,9 @@ def carry_over(saved: Mapping[str, Any], own: Tensors, parameters: tuple[str, ..
 
     found = {name: value_for(name, entry) for name, entry in entries.items()}
     lacking_fields = {(e.part, e.field) for n, e in entries.items() if found[n] is None}
+    # Codes without their scales are other numbers.
+    lacking_fields |= {(part, field.removesuffix("_scale")) for part, field in lacking_fields}
+    lacking_fields |= {(part, f"{field}_scale") for part, field in lacking_fields}
     with_shared = {e.part for e in entries.values() if e.parameter is None}
     lacking_parts = {part for part, _ in lacking_fields} & with_shared
     carried: dict[str, None] = {}

@@ -162,3 +162,13 @@ def test_groups_keep_codes_of_their_own() -> None:
     for batch in data(2):
         step(*batch)
     assert any(n.startswith("biases.") and "mu_int8_scale.4.bias" in n for n in step.state_dict()["optimizer"])
+
+
+def test_warm_start_carries_codes_with_their_scales_and_counts_with_their_moments() -> None:
+    """A fresh second moment beside an old power of β₂ would take a step that is 30 times too long."""
+    step = run("adamw int8", torch.float32, mode="eager")
+    same = compiled(model(), squared_error, optimizer=TRANSFORMS["adamw int8"](), mode="eager")
+    assert "fresh: nothing" in str(same.warm_start(step.state_dict()))
+    other = compiled(model(), squared_error, optimizer=optim.adamw(1e-2, momentum="int8"), mode="eager")
+    said = other.warm_start(step.state_dict())
+    assert not said.carried and float(other.state_dict()["optimizer"]["base.0.beta2_power"]) == 1.0
