@@ -161,7 +161,7 @@ class StepPrograms:
         if not (isinstance(step, RunStep) and self._carried):
             return outcome_now(self._model, self._loss_fn, self._plan, self._state, batch), False
         try:
-            later, way = self._rehearsed(own, batch)
+            later, way = self._rehearsed(own, batch, fill=False)  # the step's watch knows what stands there
         except torch.OutOfMemoryError:
             return None, False
         known = self._carried.labels() | {slot.label for slot in step.counted}
@@ -255,13 +255,14 @@ class StepPrograms:
             raise ValueError(not_the_loops_uncaptured(found.objection))
         return found.fresh
 
-    def _rehearsed(self, key: Key, batch: tuple[Any, ...]) -> tuple[RehearsedStep | None, Way]:
-        """What real runs of the loss showed, and how to capture it; caches that they filled stay filled."""
+    def _rehearsed(self, key: Key, batch: tuple[Any, ...], *, fill: bool = True) -> tuple[RehearsedStep | None, Way]:
+        """What real runs of the loss showed, and how to capture it. `fill`: whether caches that they filled stay so."""
         options, uncompiled = self._plan.options, self._mode == "eager"
         if not options.rehearse:
             return None, Way(uncompiled, "", ())
         seen = rehearse_step(self._model, self._loss_fn, self._plan, self._state, batch)
-        seen.rehearsal.fill()
+        if fill:
+            seen.rehearsal.fill()
         asked = Asked(
             options.capture,
             uncompiled=uncompiled,

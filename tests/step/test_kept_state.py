@@ -237,3 +237,20 @@ def test_a_state_that_was_loaded_or_is_captured_again_is_saved_whole_before_a_st
         found = {**again["carried"], **again["numbers"]}
         assert found.keys() == kept.keys()
         assert all(torch.equal(torch.as_tensor(found[n]), torch.as_tensor(kept[n])) for n in kept)
+
+
+@pytest.mark.filterwarnings("ignore:the step is captured by running it", "ignore:this step ran uncaptured")
+def test_a_recurrent_net_that_carries_its_state_goes_on_after_the_second_look() -> None:
+    class Carries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.hidden = nn.LSTM(4, 2), torch.zeros(1, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out, (hidden, _) = self.net(x, (self.hidden, self.hidden))
+            self.hidden = hidden.detach()
+            return out
+
+    step = fc.compile_training_step(Carries(), plain, optimizer="adamw", backend="aot_eager", capture="run")
+    losses = [float(step(torch.ones(3, 4), torch.ones(3, 2))) for _ in range(4)]
+    assert len(set(losses)) == 4
