@@ -129,11 +129,13 @@ def test_containers_are_cut_by_accumulate(way: str) -> None:
 
 
 def test_another_class_is_another_kind_of_batch() -> None:
-    step = compiled(mlp(), by_attribute, mode="eager")
-    x, y = batches(1)[0]
-    step(Row(x, y))
-    with pytest.raises(ValueError, match=r"batch\[0\]"):
-        step(Encoding({"x": x, "y": y}))
+    mine, reference = mlp(), mlp()
+    step = compiled(mine, by_attribute, mode="eager", lr=1e-2)
+    first, second = batches(2)
+    step(Row(*first))
+    step(Encoding({"x": second[0], "y": second[1]}))
+    torch_loop(reference, [first, second], lr=1e-2)
+    assert_same_weights(mine, reference, rtol=1e-4, atol=1e-6)
 
 
 def test_containers_are_rebuilt_and_not_changed() -> None:

@@ -54,7 +54,7 @@ def test_the_remedy_trains_both_as_the_ordinary_loop_does(way: str) -> None:
 
     model, head, log_variance, everything = together()
     step = compiled(everything, lambda _, x, y: weighed(head(model(x), y), log_variance), lr=1e-2, **PROGRAMS[way])
-    said = pytest.warns(UserWarning, match="keeps outside of the model") if way == "captured" else nullcontext()
+    said = pytest.warns(UserWarning, match="is kept outside of the model") if way == "captured" else nullcontext()
     with said:  # read, the closure's log-variance is not the model's; so the step is captured by running
         for batch in batches(3):
             step(*batch)
