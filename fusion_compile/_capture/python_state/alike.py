@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import types
+import weakref
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ def is_alike(now: Any, before: Any, depth: int = 6) -> bool:
         return bool(now.dtype == before.dtype and now.shape == before.shape and now.tobytes() == before.tobytes())
     if isinstance(before, np.generic):
         return bool(now.tobytes() == before.tobytes())
+    if isinstance(before, weakref.ref):  # a dead one says nothing: torch's list of an LSTM's weights
+        return before() is None or now() is before()
     if isinstance(before, types.MethodType):
         return now.__func__ is before.__func__ and now.__self__ is before.__self__
     if isinstance(before, types.BuiltinMethodType):

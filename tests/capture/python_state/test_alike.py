@@ -53,3 +53,15 @@ def test_alike(a: Any, b: Any) -> None:
 @pytest.mark.parametrize(("a", "b"), UNLIKE)
 def test_unlike(a: Any, b: Any) -> None:
     assert not is_alike(a, b)
+
+
+def test_a_weak_reference_whose_object_is_gone_is_alike_another() -> None:
+    import weakref
+
+    class Thing:
+        pass
+
+    one, other, gone = Thing(), Thing(), Thing()
+    dead = weakref.ref(gone)
+    del gone
+    assert is_alike([weakref.ref(one)], [dead]) and not is_alike([weakref.ref(one)], [weakref.ref(other)])
