@@ -35,8 +35,12 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` takes its choice
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave to `make exhaustive` what a test marked ``covering(*names)`` has beside the cases with these names."""
+    """Leave to `make exhaustive` what a test marked ``covering(*names)`` has beside the cases with these names, and the
+    tests of ``slow_tests.txt``."""
+    slow = {*(Path(__file__).parent / "slow_tests.txt").read_text().splitlines()}
     for item in items:
+        if item.nodeid in slow:
+            item.add_marker("exhaustive")
         marker = item.get_closest_marker("covering")
         if marker is not None:
             case = f"-{item.callspec.id}-"  # type: ignore[attr-defined]

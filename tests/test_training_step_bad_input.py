@@ -156,11 +156,12 @@ def test_a_loss_that_raises_leaves_the_step_as_it_was(
 
     step = compiled(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), **program)
     monkeypatch.setattr(F, "mse_loss", raising)
-    on_clones = run == 3 and step.mode == "eager"  # after it failed on tensors without data
-    with refused(step, ArithmeticError if run == 1 or on_clones else ValueError, "the user's own"):
+    eager = step.mode == "eager"
+    with refused(step, ArithmeticError if run == 1 or eager else ValueError, "the user's own"):
         step(*batches(1)[0])
     monkeypatch.undo()
-    assert len(runs) == run + on_clones and step.programs == [] and works(step)
+    # What cannot run twice in a row is examined all the same; and in mode "eager", after that failed, run on clones.
+    assert len(runs) == run + (run == 2) + (eager and run > 1) and step.programs == [] and works(step)
 
 
 def _with_metric(name: str, out: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -183,9 +183,10 @@ def _writing(folder: Path) -> Iterator[int | None]:
 
 def _clear_away(folder: Path, former: set[str], lock: int | None) -> None:
     """Remove files that nobody needs: those of the index that was replaced, and what dead processes left."""
+    # First: another process that ends its save after the index was read, and before this one is alone, would lose it.
+    alone = lock is not None and _is_alone(lock)
     in_use = _names_in_use(folder)
     found = [file for file in folder.iterdir() if _WRITTEN.fullmatch(file.name) and file.name not in in_use]
-    alone = lock is not None and _is_alone(lock)
     for file in found:
         # Unless this process is the only one that writes, a file that no index ever named may be another's new one.
         if alone or file.name in former:

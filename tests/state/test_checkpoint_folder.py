@@ -350,6 +350,22 @@ def test_threads_that_save_and_load_at_once_see_whole_checkpoints(tmp_path: Path
     assert errors == [] and set(counts) <= {1, 2} and len(counts) == 24
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Files stay where there are no locks.")
+def test_a_save_that_ends_while_another_clears_away_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = trained(1), trained(2)
+    own, meets = checkpoint_folder._is_alone, [second]
+
+    def another_ends_just_before(lock: int) -> bool:
+        if meets:
+            meets.pop().save(tmp_path)
+        return own(lock)
+
+    monkeypatch.setattr(checkpoint_folder, "_is_alone", another_ends_just_before)
+    first.save(tmp_path)
+    assert checkpoint_folder.load(tmp_path, torch.device("cpu"))["steps_called"] == 2
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="The savers are forks of this process.")
 @pytest.mark.filterwarnings("ignore:.*use of fork")
 def test_two_processes_save_into_one_folder(tmp_path: Path) -> None:

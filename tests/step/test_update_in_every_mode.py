@@ -179,6 +179,21 @@ ALL: dict[str, Callable[[], Transform]] = {
     "soap": optim.soap,
     "full_fusion": lambda: optim.full_fusion(**FP32),
     "fusionopt_compat": optim.fusionopt_compat,
+    "adafactor": optim.adafactor,
+    "adakaon": optim.adakaon,
+    "adamuon": lambda: optim.adamuon(1e-3),
+    "adamuon_sign": lambda: optim.adamuon_sign(1e-3),
+    "adapnm": optim.adapnm,
+    "kempner_muon": optim.kempner_muon,
+    "kempner_sf_adamw": optim.kempner_sf_adamw,
+    "mechanic": lambda: optim.mechanic(optim.adamw(1e-3)),
+    "nekaon": optim.nekaon,
+    "prodigy": optim.prodigy,
+    "averaged": lambda: optim.averaged(optim.adamw(1e-3), [optim.Average(warmup="power", every=2)]),
+    "stored": lambda: optim.stored(optim.adamw(1e-3), mu="int8", nu="int8_companded"),
+    "scale_by_adabelief": lambda: stepped(optim.scale_by_adabelief()),
+    "scale_by_adamp": lambda: stepped(optim.scale_by_adamp()),
+    "scale_by_adopt": lambda: stepped(optim.scale_by_adopt()),
     "add_cautious_weight_decay": lambda: stepped(optim.scale_by_adam(), optim.add_cautious_weight_decay(0.1)),
     "autoscale": lambda: optim.autoscale(optim.adamw(1e-3)),
     "cautious": lambda: stepped(optim.cautious(optim.scale_by_adam())),
@@ -263,8 +278,13 @@ def test_all_transforms_are_here() -> None:
     """A new recipe or transform belongs into `ALL`."""
     factories = {n for n in dir(optim) if callable(getattr(optim, n)) and n.islower() and not n.startswith("_")}
     used = {name for make in ALL.values() for name in make.__code__.co_names} | set(ALL)
-    beside = {"chain", "named_chain", "partition", "as_torch_optimizer", "constant", "cosine", "linear", "wsd"}
-    parts_of_recipes = {"add_decayed_weights", "normalize_neurons", "scale_by_lion", "scale_by_shape"}
+    beside = {"chain", "named_chain", "partition", "as_torch_optimizer", "create", "register"}
+    beside |= {"constant", "cosine", "linear", "rex", "wsd"}
+    parts_of_recipes = {
+        *("add_decayed_weights", "normalize_neurons", "scale_by_lion", "scale_by_shape", "average_steps", "descend"),
+        *("centralize_gradients", "clip_update_rms", "correct_bias", "normalize_entries", "scale_by_adafactor"),
+        *("scale_by_adapnm", "scale_by_factored_rms", "step_by_parameter_rms"),
+    }
     assert factories - used - beside - parts_of_recipes - {"fusion"} == set()
 
 

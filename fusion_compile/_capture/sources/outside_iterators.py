@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import itertools
 import random
 import sys
@@ -15,7 +14,7 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from fusion_compile._tracked import tracked
+from fusion_compile._tracked import referrers, tracked
 
 _LIST: type = type(iter([]))
 _ITERTOOLS = tuple(v for v in vars(itertools).values() if isinstance(v, type))
@@ -97,9 +96,9 @@ _KEPT_METHODS = (types.BuiltinMethodType, types.MethodWrapperType)
 
 def is_librarys_own(iterator: Any) -> bool:
     """Whether a module or class of torch or of Python holds `iterator`: a counter for names, which decides nothing."""
-    holders = gc.get_referrers(iterator)
+    holders = referrers(iterator)
     methods = [h for h in holders if isinstance(h, _KEPT_METHODS)]  # a kept ``count(1).__next__``
-    holders += gc.get_referrers(*methods) if methods else []
+    holders += referrers(*methods) if methods else []
     for holder in holders:
         if isinstance(holder, dict):
             name = holder.get("__module__") or (holder.get("__name__") if "__spec__" in holder else None)

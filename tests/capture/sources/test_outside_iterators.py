@@ -5,14 +5,15 @@ from __future__ import annotations
 import collections
 import itertools
 import random
-import threading
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fusion_compile._capture.sources.outside_iterators import OutsideIterators, is_librarys_own
+from fusion_compile._capture.sources.outside_iterators import OutsideIterators
 
 KINDS: dict[str, Callable[[], Iterator[Any]]] = {
     "list": lambda: iter([1, 2, 3]),
@@ -83,6 +84,11 @@ def test_suspended_generators_and_pythons_randoms_are_known() -> None:
 
 
 def test_a_librarys_counter_is_its_own() -> None:
-    counter = threading._counter.__self__  # type: ignore[attr-defined]
-    assert is_librarys_own(counter)
-    assert not is_librarys_own(iter([1]))
+    # In a process of its own: this one may have put aside the module that holds the counter (`gc.freeze`).
+    program = """
+import threading
+from fusion_compile._capture.sources.outside_iterators import is_librarys_own
+assert is_librarys_own(threading._counter.__self__)
+assert not is_librarys_own(iter([1]))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
