@@ -29,8 +29,8 @@ class EMA(KeptAverage):
         min_decay: The least decay of a warm-up.
         update_after: So many steps the average is a copy of the weights.
         update_every: Steps between two updates of the average.
-        name: Of its tensors in checkpoints (``averages/<name>``), and of its number, ``<name>_rate``. Several averages
-            need several names.
+        name: Of its tensors in checkpoints (``averages/<name>``), and of its number, ``<name>_ema_rate``. Several
+            averages need several names.
 
     Raises:
         ValueError: A number is out of its range.

@@ -86,6 +86,8 @@ def test_several_have_names_and_groups_change_nothing() -> None:
     start = values(model)["0.weight"]
     step(batch(0))
     moved = values(model)["0.weight"] - start
+    with pytest.raises(ValueError, match="fast_ema_rate"):
+        step.hyperparameters["fast_ema_rate"] = 1.5
     for ema, share in zip(averages, (0.1, 0.5, 1.0), strict=True):
         found = ema.model.get_parameter("0.weight") - start
         torch.testing.assert_close(found, share * moved, rtol=0, atol=1e-7)  # differences of values below 1

@@ -41,7 +41,9 @@ class Average(NamedTuple):
     @property
     def number(self) -> str:
         """The name of its live number; empty where it has none."""
-        return "" if self.warmup == "profile" else f"{self.name}_rate"
+        if self.warmup == "profile":
+            return ""
+        return "ema_rate" if self.name == "ema" else f"{self.name}_ema_rate"  # its range is that of every "ema_rate"
 
     def least(self, n: Tensor) -> Tensor:
         """The least w of one update.

@@ -115,7 +115,7 @@ def test_a_profile_late_in_a_training_moves_by_the_right_share() -> None:
 
 def test_names_and_numbers() -> None:
     transform = optim.averaged(optim.adamw(1e-3), [Average(), Average("slow", rate=1e-5)])
-    assert (transform.hyperparameters["ema_rate"], transform.hyperparameters["slow_rate"]) == (1e-4, 1e-5)
+    assert (transform.hyperparameters["ema_rate"], transform.hyperparameters["slow_ema_rate"]) == (1e-4, 1e-5)
     assert transform.roles == optim.adamw(1e-3).roles and transform.name == "adamw"
     for odd in ([], [Average(), Average()]):
         with pytest.raises(ValueError, match="each with a name of its own"):
