@@ -14,8 +14,6 @@ class Adakaon(_OfRecipe):
         0.01
     """
 
-    _recipe = "adakaon"
-
 
 class Nekaon(_OfRecipe):
     """`nekaon` as a class. See `as_torch_optimizer` for what it does, and `nekaon` for its options.
@@ -25,8 +23,6 @@ class Nekaon(_OfRecipe):
         >>> fc.optim.Nekaon(torch.nn.Linear(4, 2), lr=0.01, k=1.0).defaults["lr"]
         0.01
     """
-
-    _recipe = "nekaon"
 
 
 class AdaMuon(_OfRecipe):
@@ -38,8 +34,6 @@ class AdaMuon(_OfRecipe):
         0.01
     """
 
-    _recipe = "adamuon"
-
 
 class AdaPNM(_OfRecipe):
     """`adapnm` as a class. See `as_torch_optimizer` for what it does, and `adapnm` for its options.
@@ -49,8 +43,6 @@ class AdaPNM(_OfRecipe):
         >>> fc.optim.AdaPNM(torch.nn.Linear(4, 2), lr=0.01, momentum="int8").defaults["lr"]
         0.01
     """
-
-    _recipe = "adapnm"
 
 
 class Prodigy(_OfRecipe):
@@ -62,8 +54,6 @@ class Prodigy(_OfRecipe):
         1.0
     """
 
-    _recipe = "prodigy"
-
 
 class Adafactor(_OfRecipe):
     """`adafactor` as a class. See `as_torch_optimizer` for what it does, and `adafactor` for its options.
@@ -73,8 +63,6 @@ class Adafactor(_OfRecipe):
         >>> fc.optim.Adafactor(torch.nn.Linear(4, 2), lr=0.01).defaults["lr"]
         0.01
     """
-
-    _recipe = "adafactor"
 
 
 class KempnerMuon(_OfRecipe):
@@ -86,4 +74,82 @@ class KempnerMuon(_OfRecipe):
         0.01
     """
 
-    _recipe = "kempner_muon"
+
+class ADOPT(_OfRecipe):
+    """`adopt` as a class. See `as_torch_optimizer` for what it does, and `adopt` for its options.
+
+    Example:
+        >>> import torch, fusion_compile as fc
+        >>> fc.optim.ADOPT(torch.nn.Linear(4, 2), lr=0.01).defaults["lr"]
+        0.01
+    """
+
+
+class AdaBelief(_OfRecipe):
+    """`adabelief` as a class. See `as_torch_optimizer` for what it does, and `adabelief` for its options.
+
+    Example:
+        >>> import torch, fusion_compile as fc
+        >>> fc.optim.AdaBelief(torch.nn.Linear(4, 2), lr=0.01).defaults["lr"]
+        0.01
+    """
+
+
+class AdamP(_OfRecipe):
+    """`adamp` as a class. See `as_torch_optimizer` for what it does, and `adamp` for its options.
+
+    Example:
+        >>> import torch, fusion_compile as fc
+        >>> fc.optim.AdamP(torch.nn.Linear(4, 2), lr=0.01, weight_decay=0.1).defaults["lr"]
+        0.01
+    """
+
+
+class Autokaon(_OfRecipe):
+    """`autokaon` as a class. See `as_torch_optimizer` for what it does, and `autokaon` for its options.
+
+    Example:
+        >>> import torch, fusion_compile as fc
+        >>> fc.optim.Autokaon(torch.nn.Linear(4, 2), lr=1.0, freeze=500).defaults["lr"]
+        1.0
+    """
+
+
+class AdaMuonSign(_OfRecipe):
+    """`adamuon_sign` as a class. See `as_torch_optimizer` for what it does, and `adamuon_sign` for its options.
+
+    Example:
+        >>> import torch, fusion_compile as fc
+        >>> fc.optim.AdaMuonSign(torch.nn.Linear(4, 2), lr=0.01).defaults["lr"]
+        0.01
+    """
+
+
+class KempnerSFAdamW(_OfRecipe):
+    """`kempner_sf_adamw` as a class. See `as_torch_optimizer` for what it does, and `kempner_sf_adamw` for its options.
+
+    Example:
+        >>> import torch, fusion_compile as fc
+        >>> fc.optim.KempnerSFAdamW(torch.nn.Linear(4, 2), lr=0.01).defaults["lr"]
+        0.01
+    """
+
+
+class Fusion(_OfRecipe):
+    """`fusion` as a class. See `as_torch_optimizer` for what it does, and `fusion` for its options.
+
+    Example:
+        >>> import torch, fusion_compile as fc
+        >>> fc.optim.Fusion(torch.nn.Linear(4, 2), lr=0.01, components=("ns5", "sf")).defaults["lr"]
+        0.01
+    """
+
+
+class FusionOptCompat(_OfRecipe):
+    """`fusionopt_compat` as a class. See `as_torch_optimizer` for what it does, and `fusionopt_compat` for its options.
+
+    Example:
+        >>> import torch, fusion_compile as fc
+        >>> fc.optim.FusionOptCompat(torch.nn.Linear(4, 2), lr=0.01).defaults["lr"]
+        0.01
+    """

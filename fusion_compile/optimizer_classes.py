@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from fusion_compile._torch_optim.torch_words import MAXIMIZE, without_torchs_words
-from fusion_compile.optim._registry import factory_of
+from fusion_compile.optim._registry import factory_of, names
 from fusion_compile.optim._schedules import Schedule
 from fusion_compile.torch_optimizer import Parameters, TorchOptimizer
 
@@ -35,6 +35,13 @@ class _OfRecipe(TorchOptimizer):
     """
 
     _recipe: ClassVar[str]
+
+    def __init_subclass__(cls, **rest: Any) -> None:
+        """The recipe of a class of this package is the one with its name: `SFAdamW` is `sf_adamw`."""
+        super().__init_subclass__(**rest)
+        spelled = {name.replace("_", ""): name for name in names()}
+        if _OfRecipe in cls.__bases__ and (recipe := spelled.get(cls.__name__.lower())):
+            cls._recipe = recipe
 
     def __init__(
         self,
@@ -84,8 +91,6 @@ class AdamW(_OfRecipe):
         (0.9, 0.95)
     """
 
-    _recipe = "adamw"
-
 
 class Lion(_OfRecipe):
     """`lion` as a class. See `as_torch_optimizer` for what it does, and `lion` for its options.
@@ -96,8 +101,6 @@ class Lion(_OfRecipe):
         0.99
     """
 
-    _recipe = "lion"
-
 
 class SFAdamW(_OfRecipe):
     """`sf_adamw` as a class. See `as_torch_optimizer` for what it does, and `sf_adamw` for its options.
@@ -107,8 +110,6 @@ class SFAdamW(_OfRecipe):
         >>> optimizer = fc.optim.SFAdamW(torch.nn.Linear(4, 2).parameters(), lr=2.5e-3)
         >>> optimizer.eval()  # the average x, to evaluate or save the model
     """
-
-    _recipe = "sf_adamw"
 
 
 class Muon(_OfRecipe):
@@ -122,8 +123,6 @@ class Muon(_OfRecipe):
         0.95
     """
 
-    _recipe = "muon"
-
 
 class NorMuon(_OfRecipe):
     """`normuon` as a class. See `as_torch_optimizer` for what it does, and `normuon` for its options.
@@ -134,8 +133,6 @@ class NorMuon(_OfRecipe):
         >>> fc.optim.NorMuon(model, lr=0.02).defaults["betas"]
         (0.95, 0.95)
     """
-
-    _recipe = "normuon"
 
 
 class SFNorMuon(_OfRecipe):
@@ -148,8 +145,6 @@ class SFNorMuon(_OfRecipe):
         True
     """
 
-    _recipe = "sf_normuon"
-
 
 class SOAP(_OfRecipe):
     """`soap` as a class. See `as_torch_optimizer` for what it does, and `soap` for its options.
@@ -160,8 +155,6 @@ class SOAP(_OfRecipe):
         0.95
     """
 
-    _recipe = "soap"
-
 
 class FullFusion(_OfRecipe):
     """`full_fusion` as a class. See `as_torch_optimizer` for what it does, and `fusion` for its options.
@@ -171,5 +164,3 @@ class FullFusion(_OfRecipe):
         >>> fc.optim.FullFusion(torch.nn.Linear(4, 2), lr=8e-3).defaults["lr"]
         0.008
     """
-
-    _recipe = "full_fusion"

@@ -1,10 +1,18 @@
 """Optimizers composed from published parts: transforms, `chain`, `partition`, schedules and recipes."""
 
+from fusion_compile.low_memory_classes import ADOPT as ADOPT
+from fusion_compile.low_memory_classes import AdaBelief as AdaBelief
 from fusion_compile.low_memory_classes import Adafactor as Adafactor
 from fusion_compile.low_memory_classes import Adakaon as Adakaon
+from fusion_compile.low_memory_classes import AdamP as AdamP
 from fusion_compile.low_memory_classes import AdaMuon as AdaMuon
+from fusion_compile.low_memory_classes import AdaMuonSign as AdaMuonSign
 from fusion_compile.low_memory_classes import AdaPNM as AdaPNM
+from fusion_compile.low_memory_classes import Autokaon as Autokaon
+from fusion_compile.low_memory_classes import Fusion as Fusion
+from fusion_compile.low_memory_classes import FusionOptCompat as FusionOptCompat
 from fusion_compile.low_memory_classes import KempnerMuon as KempnerMuon
+from fusion_compile.low_memory_classes import KempnerSFAdamW as KempnerSFAdamW
 from fusion_compile.low_memory_classes import Nekaon as Nekaon
 from fusion_compile.low_memory_classes import Prodigy as Prodigy
 from fusion_compile.optim._combine import chain as chain
@@ -30,6 +38,9 @@ from fusion_compile.optim._transform import Transform as Transform
 from fusion_compile.optim.adafactor import adafactor as adafactor
 from fusion_compile.optim.adafactor import scale_by_adafactor as scale_by_adafactor
 from fusion_compile.optim.adafactor import step_by_parameter_rms as step_by_parameter_rms
+from fusion_compile.optim.adam_recipes import adabelief as adabelief
+from fusion_compile.optim.adam_recipes import adamp as adamp
+from fusion_compile.optim.adam_recipes import adopt as adopt
 from fusion_compile.optim.adamuon_sign import adamuon_sign as adamuon_sign
 from fusion_compile.optim.add_cautious_weight_decay import add_cautious_weight_decay as add_cautious_weight_decay
 from fusion_compile.optim.add_decayed_weights import add_decayed_weights as add_decayed_weights
@@ -51,6 +62,7 @@ from fusion_compile.optim.hyperball import hyperball as hyperball
 from fusion_compile.optim.kaon_recipes import adakaon as adakaon
 from fusion_compile.optim.kaon_recipes import adamuon as adamuon
 from fusion_compile.optim.kaon_recipes import adapnm as adapnm
+from fusion_compile.optim.kaon_recipes import autokaon as autokaon
 from fusion_compile.optim.kaon_recipes import nekaon as nekaon
 from fusion_compile.optim.kempner_recipes import kempner_muon as kempner_muon
 from fusion_compile.optim.kempner_recipes import kempner_sf_adamw as kempner_sf_adamw

@@ -71,6 +71,7 @@ RANGES: dict[str, Range] = {
     "d_coef": _FACTOR,
     "growth_rate": Range(1, math.inf, True, "below 1 the estimated distance would shrink to nothing"),
     "layer_weight": _FACTOR,
+    "scale": _FACTOR,
     "look_ahead": _FACTOR,
     "pnm_beta0": _FACTOR,
     "clip_threshold": _BOUND,

@@ -11,10 +11,11 @@ from typing import Any
 from fusion_compile.optim import _schedules
 from fusion_compile.optim._transform import Named, Transform
 from fusion_compile.optim.adafactor import adafactor
+from fusion_compile.optim.adam_recipes import adabelief, adamp, adopt
 from fusion_compile.optim.adamuon_sign import adamuon_sign
 from fusion_compile.optim.fusion import fusion
 from fusion_compile.optim.fusionopt_compat import fusionopt_compat
-from fusion_compile.optim.kaon_recipes import adakaon, adamuon, adapnm, nekaon
+from fusion_compile.optim.kaon_recipes import adakaon, adamuon, adapnm, autokaon, nekaon
 from fusion_compile.optim.kempner_recipes import kempner_muon, kempner_sf_adamw
 from fusion_compile.optim.prodigy import prodigy
 from fusion_compile.optim.recipes import RECIPES
@@ -24,11 +25,15 @@ _KNOWN: dict[str, Callable[..., Transform]] = {
     **{
         factory.__name__: factory
         for factory in (
+            adabelief,
             adafactor,
             adakaon,
+            adamp,
             adamuon,
             adamuon_sign,
             adapnm,
+            adopt,
+            autokaon,
             fusion,
             fusionopt_compat,
             kempner_muon,

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from fusion_compile._types import Tensors
 from fusion_compile.optim._combine import chain, partition
 from fusion_compile.optim._look_ahead import look_ahead
-from fusion_compile.optim._transform import ELEMENTWISE, MATRIX, Number, State, Transform, declare, pair_of
+from fusion_compile.optim._transform import (
+    ELEMENTWISE,
+    MATRIX,
+    Context,
+    Number,
+    State,
+    Transform,
+    by_name,
+    declare,
+    pair_of,
+    stateless,
+)
 from fusion_compile.optim.add_decayed_weights import add_decayed_weights
 from fusion_compile.optim.average_steps import average_steps, descend, keeps_average
 from fusion_compile.optim.cautious import cautious
@@ -15,6 +28,7 @@ from fusion_compile.optim.centralize_gradients import centralize_gradients
 from fusion_compile.optim.clip_update_rms import clip_update_rms
 from fusion_compile.optim.codecs.all_codecs import codec_of
 from fusion_compile.optim.correct_bias import correct_bias
+from fusion_compile.optim.mechanic import mechanic
 from fusion_compile.optim.orthogonalize import orthogonalize
 from fusion_compile.optim.scale_by_adapnm import scale_by_adapnm
 from fusion_compile.optim.scale_by_factored_rms import scale_by_factored_rms
@@ -136,6 +150,70 @@ def nekaon(
     if keeps_average(k):
         whole = look_ahead(whole, average, declare("look_ahead", k), declare("lr", lr), clip_threshold)
     return stored_as(whole, momentum)
+
+
+def autokaon(
+    lr: Number = 1.0,
+    betas: tuple[Number, Number] = (0.0, 0.999),
+    weight_decay: Number = 0.0,
+    *,
+    s_init: float | None = None,
+    cap: float | None = 6.0,
+    freeze: int | str | None = "auto",
+    scale: Number | None = None,
+    momentum: str = "bf16",
+    is_cautious: bool = True,
+    centralize: bool = True,
+) -> Transform:
+    """`adakaon` whose rate `mechanic` looks for: S starts at 0.003 of the weights' root mean square, ends at 6 times.
+
+    Once S stands still it is kept. The first weights still take 4 bytes a parameter; to free them, read
+    ``step.metrics["comp/mechanic_s"]``, make another step with ``autokaon(scale=S)`` and ``warm_start`` it: the
+    same steps go on, in the bytes of `adakaon`. **S often ends at its cap**; docs/optimizers.md has what we measured.
+    Source: K-Optimizers' Autokaon 0.4.0, which its authors removed. Deviations: those of `adakaon`; the first update
+    has S = s_init; its largest product starts at 0, there at 1e-6; memory is freed by hand.
+
+    Args:
+        lr: A shape, a schedule around 1; S scales it.
+        betas: β₁ of the momentum and β₂ of the second moment, live as ``beta1`` and ``beta2``.
+        weight_decay: Per unit of S lr.
+        s_init: S to start from. None: 0.003 times the root mean square of all first weights.
+        cap: S is at most so many times the first. None: no bound.
+        freeze: As in `mechanic`.
+        scale: S, if it is known. Then nothing is looked for, and no first weights are kept. Live.
+        momentum: Codec of the momentum; see `stored`.
+        is_cautious: Whether entries that disagree with the gradient stand still, decay included.
+        centralize: Whether the mean of each row of the gradient is subtracted first.
+
+    Returns:
+        A complete optimizer for the roles ``"matrix"`` and ``"scalar"``.
+
+    Raises:
+        TypeError: `betas` is not a pair.
+        ValueError: A number is out of its range, or a codec is not known.
+
+    Example:
+        >>> from fusion_compile import optim
+        >>> optim.autokaon(freeze=500).name
+        'autokaon'
+    """
+    base = adakaon(lr, betas, weight_decay, momentum=momentum, is_cautious=is_cautious, centralize=centralize)
+    if scale is not None:
+        named = declare("scale", scale)
+
+        def scaled(updates: Tensors, params: Tensors, context: Context) -> Tensors:
+            factor = context.hyperparameters[named.name]
+            return {k: factor * u for k, u in updates.items()}
+
+        return chain(base, stateless(scaled, by_name(named), "scale").with_extras(after_step=True), name="autokaon")
+    whole = mechanic(
+        base,
+        s_init=3e-3 if s_init is None else s_init,
+        relative=s_init is None,
+        bounds=(0.5, math.inf if cap is None else cap),
+        freeze=freeze,
+    )
+    return whole.with_extras(name="autokaon")
 
 
 def adapnm(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
 from fusion_compile._types import Tensors
 from fusion_compile.optim._transform import Context, Extras, Number, Transform, by_name, declare, declare_betas
 from fusion_compile.optim._tree import map_tensors, number_like, update_mean, update_mean_square, zeros_like
+
+SecondMoment: TypeAlias = Callable[[Tensors, Tensors, Tensors, Tensor, Tensor], Tensors]
+"""``(nu, g, mu, β₂, eps) -> nu``: the second moment after one more gradient; mu has it already."""
 
 
 class ScaleByAdamState(NamedTuple):
@@ -46,6 +50,15 @@ def scale_by_adam(betas: tuple[Number, Number] = (0.9, 0.999), eps: Number = 1e-
         >>> dict(optimizer.hyperparameters)
         {'beta1': 0.9, 'beta2': 0.95, 'eps': 1e-08, 'lr': 0.001}
     """
+
+    def of_squares(nu: Tensors, updates: Tensors, mu: Tensors, beta2: Tensor, eps: Tensor) -> Tensors:
+        return update_mean_square(nu, updates, beta2)
+
+    return adam_with("scale_by_adam", betas, eps, of_squares)
+
+
+def adam_with(name: str, betas: tuple[Number, Number], eps: Number, second: SecondMoment) -> Transform:
+    """Adam's direction with another second moment: the one place of its averages, powers and quotient."""
     (b1, b2), e = declare_betas(betas), declare("eps", eps)
 
     def init(params: Tensors) -> ScaleByAdamState:
@@ -60,8 +73,8 @@ def scale_by_adam(betas: tuple[Number, Number] = (0.9, 0.999), eps: Number = 1e-
         power1, power2 = state.beta1_power * beta1, state.beta2_power * beta2
         step_size, root_correction = 1 / (1 - power1), (1 - power2).sqrt()
         mu = update_mean(state.mu, updates, beta1)
-        nu = update_mean_square(state.nu, updates, beta2)
+        nu = second(state.nu, updates, mu, beta2, eps)
         scaled = map_tensors(lambda m, v: step_size * m / (v.sqrt() / root_correction + eps), mu, nu)
         return scaled, ScaleByAdamState(mu, nu, power1, power2)
 
-    return Transform(init, update, Extras("scale_by_adam", by_name(b1, b2, e), second_moments=("nu",)))
+    return Transform(init, update, Extras(name, by_name(b1, b2, e), second_moments=("nu",)))

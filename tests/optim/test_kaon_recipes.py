@@ -165,6 +165,25 @@ def test_nekaon_without_look_ahead_is_adakaon_bit_for_bit_and_a_tiny_one_is_not(
         optim.nekaon(betas=(0.0, 0.9))
 
 
+def test_autokaon_frozen_is_autokaon_with_its_scale_bit_for_bit() -> None:
+    """From update 4 on, with half of the first weights' memory, and a momentum that was averaged at rate 1."""
+    options: dict[str, Any] = {"betas": (0.9, 0.999), "momentum": "int8", "weight_decay": 0.1}
+    looking, model = Bowl(), Bowl()
+    step = fc.compile_training_step(looking, loss_fn, optimizer=optim.autokaon(freeze=3, **options), mode="eager")
+    for update in range(4):
+        step(*noise(update))
+    assert float(step.metrics["comp/mechanic_frozen"]) == 1.0
+    known = optim.autokaon(scale=float(step.metrics["comp/mechanic_s"]), **options)
+    other = fc.compile_training_step(model, loss_fn, optimizer=known, mode="eager")
+    assert not other.warm_start(step.state_dict()).fresh
+    held = [sum(t.nbytes for key, t in s._state.items() if key.startswith("optimizer/")) for s in (step, other)]
+    assert held[0] - held[1] > 4 * sum(p.numel() for p in model.parameters())
+    for update in range(4, 7):
+        step(*noise(update))
+        other(*noise(update))
+    assert all(torch.equal(a, b) for a, b in zip(looking.parameters(), model.parameters(), strict=True))
+
+
 def walked(transform: Transform, scale: float) -> float:
     """Root mean square of the 20th update over lr, for noise of a size."""
     torch.manual_seed(0)

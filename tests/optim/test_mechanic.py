@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
 from fusion_compile import optim
 from tests.data.bowl import SHAPES
@@ -11,6 +14,7 @@ from tests.optim.walks import Walk, distance, keeps_the_laws
 from tests.oracles.adamw import AdamW
 from tests.oracles.mechanic import Mechanic
 from tests.oracles.protocol import Tensors
+from tests.small_models import compiled, squared_error
 
 
 def test_it_follows_its_twin() -> None:
@@ -21,6 +25,26 @@ def test_it_follows_its_twin() -> None:
 
     whole = optim.mechanic(optim.adamw(1.0, weight_decay=0.0))
     assert distance(whole, twin, torch.float64, tuple(SHAPES)) <= 1e-6
+
+
+def test_a_relative_start_bounds_and_the_freeze_follow_the_twin() -> None:
+    """The same 100 updates; S stands at its upper bound from the first ones on, and is kept after fifty."""
+    options: dict[str, Any] = {"s_init": 3e-3, "relative": True, "bounds": (0.5, 6.0)}
+
+    def twin(start: Tensors) -> Mechanic:
+        return Mechanic(AdamW(start, lr=1.0, weight_decay=0.0), freeze=True, **options)
+
+    whole = optim.mechanic(optim.adamw(1.0, weight_decay=0.0), freeze="auto", **options)
+    assert distance(whole, twin, torch.float64, tuple(SHAPES)) <= 1e-6
+
+
+def test_padding_of_a_bank_is_no_weight() -> None:
+    model = nn.Linear(16, 3, bias=False)
+    nn.init.ones_(model.weight)
+    optimizer = optim.stored(optim.mechanic(optim.adamw(1.0), s_init=0.5, relative=True), mu="int8")
+    step = compiled(model, squared_error, optimizer=optimizer, mode="eager")
+    step(torch.ones(2, 16), torch.ones(2, 3))
+    assert float(step.metrics["comp/mechanic_s"]) == 0.5
 
 
 def test_it_finds_the_scale_from_a_million_times_below() -> None:
@@ -41,3 +65,7 @@ def test_laws_and_refusals() -> None:
         optim.mechanic(optim.sf_adamw())
     with pytest.raises(ValueError, match="positive scale"):
         optim.mechanic(optim.adamw(), s_init=0.0)
+    with pytest.raises(ValueError, match="freeze='soon' is not known"):
+        optim.mechanic(optim.adamw(), freeze="soon")
+    with pytest.raises(ValueError, match="a share of the largest"):
+        optim.mechanic(optim.adamw(), bounds=(0.5, 0.9))

@@ -3,6 +3,7 @@
 ADOPT      first v = g^2 only; then m = lerp(m, clip(g / max(sqrt v, e), t^(1/4)), 1 - b1); p -= lr m;
            and after that v = b2 v + (1 - b2) g^2
 AdaBelief  s = b2 s + (1 - b2)(g - m)^2 + e;  p -= lr (m / (1 - b1^t)) / (sqrt(s / (1 - b2^t)) + e)
+           both: p *= 1 - lr wd before
 AdamP      Adam's u, without its part along p (by row, else whole) where max |cos(g, p)| < 0.1 / sqrt n
 """
 
@@ -37,6 +38,7 @@ class Adopt(_Moments):
     def step(self, grads: Given) -> None:
         b1, b2 = self.betas
         for n, g in float64_copies(grads).items():
+            self.params[n] *= 1 - self.lr * self.weight_decay
             if self.t == 0:
                 self.v[n] = g * g
                 continue
@@ -52,6 +54,7 @@ class AdaBelief(_Moments):
         self.t += 1
         b1, b2 = self.betas
         for n, g in float64_copies(grads).items():
+            self.params[n] *= 1 - self.lr * self.weight_decay
             self.m[n] += (1 - b1) * (g - self.m[n])
             self.v[n] = b2 * self.v[n] + (1 - b2) * (g - self.m[n]) ** 2 + self.eps
             root = np.sqrt(self.v[n] / (1 - b2**self.t)) + self.eps
