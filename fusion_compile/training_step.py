@@ -77,8 +77,7 @@ class TrainingStep(Lifetime):
         options: StepOptions,
     ) -> None:
         precision = Precision(model, options.compute_dtype, layout.device, options.keep_fp32)
-        self.model, self.transform = model, transform
-        self.routes, self.layout = routes, layout
+        self.model, self.transform, self.routes, self.layout = model, transform, routes, layout
         self.mode, self.backend = resolve_mode(options.mode, layout.device), options.backend
         self.hyperparameters = Hyperparameters(hyperparameters, layout.device, layout.state_dtype)
         Lifetime.__init__(self, model, Residence(model, layout))
@@ -88,7 +87,7 @@ class TrainingStep(Lifetime):
         noise = noise_for(options.half_precision, layout, self._residence.banks)
         self._plan = StepPlan(UpdatePlan(layout, transform, form, self.hyperparameters, noise), options, precision)
         self._state = initial_state(self._plan.update, self._residence.banks, optimizer, options.half_precision)
-        self._residence.keep(options.averages, self._state)
+        self._residence.keep(options.averages, self._state, gradients=options.keep_gradients)
         self._programs = StepPrograms(model, loss_fn, self._plan, self._residence, self._state, mode=self.mode)
         self._periodic, self._is_first = Programs(self.backend), FirstTaken(self._plan.update)
         self.steps_called = 0
@@ -251,11 +250,7 @@ class TrainingStep(Lifetime):
 
     @in_turn
     def gradient_point(self) -> Tensors:
-        """Copy the weights at which the next gradient is taken (Schedule-Free's y).
-
-        Returns:
-            The copies by full parameter name.
-        """
+        """Copy the weights at which the next gradient is taken (Schedule-Free's y), by full parameter name."""
         self._check_alive()
         plan = self._plan.update
         point = plan.gradient_point(self._state, plan.context(self._state))
@@ -309,6 +304,7 @@ def compile_training_step(
     weigh_by: str | None = None,
     clip_grad_norm: float | None = None,
     skip_nonfinite: bool = True,
+    keep_gradients: bool = False,
     mode: str | None = None,
     backend: str = "inductor",
     capture: Capture | None = None,
@@ -342,8 +338,10 @@ def compile_training_step(
             parts as equal as can be. Loss, gradient and metrics are means over the whole batch.
         weigh_by: Name of a metric that the loss returns, a count (of tokens) by which the micro-batches are weighed.
         clip_grad_norm: Bound on the global gradient norm, live under that name; None is no bound.
-        skip_nonfinite: A step whose gradient norm or step size is not finite changes nothing, and an entry whose own
-            update is not finite stays. Both count in ``metrics["skipped"]``.
+        skip_nonfinite: A step whose gradient norm or step size is not finite changes nothing, an entry whose update is
+            not finite stays. Both count in ``metrics["skipped"]``.
+        keep_gradients: After each call ``p.grad`` is the step's gradient, before clipping, in the same memory each
+            time (as much as the parameters). False leaves ``p.grad`` alone.
         mode: One of torch.compile's modes or ``"eager"``. None: ``"max-autotune"`` on CUDA, ``"default"`` on a CPU.
         backend: A torch.compile backend; `mode` counts for ``"inductor"`` only.
         capture: ``"read"``: Dynamo reads the loss's bytecode. ``"run"``: the loss runs once on fake tensors and its
@@ -382,6 +380,7 @@ def compile_training_step(
     options = StepOptions(
         accumulate=accumulate,
         skip_nonfinite=skip_nonfinite,
+        keep_gradients=keep_gradients,
         compute_dtype=compute_dtype,
         mode=mode,
         backend=backend,

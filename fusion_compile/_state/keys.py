@@ -2,7 +2,8 @@
 
 ``params/<bank>``: the weights that the optimizer updates. ``module/<bank>``: the bank that the module's parameters
 view, where it is other memory. ``mantissa/<bank>`` and ``compensation/<bank>``: what its rounding lost.
-``optimizer/<path>``: the transform's state (`flat_tree`). ``buffers/<name>``, ``carried/<label>`` (tensors that user
+``gradients/<bank>``: what ``.grad`` shows, where the step keeps it. ``optimizer/<path>``: the transform's state
+(`flat_tree`). ``buffers/<name>``, ``carried/<label>`` (tensors that user
 code keeps in Python), ``metrics/<name>``, ``counts/<name>``, ``hyperparameters``, one tensor, and ``taken``, whether
 the last step was taken and not skipped.
 """
@@ -17,7 +18,7 @@ from fusion_compile._types import Tensors
 
 PARAMS, MODULE, OPTIMIZER = "params", "module", "optimizer"
 MANTISSA, COMPENSATION = LOST = "mantissa", "compensation"
-CARRIED = "carried"
+CARRIED, GRADIENTS = "carried", "gradients"
 BUFFERS, METRICS, COUNTS = "buffers", "metrics", "counts"
 HYPERPARAMETERS, TAKEN = "hyperparameters", "taken"
 """The keys without a rest."""
@@ -37,6 +38,10 @@ def mantissa(bank: str) -> str:
 
 def compensation(bank: str) -> str:
     return f"{COMPENSATION}/{bank}"
+
+
+def gradients(bank: str) -> str:
+    return f"{GRADIENTS}/{bank}"
 
 
 def optimizer(path: str) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fusion_compile._state.banks import Layout
 from fusion_compile._state.kept_average import KeptAverage, banks_of
+from fusion_compile._state.kept_gradients import KeptGradients
 from fusion_compile._types import Tensors
 
 
@@ -37,6 +38,7 @@ class Residence:
         self._versions: dict[str, int] = {}
         self._buffers: list[tuple[dict[str, Any], str, str, Tensor]] = []
         self._averages: list[KeptAverage] = []
+        self._gradients: KeptGradients | None = None
         self._handed_out: dict[str, tuple[Tensor, int]] = {}
         for name, view in layout.views(self.banks).items():
             p, place = parameters[name], torch.from_dlpack(view)  # type: ignore[attr-defined]
@@ -46,14 +48,18 @@ class Residence:
         self._names = [*layout.views(self.banks)]
         self.note_versions()
 
-    def keep(self, averages: Sequence[KeptAverage], state: Tensors) -> None:
+    def keep(self, averages: Sequence[KeptAverage], state: Tensors, *, gradients: bool = False) -> None:
         """Let each of `averages` show its entries of the flat `state`.
+
+        `gradients`: it gets entries for gradients, which the parameters' ``.grad`` show after each step.
 
         Raises ValueError where one is kept by another step, or was made for another model.
         """
         for ema in averages:
             ema.held_by(self._model, self.layout.views(banks_of(ema.average, self.layout, state)))
         self._averages += averages
+        if gradients:
+            self._gradients = KeptGradients(self._model, self.layout, state)
 
     def note_versions(self) -> None:
         """Remember the parameters' versions for `written`."""
@@ -65,7 +71,10 @@ class Residence:
         return {n for n, p in zip(self._names, self._places, strict=True) if p._version != self._versions[n]}
 
     def move_out(self) -> None:
-        """Give every parameter memory of its own again. The banks then belong to this object alone."""
+        """Give every parameter memory of its own again, and no gradient. The banks then belong to this object
+        alone."""
+        if self._gradients is not None:
+            self._gradients.drop()
         for parameter in self._places:
             parameter.data = parameter.data.clone()
 
@@ -80,12 +89,15 @@ class Residence:
             self._buffers.append((owner, key, name, kept[name]))
         return kept
 
-    def hand_out(self, names: Collection[str]) -> None:
-        """Put a fresh tensor in the place of each buffer of `names`, which the forward assigns.
+    def hand_out(self, names: Collection[str], unread: Collection[str]) -> None:
+        """Put a fresh tensor in the place of each buffer of `names`, which the forward assigns, and show the step's
+        gradients. `unread`: the parameters that have none.
 
         Who keeps the old one (a history of means) keeps its numbers, as without a program. `check` takes it back.
         """
-        for owner, key, name, kept in self._buffers:
+        if self._gradients is not None:
+            self._gradients.show(unread)
+        for owner, key, name, kept in self._buffers if names else ():
             if name in names:
                 fresh = kept.detach().clone()
                 owner[key] = fresh

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fusion_compile._say_once import SayOnce
 
 
@@ -50,6 +52,21 @@ class Notices:
         )
         self._note(said)
         self._warn("distributions", said)
+
+    def reads_gradients(self, names: Sequence[str], *, kept: bool) -> None:
+        """The loss reads ``.grad`` of the parameters `names`, which have none while it runs. Raises ValueError where
+        the step keeps gradients, because such a loss expects the last step's."""
+        if not names:
+            return
+        said = f"the loss reads {names[0]}.grad, which is None while it runs, as after zero_grad() in the ordinary loop"
+        if kept:
+            raise ValueError(
+                f"{said}; keep_gradients=True shows gradients between steps. Give the step what the loss needs of them "
+                f"as part of the batch."
+            )
+        self._warn(
+            "gradient", f"{said}. If it means the last step's gradient: keep_gradients=True, and give it in the batch."
+        )
 
     def _note(self, line: str) -> None:
         if line not in self.lines:

@@ -33,6 +33,7 @@ class StepOptions:
     dynamic: bool = False
     half_precision: str = "master"
     averages: Sequence[KeptAverage] = ()
+    keep_gradients: bool = False
 
     @property
     def rules(self) -> list[Average]:
@@ -63,6 +64,10 @@ class StepOptions:
             raise ValueError(f"max_shapes={self.max_shapes!r} is not a number of batch shapes; give at least 1.")
         if not isinstance(self.dynamic, bool):
             raise TypeError(f"dynamic={self.dynamic!r} is a {type(self.dynamic).__name__}; give True or False.")
+        if not isinstance(self.keep_gradients, bool):
+            raise TypeError(
+                f"keep_gradients={self.keep_gradients!r} is a {type(self.keep_gradients).__name__}; give True or False."
+            )
         if self.weigh_by is not None and not isinstance(self.weigh_by, str):
             raise TypeError(f"weigh_by={self.weigh_by!r} is not a name; give that of a metric that the loss returns.")
         if not isinstance(self.skip_nonfinite, bool):

@@ -19,6 +19,7 @@ from fusion_compile._capture.by_running.leaves import parameters_are_leaves
 from fusion_compile._state import flat_tree, keys
 from fusion_compile._state.half_precision import counted, entries, packed, shown_weights, unpacked
 from fusion_compile._state.kept_average import parameters_of, views_of
+from fusion_compile._state.kept_gradients import kept_gradients
 from fusion_compile._state.masters import with_written_weights
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.gradient_hooks import hooked_leaf
@@ -207,7 +208,8 @@ def pure_step(
         if twice := sorted({*METRICS} & metrics.keys()):
             raise ValueError(f"the metric name {twice[0]!r} is taken by the step itself; give the loss's another one.")
         shown = {"loss": value.to(layout.state_dtype), "grad_norm": norm, **metrics}
-        new |= settled({keys.metrics(k): m for k, m in shown.items()}, before_writes)
+        seen_later = {keys.metrics(k): m for k, m in shown.items()} | kept_gradients(layout, grads, as_kept)
+        new |= settled(seen_later, before_writes)
         return packed(layout, new, before_writes, as_kept, plan.update.noise)
 
     def leaf(name: str, value: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ class RehearsedStep:
         reads: What user code read in the second, when caches were filled.
         kept_outside: Names of the model's parameters and buffers that the loss reads where it keeps them itself.
         accumulated: Whether another backward than the step's own adds to ``.grad``.
+        reads_gradient: Names of parameters whose ``.grad`` the loss reads where they have none.
     """
 
     rehearsal: Rehearsal
@@ -57,6 +58,7 @@ class RehearsedStep:
     reads: Reads
     kept_outside: tuple[str, ...] = ()
     accumulated: bool = False
+    reads_gradient: tuple[str, ...] = ()
 
     def once(self) -> list[Slot]:
         """Where the loss puts what it computes from the first batch alone, or draws once."""
@@ -74,9 +76,9 @@ class OrdinaryStep:
     Attributes:
         given: The batch, cloned.
         others: Tensors with gradients that the loss reads and that are none of the model's parameters.
-        kept_outside: Names of parameters and buffers that the loss reads where it keeps them outside of the model.
         accumulated: Whether another backward added to ``.grad``.
         kept_outside: Names of parameters, buffers and averages that the loss reads elsewhere than in the model.
+        reads_gradient: Names of parameters whose ``.grad`` the loss reads where they have none.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class OrdinaryStep:
         self.given = batches.with_leaves(batch, [t.clone() for t in batches.tensors(batch)])
         self.others: dict[int, Tensor] = {}
         self.kept_outside: set[str] = set()
+        self.reads_gradient: set[str] = set()
         self.accumulated = False
         averages = parameters_of(plan.options.averages)
         self._averages = {name: average.detach() for name, average in averages.items()}
@@ -137,6 +140,7 @@ class OrdinaryStep:
                 self.accumulated |= taken.accumulated
                 self._buffers.update({n: self._model.get_buffer(n).detach() for n in self._buffers})
             self.kept_outside.update(n for n, own in self._originals.items() if id(own) in stray.handed)
+            self.reads_gradient.update(n for n, leaf in self._leaves.items() if id(leaf) in stray.without_gradient)
             total = total + value.detach()
             for name, gradient in zip(self._leaves, taken.found, strict=True):
                 if gradient is not None:
@@ -197,4 +201,7 @@ def rehearse_step(
     refuse_learnable(step.others.values(), roots, [record.label for record in rehearsal.of(Kind.WRITTEN)])
     kept_outside = tuple(sorted(step.kept_outside))
     found = tuple(sources.found)
-    return RehearsedStep(rehearsal, rehearsal.results[0], found, seen[1], kept_outside, step.accumulated)
+    gradients_read = tuple(sorted(step.reads_gradient))
+    return RehearsedStep(
+        rehearsal, rehearsal.results[0], found, seen[1], kept_outside, step.accumulated, gradients_read
+    )

@@ -118,8 +118,8 @@ class StepPrograms:
                 step = self._compile(own, batch)
             self._bands.serve(signature)
         self.shown = None if self._mode == "eager" else step.shows
-        if self.facts is not None and self.facts.assigned:
-            self._residence.hand_out(self.facts.assigned)
+        if self.facts is not None:
+            self._residence.hand_out(self.facts.assigned, unread=self.facts.unused)
 
     def _take(self, step: Step, fresh: Tensors) -> None:
         """The step was taken, and counts. `fresh`: entries that the state did not have."""
@@ -261,6 +261,7 @@ class StepPrograms:
         if not options.rehearse:
             return None, Way(uncompiled, "", ())
         seen = rehearse_step(self._model, self._loss_fn, self._plan, self._state, batch)
+        self.notices.reads_gradients(seen.reads_gradient, kept=options.keep_gradients)
         if fill:
             seen.rehearsal.fill()
         asked = Asked(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +13,10 @@ from torch.overrides import TorchFunctionMode
 
 from fusion_compile._capture.by_running._compat import mark_as_parameter, patched
 from fusion_compile._capture.python_state.slots import Slot, read
+from fusion_compile._capture.python_state.whose_code import is_user_code
 
 _PUT_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
+_GET_GRADIENT: Any = Tensor.grad.__get__  # type: ignore[attr-defined]
 
 
 def leaf_like(parameter: nn.Parameter, value: Tensor) -> Tensor:
@@ -55,6 +58,8 @@ class StandingIn(TorchFunctionMode):
         self._kept: list[Tensor] = list(self._stand_in.values())  # an id is a name only while its object lives
         self.handed: set[int] = set()
         """The identities of those tensors that torch was handed, and made another one of."""
+        self.without_gradient: set[int] = set()
+        """The identities of what stands for tensors whose ``.grad`` user code read, and which had none."""
         self._hit: list[int] = []
         self._watched = {*self._stand_in, *map(id, self._stand_in.values())} if data_may_be_put else set()
 
@@ -83,6 +88,8 @@ class StandingIn(TorchFunctionMode):
         self._hit = []
         swapped = [*map(self.swap, args)], {k: self.swap(v) for k, v in (kwargs or {}).items()}
         hit, out = self._hit, func(*swapped[0], **swapped[1])
+        if out is None and func == _GET_GRADIENT and is_user_code(sys._getframe(1).f_code.co_filename):
+            self.without_gradient.add(id(swapped[0][0]))
         if hit and isinstance(out, (Tensor, list, tuple)) and type(out) is not torch.Size:
             self.handed.update(hit)
         return out
