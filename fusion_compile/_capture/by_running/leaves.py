@@ -16,7 +16,7 @@ from fusion_compile._capture.python_state.slots import Slot, read
 from fusion_compile._capture.python_state.whose_code import is_user_code
 
 _PUT_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
-_GET_GRADIENT: Any = Tensor.grad.__get__  # type: ignore[attr-defined]
+_GET_GRADIENT: Any = Tensor.grad.__get__  # type: ignore[union-attr]
 
 
 def leaf_like(parameter: nn.Parameter, value: Tensor) -> Tensor:
