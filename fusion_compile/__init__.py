@@ -26,8 +26,8 @@ register(
     Subject(
         explain=lambda step, device: step.explain(device=device),
         is_compiled=lambda step: bool(step.programs),
-        state=TrainingStep.state_dict,
-        restore=TrainingStep.load_state_dict,
+        state=lambda step: step.state_dict(),
+        restore=lambda step, saved: step.load_state_dict(saved),
     ),
 )
 register(Sampler, Subject(explain=explain_sampler))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from os import PathLike
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from fusion_compile._program.lower import resolve_mode
 from fusion_compile._program.program import Program
 from fusion_compile._program.programs import Programs
-from fusion_compile._state import checkpoint, checkpoint_folder, flat_tree, keys
+from fusion_compile._state import flat_tree, keys
 from fusion_compile._state.banks import Layout
 from fusion_compile._state.blocks import SplitBlocks
 from fusion_compile._state.half_precision import noise_for
@@ -20,8 +19,9 @@ from fusion_compile._state.hyperparameters import Hyperparameters
 from fusion_compile._state.kept_average import averages_of
 from fusion_compile._state.residence import Residence
 from fusion_compile._state.routing import Route
-from fusion_compile._state.warm_start import WarmStart, begin_from
 from fusion_compile._step import batches
+from fusion_compile._step.evaluates import Evaluates
+from fusion_compile._step.evaluation import Evaluation
 from fusion_compile._step.lifetime import Lifetime
 from fusion_compile._step.loss import LossFn
 from fusion_compile._step.metrics import step_metrics
@@ -31,6 +31,7 @@ from fusion_compile._step.periodic import FirstTaken, run_due_work, work_key
 from fusion_compile._step.planned import Forced, plan_update
 from fusion_compile._step.precision import Precision
 from fusion_compile._step.pure_step import StepPlan, initial_state
+from fusion_compile._step.saves import Saves
 from fusion_compile._step.step_programs import StepPrograms
 from fusion_compile._step.turn import in_turn
 from fusion_compile._step.update import UpdatePlan
@@ -44,7 +45,7 @@ from fusion_compile.optim._schedules import Schedule
 from fusion_compile.optim._transform import Transform
 
 
-class TrainingStep(Lifetime):
+class TrainingStep(Evaluates, Saves):
     """A compiled training step, made by `compile_training_step`. Call it with a batch.
 
     Attributes:
@@ -89,6 +90,7 @@ class TrainingStep(Lifetime):
         self._state = initial_state(self._plan.update, self._residence.banks, optimizer, options.half_precision)
         self._residence.keep(options.averages, self._state, gradients=options.keep_gradients)
         self._programs = StepPrograms(model, loss_fn, self._plan, self._residence, self._state, mode=self.mode)
+        self._evaluation = Evaluation(model, loss_fn, self._plan, mode=self.mode)
         self._periodic, self._is_first = Programs(self.backend), FirstTaken(self._plan.update)
         self.steps_called = 0
 
@@ -160,8 +162,8 @@ class TrainingStep(Lifetime):
             return self.model
         self._residence.move_out()
         self._state.clear()
-        self._programs.forget()
-        self._periodic.forget()
+        for programs in (self._programs, self._periodic, self._evaluation):
+            programs.forget()
         self._residence.banks.clear()
         self._released = True
         return self.model
@@ -171,82 +173,6 @@ class TrainingStep(Lifetime):
         module or a plain number that it read. A captured step refuses to run then. All state stays."""
         self._check_alive()
         self._programs.recapture()
-
-    @in_turn
-    def state_dict(self) -> dict[str, Any]:
-        """Copy all state, keyed by full parameter name.
-
-        Returns:
-            ``model``, ``optimizer`` (``<part>.<parameter>``; of a named group ``<group>.<part>.<parameter>``),
-            ``counts``, ``buffers``, ``carried`` (tensors that the loss keeps in Python), ``numbers`` (plain ones that
-            it counts), ``hyperparameters``, ``steps_called`` and ``rng``.
-        """
-        self._check_whole()
-        saved = checkpoint.state_dict(self.model, self.layout, self._state, self.hyperparameters, self.steps_called)
-        return {**saved, **self._programs.kept.now()}
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Load what `state_dict` gave into the existing memory.
-
-        Args:
-            saved: What `state_dict` gave for a step of the same model and recipe.
-
-        Raises:
-            ValueError: Names or shapes differ. The sentence lists them, and nothing is loaded.
-        """
-        self._check_whole(torn=True)
-        checkpoint.refuse_other_kinds(saved)
-        kept = self._programs.kept.given(saved)
-        state, numbers = self._state, self.hyperparameters
-        with self._turn.writing(everything=True), torch.no_grad():
-            self.steps_called = checkpoint.load_state_dict(saved, self.model, self.layout, state, numbers)
-            self._is_first = FirstTaken(self._plan.update)
-            self._programs.kept.put(kept)
-        self._residence.say_written()
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write a checkpoint folder: safetensors files, and a JSON index that is renamed into place last.
-
-        Args:
-            path: The folder; it is made where it is missing.
-        """
-        checkpoint_folder.save(path, self.state_dict())
-
-    def load(self, path: str | PathLike[str], *, verify: bool = True) -> None:
-        """Load a folder that `save` wrote, with the random state, so that a resumed run is bitwise the same.
-
-        Args:
-            path: The folder.
-            verify: Compare every tensor with its checksum. Checkpoints of version 0.1 have none.
-
-        Raises:
-            FileNotFoundError: `path` holds no checkpoint.
-            ValueError: It is damaged, or of another model or optimizer; nothing is loaded.
-        """
-        self._check_alive()
-        self.load_state_dict(checkpoint_folder.load(path, self.layout.device, verify=verify))
-
-    @in_turn
-    def warm_start(self, source: str | PathLike[str] | Mapping[str, Any]) -> WarmStart:
-        """Start from a checkpoint of the same model under *another* recipe or with other groups.
-
-        Weights are loaded, and the optimizer state that both recipes have. Counts, numbers and random state stay.
-
-        Args:
-            source: A folder that `save` wrote, or what `state_dict` gave.
-
-        Returns:
-            What was carried over, starts fresh, and found no use; printing it sums it up.
-
-        Raises:
-            ValueError: The checkpoint is of another model; nothing is loaded.
-        """
-        self._check_whole()
-        saved = checkpoint.of(source, self.layout.device)
-        checkpoint.load_model(saved, self.model)
-        self._plan.update.begin_at(self._residence.banks, self._state)
-        self._residence.say_written()
-        return begin_from(saved["optimizer"], self.layout, self._state)
 
     @in_turn
     def gradient_point(self) -> Tensors:

@@ -173,10 +173,16 @@ def public_functions() -> dict[str, tuple[Callable[..., Any], bool]]:
             value = getattr(importlib.import_module(package), name)
             if inspect.isfunction(value):
                 found[f"{package}.{name}"] = (value, True)
-            for key, member in vars(value).items() if isinstance(value, type) else ():
+            for key, member in members_of(value) if isinstance(value, type) else ():
                 if inspect.isfunction(function := getattr(member, "__func__", member)) and not key.startswith("_"):
                     found[f"{package}.{name}.{key}"] = (function, False)
     return found
+
+
+def members_of(kind: type) -> list[tuple[str, Any]]:
+    """What an exported class has itself. A training step is put together from parts, which are public with it."""
+    own = [b for b in reversed(kind.__mro__) if b is kind or b.__module__.startswith("fusion_compile._step.")]
+    return [*{key: member for base in own for key, member in vars(base).items()}.items()]
 
 
 PUBLIC = public_functions()

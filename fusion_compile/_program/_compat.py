@@ -103,6 +103,15 @@ def numbers_in_tensors_are_tensors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def random_numbers_are_torchs() -> Iterator[None]:
+    """Inside, Inductor compiles programs that draw the random numbers that torch's own operators draw."""
+    from torch._inductor import config
+
+    with config.patch(fallback_random=True):
+        yield
+
+
+@contextlib.contextmanager
 def products_written_into_concatenations() -> Iterator[None]:
     """Inside, Inductor writes a matrix product that is a part of a concatenation straight into its slice.
 

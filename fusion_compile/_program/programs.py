@@ -103,6 +103,7 @@ class Programs:
         check: Callable[[Program], None] | None = None,
         before_first: BeforeFirst | None = None,
         dynamic: bool = False,
+        results: list[Any] | None = None,
     ) -> None:
         """Compile `function` by its first call, on `given`, and keep it under `key`.
 
@@ -110,7 +111,7 @@ class Programs:
         sees it, and may raise ValueError to refuse it; nothing has run then. `before_first` is called when everything
         is compiled and nothing has run, with what runs the captured graph uncompiled; it may raise, and what it makes
         of the tensors is there for the first run. `run_graph` does the same later, until `forget_graph`. `dynamic`:
-        sizes that ``_compat.mark_symbolic`` marked are symbols.
+        sizes that ``_compat.mark_symbolic`` marked are symbols. `results`: gets what the first call returns.
         """
 
         def observe(graph: torch.fx.GraphModule, inputs: list[Any]) -> None:
@@ -139,7 +140,7 @@ class Programs:
                 numbers_in_tensors_are_tensors(),
                 compilers_warnings.are_no_errors(),
             ):
-                run(*given)
+                result = run(*given)
         except Exception as error:
             self.captured.pop(key, None)
             self._graphs.pop(key, None)
@@ -147,3 +148,5 @@ class Programs:
                 raise refusal from None
             raise
         self._compiled[key] = run
+        if results is not None:
+            results.append(result)

@@ -49,7 +49,7 @@ class Proof:
                 if keys.buffers(name) in state
             }
         for name, (got, wanted) in pairs.items():
-            if not self._is_near(got, wanted):
+            if not is_near(got, wanted, self._room):
                 return f"its {name} is {_shown(got)} where the ordinary loop has {_shown(wanted)}"
         return ""
 
@@ -77,12 +77,14 @@ class Proof:
         key = keys.counts("skipped")
         return key in self._before and int(state[key]) != int(self._before[key])
 
-    def _is_near(self, got: Tensor, wanted: Tensor) -> bool:
-        a, b = got.detach().double(), wanted.detach().to(got.device).double()
-        if not bool(torch.isfinite(a).all()) or not bool(torch.isfinite(b).all()):
-            return bool(torch.equal(torch.isfinite(a), torch.isfinite(b)))
-        scale = float(b.abs().max()) if b.numel() else 0.0
-        return float((a - b).abs().max() if b.numel() else 0.0) <= self._room * max(scale, 1e-6)
+
+def is_near(got: Tensor, wanted: Tensor, room: float) -> bool:
+    """Whether `got` is `wanted` up to rounding: `room`, relative to its largest entry."""
+    a, b = got.detach().double(), wanted.detach().to(got.device).double()
+    if not bool(torch.isfinite(a).all()) or not bool(torch.isfinite(b).all()):
+        return bool(torch.equal(torch.isfinite(a), torch.isfinite(b)))
+    scale = float(b.abs().max()) if b.numel() else 0.0
+    return float((a - b).abs().max() if b.numel() else 0.0) <= room * max(scale, 1e-6)
 
 
 class Compared(NamedTuple):

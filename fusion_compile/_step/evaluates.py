@@ -1,0 +1,184 @@
+"""`evaluate` and `evaluate_all` of a training step: what is asked for, and means over many batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sized
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from fusion_compile._progress import following
+from fusion_compile._state.banks import Layout
+from fusion_compile._state.kept_average import KeptAverage, banks_of
+from fusion_compile._step import batches
+from fusion_compile._step.containers import map_tensors
+from fusion_compile._step.evaluation import Evaluation
+from fusion_compile._step.lifetime import Lifetime
+from fusion_compile._step.micro_batches import leading_size
+from fusion_compile._step.pure_step import StepPlan
+from fusion_compile._step.turn import in_turn
+from fusion_compile._types import Tensors
+
+Weights = Literal["deployed", "current"] | KeptAverage
+
+
+class Evaluates(Lifetime):
+    """The part of a step that evaluates. `_evaluation`: the programs that do."""
+
+    model: nn.Module
+    layout: Layout
+    _plan: StepPlan
+    _evaluation: Evaluation
+
+    def evaluate(
+        self,
+        *batch: Any,
+        weights: Weights = "deployed",
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> Tensors:
+        """Compute the loss of `batch` in evaluation mode, without gradients. Nothing of the training changes.
+
+        It is a program of its own, compiled at its first call. State, buffers, metrics and random numbers are as
+        before, so training is bitwise the same with and without it. Modules are in evaluation mode by their flag
+        `training`; a ``train()`` of their own is not called. A batch is evaluated whole, `accumulate` or not.
+
+        Args:
+            *batch: What `loss_fn` gets after the model, as in a step.
+            weights: ``"deployed"``: those that the model holds, with Schedule-Free the average x. ``"current"``: those
+                at which the next gradient is taken. An `EMA` of this step: its average.
+            seed: Of all random numbers that the loss draws from torch, numpy and Python: the same at each call. They
+                are those of the uncompiled loss.
+            generator: Draws the seed in its place, so that calls differ from one another.
+
+        Returns:
+            ``"loss"`` and the loss's metrics, tensors on the device. Nothing waits for it.
+
+        Raises:
+            ValueError: `weights` is unknown, or an average that the step does not keep; or the loss is no scalar.
+            RuntimeError: The step was released.
+
+        Example:
+            >>> import torch, fusion_compile as fc
+            >>> model = torch.nn.Linear(4, 2)
+            >>> step = fc.compile_training_step(model, lambda model, x: model(x).square().mean(), mode="eager")
+            >>> sorted(step.evaluate(torch.randn(8, 4)))
+            ['loss']
+        """
+        return self._evaluated(batch, weights, seed if generator is None else _drawn(generator))
+
+    @in_turn
+    def _evaluated(self, batch: tuple[Any, ...], weights: Weights, seed: int) -> Tensors:
+        self._check_whole()
+        banks = {key: bank.detach() for key, bank in self._banks(weights).items()}
+        return {name: t.clone() for name, t in self._evaluation.run(banks, batch, seed).items()}
+
+    def evaluate_all(
+        self,
+        loader: Iterable[Any],
+        *,
+        weights: Weights = "deployed",
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+        progress: bool = True,
+    ) -> Tensors:
+        """Evaluate every batch of `loader`: the means over all entries of loss and metrics.
+
+        A batch counts by its leading size, or by the metric that the step's `weigh_by` names, which is summed. A
+        batch that is a tuple or a list is spread over the loss's arguments. Tensors are moved to the model's device. A
+        progress bar shows on stderr where a person watches, in notebooks too.
+
+        Args:
+            loader: A DataLoader, or any iterable of batches.
+            weights: As in `evaluate`.
+            seed: Of the first batch's random numbers, from which those of the others follow: the same at each call.
+            generator: In the place of `seed`.
+            progress: False shows no bar.
+
+        Returns:
+            The means by name, fp64 (fp32 where the device has no fp64), and ``"batches"`` and ``"entries"``, counts.
+
+        Raises:
+            ValueError: `loader` has no batches, or a metric is of another shape in one of them.
+
+        Example:
+            >>> import torch, fusion_compile as fc
+            >>> model = torch.nn.Linear(4, 2)
+            >>> step = fc.compile_training_step(model, lambda model, x: model(x).square().mean(), mode="eager")
+            >>> data = torch.utils.data.TensorDataset(torch.randn(20, 4))
+            >>> means = step.evaluate_all(torch.utils.data.DataLoader(data, batch_size=8))
+            >>> int(means["batches"]), int(means["entries"])
+            (3, 20)
+        """
+        draws = torch.Generator().manual_seed(seed) if generator is None else generator
+        means = _Means(self.layout.device, self._plan.options.weigh_by)
+        count = len(loader) if isinstance(loader, Sized) else None
+        for item in following(loader, count, "evaluating") if progress else loader:
+            given = tuple(item) if type(item) in (tuple, list) else (item,)
+            batch = map_tensors(lambda t: t.to(self.layout.device, non_blocking=True), given)
+            means.add(self._evaluated(batch, weights, _drawn(draws)), batch)
+        return means.now()
+
+    def _banks(self, weights: Weights) -> Tensors:
+        plan, layout = self._plan.update, self.layout
+        if isinstance(weights, KeptAverage):
+            if weights not in self._plan.options.averages:
+                raise ValueError(
+                    f"evaluate(weights={weights!r}): the step does not keep this average; give it to "
+                    f"compile_training_step(…, ema=…), or evaluate the model that holds those weights."
+                )
+            return banks_of(weights.average, layout, self._state)
+        if weights not in ("deployed", "current"):
+            raise ValueError(f"evaluate(weights={weights!r}) is not known; give 'deployed', 'current' or an EMA.")
+        if weights == "deployed" or plan.transform.gradient_point is None:
+            return self._residence.banks
+        with torch.no_grad():
+            point = plan.gradient_point(self._state, plan.context(self._state))
+        return {b.key: point[b.key].to(b.dtype) for b in layout.banks}
+
+
+class _Means:
+    """Weighted sums over batches, on the device."""
+
+    def __init__(self, device: torch.device, weigh_by: str | None) -> None:
+        self._dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._device, self._weigh_by = device, weigh_by
+        self._sums: Tensors = {}
+        self._weights: Tensors = {}
+        self._batches = self._entries = 0
+
+    def add(self, found: Tensors, batch: tuple[Any, ...]) -> None:
+        """Add what one batch gave."""
+        sizes = [t for t in batches.tensors(batch) if t.ndim]
+        entries = leading_size(batch) if sizes else 1
+        self._batches, self._entries = self._batches + 1, self._entries + entries
+        weight = torch.full((), entries, dtype=self._dtype, device=self._device)
+        if self._weigh_by is not None:
+            if self._weigh_by not in found:
+                raise ValueError(f"weigh_by={self._weigh_by!r} names no metric that the loss returned in evaluation.")
+            weight = found[self._weigh_by].to(self._dtype)
+        for name, value in found.items():
+            counts = name == self._weigh_by
+            term = value.to(self._dtype) if counts else value.to(self._dtype) * weight
+            before = self._sums.get(name)
+            if before is not None and before.shape != term.shape:
+                raise ValueError(
+                    f"the metric {name!r} is {list(before.shape)} in one batch and {list(term.shape)} in another, so "
+                    f"it has no mean; return one shape, or evaluate batch by batch."
+                )
+            share = torch.ones_like(weight) if counts else weight
+            self._sums[name] = term if before is None else before + term
+            self._weights[name] = share if before is None else self._weights[name] + share
+
+    def now(self) -> Tensors:
+        """The means so far."""
+        if not self._batches:
+            raise ValueError("evaluate_all() got a loader without batches; a generator is empty after its first use.")
+        means = {n: s if n == self._weigh_by else s / self._weights[n] for n, s in self._sums.items()}
+        counts = {"batches": self._batches, "entries": self._entries}
+        return means | {n: torch.tensor(c, device=self._device) for n, c in counts.items() if n not in means}
+
+
+def _drawn(generator: torch.Generator) -> int:
+    return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
