@@ -96,6 +96,8 @@ def test_training_is_bitwise_the_same_with_it_and_without(options: dict[str, Any
 class Counts(nn.Module):
     """Keeps what it computed, in evaluation mode too: a count, a queue, a cache."""
 
+    seen: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.layer, self.calls, self.kept = nn.Linear(4, 4), 0, []  # type: ignore[var-annotated]
@@ -145,7 +147,7 @@ def test_a_later_shape_is_captured_when_it_comes_back_and_a_hook_captures_again(
         near(step.evaluate(data(0, size)), ordinary(step.model, data(0, size), 0))
         sizes.append(len(programs.programs))
     assert sizes == [1, 1, 2, 2]
-    step.model.enter.register_forward_hook(lambda module, given, found: found + 1)
+    step.model.get_submodule("enter").register_forward_hook(lambda module, given, found: found + 1)
     near(step.evaluate(data(0)), ordinary(step.model, data(0), 0))
 
 
