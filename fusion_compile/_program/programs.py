@@ -103,15 +103,14 @@ class Programs:
         check: Callable[[Program], None] | None = None,
         before_first: BeforeFirst | None = None,
         dynamic: bool = False,
-        results: list[Any] | None = None,
-    ) -> None:
-        """Compile `function` by its first call, on `given`, and keep it under `key`.
+    ) -> Any:
+        """Compile `function` by its first call, on `given`, keep it under `key`, and return what that call does.
 
         `what`: what the progress line says is compiled. `check` is called with the captured graph before the backend
         sees it, and may raise ValueError to refuse it; nothing has run then. `before_first` is called when everything
         is compiled and nothing has run, with what runs the captured graph uncompiled; it may raise, and what it makes
         of the tensors is there for the first run. `run_graph` does the same later, until `forget_graph`. `dynamic`:
-        sizes that ``_compat.mark_symbolic`` marked are symbols. `results`: gets what the first call returns.
+        sizes that ``_compat.mark_symbolic`` marked are symbols.
         """
 
         def observe(graph: torch.fx.GraphModule, inputs: list[Any]) -> None:
@@ -148,5 +147,4 @@ class Programs:
                 raise refusal from None
             raise
         self._compiled[key] = run
-        if results is not None:
-            results.append(result)
+        return result

@@ -161,22 +161,21 @@ class Evaluation:
                 value, metrics, _ = module.forward(*batch)
             return {"loss": value, **metrics}
 
-        found: list[Tensors] = []
         seed_all(seed)
         try:
             with as_it_was(self._roots), random_numbers_are_torchs():
-                self._programs.compile(
-                    key, evaluate, banks, batch, mode=self._mode, what="the evaluation", check=_check, results=found
+                found: Tensors = self._programs.compile(
+                    key, evaluate, banks, batch, mode=self._mode, what="the evaluation", check=_check
                 )
         except Exception as error:  # of any kind: the loss has just run as it is
             self._runs_as_python(key, f"it cannot be captured ({type(error).__name__}: {str(error).strip()})")
             return wanted
-        if apart := _differs(found[0], wanted):
+        if apart := _differs(found, wanted):
             self._programs.drop(key)
             self._runs_as_python(key, f"its program has another {apart} than the ordinary loop")
             return wanted
         self._watches[key] = Methods((), self._model), LateHooks(self._roots)
-        return found[0]
+        return found
 
     def _runs_as_python(self, key: Any, because: str) -> None:
         self._not_captured.add(key)
