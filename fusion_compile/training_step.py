@@ -20,6 +20,7 @@ from fusion_compile._state.kept_average import averages_of
 from fusion_compile._state.residence import Residence
 from fusion_compile._state.routing import Route
 from fusion_compile._step import batches
+from fusion_compile._step.arrays import from_numpy_takes_tensors
 from fusion_compile._step.evaluates import Evaluates
 from fusion_compile._step.evaluation import Evaluation
 from fusion_compile._step.lifetime import Lifetime
@@ -101,11 +102,12 @@ class TrainingStep(Evaluates, Saves):
         The first call with a batch shape compiles. Further shapes are programs of their own, at most `max_shapes`.
 
         Args:
-            *batch: What `loss_fn` gets after the model: tensors on the model's device, in tuples, lists, dictionaries
-                and dataclasses. A number in arithmetic on tensors may change; each other value has a program.
+            *batch: What `loss_fn` gets after the model: tensors on the model's device, in tuples, lists, dictionaries,
+                dataclasses and plain objects. Numpy arrays are tensors for it, of the same dtype. A number in
+                arithmetic on tensors may change; each other value has a program.
 
         Returns:
-            The loss, a 0-dim tensor on the device: the mean over micro-batches, at the weights before the step.
+            The loss, 0-dim and on the device: the mean over micro-batches, at the weights before the step.
 
         Raises:
             ValueError: A batch or loss that the program cannot take. The state is then as before the call.
@@ -115,11 +117,11 @@ class TrainingStep(Evaluates, Saves):
         self._check_alive()
         self._check_mode(self.model)
         self._take_up_weights()
-        batch = batches.outside_inference(batch)
+        batch, numpys = batches.taken(batch, self.layout.device)
         signature = batches.signature(batch, self.layout.device, fixed=self._plan.options.fixes_numbers)
         due = self.transform.period > 0 and self.steps_called % self.transform.period == 0
         self.hyperparameters.apply_schedules(self.steps_called)
-        with self._turn.writing():
+        with self._turn.writing(), from_numpy_takes_tensors(there_are=numpys):
             self._programs.run(signature, batch, due)
             self.steps_called += 1
             first = self._is_first(self._state)
@@ -169,8 +171,10 @@ class TrainingStep(Evaluates, Saves):
         return self.model
 
     def recapture(self) -> None:
-        """Capture again at the next call, because something has changed that decides what the loss computes: a flag, a
-        module or a plain number that it read. A captured step refuses to run then. All state stays."""
+        """Capture again at the next call, because a flag, a module or a number that the loss read has changed.
+
+        A captured step refuses to run then. All state stays.
+        """
         self._check_alive()
         self._programs.recapture()
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fusion_compile._step.containers import children, map_tensors, special_containers
+from fusion_compile._step.arrays import holds_numpy, why_not, without_numpy
+from fusion_compile._step.containers import leaves as leaves
+from fusion_compile._step.containers import leaves_without_rings, map_tensors, special_containers
 
 Signature: TypeAlias = tuple[tuple[str, Any], ...]
 """``(path, (shape, dtype, stride, the path of the same tensor before it or None))`` of every tensor, ``(path, int)`` or
@@ -18,16 +21,6 @@ enumeration."""
 NUMBERS = (int, float)
 """Types of numbers whose value may be another one in each batch."""
 _CONSTANTS = (type(None), bool, str, enum.Enum, torch.dtype, torch.device, torch.Size)
-
-
-def leaves(tree: Any, path: str = "batch") -> Iterator[tuple[str, Any]]:
-    """``(path, leaf)`` of nested tuples, lists, dictionaries and dataclasses."""
-    inner = children(tree)
-    if inner is None:
-        yield path, tree
-    else:
-        for step, child in inner:
-            yield from leaves(child, path + step)
 
 
 def tensors(batch: tuple[Any, ...]) -> list[Tensor]:
@@ -79,9 +72,8 @@ def signature(batch: tuple[Any, ...], device: torch.device, *, fixed: bool = Fal
 def _sentence(path: str, leaf: Any, device: torch.device) -> str:
     """Why a batch cannot hold `leaf`, and what can."""
     kind = type(leaf).__name__
-    if type(leaf).__module__ == "numpy" and hasattr(leaf, "__array_interface__"):
-        shape = list(getattr(leaf, "shape", ()))
-        return f"{path} is a numpy {kind} {leaf.dtype} {shape}; give torch.as_tensor({path}, device={str(device)!r})."
+    if isinstance(leaf, np.ndarray):
+        return f"{path} is a numpy array {leaf.dtype} {list(leaf.shape)}, {why_not(leaf)}."
     if isinstance(leaf, torch.Generator):
         return (
             f"{path} is a torch.Generator, whose state is no part of a batch; let the loss close over it (a default "
@@ -117,9 +109,11 @@ def _kinds(signature: Signature) -> dict[str, str]:
     return {path: str(what[1]) if type(what) is tuple else "" for path, what in signature}
 
 
-def outside_inference(batch: tuple[Any, ...]) -> tuple[Any, ...]:
-    """`batch` with clones of tensors that were made in inference mode (a cache of latents), which autograd refuses."""
-    if not any(tensor.is_inference() for tensor in tensors(batch)):
-        return batch
-    cloned: tuple[Any, ...] = map_tensors(lambda t: t.clone() if t.is_inference() else t, batch)
-    return cloned
+def taken(batch: tuple[Any, ...], device: torch.device) -> tuple[tuple[Any, ...], bool]:
+    """`batch` as a step takes it, and whether it held arrays of numpy, which are tensors on `device` now. Tensors that
+    were made in inference mode (a cache of latents), which autograd refuses, are clones."""
+    found = leaves_without_rings(batch)
+    if any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in found):
+        batch = map_tensors(lambda t: t.clone() if t.is_inference() else t, batch)
+    numpys = holds_numpy(found)
+    return without_numpy(batch, device) if numpys else batch, numpys

@@ -95,7 +95,8 @@ class Precision:
             if not torch.compiler.is_compiling():
                 called.add(name)
             with torch.autocast(device_type, enabled=False):
-                given, named = map_tensors(_widened, args), map_tensors(_widened, kwargs)
+                # An object stays itself: the forward may write into it.
+                given, named = map_tensors(_widened, args, objects=False), map_tensors(_widened, kwargs, objects=False)
                 return type(module).forward(module, *given, **named) if own is None else own(*given, **named)
 
         return in_fp32

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import types
 from collections import OrderedDict, UserDict, defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -87,6 +87,30 @@ def unpacked(m: nn.Module, b: Any) -> Tensor:
     return call(**b)
 
 
+class Cache:
+    """An object that keeps tensors, as attention caches do."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.layers = [{"x": x}, {"y": y}]
+
+    @property
+    def x(self) -> Tensor:
+        return self.layers[0]["x"]
+
+    @property
+    def y(self) -> Tensor:
+        return self.layers[1]["y"]
+
+
+class Slotted:
+    """An object without a dictionary."""
+
+    __slots__ = ("unset", "x", "y")
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+
+
 KINDS: dict[str, tuple[Callable[[Tensor, Tensor], Any], Callable[..., Tensor]]] = {
     "BatchEncoding": (lambda x, y: Encoding({"x": x, "y": y}), by_attribute),
     "BatchEncoding, unpacked": (lambda x, y: Encoding({"x": x, "y": y}), unpacked),
@@ -95,9 +119,12 @@ KINDS: dict[str, tuple[Callable[[Tensor, Tensor], Any], Callable[..., Tensor]]] 
     "NamedTuple": (Row, by_attribute),
     "OrderedDict": (lambda x, y: OrderedDict(x=x, y=y), by_key),
     "defaultdict": (lambda x, y: defaultdict(list, x=x, y=y), by_key),
+    "SimpleNamespace": (lambda x, y: types.SimpleNamespace(x=x, y=y), by_attribute),
+    "an object": (Cache, by_attribute),
+    "an object with slots": (Slotted, by_attribute),
     "nested": (lambda x, y: Row(Encoding({"x": x}), Sample(y, [y])), lambda m, b: F.mse_loss(m(b.x["x"]), b.y.y)),
 }
-QUICK = ("BatchEncoding", "dataclass")
+QUICK = ("BatchEncoding", "dataclass", "an object")
 
 
 @pytest.mark.parametrize(
@@ -193,13 +220,10 @@ def test_latents_of_inference_mode_train(way: str) -> None:
 @pytest.mark.parametrize(
     ("odd", "words"),
     [
-        (
-            np.zeros((8, 4), np.float32),
-            r"batch\[2\] is a numpy ndarray float32 \[8, 4\]; give torch\.as_tensor\(batch\[2\]",
-        ),
         (torch.Generator(), r"batch\[2\] is a torch\.Generator, .* let the loss close over it"),
         ([2j], r"batch\[2\]\[0\] is a complex \(2j\), which a program cannot take; give tensors, numbers, None"),
         ({"a": {*range(100)}}, r"batch\[2\]\['a'\] is a set, which a program cannot take"),
+        (Cache(torch.zeros(1), nn.Tanh()), r"batch\[2\]\.layers\[1\]\['y'\] is a Tanh \(Tanh\(\)\), which a program"),  # type: ignore[arg-type]
     ],
 )
 def test_what_a_program_cannot_take_is_named_in_one_sentence(odd: Any, words: str) -> None:
@@ -208,6 +232,36 @@ def test_what_a_program_cannot_take_is_named_in_one_sentence(odd: Any, words: st
     with pytest.raises(TypeError, match=words) as refusal:
         step(x, y, odd)
     assert len(str(refusal.value)) < 200 and "\n" not in str(refusal.value)
+
+
+def test_what_holds_itself_is_refused_by_its_path() -> None:
+    ring = types.SimpleNamespace(x=torch.zeros(1))
+    ring.parent = [ring]
+    step = compiled(mlp(), lambda m, x, y, z: F.mse_loss(m(x), y), mode="eager")
+    with pytest.raises(ValueError, match=r"batch\[2\]\.parent\[0\] is batch\[2\] itself"):
+        step(*batches(1)[0], ring)
+
+
+def test_an_object_given_to_a_module_kept_in_fp32_is_not_copied() -> None:
+    """Its forward may write into it."""
+
+    class Counts(nn.Linear):
+        def forward(self, x: Tensor, kept: Any = None) -> Tensor:
+            kept.seen = True
+            return super().forward(x)
+
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Counts(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            kept = types.SimpleNamespace(x=x, seen=False)
+            out: Tensor = self.inner(x, kept=kept)
+            return out if kept.seen else out * torch.nan
+
+    step = compiled(Around(), mode="eager", compute_dtype=torch.bfloat16, keep_fp32=["inner"])
+    assert torch.isfinite(step(*batches(1)[0]))
 
 
 def test_lazy_modules_and_sparse_embeddings_are_named_with_what_to_do() -> None:
