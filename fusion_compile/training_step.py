@@ -171,10 +171,7 @@ class TrainingStep(Evaluates, Saves):
         return self.model
 
     def recapture(self) -> None:
-        """Capture again at the next call, because a flag, a module or a number that the loss read has changed.
-
-        A captured step refuses to run then. All state stays.
-        """
+        """Capture again at the next call: what the loss read (a flag, a module, a number) has changed. State stays."""
         self._check_alive()
         self._programs.recapture()
 

@@ -56,8 +56,14 @@ def _ahead(array: Any) -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:the step is captured by running it, because batch.2. is a plain number")
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        pytest.param(name, way, marks=() if way == "eager" or name == "from_numpy" else pytest.mark.exhaustive)
+        for name in PROGRAMS
+        for way in WAYS
+    ],
+)
 def test_a_batch_of_arrays_trains_as_in_the_ordinary_loop(name: str, way: str) -> None:
     make, loss = PROGRAMS[name]
     data = [make(x.numpy().copy(), y.numpy().copy()) for x, y in batches(3)]
