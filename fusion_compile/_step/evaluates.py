@@ -116,7 +116,8 @@ class Evaluates(Lifetime):
         count = len(loader) if isinstance(loader, Sized) else None
         for item in following(loader, count, "evaluating") if progress else loader:
             given = tuple(item) if type(item) in (tuple, list) else (item,)
-            batch = map_tensors(lambda t: t.to(self.layout.device, non_blocking=True), given)
+            taken, _ = batches.taken(given, self.layout.device)
+            batch = map_tensors(lambda t: t.to(self.layout.device, non_blocking=True), taken)
             means.add(self._evaluated(batch, weights, _drawn(draws)), batch)
         return means.now()
 

@@ -22,6 +22,7 @@ from fusion_compile._program.program import Program, refuse_host_syncs
 from fusion_compile._program.programs import Programs
 from fusion_compile._state.kept_average import parameters_of
 from fusion_compile._step import batches
+from fusion_compile._step.arrays import from_numpy_takes_tensors
 from fusion_compile._step.containers import map_tensors
 from fusion_compile._step.loss import LossFn, LossModule
 from fusion_compile._step.methods import Methods
@@ -70,11 +71,11 @@ class Evaluation:
     def run(self, banks: Tensors, batch: tuple[Any, ...], seed: int) -> Tensors:
         """Loss (under ``"loss"``) and metrics of `batch` with the weights in `banks`. All random numbers are drawn from
         generators seeded with `seed`, which are then as before."""
-        batch = batches.outside_inference(batch)
         device = self._plan.update.layout.device
+        batch, _ = batches.taken(batch, device)
         looked = batches.signature(batch, device), tuple(bank.dtype for bank in banks.values())
         key = batches.signature(batch, device, fixed=True), looked[1]
-        with self._evaluating(device):
+        with self._evaluating(device), from_numpy_takes_tensors(there_are=True):  # whoever has converted them
             return self._run(banks, batch, looked, key, seed)
 
     def _run(self, banks: Tensors, batch: tuple[Any, ...], looked: Looked, key: Any, seed: int) -> Tensors:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fusion_compile as fc
-from tests.small_models import compiled, mlp
+from tests.small_models import batches, compiled, mlp
 
 
 def step_of(loss_fn: object, **options: object) -> fc.TrainingStep:
@@ -28,6 +29,15 @@ def test_a_loader_gives_the_means_over_all_entries() -> None:
     for name, value in whole.items():
         torch.testing.assert_close(means[name], value.double(), rtol=1e-6, atol=1e-7)  # fp32 sums in another order
     assert (int(means["batches"]), int(means["entries"])) == (3, 20)
+
+
+def test_arrays_of_numpy_count_by_their_leading_size() -> None:
+    step = compiled(mlp(), lambda m, x, y: F.mse_loss(m(torch.from_numpy(x)), torch.from_numpy(y)), mode="eager")
+    data = [(x[:n], y[:n]) for n, (x, y) in zip((8, 3), batches(2), strict=True)]
+    means = step.evaluate_all([(x.numpy(), y.numpy()) for x, y in data], progress=False)
+    wanted = compiled(mlp(), mode="eager").evaluate_all(data, progress=False)
+    assert int(means["entries"]) == 11
+    torch.testing.assert_close(means, wanted, rtol=0, atol=0)
 
 
 def test_a_count_weighs_the_batches() -> None:
