@@ -36,6 +36,7 @@ from tests.house.rules import (
     private_torch_stays_in_compat,
     strangers_never_meet,
 )
+from tests.house.slow import stale
 from tests.house.source import EVERYTHING, PACKAGE, ROOT, TESTS, Source
 
 PUBLIC_PACKAGES = ["fusion_compile", "fusion_compile.optim", "fusion_compile.passes", "fusion_compile.explain"]
@@ -153,6 +154,21 @@ def test_a_stray_test_file_and_an_untested_module_are_found() -> None:
     assert len(strays([stray], [banks])) == len(untested([stray], [banks])) == 1
     named = Source("tests.state.test_banks_odd", False, "tests/state/test_banks_odd.py", "")
     assert strays([named], [banks]) + untested([named], [banks]) == []
+
+
+def test_every_slow_test_exists() -> None:
+    comment, *lines = (ROOT / "tests" / "slow_tests.txt").read_text(encoding="utf-8").splitlines()
+    assert comment.startswith("#") and len(lines) == len({*lines})
+    assert stale(lines, TESTS) == []
+
+
+def test_a_slow_test_that_was_renamed_is_found() -> None:
+    source = Source("tests.test_x", False, "tests/test_x.py", "class A:\n    def test_y(self): ...")
+    good = ["tests/test_x.py::A::test_y[a::b]", "tests/test_x.py::test_y"]
+    assert stale([*good, "tests/test_x.py::test_z[a]", "tests/test_w.py::test_y"], [source]) == [
+        "tests/slow_tests.txt: there is no test tests/test_x.py::test_z[a]; take the line out, or write its new name.",
+        "tests/slow_tests.txt: there is no test tests/test_w.py::test_y; take the line out, or write its new name.",
+    ]
 
 
 def test_passes_is_linked_into_the_package() -> None:
