@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fusion_compile import _compat
 from fusion_compile._capture.by_running.leaves import parameters_are_leaves, tagged
+from fusion_compile._capture.by_running.settled_coins import SettledCoins
 from fusion_compile._capture.by_running.trace import no_checkpoint_is_reentrant
 from fusion_compile._capture.rehearsal.contents import Contents
 from fusion_compile._capture.rehearsal.real_writes import RealWritesPutBack
@@ -204,7 +205,7 @@ def _examine_fakes(looked: _Looked, real: RealWritesPutBack) -> tuple[LossFacts,
 def _on_fakes(real: RealWritesPutBack) -> Iterator[None]:
     """Inside, what needs a value, or fails for another reason, raises `NotOnFakes` with the user's line."""
     try:
-        with real, RefuseHostReads():
+        with real, RefuseHostReads(), SettledCoins():
             yield
     except _HOST_READS as error:
         raise NotOnFakes(host_read_message(traceback.extract_tb(error.__traceback__), str(error))) from None
@@ -307,6 +308,7 @@ def _run_on_fakes(
             module.holding(leaves, buffers),
             carried.held(held),
             no_checkpoint_is_reentrant(),
+            SettledCoins(),
         ):
             loss, _, _ = module.forward(*map_tensors(fake, batch))
             torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)

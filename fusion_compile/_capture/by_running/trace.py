@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from fusion_compile._capture.by_running import _compat
 from fusion_compile._capture.by_running._compat import OpOverload
+from fusion_compile._capture.by_running.settled_coins import SettledCoins
 from fusion_compile._compat import distributions_check_nothing, shapes_as_the_kernels_have_them
 
 
@@ -37,6 +38,7 @@ def run_on_fakes(fn: Callable[..., Any], inputs: Mapping[str, Tensor], *, stack_
         _compat.checkpoints_keep_their_masks(),
         shapes_as_the_kernels_have_them(),
         distributions_check_nothing(),
+        SettledCoins(),
     ):
         graph = _compat.trace_on_fakes(fn, tuple(inputs.values()), stack_traces=stack_traces)
     _give_backward_nodes_their_lines(graph)
