@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,11 @@ def full_names(given: Sequence[Any], at: int, known: Mapping[str, nn.Parameter],
 def has_place_only(name: str) -> bool:
     """Whether `name` says where a parameter stands and not what it is called."""
     return name.startswith(_PLACE)
+
+
+def is_told(name: str, patterns: Sequence[str]) -> bool:
+    """Whether one of the `patterns` says how the parameter `name` is updated."""
+    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def _apart(names: Sequence[str], taken: set[str]) -> Iterator[str]:

@@ -37,6 +37,7 @@ def kempner_muon(
     adam_eps: float = 1e-8,
     adam_weight_decay: float | Schedule = 0.0,
     max_aspect: float = 10.0,
+    ns_steps: int = 5,
     matmul_dtype: torch.dtype | str = "auto",
     momentum: str = "fp32",
     second_moment: str = "fp32",
@@ -58,6 +59,7 @@ def kempner_muon(
         adam_eps: Live as ``scalar_eps``.
         adam_weight_decay: Of the rest, per unit of its lr. Live as ``scalar_weight_decay``.
         max_aspect: See above.
+        ns_steps: Newton-Schulz iterations, 1 to 5.
         matmul_dtype: See `orthogonalize`; fp32 in the source.
         momentum: Codec of the momenta; see `stored`.
         second_moment: Codec of the second moments; ``"int8"`` means ``"int8_companded"``.
@@ -76,12 +78,14 @@ def kempner_muon(
     """
     if not max_aspect >= 1:
         raise ValueError(f"max_aspect={max_aspect!r} must be at least 1, the aspect of a square.")
+    if ns_steps not in range(1, 6):
+        raise ValueError(f"ns_steps={ns_steps!r} is not a number of Newton-Schulz iterations; give 1 to 5.")
 
     def slower(updates: Tensors, params: Tensors, context: Context) -> Tensors:
         return {k: adam_ratio * u for k, u in updates.items()}
 
     spectral = chain(
-        orthogonalize(momentum_decay, nesterov=False, matmul_dtype=matmul_dtype),
+        orthogonalize(momentum_decay, nesterov=False, matmul_dtype=matmul_dtype, iterations=ns_steps),
         scale_by_shape("original"),
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(lr),

@@ -12,6 +12,8 @@ from torch import Tensor
 from fusion_compile._types import Tensors
 from fusion_compile.optim._total import total
 from fusion_compile.optim._transform import (
+    ELEMENTWISE,
+    MATRIX,
     BankInfos,
     Context,
     Extras,
@@ -26,16 +28,24 @@ from fusion_compile.optim._transform import (
 from fusion_compile.optim._tree import number_like, sum_like, zeros_like
 from fusion_compile.optim.average_steps import keeps_average
 from fusion_compile.optim.codecs.all_codecs import codec_of
+from fusion_compile.optim.scale_by_factored_rms import inverse_root
 from fusion_compile.optim.stored import stored_as
+
+FACTORED_EPS = 1e-30
+"""Added to squares of a factored second moment."""
 
 
 class ProdigyState(NamedTuple):
-    """`mu`, `nu`: moments of d g, shaped like the parameters; `mu` is empty for β₁ = 0. `start`: the first weights,
-    `s`: the weighted sum of gradients, both by bank key, or ``<key>/sampled`` where not every entry is kept. 0-dim,
-    fp64: `d`, `d_max` and `numerator`; 0-dim: `beta1_power`, `beta2_power`, and `rate`, d lr of the last update."""
+    """`mu`, `nu`: moments of d g, shaped like the parameters; `mu` is empty for β₁ = 0. Where the second moment is
+    factored, `nu` has the vectors alone, and `row` and `column` are means of g² for each row and column. `start`: the
+    first weights, `s`: the weighted sum of gradients, both by bank key, or ``<key>/sampled`` where not every entry is
+    kept. 0-dim, fp64: `d`, `d_max` and `numerator`; 0-dim: `beta1_power`, `beta2_power`, and `rate`, d lr of the last
+    update."""
 
     mu: Tensors
     nu: Tensors
+    row: Tensors
+    column: Tensors
     start: Tensors
     s: Tensors
     d: Tensor
@@ -56,6 +66,8 @@ class _Options(NamedTuple):
     safeguard: bool
     corrects: bool
     decouple: bool
+    factored: bool
+    bounds_root: bool
 
 
 def prodigy(
@@ -73,6 +85,7 @@ def prodigy(
     use_bias_correction: bool = False,
     safeguard_warmup: bool = False,
     decouple: bool = True,
+    bounds_root: bool = False,
     momentum: str = "fp32",
     second_moment: str = "fp32",
 ) -> Transform:
@@ -99,11 +112,13 @@ def prodigy(
         use_bias_correction: Whether d lr is multiplied by Adam's corrections, a warm-up of the rate.
         safeguard_warmup: Whether lr is left out of s, so that a warm-up of lr does not inflate d̂.
         decouple: False adds the decay to the gradient.
+        bounds_root: Whether d eps is the least root of the second moment, as in K-Optimizers' KProdigy, and not added.
         momentum: Codec of the first moment; see `stored`.
-        second_moment: Codec of the second moment; ``"int8"`` means ``"int8_companded"``.
+        second_moment: Codec of the second moment; ``"int8"`` means ``"int8_companded"``. ``"factored"``: of matrices
+            one number a row and a column, 4 (m + n) bytes a matrix (K-Optimizers' KProdigy).
 
     Returns:
-        A complete optimizer for parameters of any shape.
+        A complete optimizer for parameters of any shape; for ``"matrix"`` and ``"scalar"`` with a factored moment.
 
     Raises:
         TypeError: `betas` is not a pair.
@@ -120,7 +135,11 @@ def prodigy(
         raise ValueError(f"slice_p={slice_p!r} is not a stride; give a whole number, 1 for every entry.")
     if beta3 is not None and not 0 <= beta3 <= 1:
         raise ValueError(f"beta3={beta3!r} is the decay of sums; give 0 to 1, or None for √β₂.")
-    options = _Options(d0, beta3, d_limit, slice_p, safeguard_warmup, use_bias_correction, decouple)
+    factored = second_moment == "factored"
+    options = _Options(
+        d0, beta3, d_limit, slice_p, safeguard_warmup, use_bias_correction, decouple, factored, bounds_root
+    )
+    second_moment = "fp32" if factored else second_moment
     numbers = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "d_coef": d_coef, "growth_rate": growth_rate}
     whole = _prodigy(numbers, pair_of(betas), options, {})
     if keeps_average(pair_of(betas)[0]):
@@ -142,6 +161,9 @@ def _prodigy(
             return banks
         return {f"{k}/sampled": samples.get(k, _Sample((), options.slice_p)).of(t) for k, t in banks.items()}
 
+    def factors(t: Tensor) -> bool:
+        return options.factored and t.ndim > 1
+
     def init(params: Tensors) -> ProdigyState:
         for k, p in params.items():
             if k in samples and options.slice_p > 1:
@@ -151,7 +173,9 @@ def _prodigy(
         d = sum_like(params) + options.d0
         return ProdigyState(
             zeros_like(params) if keeps else {},
-            zeros_like(params),
+            {k: torch.zeros_like(p) for k, p in params.items() if not factors(p)},
+            {k: p.new_zeros((*p.shape[:-1], 1)) for k, p in params.items() if factors(p)},
+            {k: p.new_zeros((*p.shape[:-2], 1, p.shape[-1])) for k, p in params.items() if factors(p)},
             start,
             zeros_like(start),
             d,
@@ -200,10 +224,23 @@ def _prodigy(
         floor, factor = (now * eps).to(kind), rate if keeps else (dlr * now).to(kind)
 
         mu = {k: _kept(on, old1 * state.mu[k] + fresh1 * g, state.mu[k]) for k, g in grads.items() if keeps}
-        nu = {k: _kept(on, old2 * state.nu[k] + fresh2 * g * g, state.nu[k]) for k, g in grads.items()}
+        nu: Tensors = {}
+        row: Tensors = {}
+        column: Tensors = {}
         moves: Tensors = {}
         for k, g in grads.items():
-            move = factor * (mu[k] if keeps else g) / (nu[k].sqrt() + floor)
+            if factors(g):
+                square = g * g + FACTORED_EPS
+                row[k] = _kept(on, lerp_of(state.row[k], square.mean(-1, keepdim=True), old2), state.row[k])
+                column[k] = _kept(on, lerp_of(state.column[k], square.mean(-2, keepdim=True), old2), state.column[k])
+                # Its past has no d in it, so today's stands for all; the floor d eps is eps under it.
+                root = (1 / inverse_root(row[k], column[k])).clamp(min=eps)
+                move = factor * (mu[k] if keeps else g) / (d.to(kind) * root)
+            else:
+                nu[k] = _kept(on, old2 * state.nu[k] + fresh2 * g * g, state.nu[k])
+                root = nu[k].sqrt()
+                root = torch.maximum(root, (d * eps).to(kind)) if options.bounds_root else root + floor
+                move = factor * (mu[k] if keeps else g) / root
             if options.decouple:
                 # In the order of the source. Early steps are so small beside the weights that the rounding of each
                 # addition shows in d; a difference of two near numbers is exact.
@@ -213,6 +250,8 @@ def _prodigy(
         state = ProdigyState(
             mu,
             nu,
+            row,
+            column,
             {k: 1 * t for k, t in state.start.items()},
             s,
             now,
@@ -232,7 +271,14 @@ def _prodigy(
 
     numbers = by_name(named["lr"], *([b1] if keeps else []), b2, *list(named.values())[1:])
     extras = Extras("prodigy", numbers, diagnostics=diagnostics, bind=bind, descends=True, second_moments=("nu",))
+    if options.factored:
+        extras = extras._replace(roles=(MATRIX, ELEMENTWISE), second_moments=("nu", "row", "column"))
     return Transform(init, update, extras)
+
+
+def lerp_of(mean: Tensor, sample: Tensor, beta: Tensor) -> Tensor:
+    """One step of a running mean."""
+    return mean + (1 - beta) * (sample - mean)
 
 
 def _meant(beta: Tensor) -> Tensor:

@@ -20,10 +20,14 @@ DOORS = {"fusion_compile", "fusion_compile.optim"} | {
         "scalar_logger",
         "ema",
         "cli",
+        "optim.kaon",
+        "optim.kaon_without_rate",
+        "optim._of_kaon",
+        "optim.kempner",
     )
 }
 """What users import. `fusion_compile.optim` itself is a door, because it shows `as_torch_optimizer`; what lies below it
-is the room "optim"."""
+is the room "optim", but for the classes of other packages, which are doors, too."""
 
 MAY_IMPORT: dict[str, str] = {
     "passes": "",  # graphs in, graphs out: torch and nothing of ours

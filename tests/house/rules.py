@@ -120,13 +120,20 @@ def a_file_is_named_for_its_idea(source: Source) -> list[str]:
     return [f"{source.path}: {part!r} says nothing of what the room holds." for part in drawers]
 
 
+IN_THE_PLACE_OF_OTHERS = {f"fusion_compile.optim.{name}" for name in ("kaon", "kaon_without_rate", "kempner")}
+"""Modules whose classes have the constructors of another package's, argument by argument."""
+
+
 def private_functions(source: Source) -> Iterator[tuple[str, int, int]]:
     """``(name, line, parameters)`` of every function that is not public: its own name, its class's or a part of its
-    module's begins with an underscore, or it is an `__init__`, which users of this package never call. `self` and `cls`
-    do not count."""
+    module's begins with an underscore, or it is an `__init__`, which users of this package never call, but for those of
+    `IN_THE_PLACE_OF_OTHERS`. `self` and `cls` do not count."""
+    called = source.module in IN_THE_PLACE_OF_OTHERS
     in_private = any(part.startswith("_") for part in source.module.split("."))
     for node in ast.walk(tree(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (in_private or node.name.startswith("_")):
+            if called and node.name == "__init__":
+                continue
             a = node.args
             names = [arg.arg for arg in (*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg) if arg is not None]
             yield node.name, node.lineno, len(names) - (names[:1] in (["self"], ["cls"]))
