@@ -22,7 +22,7 @@ from fusion_compile._step.numbers_used import numbers_used
 from fusion_compile._torch_optim.group_numbers import as_float, check_number, number_at
 from fusion_compile._torch_optim.guards import Guards
 from fusion_compile._torch_optim.named_groups import STEPS, check_options, check_parameters, group_routes
-from fusion_compile._torch_optim.naming import full_names, has_place_only, is_told
+from fusion_compile._torch_optim.naming import full_names, undecided
 from fusion_compile._torch_optim.parameter_group import ParameterGroup, holder
 from fusion_compile._torch_optim.torch_words import (
     BETAS,
@@ -135,8 +135,7 @@ class GroupedUpdate:
         return group, names
 
     def _say_of_plain(self, names: list[str], at: int) -> None:
-        plain = [n for n in names if has_place_only(n) and not is_told(n, self.force_scalar + self.force_spectral)]
-        if SPECTRAL in self.transform.roles and plain:
+        if SPECTRAL in self.transform.roles and undecided(names, self.force_scalar + self.force_spectral):
             self.warn(
                 "plain",
                 f"parameter group {at} has parameters without names, and {self.transform.name} treats matrices and "

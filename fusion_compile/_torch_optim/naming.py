@@ -44,9 +44,9 @@ def has_place_only(name: str) -> bool:
     return name.startswith(_PLACE)
 
 
-def is_told(name: str, patterns: Sequence[str]) -> bool:
-    """Whether one of the `patterns` says how the parameter `name` is updated."""
-    return any(re.search(pattern, name) for pattern in patterns)
+def undecided(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """Those of `names` that say where a parameter stands only, and of which no pattern says how it is updated."""
+    return [n for n in names if has_place_only(n) and not any(re.search(pattern, n) for pattern in patterns)]
 
 
 def _apart(names: Sequence[str], taken: set[str]) -> Iterator[str]:
