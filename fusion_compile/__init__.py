@@ -3,6 +3,7 @@
 from fusion_compile import optim as optim
 from fusion_compile._state.no_decay import no_decay as no_decay
 from fusion_compile._state.warm_start import WarmStart as WarmStart
+from fusion_compile._step.loss_scale import LossScale as LossScale
 from fusion_compile.ema import EMA as EMA
 from fusion_compile.explain import Explanation as Explanation
 from fusion_compile.explain import explain as explain

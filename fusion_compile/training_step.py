@@ -25,6 +25,7 @@ from fusion_compile._step.evaluates import Evaluates
 from fusion_compile._step.evaluation import Evaluation
 from fusion_compile._step.lifetime import Lifetime
 from fusion_compile._step.loss import LossFn
+from fusion_compile._step.loss_scale import LossScale
 from fusion_compile._step.metrics import step_metrics
 from fusion_compile._step.models import refuse_model, refuse_other_kinds
 from fusion_compile._step.options import StepOptions
@@ -88,7 +89,9 @@ class TrainingStep(Evaluates, Saves):
         form = flat_tree.form(optimizer, keys.OPTIMIZER)
         noise = noise_for(options.half_precision, layout, self._residence.banks)
         self._plan = StepPlan(UpdatePlan(layout, transform, form, self.hyperparameters, noise), options, precision)
-        self._state = initial_state(self._plan.update, self._residence.banks, optimizer, options.half_precision)
+        self._state = initial_state(
+            self._plan.update, self._residence.banks, optimizer, options.half_precision, self._plan.loss_scale
+        )
         self._residence.keep(options.averages, self._state, gradients=options.keep_gradients)
         self._programs = StepPrograms(model, loss_fn, self._plan, self._residence, self._state, mode=self.mode)
         self._evaluation = Evaluation(model, loss_fn, self._plan, mode=self.mode)
@@ -177,7 +180,11 @@ class TrainingStep(Evaluates, Saves):
 
     @in_turn
     def gradient_point(self) -> Tensors:
-        """Copy the weights at which the next gradient is taken (Schedule-Free's y), by full parameter name."""
+        """Copy the weights at which the next gradient is taken (Schedule-Free's y).
+
+        Returns:
+            The copies by full parameter name.
+        """
         self._check_alive()
         plan = self._plan.update
         point = plan.gradient_point(self._state, plan.context(self._state))
@@ -226,6 +233,7 @@ def compile_training_step(
     compute_dtype: torch.dtype | None = None,
     keep_fp32: Sequence[str] = (),
     half_precision: str = "master",
+    loss_scale: LossScale | bool | None = None,
     ema: EMA | Sequence[EMA] = (),
     accumulate: int = 1,
     weigh_by: str | None = None,
@@ -260,6 +268,7 @@ def compile_training_step(
         compute_dtype: ``torch.bfloat16`` or ``float16``: the loss runs under ``torch.autocast``; weights stay.
         keep_fp32: Regular expressions over full names of modules whose forward leaves autocast and gets fp32 inputs.
         half_precision: Of bf16 and fp16 weights: ``"master"``, ``"exact"``, ``"kahan"``, ``"stochastic"``, ``"round"``.
+        loss_scale: Of an fp16 loss (by `compute_dtype` or weights): dynamic. `LossScale` gives its numbers, False none.
         ema: Moving averages of the deployed weights, updated in the program: `EMA`, or several with different names.
         accumulate: Micro-batches per step, run inside the program: what shares the batch's leading size is cut, into
             parts as equal as can be. Loss, gradient and metrics are means over the whole batch.
@@ -315,6 +324,7 @@ def compile_training_step(
         rehearse=rehearse,
         keep_fp32=keep_fp32,
         half_precision=half_precision,
+        loss_scale=loss_scale,
         averages=averages_of(ema),
         weigh_by=weigh_by,
         max_shapes=max_shapes,

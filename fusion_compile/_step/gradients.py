@@ -31,7 +31,7 @@ def gradients(loss: Tensor, leaves: Sequence[Tensor], *, divided: bool = False) 
     Args:
         loss: 0-dim.
         leaves: What stands for the parameters. Their ``.grad`` was None before the forward.
-        divided: Whether the gradient is divided afterwards, as those of micro-batches are.
+        divided: Whether the gradient is divided afterwards, as those of micro-batches and of a scaled loss are.
 
     Raises:
         ValueError: `divided`, and a backward inside of the loss has added something, which nobody divides.
@@ -39,8 +39,8 @@ def gradients(loss: Tensor, leaves: Sequence[Tensor], *, divided: bool = False) 
     if divided and any(leaf.grad is not None for leaf in leaves):
         raise ValueError(
             "a backward inside of the loss adds to the parameters' .grad, which the mean over micro-batches "
-            "(accumulate) would divide and the ordinary loop does not. Take that gradient with torch.autograd.grad, or "
-            "leave accumulate out."
+            "(accumulate) or the scale of an fp16 loss would divide and the ordinary loop does not. Take that gradient "
+            "with torch.autograd.grad, or leave accumulate out (loss_scale=False)."
         )
     own = torch.autograd.grad(loss, list(leaves), allow_unused=True)
     others = [leaf.grad for leaf in leaves]

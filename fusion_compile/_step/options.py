@@ -10,6 +10,7 @@ import torch
 from fusion_compile._state.half_precision import check_form
 from fusion_compile._state.kept_average import KeptAverage
 from fusion_compile._state.routing import check_list
+from fusion_compile._step.loss_scale import LossScale
 from fusion_compile._step.precision import DTYPES as PRECISIONS
 from fusion_compile._step.shapes import MAX_PROGRAMS
 from fusion_compile._step.way import CAPTURES, Capture
@@ -34,6 +35,7 @@ class StepOptions:
     half_precision: str = "master"
     averages: Sequence[KeptAverage] = ()
     keep_gradients: bool = False
+    loss_scale: LossScale | bool | None = None
 
     @property
     def rules(self) -> list[Average]:
@@ -67,6 +69,10 @@ class StepOptions:
         if not isinstance(self.keep_gradients, bool):
             raise TypeError(
                 f"keep_gradients={self.keep_gradients!r} is a {type(self.keep_gradients).__name__}; give True or False."
+            )
+        if self.loss_scale is not None and not isinstance(self.loss_scale, (bool, LossScale)):
+            raise TypeError(
+                f"loss_scale={self.loss_scale!r} is a {type(self.loss_scale).__name__}; give a LossScale, or False."
             )
         if self.weigh_by is not None and not isinstance(self.weigh_by, str):
             raise TypeError(f"weigh_by={self.weigh_by!r} is not a name; give that of a metric that the loss returns.")

@@ -25,6 +25,7 @@ from fusion_compile._step.carried import Carried
 from fusion_compile._step.gradient_hooks import hooked_leaf
 from fusion_compile._step.gradients import gradients
 from fusion_compile._step.loss import LossFacts, LossModule
+from fusion_compile._step.loss_scale import LossScale, moved, scale_of, scaled, start, unscaled
 from fusion_compile._step.micro_batches import Shares, micro_batches, times
 from fusion_compile._step.options import StepOptions
 from fusion_compile._step.precision import Precision
@@ -49,8 +50,20 @@ class StepPlan:
     options: StepOptions
     precision: Precision
 
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """How the loss is scaled; None where it is not."""
+        dtypes = [bank.dtype for bank in self.update.layout.banks]
+        return scale_of(self.options.loss_scale, [self.options.compute_dtype, *dtypes])
 
-def initial_state(plan: UpdatePlan, module_banks: Tensors, optimizer: State, half_precision: str = "master") -> Tensors:
+
+def initial_state(
+    plan: UpdatePlan,
+    module_banks: Tensors,
+    optimizer: State,
+    half_precision: str = "master",
+    loss_scale: LossScale | None = None,
+) -> Tensors:
     """The flat state before the first step, under the keys of ``_state.keys``.
 
     A bank of the module is itself the optimizer's ``params`` entry where it has the state dtype. Where it is of lower
@@ -63,6 +76,8 @@ def initial_state(plan: UpdatePlan, module_banks: Tensors, optimizer: State, hal
     state[keys.HYPERPARAMETERS] = plan.hyperparameters.tensor
     state |= {keys.counts(name): torch.zeros((), dtype=torch.int64, device=device) for name in COUNTS}
     state |= {keys.metrics(name): torch.zeros((), dtype=dtype, device=device) for name in METRICS}
+    if loss_scale is not None:
+        state |= start(loss_scale, device)
     if plan.transform.periodic:
         state[keys.TAKEN] = torch.ones((), dtype=torch.bool, device=device)
     for tensor in state.values():
@@ -105,7 +120,7 @@ def pure_step(
     plan: StepPlan, loss: LossModule, facts: LossFacts, carried: Carried, form: Form
 ) -> Callable[[Tensors, tuple[Any, ...]], Tensors]:
     """The step as a function that changes none of its arguments and returns the new values by key."""
-    layout, options = plan.update.layout, plan.options
+    layout, options, scale = plan.update.layout, plan.options, plan.loss_scale
     parameters = dict(loss.model.named_parameters())
     originals = {**parameters, **dict(loss.model.named_buffers()), **parameters_of(options.averages)}
     # A gradient hook sees what it sees in the ordinary loop, which divides the loss before its backward.
@@ -117,19 +132,20 @@ def pure_step(
             value, metrics, after = loss.forward(*batch)
         return value, {k: m.detach() for k, m in metrics.items()}, {k: b.detach() for k, b in after.items()}
 
-    def backward(values: list[Tensor], forwards: list[Tensors], divisor: Tensor | int) -> Tensors:
+    def backward(values: list[Tensor], forwards: list[Tensors], divisor: Tensor | int, scales: Tensors) -> Tensors:
         """Gradient banks of the sum of `values`, summed over the leaves of `forwards` in the state dtype.
 
-        `divisor`: where hooks look at gradients, the sum is divided by it first.
+        `divisor`: where hooks look at gradients, the sum is divided by it first. `scales`: the state, whose scale the
+        loss has during its backward.
         """
         left_out = () if form.runs else facts.unused
         used = tuple((i, n) for i, leaves in enumerate(forwards) for n in leaves if n not in left_out)
         with torch.enable_grad(), _compat.region("backward"):
-            summed = _sum(values) / divisor if hooked else _sum(values)
+            summed = scaled(_sum(values) / divisor if hooked else _sum(values), scales)
             given = [forwards[i][n] for i, n in used]
             found: Sequence[Tensor | None]
             if form.runs:
-                found = gradients(summed, given, divided=options.accumulate > 1).found
+                found = gradients(summed, given, divided=options.accumulate > 1 or scale is not None).found
             else:
                 found = torch.autograd.grad(summed, given)
         if form.runs:
@@ -140,12 +156,13 @@ def pure_step(
             named = {n: by_place[i, n] if (i, n) in by_place else torch.zeros_like(w) for n, w in leaves.items()}
             banks = layout.join(named)
             total = banks if i == 0 else {k: g + banks[k] for k, g in total.items()}
-        return total
+        return unscaled(total, scales)
 
     def advance(state: Tensors, batch: tuple[Any, ...]) -> Tensors:
+        skips = options.skip_nonfinite or scale is not None
         as_kept = with_written_weights(layout, state)
         state = unpacked(layout, as_kept)
-        context = plan.update.context(state, due=form.due)._replace(finite=options.skip_nonfinite)
+        context = plan.update.context(state, due=form.due)._replace(finite=skips)
         point = plan.update.gradient_point(state, context)
 
         before = {n: state[keys.buffers(n)] for n in facts.changed_buffers}
@@ -174,7 +191,7 @@ def pure_step(
                     forwards.append(leaves)
                 else:
                     # Where hooks look, no weight depends on what a later part returns.
-                    banks = backward([value], [leaves], _known_total(shares) if hooked else 1)
+                    banks = backward([value], [leaves], _known_total(shares) if hooked else 1, state)
                     grads = {k: grads[k] + g if i else g for k, g in banks.items()}
                 if form.runs:  # after the backward, whose recomputation counts in statistics too
                     kept = carried.now()
@@ -183,7 +200,7 @@ def pure_step(
             found.append(metrics)
         total = shares.total(counts)
         if form.one_backward:
-            grads = backward(values, forwards, total)
+            grads = backward(values, forwards, total, state)
         if facts.written:
             written = {n: Written(seen[n], weights[n]) for n in facts.written}
             state = with_written_point(plan.update, state, point, written, context)
@@ -204,7 +221,8 @@ def pure_step(
         new[keys.counts("step")] = state[keys.counts("step")] + 1
         new |= counted(state)
         new[keys.metrics("update_norm")] = global_norm(updates)
-        new = skip_nonfinite(new, before_writes, norm) if options.skip_nonfinite else settled(new, before_writes)
+        new = skip_nonfinite(new, before_writes, norm) if skips else settled(new, before_writes)
+        new |= {} if scale is None else moved(scale, state, norm)
         if twice := sorted({*METRICS} & metrics.keys()):
             raise ValueError(f"the metric name {twice[0]!r} is taken by the step itself; give the loss's another one.")
         shown = {"loss": value.to(layout.state_dtype), "grad_norm": norm, **metrics}

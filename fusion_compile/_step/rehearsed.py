@@ -23,6 +23,7 @@ from fusion_compile._step.gradient_hooks import hooked_leaf
 from fusion_compile._step.gradients import gradients
 from fusion_compile._step.learnable import leaves_of, refuse_learnable
 from fusion_compile._step.loss import LossFn, LossModule, check_loss
+from fusion_compile._step.loss_scale import SCALE, scaled, unscaled
 from fusion_compile._step.micro_batches import Shares, micro_batches, times
 from fusion_compile._step.pure_step import StepPlan, weights_at
 from fusion_compile._types import Tensors
@@ -99,6 +100,7 @@ class OrdinaryStep:
         self.reads_gradient: set[str] = set()
         self.accumulated = False
         averages = parameters_of(plan.options.averages)
+        self._scales = {key: state[key] for key in (SCALE,) if key in state}
         self._averages = {name: average.detach() for name, average in averages.items()}
         self._originals = {**self._parameters, **dict(model.named_buffers()), **averages}
 
@@ -136,7 +138,8 @@ class OrdinaryStep:
                 counts.append(shares.weight(i, metrics))
                 # A gradient hook sees what it sees in the ordinary loop, which divides the loss before its backward.
                 value = times(value, counts[i]) / (known or 1)
-                taken = gradients(value, list(self._leaves.values()), divided=len(parts) > 1)
+                divided = len(parts) > 1 or bool(self._scales)
+                taken = gradients(scaled(value, self._scales), list(self._leaves.values()), divided=divided)
                 self.accumulated |= taken.accumulated
                 self._buffers.update({n: self._model.get_buffer(n).detach() for n in self._buffers})
             self.kept_outside.update(n for n, own in self._originals.items() if id(own) in stray.handed)
@@ -146,6 +149,7 @@ class OrdinaryStep:
                 if gradient is not None:
                     before = sums.get(name)
                     sums[name] = gradient if before is None else before + gradient
+        sums = unscaled({name: g.detach().float() for name, g in sums.items()}, self._scales)
         squares = [g.detach().float().square().sum() for g in sums.values()]
         norm = torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
         divisor, random = shares.total(counts) if known is None else 1, torch.get_rng_state()
