@@ -145,7 +145,7 @@ def test_bf16_has_none_and_what_does_not_fit_is_refused() -> None:
     assert "loss_scale" not in step.metrics
     for given in ({"growth": 1.0}, {"backoff": 1.0}, {"floor": 0.0}, {"initial": 1e-9}, {"interval": 0}):
         with pytest.raises(ValueError, match="LossScale"):
-            fc.LossScale(**given)  # type: ignore[arg-type]
+            fc.LossScale(**given)
     with pytest.raises(TypeError, match=r"loss_scale=3\.0 is a float"):
         compiled(mlp(), loss_scale=3.0)
 
