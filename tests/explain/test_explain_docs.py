@@ -6,9 +6,12 @@ import functools
 import importlib
 import json
 import linecache
+import os
 import pkgutil
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -75,12 +78,23 @@ def test_python_finds_the_same_as_the_command(folder: Path) -> None:
     assert read(folder / "from_python.json").findings == read(folder / "slow.json").findings
 
 
-def test_at_the_twelfth_step_dynamo_has_given_up() -> None:
-    with torch._dynamo.config.patch(trace_autograd_ops=False):
-        step, batch = example.slow()
-        found = fc.explain(step, batch, calls=[batch] * 11, backend="eager").findings
+TWELVE_STEPS = """
+import torch._dynamo, fusion_compile as fc
+from examples import explain_a_slow_step as example
+with torch._dynamo.config.patch(trace_autograd_ops=False):
+    step, batch = example.slow()
+    fc.explain(step, batch, calls=[batch] * 11, backend="eager").to_json("twelve.json")
+"""
+
+
+def test_at_the_twelfth_step_dynamo_has_given_up(tmp_path: Path) -> None:
+    """In a process of its own, as the command: Dynamo counts the compilations of a process."""
+    paths = os.pathsep.join([str(ROOT), *sys.path])
+    env = {**os.environ, "PYTHONPATH": paths}
+    subprocess.run([sys.executable, "-c", TWELVE_STEPS], check=True, cwd=tmp_path, env=env, capture_output=True)
+    told = [(f.kind, f.why) for f in read(tmp_path / "twelve.json").findings]
     (why,) = re.findall(r"""`--steps 12`.*"(It was compiled.*?)"\)""", TEXT.replace("\n", " "))
-    assert [f.kind for f in found if f.why == why] == ["recompile"] and len(found) == 7
+    assert ("recompile", why) in told and len(told) == 7, told
 
 
 @pytest.mark.parametrize(("at", "name"), [(0, "slow"), (1, "repaired")])
