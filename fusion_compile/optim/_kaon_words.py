@@ -36,7 +36,6 @@ _SAY_NOTHING = (
 _MUST_BE: dict[str, tuple[Any, str]] = {
     "auto_lr": (False, "its search restarts the training; use KProdigy or Autokaon"),
     "bias_correction": (False, "the factored rescale undoes it"),
-    "ams_bound": (False, "a factored second moment has no largest"),
     "d_update_freq": (1, "d is computed on the device, and nothing waits for it"),
 }
 """Keywords of which one value is known here, and why the others are not needed."""

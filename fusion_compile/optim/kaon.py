@@ -267,6 +267,7 @@ class AdaPNM(_OfKaon):
         clip_threshold: As in `Adakaon`.
         cautious: As in `Adakaon`.
         gradient_centralization: As in `Adakaon`.
+        ams_bound: Whether vectors count the largest second moment so far; matrices have none, as in the source.
         momentum_dtype: As in `Adakaon`.
         momentum_4bit_block: 128.
         bf16_method: As in `Adakaon`.
@@ -274,7 +275,7 @@ class AdaPNM(_OfKaon):
 
     Raises:
         TypeError: A keyword is not known.
-        ValueError: A number or a word is out of its range; ``ams_bound=True``.
+        ValueError: A number or a word is out of its range.
 
     Example:
         >>> import torch
@@ -295,6 +296,7 @@ class AdaPNM(_OfKaon):
         clip_threshold: float = 1.0,
         cautious: bool = True,
         gradient_centralization: bool = True,
+        ams_bound: bool = False,
         momentum_dtype: str = "bfloat16",
         momentum_4bit_block: int = BLOCK,
         bf16_method: str = "stochastic_rounding",
@@ -303,4 +305,5 @@ class AdaPNM(_OfKaon):
         options: dict[str, Any] = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "beta0": beta0, "eps": eps}
         options |= {"momentum": codec_named(momentum_dtype, momentum_4bit_block), "is_cautious": cautious}
         options |= {"centralize": gradient_centralization, "clip_threshold": threshold_of(clip_threshold)}
+        options["amsgrad"] = ams_bound
         self._begin(params, functools.partial(adapnm, **options), bf16_method, others)

@@ -227,12 +227,15 @@ def adapnm(
     clip_threshold: float = 1.0,
     is_cautious: bool = True,
     centralize: bool = True,
+    factored: bool = True,
+    amsgrad: bool = False,
 ) -> Transform:
     """AdaPNM with a factored second moment, a bound on each update and a cautious mask.
 
     Bytes a parameter besides 4 (m + n) a matrix: 4 with bf16 momenta, 2 with ``"int8"``, 1.06 with ``"4bit"``.
-    Source: 2103.17182, K-Optimizers' AdaPNM 0.7.4. Deviations: by default the step does not depend on the gradient's
-    size (there it is 0.07 lr at gradients of 1e-5); those of `adakaon`.
+    Source: 2103.17182, K-Optimizers' AdaPNM 0.7.4. The authors' own is ``adapnm(1e-3, (0.9, 0.999), beta0=1, eps=1e-8,
+    clip_threshold=inf, is_cautious=False, centralize=False, factored=False, amsgrad=True)``. Deviations: by default the
+    step does not depend on the gradient's size (there it is 0.07 lr at gradients of 1e-5); those of `adakaon`.
 
     Args:
         lr: Size of a step of one entry.
@@ -244,6 +247,8 @@ def adapnm(
         clip_threshold: Bound on the root mean square of each parameter's direction.
         is_cautious: Whether entries that disagree with the gradient stand still.
         centralize: Whether the mean of each row of the gradient is subtracted first.
+        factored: False keeps a second moment of every entry, 4 bytes a parameter.
+        amsgrad: Whether the largest second moment so far counts, where it is kept by entry.
 
     Returns:
         A complete optimizer for the roles ``"matrix"`` and ``"scalar"``.
@@ -257,7 +262,9 @@ def adapnm(
         >>> optim.adapnm(1e-3, momentum="int8").extras.stored
         {'mu': 'int8', 'mu_before': 'int8'}
     """
-    direction = chain(scale_by_adapnm(betas, beta0, eps=eps), clip_update_rms(clip_threshold))
+    direction = chain(
+        scale_by_adapnm(betas, beta0, eps=eps, factored=factored, amsgrad=amsgrad), clip_update_rms(clip_threshold)
+    )
     whole = chain(
         *([centralize_gradients()] if centralize else []),
         cautious(direction) if is_cautious else direction,

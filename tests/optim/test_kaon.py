@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ from torch import nn
 from fusion_compile.optim import kaon
 from fusion_compile.torch_optimizer import TorchOptimizer
 from tests.data.bowl import UPDATES, Bowl, loss_fn, noise, start_of, trace
-from tests.data.families import FamilyCase
+from tests.data.families import FILE, FamilyCase
 from tests.small_models import batches, mlp, squared_error
 
 CASES = (
@@ -66,6 +68,13 @@ def test_it_follows_the_source(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_it_follows_the_source_to_the_end(name: str) -> None:
     follow(name, UPDATES)
+
+
+def test_every_recorded_case_has_its_row() -> None:
+    with np.load(FILE) as stored:
+        recorded = set(json.loads(str(stored["__meta__"]))["cases"])
+    elsewhere = {"kaon_kprodigy_fp32_nogc_full", "kempner_lion_wd", "kempner_sf_adamw", "kempner_muon"}
+    assert recorded == {*CASES, *elsewhere, "torch_adafactor", "prodigy_slice11"}
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, dtype: torch.dtype = torch.float32) -> None:

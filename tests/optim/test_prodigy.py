@@ -93,6 +93,27 @@ def test_it_is_prodigyopt_to_1e_6_in_fp32(options: dict[str, Any]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
+def test_two_groups_are_two_prodigyopts() -> None:
+    """Each group has a d of its own, with its own numbers; the package itself has one d for all."""
+    prodigyopt = pytest.importorskip("prodigyopt")
+    data, model, reference = batches(12), mlp(), mlp()
+    groups = [{"params": ["bias"], "weight_decay": 0.1, "d_coef": 0.5, "name": "biases"}]
+    step = compiled(model, squared_error, optimizer=optim.prodigy(), groups=groups, mode="eager")
+    named = dict(reference.named_parameters())
+    biases = prodigyopt.Prodigy([p for n, p in named.items() if "bias" in n], lr=1.0, weight_decay=0.1, d_coef=0.5)
+    weights = prodigyopt.Prodigy([p for n, p in named.items() if "bias" not in n], lr=1.0)
+    for batch in data:
+        step(*batch)
+        reference.zero_grad()
+        squared_error(reference, *batch).backward()
+        biases.step()
+        weights.step()
+    assert float(step.metrics["biases/comp/prodigy_d"]) == pytest.approx(biases.param_groups[0]["d"], rel=2e-6)
+    assert float(step.metrics["comp/prodigy_d"]) == pytest.approx(weights.param_groups[0]["d"], rel=2e-6)
+    for a, b in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
 def test_d_rises_stays_on_the_device_and_groups_have_their_own() -> None:
     groups = [{"params": ["bias"], "lr": 0.5, "name": "biases"}]
     step = compiled(mlp(), squared_error, optimizer=optim.prodigy(), groups=groups, mode="eager")

@@ -1,9 +1,14 @@
 """AdaPNM's direction: the averages take turns, and eps is where its docstring says."""
 
+from typing import Any
+
 import pytest
 import torch
 
+import fusion_compile as fc
 from fusion_compile import optim
+from tests.data.bowl import Bowl, loss_fn, noise, start_of, trace
+from tests.data.official_adapnm import AdaPNMCase
 from tests.optim.walks import Walk, keeps_the_laws
 
 
@@ -21,6 +26,24 @@ def test_the_averages_take_turns() -> None:
     a = 0.64 * a + 0.36 * third
     wanted = (1.5 * a - 0.5 * b) / 2.5**0.5 * (1 - 0.9**3) ** 0.5 / nu.sqrt()
     torch.testing.assert_close(walk({"b": third})["b"], wanted)
+
+
+@pytest.mark.parametrize("updates", [(1, 2, 5, 20), pytest.param((120,), marks=pytest.mark.exhaustive)])
+def test_the_authors_own_is_among_its_options(updates: tuple[int, ...]) -> None:
+    """Within 3·floor + 2e-5 + 1e-7/‖displacement‖ of their code, AMSGrad included."""
+    options: dict[str, Any] = {"eps": 1e-8, "momentum": "fp32", "is_cautious": False, "centralize": False}
+    whole = optim.adapnm(
+        1e-3, (0.9, 0.999), beta0=1.0, clip_threshold=float("inf"), factored=False, amsgrad=True, **options
+    )
+    case, model = AdaPNMCase(), Bowl()
+    start = start_of(model)
+    step = fc.compile_training_step(model, loss_fn, optimizer=whole, mode="eager")
+    for update in range(1, max(updates) + 1):
+        step(*noise(update - 1))
+        if update in updates:
+            found = trace({n: p.detach() for n, p in model.named_parameters()}, start)
+            far = {n: ratio for n, ratio in case.ratios(update, "y", found).items() if not ratio <= 1}
+            assert not far, (update, far)
 
 
 def test_laws() -> None:
