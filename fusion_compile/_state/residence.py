@@ -46,6 +46,7 @@ class Residence:
             self._places.append(p)
             self._tenants += [(o, key, full, p, place) for o, key, full in owners[id(p)]]
         self._names = [*layout.views(self.banks)]
+        self._frozen = {name: p for name, p in parameters.items() if not p.requires_grad}
         self.note_versions()
 
     def keep(self, averages: Sequence[KeptAverage], state: Tensors, *, gradients: bool = False) -> None:
@@ -115,10 +116,10 @@ class Residence:
         self.note_versions()
 
     def check(self, *, frozen: bool = True) -> None:
-        """Raise RuntimeError naming the first parameter that was replaced, moved, rebound or frozen.
+        """Raise RuntimeError naming the first parameter that was replaced, moved, rebound, frozen or unfrozen.
 
         A buffer that was assigned again, as a forward outside the step may do, is copied back to its place. `frozen`:
-        whether frozen parameters are refused; they can be saved and loaded as well as others.
+        whether parameters that were frozen or unfrozen are refused; they can be saved and loaded as well as others.
         """
         for owner, key, name, parameter, place in self._tenants:
             if owner.get(key) is not parameter:
@@ -137,6 +138,13 @@ class Residence:
                 raise RuntimeError(
                     f"{name} {list(parameter.shape)} was frozen (requires_grad=False) after compile_training_step(); "
                     f"the compiled program still updates it. Unfreeze it or compile the step again."
+                )
+        for name, parameter in self._frozen.items() if frozen else ():
+            if parameter.requires_grad:
+                raise RuntimeError(
+                    f"{name} {list(parameter.shape)} was unfrozen (requires_grad=True) after compile_training_step(), "
+                    f"and the step does not train it. Freeze it again, or make a new step (step.release(), then "
+                    f"compile_training_step()), whose optimizer state starts anew."
                 )
         for owner, key, name, kept in self._buffers:
             now = owner.get(key)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import collections
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from fusion_compile._capture.python_state.slots import MISSING, Slot, read, refill, write
+from fusion_compile._capture.rehearsal.provenance import keys_of
 from fusion_compile._capture.rehearsal.reach import Reach
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.carried_values import PartOf, filled, form_of, part, tensors_in
@@ -35,12 +37,19 @@ class KeptState:
         self._writes: list[tuple[Slot, Any]] = []
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._at: dict[str, Tensor] = {}
+        self._generators: dict[str, tuple[torch.Generator, Tensor]] = {}
         if not tensors and not numbers:
             return
-        places = _Places(Reach(roots))
+        reach = Reach(roots)
+        places = _Places(reach, tensors)
+        drawn_from = _generators(reach)
+        for path in [path for path in tensors if path.endswith(_GENERATOR) and path in drawn_from]:
+            self._generators[path] = drawn_from[path], tensors[path]
+        tensors = {path: tensor for path, tensor in tensors.items() if path not in self._generators}
         for label, value in {**places.grouped(self._into_containers(places, tensors)), **numbers}.items():
             here, slot = places.tensor(label), places.slot(label)
-            if isinstance(here, Tensor) and isinstance(value, Tensor) and _is_alike(here, value):
+            apart = slot is not None and places.is_anothers(here)
+            if isinstance(here, Tensor) and isinstance(value, Tensor) and _is_alike(here, value) and not apart:
                 self._copies.append((here, value))
                 self._at[label] = here
             elif slot is not None:
@@ -51,6 +60,10 @@ class KeptState:
                     f"the checkpoint has {label}, which is not found in the model or the loss; nothing was loaded. "
                     f"Build the step with the model and the loss that saved it."
                 )
+
+    def generators(self) -> dict[str, torch.Generator]:
+        """The loss's own generators that get a state, by the name of it."""
+        return {path: generator for path, (generator, _) in self._generators.items()}
 
     def places(self) -> tuple[dict[str, Tensor], list[Slot]]:
         """Where all of it lies: tensors that are written in place, by label, and slots."""
@@ -76,6 +89,8 @@ class KeptState:
 
     def put(self) -> None:
         """Write everything. Call it without gradients."""
+        for generator, state in self._generators.values():
+            generator.set_state(state.cpu())
         for target, value in self._copies:
             target.copy_(value)
         for slot, value in self._writes:
@@ -99,6 +114,12 @@ class KeptNow:
         self._roots, self._carried = roots, carried
         self._tensors: dict[str, Tensor] = {}
         self._slots: dict[str, Slot] = {}
+        self._generators: dict[str, torch.Generator] = {}
+
+    def draws_from(self, labels: Collection[str]) -> None:
+        """A step draws random numbers from the generators of these labels; those of the loss's own are kept."""
+        if own := {label + _GENERATOR for label in labels if not label.startswith(_KEPT_ELSEWHERE)}:
+            self._generators |= {path: g for path, g in _generators(Reach(self._roots)).items() if path in own}
 
     def counts(self, slots: Sequence[Slot]) -> None:
         """A step counts the plain numbers in `slots`."""
@@ -111,6 +132,7 @@ class KeptNow:
     def put(self, kept: KeptState) -> None:
         """Write it where it was. Call it without gradients."""
         kept.put()
+        self._generators |= kept.generators()
         tensors, slots = kept.places()
         self._tensors |= tensors
         self.counts(slots)
@@ -120,6 +142,7 @@ class KeptNow:
         values = {label: read(slot) for label, slot in self._slots.items()}
         loaded = {path: t for label, value in values.items() for path, t in tensors_in(value, label)}
         tensors = {**self._tensors, **loaded, **self._carried.tensors()}
+        tensors |= {path: generator.get_state() for path, generator in self._generators.items()}
         numbers = {label: value for label, value in values.items() if value is None or type(value) in _NUMBERS}
         return {
             "carried": {path: t.detach().clone() for path, t in tensors.items()},
@@ -128,6 +151,14 @@ class KeptNow:
 
 
 _NUMBERS = (bool, int, float, str)
+_GENERATOR = " (state of a torch.Generator)"
+_KEPT_ELSEWHERE = ("torch's generator", "Python's generator", "numpy's generator")
+
+
+def _generators(reach: Reach) -> dict[str, torch.Generator]:
+    """The torch generators that user code holds, by the name that a checkpoint gives their state."""
+    found = reach.generators.values()
+    return {one.label + _GENERATOR: one.value for one in found if isinstance(one.value, torch.Generator)}
 
 
 def _is_alike(a: Tensor, b: Tensor) -> bool:
@@ -137,9 +168,11 @@ def _is_alike(a: Tensor, b: Tensor) -> bool:
 class _Places:
     """Where the labels of a checkpoint lead, in what was reached."""
 
-    def __init__(self, reach: Reach) -> None:
+    def __init__(self, reach: Reach, saved: Tensors) -> None:
         self._slots = {slot.label: slot for slot, _ in reach.slots()}
         self._tensors = {found.label: found.value for found in reach.tensors.values()}
+        others = [t for label, t in self._tensors.items() if label not in saved and isinstance(t, nn.Parameter)]
+        self._of_others = set(keys_of(others))
         parts = {id(own.get(part)) for _, own in reach.instances for part in _MODULE_PARTS}
         holders = [h for h in reach.holders if isinstance(h.value, dict) and id(h.value) not in parts]
         self._attributes = {h.label: h.value for h in holders if h.style == ".k"}
@@ -148,6 +181,11 @@ class _Places:
     def tensor(self, label: str) -> Tensor | None:
         """The tensor that goes by that label."""
         return self._tensors.get(label)
+
+    def is_anothers(self, tensor: object) -> bool:
+        """Whether a tensor lies in the memory of a parameter that the checkpoint does not have as state: until its
+        first forward, what ``torch.nn.utils.spectral_norm`` computes is the weight that it computes it from."""
+        return isinstance(tensor, Tensor) and not self._of_others.isdisjoint(keys_of([tensor]))
 
     def present(self, label: str) -> Slot | None:
         """The slot of that label, where it exists."""

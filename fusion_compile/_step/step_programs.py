@@ -234,6 +234,7 @@ class StepPrograms:
         step.shows = frozenset(found.metrics)
         self._signatures[signature] = None
         self.kept.counts([*step.counted, *(() if seen is None else seen.once())])
+        self.kept.draws_from(() if seen is None else seen.rehearsal.moved_generators)
         if way.not_yet:
             once = seen is not None and bool(seen.rehearsal.once)
             if not once:

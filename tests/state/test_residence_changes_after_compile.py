@@ -67,6 +67,19 @@ def test_a_parameter_rebound_after_compile_is_refused_by_its_full_name(kind: str
     assert all(torch.equal(t, kept[n]) for n, t in step._state.items())
 
 
+def test_a_parameter_that_was_frozen_and_is_no_longer_is_refused(program: dict[str, Any]) -> None:
+    """The ordinary loop would begin to train it, and a step never."""
+    model = mlp()
+    model[0].requires_grad_(False)
+    step = compiled(model, **program)
+    step(X, Y)
+    model[0].weight.requires_grad_(True)
+    with refused(step, RuntimeError, "0.weight [8, 4] was unfrozen (requires_grad=True) after", "make a new step"):
+        step(X, Y)
+    model[0].weight.requires_grad_(False)
+    assert works(step)
+
+
 def test_a_rebound_parameter_that_is_put_back_trains_again(program: dict[str, Any]) -> None:
     model = mlp()
     step = compiled(model, **program)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from fusion_compile._program.program import REGIONS, Program, recomputed_region, region_of
@@ -54,8 +55,15 @@ class StepParts:
 def explain_step(title: str, parts: StepParts, *, device: str | None = None) -> Explanation:
     """Build tables of banks, routes and numbers, the nodes of every captured graph with their costs, and findings.
 
+    torch's random numbers stand afterwards where they stood, so that looking at a step does not change its training.
     `device`: whose peaks the times assume, see `ROOFLINES`.
     """
+    devices = range(torch.cuda.device_count()) if parts.layout.device.type == "cuda" else ()
+    with torch.random.fork_rng(devices):
+        return _explain_step(title, parts, device)
+
+
+def _explain_step(title: str, parts: StepParts, device: str | None) -> Explanation:
     layout, programs, periodic_programs = parts.layout, parts.programs, parts.periodic_programs
     line = roofline(device, layout.device)
     sections = [

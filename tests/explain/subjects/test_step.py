@@ -212,3 +212,13 @@ def test_both_ways_of_capture_find_an_operator_at_the_users_line(way: Literal["r
     with pytest.raises(ValueError, match="svd") as refused:
         fc.explain(step, (torch.randn(8, 4),))
     assert line_of(__file__, "the factorization") in str(refused.value)
+
+
+def test_looking_at_a_step_draws_no_random_number() -> None:
+    """The costs of attention with dropout came from a run that drew, and the training went on with other numbers."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+    step = fc.compile_training_step(layer, squares, optimizer="adamw", backend="aot_eager", capture="run")
+    step(torch.randn(2, 3, 8))
+    before = torch.get_rng_state()
+    fc.explain(step)
+    assert torch.equal(torch.get_rng_state(), before)
