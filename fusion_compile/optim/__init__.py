@@ -77,8 +77,6 @@ from fusion_compile.optim.recipes import adamw as adamw
 from fusion_compile.optim.recipes import lion as lion
 from fusion_compile.optim.recipes import muon as muon
 from fusion_compile.optim.recipes import normuon as normuon
-from fusion_compile.optim.recipes import sf_adamw as sf_adamw
-from fusion_compile.optim.recipes import sf_normuon as sf_normuon
 from fusion_compile.optim.recipes import soap as soap
 from fusion_compile.optim.scale_by_adabelief import scale_by_adabelief as scale_by_adabelief
 from fusion_compile.optim.scale_by_adam import scale_by_adam as scale_by_adam
@@ -100,6 +98,8 @@ from fusion_compile.optim.scale_by_soap import scale_by_soap as scale_by_soap
 from fusion_compile.optim.scale_lr_by_loss_ratio import scale_lr_by_loss_ratio as scale_lr_by_loss_ratio
 from fusion_compile.optim.schedule_free import schedule_free as schedule_free
 from fusion_compile.optim.schedule_free_plus import schedule_free_plus as schedule_free_plus
+from fusion_compile.optim.schedule_free_recipes import sf_adamw as sf_adamw
+from fusion_compile.optim.schedule_free_recipes import sf_normuon as sf_normuon
 from fusion_compile.optim.snr_gate import snr_gate as snr_gate
 from fusion_compile.optim.stored import stored as stored
 from fusion_compile.optimizer_classes import SOAP as SOAP

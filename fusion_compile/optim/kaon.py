@@ -19,6 +19,7 @@ from torch import nn
 from fusion_compile.optim._kaon_words import (
     adamuon_of,
     codec_named,
+    form_named,
     lion_of,
     threshold_of,
 )
@@ -84,7 +85,8 @@ class Nekaon(_OfKaon):
     """Adakaon with the gradient k momenta ahead; see `nekaon`.
 
     Between steps the parameters hold the point ahead, as in the source, and the weights after ``eval()``; a checkpoint
-    has both. Deviation: `low_vram_above` gives the large parameters the source's numbers, but not its memory.
+    has both. Deviations: `low_vram_above` gives the large parameters the source's numbers, but not its memory; bf16
+    parameters are updated with an fp32 copy of the weights, 4 bytes, whatever `bf16_method` is.
 
     Args:
         params: Parameters, groups, or the model.
@@ -100,7 +102,7 @@ class Nekaon(_OfKaon):
         momentum_4bit_block: 128.
         cautious: As in `Adakaon`.
         gradient_centralization: As in `Adakaon`.
-        bf16_method: As in `Adakaon`.
+        bf16_method: As in `Adakaon`, where k = 0.
         **others: Keywords of the source that say nothing here, and this package's own.
 
     Raises:
@@ -141,6 +143,7 @@ class Nekaon(_OfKaon):
             ahead = {} if k == 0 else {"look_ahead": 0.0}
             params = _by_size(params, low_vram_above, {"lr": low_vram_lr_ratio * lr, "beta1": 0.0, **ahead})
         self._begin(params, functools.partial(nekaon, **options), bf16_method, others)
+        self._keep_weights_as("master" if k != 0 else form_named(bf16_method))
 
 
 def _by_size(params: Parameters, largest: int, numbers: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -17,11 +17,10 @@ from fusion_compile.optim.orthogonalize import orthogonalize
 from fusion_compile.optim.scale_by_adam import scale_by_adam
 from fusion_compile.optim.scale_by_learning_rate import scale_by_learning_rate
 from fusion_compile.optim.scale_by_lion import scale_by_lion
-from fusion_compile.optim.scale_by_rms import scale_by_rms
 from fusion_compile.optim.scale_by_shape import scale_by_shape
 from fusion_compile.optim.scale_by_soap import scale_by_soap
-from fusion_compile.optim.schedule_free import schedule_free
-from fusion_compile.optim.stored import stored_as
+from fusion_compile.optim.schedule_free_recipes import sf_adamw, sf_normuon
+from fusion_compile.optim.stored import decay_and_codec, stored_as
 
 
 def _stepped(direction: Transform, lr: Number, weight_decay: Number, name: str | None = None) -> Transform:
@@ -78,7 +77,7 @@ def adamw(
 
 def muon(
     lr: float | Schedule = 1e-3,
-    momentum: float = 0.95,
+    momentum: float | str = 0.95,
     weight_decay: float = 0.1,
     *,
     nesterov: bool = True,
@@ -91,15 +90,16 @@ def muon(
     scalar_eps: float = 1e-8,
     scalar_weight_decay: float = 0.0,
     max_aspect: float = math.inf,
+    second_moment: str = "fp32",
 ) -> Transform:
-    """Muon on hidden matrices; AdamW on the rest. 4 bytes a parameter on matrices, 8 on the rest.
+    """Muon on hidden matrices; AdamW on the rest. 4 bytes a parameter on matrices, 8 on the rest; fewer with codecs.
 
     Source: Jordan et al. 2024, ``torch.optim.Muon``. Deviations: none.
 
     Args:
         lr: With ``scale="original"`` in units of spectral norm per step (times √max(1, r/c)), with
             ``"match_rms_adamw"`` in AdamW's.
-        momentum: Decay of the average.
+        momentum: Decay of the average; or the codec of the momenta, here and on the rest (see `stored`), at 0.95.
         weight_decay: Per unit of the unscaled lr.
         nesterov: Look ahead from the new average.
         scale: ``"original"``, ``"match_rms_adamw"`` or ``"none"``; torch's ``adjust_lr_fn``. See `scale_by_shape`.
@@ -111,20 +111,22 @@ def muon(
         scalar_eps: AdamW's.
         scalar_weight_decay: AdamW's.
         max_aspect: Matrices more than so many times as long as wide are among the rest.
+        second_moment: Codec of AdamW's second moment; ``"int8"`` means ``"int8_companded"``.
 
     Returns:
         A complete optimizer for the roles ``"spectral"`` and ``"scalar"``.
 
     Raises:
-        ValueError: `scale`, `coefficients`, `matmul_dtype` or `gram_restarts` is not known.
+        ValueError: `scale`, `coefficients`, `matmul_dtype`, `gram_restarts` or a codec is not known.
 
     Example:
         >>> from fusion_compile import optim
         >>> optim.muon(0.02, scale="match_rms_adamw").hyperparameters["scalar_lr"]
         0.0003
     """
+    decay, codec = decay_and_codec(momentum, 0.95)
     polar = orthogonalize(
-        momentum,
+        decay,
         nesterov=nesterov,
         coefficients=coefficients,
         matmul_dtype=matmul_dtype,
@@ -133,7 +135,7 @@ def muon(
     spectral = chain(polar, scale_by_shape(scale), add_decayed_weights(weight_decay), scale_by_learning_rate(lr))
     scalar = _scalar_adamw(scalar_lr, scalar_betas, scalar_eps, scalar_weight_decay)
     whole = partition({SPECTRAL: spectral, ELEMENTWISE: scalar}, name="muon")
-    return whole.with_extras(max_aspect=max_aspect)
+    return stored_as(whole.with_extras(max_aspect=max_aspect), codec, second_moment)
 
 
 def normuon(
@@ -208,111 +210,6 @@ def normuon(
     return stored_as(whole, momentum, second_moment)
 
 
-def sf_adamw(
-    lr: float | Schedule = 2.5e-3,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    *,
-    decay_at: str = "y",
-) -> Transform:
-    """Schedule-Free AdamW for every parameter. 8 bytes a parameter.
-
-    Source: 2405.15682, ``schedulefree.AdamWScheduleFree``. Deviations: none.
-
-    Args:
-        lr: Size of a step of one entry of z; 1 to 10 times a scheduled AdamW's. Warm it up with ``constant(lr,
-            warmup_steps)``.
-        betas: β of the gradient point ``y = β x + (1 - β) z``, live as ``schedule_free_beta``, and β₂ of the second
-            moment, live as ``beta2``.
-        eps: Added to the root of the second moment.
-        weight_decay: Per unit of lr.
-        decay_at: ``"y"`` (the official default) or ``"z"``: the weights that decay.
-
-    Returns:
-        A complete optimizer for parameters of any shape.
-
-    Raises:
-        TypeError: `betas` is not a pair.
-        ValueError: `decay_at` is not one of the two.
-
-    Example:
-        >>> from fusion_compile import optim
-        >>> optim.sf_adamw(optim.constant(2.5e-3, warmup_steps=100), betas=(0.95, 0.999)).hyperparameters["beta2"]
-        0.999
-    """
-    if decay_at not in ("y", "z"):
-        raise ValueError(f"decay_at={decay_at!r} is not known; use 'y' or 'z'.")
-    beta, beta2 = pair_of(betas)
-    parts = [scale_by_rms(beta2, eps)]
-    if decay_at == "z":
-        parts.append(add_decayed_weights(weight_decay))
-    base = chain(*parts, scale_by_learning_rate(lr), name="adamw")
-    return schedule_free(base, lr, beta, decay_at_y=weight_decay if decay_at == "y" else None)
-
-
-def sf_normuon(
-    lr: float | Schedule = 8e-3,
-    betas: tuple[float, float] = (0.9, 0.95),
-    momentum: float = 0.8,
-    weight_decay: float = 0.05,
-    *,
-    coefficients: str = "jordan",
-    matmul_dtype: torch.dtype | str = "auto",
-    gram_restarts: tuple[int, ...] | str | None = "auto",
-    eps: float = 1e-8,
-    scalar_beta2: float = 0.999,
-) -> Transform:
-    """SF-NorMuon, the default: Schedule-Free over NorMuon on hidden matrices, SF-AdamW on the rest.
-
-    Momentum is a plain average without Nesterov; all decay acts at z. No schedule is needed. 8 bytes a parameter.
-    Source: 2605.23061. Deviations: the paper's own code was not readable; the equations are those of two agreeing
-    third-party ports.
-
-    Args:
-        lr: One for both parts, in AdamW's unit (a matrix update has root mean square 0.2 lr). A warm-up is
-            ``constant(lr, warmup_steps)``.
-        betas: β of the gradient point ``y = β x + (1 - β) z``, live as ``schedule_free_beta``, and β₂ of NorMuon's row
-            means, live as ``beta2``.
-        momentum: Decay of the average on matrices.
-        weight_decay: Per unit of lr.
-        coefficients: See `orthogonalize`.
-        matmul_dtype: See `orthogonalize`.
-        gram_restarts: See `orthogonalize`.
-        eps: Of `normalize_neurons`, and of Adam as ``scalar_eps``.
-        scalar_beta2: β₂ of SF-AdamW.
-
-    Returns:
-        A complete optimizer for the roles ``"spectral"`` and ``"scalar"``.
-
-    Raises:
-        TypeError: `betas` is not a pair.
-        ValueError: `coefficients`, `matmul_dtype` or `gram_restarts` is not known.
-
-    Example:
-        >>> from fusion_compile import optim
-        >>> optim.sf_normuon(optim.constant(8e-3, warmup_steps=100)).roles
-        ('spectral', 'scalar')
-    """
-    beta, beta2 = pair_of(betas)
-    polar = orthogonalize(
-        momentum, nesterov=False, coefficients=coefficients, matmul_dtype=matmul_dtype, gram_restarts=gram_restarts
-    )
-    spectral = chain(
-        polar,
-        normalize_neurons(beta2, scale="match_rms", eps=eps),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(lr),
-        name="normuon",
-    )
-    scalar = _stepped(
-        scale_by_rms(Named("scalar_beta2", scalar_beta2), Named("scalar_eps", eps)), lr, weight_decay, "adamw"
-    )
-    return partition(
-        {SPECTRAL: schedule_free(spectral, lr, beta), ELEMENTWISE: schedule_free(scalar, lr, beta)}, name="sf_normuon"
-    )
-
-
 def lion(
     lr: float | Schedule = 1e-4,
     betas: tuple[float, float] = (0.9, 0.99),
@@ -352,6 +249,8 @@ def soap(
     *,
     every: int = 10,
     eps: float = 1e-8,
+    momentum: str = "fp32",
+    second_moment: str = "fp32",
 ) -> Transform:
     """SOAP on hidden matrices; AdamW with the same numbers on the rest, as in the paper.
 
@@ -366,12 +265,14 @@ def soap(
         weight_decay: Per unit of lr.
         every: Updates between two refreshes of the bases (``precondition_frequency``).
         eps: Added to the root of the second moment; live for AdamW.
+        momentum: Codec of the first moments; see `stored`.
+        second_moment: Codec of the second moments; ``"int8"`` means ``"int8_companded"``.
 
     Returns:
         A complete optimizer for the roles ``"spectral"`` and ``"scalar"``.
 
     Raises:
-        ValueError: `every` is below 1.
+        ValueError: `every` is below 1, or a codec is not known.
 
     Example:
         >>> from fusion_compile import optim
@@ -379,7 +280,8 @@ def soap(
         ('spectral', 'scalar')
     """
     spectral = _stepped(scale_by_soap(betas, shampoo_beta, every=every, eps=eps), lr, weight_decay)
-    return partition({SPECTRAL: spectral, ELEMENTWISE: adamw(lr, betas, eps, weight_decay)}, name="soap")
+    whole = partition({SPECTRAL: spectral, ELEMENTWISE: adamw(lr, betas, eps, weight_decay)}, name="soap")
+    return stored_as(whole, momentum, second_moment)
 
 
 RECIPES: dict[str, Callable[..., Transform]] = {

@@ -259,3 +259,11 @@ def stored_as(transform: Transform, momentum: str = "fp32", second_moment: str =
     if names.get("nu") == "int8":
         names["nu"] = "int8_companded"
     return stored(transform, **names) if names else transform
+
+
+def decay_and_codec(momentum: float | str, default: float) -> tuple[float, str]:
+    """What ``momentum=`` means where it is the decay of an average: a number, or the codec of that average.
+
+    ValueError for a codec that is not known.
+    """
+    return (default, codec_of("momentum", momentum).name) if isinstance(momentum, str) else (momentum, "fp32")
