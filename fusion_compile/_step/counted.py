@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from fusion_compile._capture.numbers.comes_back import come_back, computes_otherwise_each_time
 from fusion_compile._capture.numbers.numbers import NumberRule, study_numbers
 from fusion_compile._capture.python_state.slots import Slot, read, write
 from fusion_compile._step.operands import Operands
+from fusion_compile._step.shapes import MAX_PROGRAMS
 
 _FOLLOWED = ("nothing", "until", "operand")
 
@@ -80,15 +83,22 @@ def count_numbers(
 
     `run_on_fakes`: runs forward and backward of the loss inside the fake mode that it is given; `restore` puts back
     what it leaves behind, the numbers apart. `device`: where operands lie. A captured step is the step for one value of
-    a given number that it cannot follow. Raises ValueError for one that the loss changes and that cannot be followed.
+    a number that it cannot follow. Raises ValueError for such a number if the loss changes it and it has more than
+    `MAX_PROGRAMS` values.
     """
     every = [*slots, *given]
     if not every:
         return CountedNumbers((), NumberRule((), (), ()))
     numbers = study_numbers(run_on_fakes, every, restore=restore)
-    for use in numbers.uses[: len(slots)]:
-        if numbers.rule is None or use.decides not in _FOLLOWED:
-            raise ValueError(use.sentence())
+    own = numbers.uses[: len(slots)]
+    fixed = [i for i, use in enumerate(own) if use.decides not in _FOLLOWED]
+    if own and numbers.rule is None:
+        raise ValueError(next((own[i] for i in fixed), own[0]).sentence())
+    if fixed and not come_back(run_on_fakes, every, fixed, restore, MAX_PROGRAMS):
+        raise ValueError(own[fixed[0]].sentence())
+    long = [i for i in numbers.stretches if i < len(own)]
+    if long and computes_otherwise_each_time(run_on_fakes, every, restore, MAX_PROGRAMS):
+        raise ValueError(replace(own[long[0]], decides="size").sentence())
     if numbers.rule is None:
         return fixed_numbers(given)
     used = [expression for use in numbers.uses for expression in use.operands if use.decides in _FOLLOWED]
@@ -110,5 +120,5 @@ def operand_sentence(numbers: CountedNumbers, why: str) -> str:
     names = ", ".join(f"{slot.label} ({read(slot)!r})" for slot in numbers.slots)
     return (
         f"{names}: changes at each step and is used in arithmetic on tensors, but {why}. Keep it in a 0-dim tensor (a "
-        f"buffer counts with tensor.add_(1))."
+        f"buffer counts with tensor.add_(1)), or take mode='eager'."
     )

@@ -19,6 +19,7 @@ from fusion_compile._capture.numbers.expressions import Expression, apply, numbe
 from fusion_compile._capture.numbers.math_calls import Followed, calls_are_asked
 from fusion_compile._capture.python_state.slots import Slot, read, write
 from fusion_compile._capture.rehearsal._compat import DispatchMode
+from fusion_compile._step.positions import CannotFollow, PositionsFollowed
 
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
 _UNARY = ("neg", "pos", "abs", "round", "floor", "ceil", "trunc")
@@ -199,8 +200,11 @@ class Operands:
         for i, (slot, value) in enumerate(zip(self._slots, values, strict=True)):
             write(slot, _followed(value, number(i, slot.label), tensors))
         try:
-            with calls_are_asked(Followed(_is_followed, _plain, _called), self._converting):
+            positions = PositionsFollowed(_is_followed, _plain, lambda value: tensors._tensor(value, ()))
+            with calls_are_asked(Followed(_is_followed, _plain, _called), self._converting), positions:
                 yield
+        except CannotFollow as error:
+            raise NotAnOperand(str(error)) from error
         except TypeError as error:  # torch's parser, of a number that it wants plain
             if _Followed.__name__ in str(error):
                 raise NotAnOperand("an operator takes no tensor there") from error

@@ -45,7 +45,7 @@ def refuse_too_many(
     if of_this_shape >= MAX_PROGRAMS:
         raise ValueError(
             f"this would be program number {MAX_PROGRAMS + 1} for one batch shape: a plain number of the loss or the "
-            f"batch decides what is computed, otherwise each time. Keep it in a 0-dim tensor."
+            f"batch decides what is computed, otherwise each time. Keep it in a 0-dim tensor, or take mode='eager'."
         )
 
 

@@ -75,7 +75,24 @@ def test_a_number_in_arithmetic_is_given_as_a_tensor() -> None:
 
 def test_a_number_that_decides_a_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"n \(1\) decides a shape, a position or how an operator computes"):
-        counted(lambda values, x: (values.update(n=values["n"] + 1), x[: values["n"]]), n=1)
+        counted(lambda values, x: (values.update(n=values["n"] + 1), x.repeat(values["n"])), n=1)
+
+
+def test_a_part_of_a_tensor_may_grow_until_it_is_the_whole() -> None:
+    def run(values: dict[str, Any], x: Any) -> None:
+        values["n"] += 1
+        x[: values["n"]].sum()
+
+    values, found = counted(run, n=0)
+    found.count_on()
+    assert values == {"n": 1} and not found.fit()
+    values, found = counted(run, n=2)
+    found.count_on()
+    assert values == {"n": 3} and found.fit()
+    values.update(n=50)
+    assert found.fit()
+    values.update(n=0)
+    assert not found.fit()
 
 
 def test_the_refusal_of_an_operand_names_the_numbers() -> None:

@@ -67,11 +67,12 @@ class NumberUse:
         if self.decides == "size":
             return (
                 f"{name} decides a shape, a position or how an operator computes{at}; the captured step holds for this "
-                f"value alone. Keep it in a 0-dim tensor and use torch.where, torch.gather or index_copy."
+                f"value alone, and it has too many. Keep it in a 0-dim tensor and use torch.where, torch.gather or "
+                f"index_copy; mode='eager' runs it as it is."
             )
         return (
             f"{name} changes at each step, and {self.why}{at}; the captured step holds for this value alone. "
-            f"Keep it in a 0-dim tensor, or change it outside of the step."
+            f"Keep it in a 0-dim tensor, or change it outside of the step; mode='eager' runs it as it is."
         )
 
 
@@ -112,11 +113,13 @@ class NumberRule:
 @dataclass(frozen=True)
 class Numbers:
     """`uses`: one for each slot. `rule`: None where a slot holds, or comes to hold, a tensor or another object.
-    `converting`: globals of user code in which ``float(n)`` and ``int(n)`` are followed."""
+    `converting`: globals of user code in which ``float(n)`` and ``int(n)`` are followed. `stretches`: indices of
+    numbers that decide how long a part of a tensor is, and hold while it stays so long."""
 
     uses: tuple[NumberUse, ...]
     rule: NumberRule | None
     converting: tuple[dict[str, Any], ...] = ()
+    stretches: tuple[int, ...] = ()
 
 
 def study_numbers(
@@ -174,7 +177,9 @@ def study_numbers(
         if wrong and study.symbolic:
             study.pin(study.symbolic, "unsupported", wrong, "")
             continue
-        return Numbers(tuple(study.use(i, run) for i in range(len(values))), rule, converting or ())
+        return Numbers(
+            tuple(study.use(i, run) for i in range(len(values))), rule, converting or (), tuple(run.stretches)
+        )
 
 
 class _Study:

@@ -172,11 +172,25 @@ CASES: dict[str, Case] = {
     "slice": (
         lambda m, h: then(m, h[m.p : m.p + 1], p=(m.p + 1) % 2),
         {"p": 0},
-        "size",
-        ["model.p == 0"],
-        ["1"],
+        "operand",
+        ["(model.p + 1) - model.p == 1", "model.p >= 0", "(model.p + 1) <= 2"],
+        ["(model.p + 1) % 2"],
     ),
-    "arange": (counted(lambda m, h: h.sum() + torch.arange(m.n).sum()), {"n": 3}, "size", ["model.n == 3"], ["4"]),
+    "entry": (
+        counted(lambda m, h: h * torch.ones(64)[m.n]),
+        {"n": 3},
+        "operand",
+        ["(model.n + 1) >= 0", "(model.n + 1) < 64"],
+        ["model.n + 1"],
+    ),
+    "repeat": (counted(lambda m, h: h.repeat(m.n, 1)), {"n": 3}, "size", ["model.n == 3"], ["4"]),
+    "arange": (
+        counted(lambda m, h: h.sum() + torch.arange(m.n).sum()),
+        {"n": 3},
+        "until",
+        ["(model.n + 1) - 0 == 4"],
+        ["model.n + 1"],
+    ),
     "bool": (lambda m, h: then(m, h.relu() if m.b else h, b=not m.b), {"b": True}, "until", ["model.b"], ["False"]),
     "f-string": (counted(lambda m, h: h * len(f"{m.n}")), {"n": 8}, "unsupported", ["model.n == 8"], ["9"]),
     "key": (counted(lambda m, h: h * {1: 2.0}.get(m.n, 1.0)), {"n": 0}, "unsupported", ["model.n == 0"], ["1"]),
@@ -274,7 +288,7 @@ def test_numbers_that_meet() -> None:
 
 
 def test_one_number_that_cannot_be_followed_leaves_the_other_free() -> None:
-    found = study(Counting(counted(lambda m, h: then(m, h[m.p : m.p + 1] / m.n, p=1 - m.p)), n=1, p=0))
+    found = study(Counting(counted(lambda m, h: then(m, h.repeat(m.p + 1, 1) / m.n, p=1 - m.p)), n=1, p=0))
     assert [use.decides for use in found.uses] == ["operand", "size"]
     assert found.rule is not None and found.rule.pinned == (1,)
     assert found.rule.holds((50, 0)) and not found.rule.holds((50, 1))
@@ -358,7 +372,7 @@ def test_what_else_a_run_leaves_is_restored_after_each_run() -> None:
         (
             "f-string",
             "model.n (8) changes at each step, and its text is used (HERE); the captured step holds for this value "
-            "alone. Keep it in a 0-dim tensor, or change it outside of the step.",
+            "alone. Keep it in a 0-dim tensor, or change it outside of the step; mode='eager' runs it as it is.",
         ),
     ],
 )
