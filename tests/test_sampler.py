@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import warnings
 from typing import Any, TypeVar
@@ -174,10 +175,17 @@ def test_batched_mode_states_its_difference() -> None:
     times = torch.linspace(1, 0, N_STEPS + 1)[:-1]
     sampler = optimize_sampler(random_dit(), N_STEPS, timesteps=times, mode="eager", conditioning=Batched())
     x, y = torch.randn(3, 1, 8, 8), torch.tensor([1, 2, 3])
+    exact = copy.deepcopy(sampler.model).double()
+    with torch.no_grad():
+        noise = max(
+            float((exact(x.double(), t.double().expand(3), y) - sampler.model(x, t.expand(3), y)).abs().max())
+            for t in sampler.timesteps
+        )
+    # Another order of summation in fp32's matrix products: each side is about as far from fp64 as the model is.
     for t in sampler.timesteps:
-        assert difference(sampler, x, t.expand(3), y) < 1e-4  # fp32, another order of summation in the matrix products
+        assert difference(sampler, x, t.expand(3), y) < 4 * noise
     measured = next(iter(sampler._programs.values())).table.measured_difference
-    assert measured is not None and 0 <= measured < 1e-4
+    assert measured is not None and 0 <= measured < 4 * noise
     assert "batched rows are within" in str(sampler.report)
 
 

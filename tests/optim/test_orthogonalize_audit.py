@@ -17,6 +17,8 @@ from fusion_compile.optim.matrix.newton_schulz import orthogonalize
 from tests.data.bowl import Bowl, loss_fn, noise
 from tests.optim.walks import Walk, keeps_the_laws, numbers
 
+BF16 = torch.bfloat16
+"""The products' dtype: by default it is fp32 on a CPU without bf16 instructions, where an audit finds nothing."""
 NAMES = ("fusion/audit_rel_mean", "fusion/audit_rel_max", "fusion/audit_abs_max")
 BANKS = {"spectral/24x64": (3, 24, 64), "spectral/32x32": (2, 32, 32)}
 
@@ -56,7 +58,7 @@ def test_the_numbers_are_what_they_are_said_to_be(
 ) -> None:
     """Mean and largest over five matrices of the relative error in norm, and the largest error of an entry."""
     torch.manual_seed(0)
-    transform = optim.orthogonalize(0.9, gram_restarts=restarts, audit_every=7)
+    transform = optim.orthogonalize(0.9, gram_restarts=restarts, matmul_dtype=BF16, audit_every=7)
     if cut:
         blocks = Blocks((8, 16))
         transform = bound(transform, {"spectral/24x64": BankInfo((), blocks)})
@@ -69,7 +71,7 @@ def test_the_numbers_are_what_they_are_said_to_be(
         for m in mu:
             parts = torch.split(m, [8, 16]) if cut and key == "spectral/24x64" else (m,)
             wanted = torch.cat([orthogonalize(p, matmul_dtype=dtype) for p in parts])
-            error = torch.cat([orthogonalize(p, gram_restarts=restarts) for p in parts]) - wanted
+            error = torch.cat([orthogonalize(p, gram_restarts=restarts, matmul_dtype=BF16) for p in parts]) - wanted
             relative.append(float(error.norm() / wanted.norm()))
             absolute.append(float(error.abs().max()))
     found = audited(walk)
@@ -107,14 +109,15 @@ def test_a_broken_matrix_shows() -> None:
     noise = torch.randn(64, 128)
     lost = noise / noise.norm() + 3.16 / 2**0.5 * u @ v.T
     params = {"spectral/64x128": torch.stack([lost, *torch.randn(4, 64, 128)])}
-    walk = Walk(optim.orthogonalize(0.0, coefficients="polar_express", gram_restarts=(3,), audit_every=1), params)
+    late = optim.orthogonalize(0.0, coefficients="polar_express", gram_restarts=(3,), matmul_dtype=BF16, audit_every=1)
+    walk = Walk(late, params)
     walk(params)
     found = audited(walk)
     assert found[NAMES[1]] > 0.9 and found[NAMES[0]] < 0.5
 
 
 def test_the_audit_changes_nothing_but_its_numbers() -> None:
-    walk = Walk(optim.orthogonalize(audit_every=3), banks())
+    walk = Walk(optim.orthogonalize(matmul_dtype=BF16, audit_every=3), banks())
     walk(banks())
     before = {at: t.clone() for at, t in flatten(walk.state)}
     given = walk.state
@@ -139,14 +142,14 @@ def test_orthogonalize_keeps_the_laws(momentum: float | None, audit_every: int) 
 
 def test_without_a_momentum_of_its_own_the_last_input_is_audited() -> None:
     torch.manual_seed(0)
-    plain, kept = optim.orthogonalize(None), optim.orthogonalize(None, audit_every=1)
+    plain, kept = optim.orthogonalize(None), optim.orthogonalize(None, matmul_dtype=BF16, audit_every=1)
     assert plain.hyperparameters == {} and list(flatten(plain.init(banks()))) == []
     walk, g = Walk(kept, banks()), banks()
     updates = walk(g)
-    assert all(torch.equal(updates[k], orthogonalize(t)) for k, t in g.items())
+    assert all(torch.equal(updates[k], orthogonalize(t, matmul_dtype=BF16)) for k, t in g.items())
     assert all(torch.equal(walk.state.audit.input[k], t) for k, t in g.items())
     worst = max(
-        float((orthogonalize(m) - orthogonalize(m, matmul_dtype=torch.float32)).abs().max())
+        float((orthogonalize(m, matmul_dtype=BF16) - orthogonalize(m, matmul_dtype=torch.float32)).abs().max())
         for t in g.values()
         for m in t
     )
@@ -154,7 +157,8 @@ def test_without_a_momentum_of_its_own_the_last_input_is_audited() -> None:
 
 
 def sf_with_audit(every: int) -> Transform:
-    spectral = optim.chain(optim.orthogonalize(0.8, nesterov=False, audit_every=every), optim.scale_by_learning_rate())
+    audited = optim.orthogonalize(0.8, nesterov=False, matmul_dtype=BF16, audit_every=every)
+    spectral = optim.chain(audited, optim.scale_by_learning_rate())
     wrapped = optim.schedule_free(spectral, 1e-3)
     return optim.partition({"spectral": wrapped, "scalar": optim.scale_by_learning_rate()})
 

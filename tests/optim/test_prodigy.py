@@ -78,19 +78,22 @@ def test_it_follows_its_twin(options: dict[str, Any]) -> None:
     ],
 )
 def test_it_is_prodigyopt_to_1e_6_in_fp32(options: dict[str, Any]) -> None:
-    """Twelve steps of the small network. Relative to the weights, which move by a hundredth."""
+    """Twelve steps of the small network. d grows by a factor of 19 in a step and carries every rounding along: the
+    official code in fp32 is up to 7e-4 from itself in fp64, and a fiftieth of that is allowed besides 1e-6."""
     prodigyopt = pytest.importorskip("prodigyopt")
     data, model, reference = batches(12), mlp(), mlp()
     step = compiled(model, squared_error, optimizer=optim.prodigy(**options), mode="eager")
-    official = prodigyopt.Prodigy(reference.parameters(), lr=1.0, **options)
+    exact = mlp(torch.float64)
+    official, in_fp64 = (prodigyopt.Prodigy(m.parameters(), lr=1.0, **options) for m in (reference, exact))
     for batch in data:
         step(*batch)
-        official.zero_grad()
-        squared_error(reference, *batch).backward()
-        official.step()
+        for its, optimizer, given in ((reference, official, batch), (exact, in_fp64, [t.double() for t in batch])):
+            optimizer.zero_grad()
+            squared_error(its, *given).backward()
+            optimizer.step()
     assert float(step.metrics["comp/prodigy_d"]) == pytest.approx(official.param_groups[0]["d"], rel=2e-6)
-    for a, b in zip(model.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    for a, b, c in zip(model.parameters(), reference.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7 + 0.02 * float((b - c).detach().abs().max()))
 
 
 def test_two_groups_are_two_prodigyopts() -> None:
