@@ -130,6 +130,12 @@ def find_host_syncs(graph_module: fx.GraphModule) -> tuple[Finding, ...]:
     return tuple(findings)
 
 
+def matters_on_a_gpu_alone(finding: Finding) -> bool:
+    """Whether `finding` is a linear solver, which waits or cannot be captured on a GPU. On a CPU nothing waits: each
+    operator is over when it returns, and a singular matrix is the error that it is in the ordinary loop."""
+    return any(finding.why.lower() == why.lower() for _, why, _ in (_CHECKED, _SOLVER))
+
+
 def _row_of(node: fx.Node) -> _Row | None:
     if node.op not in ("call_function", "call_method"):
         return None

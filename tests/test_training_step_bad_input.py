@@ -117,18 +117,6 @@ def test_a_host_read_in_the_model_names_the_models_line() -> None:
         step(*batches(1)[0])
 
 
-def test_a_solver_that_cannot_be_captured_names_the_users_line() -> None:
-    """Only of the captured step: uncompiled there is no graph in which to find it."""
-    fault: Fault = lambda out, x, y: out.sum() + torch.linalg.eigh(x.T @ x)[0].sum()  # noqa: E731
-    loss = Faulty(fault)
-    step = compiled(mlp(), loss)
-    with refused(step, ValueError, f"{__file__}:{fault.__code__.co_firstlineno}", "linalg_eigh", "cannot be captured"):
-        step(*batches(1)[0])
-    assert step.programs == []
-    loss.repaired = True
-    assert works(step)
-
-
 def test_code_that_dynamo_cannot_trace_names_the_users_line() -> None:
     import _thread
 

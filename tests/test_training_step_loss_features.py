@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.nn.utils.parametrizations import orthogonal
 from torch.utils.checkpoint import checkpoint
 
 import fusion_compile as fc
@@ -323,3 +324,33 @@ def test_an_activation_hook_sees_every_step_and_keeps_no_graph() -> None:
         values.append(seen["out"].clone())
     assert type(values[0]) is Tensor and values[0].shape == (8, 8)
     assert not torch.equal(values[0], values[1]) and not torch.equal(values[1], values[2])
+
+
+class Cayley(nn.Module):
+    """torch's orthogonal parametrization by Cayley's map, which solves a linear system in every forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.first, self.last = orthogonal(nn.Linear(4, 4), orthogonal_map="cayley"), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.first(x).tanh())
+        return out
+
+
+def of_its_spectrum(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    gram = model(x).mT @ model(x) + torch.eye(2)
+    values, logarithm = torch.linalg.eigh(gram)[0], torch.linalg.slogdet(gram)[1]
+    return squared_error(model, x, y) + 0.01 * (values.square().sum() + logarithm + torch.linalg.inv(gram).sum())
+
+
+@pytest.mark.parametrize("options", [{}, {"capture": "run"}], ids=["read", "run"])
+def test_linear_solvers_train_on_a_cpu(options: dict[str, Any]) -> None:
+    mine, reference = Cayley(), Cayley()
+    step = compiled(mine, of_its_spectrum, lr=1e-2, **options)
+    losses = [step(*batch) for batch in batches(3)]
+    expected = torch_loop(reference, batches(3), of_its_spectrum, lr=1e-2)
+    # A solver's rounding grows with the condition of what it solves, which is below a hundred here.
+    torch.testing.assert_close(torch.stack(losses), torch.stack(expected), rtol=1e-5, atol=0)
+    assert_same_weights(mine, reference, rtol=1e-4, atol=1e-6)

@@ -14,6 +14,7 @@ from torch import fx
 from fusion_compile import _compat
 from fusion_compile._say_once import SayOnce
 from fusion_compile.passes import Finding, find_host_syncs, lower_to_aten
+from fusion_compile.passes.find_host_syncs import matters_on_a_gpu_alone
 
 REGIONS = ("forward", "backward", "optimizer", "state")
 """Parts of a step's graph. "state" is the rest: gradient point, views, non-finite skip and write-back."""
@@ -121,8 +122,9 @@ def recomputed_region(node: fx.Node) -> int:
     return int((node.meta.get("custom") or {}).get("recomputed", 0))
 
 
-def refuse_host_syncs(findings: tuple[Finding, ...]) -> None:
+def refuse_host_syncs(findings: tuple[Finding, ...], *, on_cpu: bool) -> None:
     """Raise ValueError naming the user's line if a graph would wait for the device or cannot be captured."""
-    if findings:
-        first = findings[0]
+    for first in findings:
+        if on_cpu and matters_on_a_gpu_alone(first):
+            continue
         raise ValueError(f"{first.where or 'the step'}\n{first.op}: {first.why} {first.remedy}")

@@ -32,6 +32,7 @@ class CapturedStep:
     Attributes:
         graph: What was captured. Each placeholder's ``meta["label"]`` says what it is.
         constants: The tensors that user code closes over.
+        is_cuda: Whether it runs on a GPU.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class CapturedStep:
         model: nn.Module | None = None,
     ) -> None:
         self._keys = list(state)
+        self.is_cuda = any(tensor.is_cuda for tensor in state.values())
         self._fresh: list[str] = []
         step, n = donated(advance), len(state)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -162,11 +163,12 @@ class Evaluation:
                 value, metrics, _ = module.forward(*batch)
             return {"loss": value, **metrics}
 
+        check = partial(_check, on_cpu=layout.device.type == "cpu")
         seed_all(seed)
         try:
             with as_it_was(self._roots), random_numbers_are_torchs():
                 found: Tensors = self._programs.compile(
-                    key, evaluate, banks, batch, mode=self._mode, what="the evaluation", check=_check
+                    key, evaluate, banks, batch, mode=self._mode, what="the evaluation", check=check
                 )
         except Exception as error:  # of any kind: the loss has just run as it is
             self._runs_as_python(key, f"it cannot be captured ({type(error).__name__}: {str(error).strip()})")
@@ -222,8 +224,8 @@ def checked(value: Any, metrics: Any) -> Tensors:
     return {"loss": value, **metrics}
 
 
-def _check(program: Program) -> None:
-    refuse_host_syncs(program.findings(thorough=False))
+def _check(program: Program, *, on_cpu: bool) -> None:
+    refuse_host_syncs(program.findings(thorough=False), on_cpu=on_cpu)
 
 
 def _leaves_something(seen: Rehearsal) -> bool:

@@ -168,7 +168,7 @@ class ReadStep:
                 program,
             )
         # On a GPU a sync in the backward breaks the capture minutes later, so the whole graph is searched at once.
-        refuse_host_syncs(program.findings(thorough=self._thorough))
+        refuse_host_syncs(program.findings(thorough=self._thorough), on_cpu=not self._thorough)
 
 
 def watch_around(step: ReadStep, roots: Mapping[str, Any], model: nn.Module, reads: Reads | None) -> None:

@@ -95,7 +95,7 @@ class RunStep:
         self.forms = forms
         self.shows: frozenset[str] = frozenset()
         self.program = Program(captured.graph, captured_by="run")
-        refuse_host_syncs(self.program.findings(thorough=False))
+        refuse_host_syncs(self.program.findings(thorough=False), on_cpu=not captured.is_cuda)
 
     @property
     def has_graph(self) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
 import fusion_compile as fc
 from fusion_compile._program.program import REGIONS, Program, refuse_host_syncs, region_of
@@ -43,10 +46,19 @@ def test_a_node_without_a_tag_belongs_to_the_state() -> None:
 
 
 def test_a_graph_that_waits_is_refused_with_the_users_line() -> None:
-    refuse_host_syncs(())
+    refuse_host_syncs((), on_cpu=False)
     finding = Finding("host_sync", "aten.item", "model.py:3", "It waits for the device.", "Keep it a tensor.")
     with pytest.raises(ValueError, match=r"^model.py:3\naten.item: It waits for the device. Keep it a tensor.$"):
-        refuse_host_syncs((finding,))
+        refuse_host_syncs((finding,), on_cpu=True)
+
+
+@pytest.mark.parametrize("solve", [lambda x: torch.linalg.solve(x, x), lambda x: torch.linalg.eigh(x)[0]])
+def test_a_solver_is_refused_on_a_gpu_alone(solve: Callable[[Tensor], Tensor]) -> None:
+    findings = Program(torch.fx.symbolic_trace(solve)).findings(thorough=False)
+    assert len(findings) == 1
+    refuse_host_syncs(findings, on_cpu=True)
+    with pytest.raises(ValueError, match=r"^the step\nlinalg_(solve|eigh): "):
+        refuse_host_syncs(findings, on_cpu=False)
 
 
 def test_the_explanation_of_a_step_reads_the_same_program() -> None:

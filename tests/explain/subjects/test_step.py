@@ -113,7 +113,7 @@ def test_a_sync_that_only_the_backward_has_is_found_by_the_thorough_search() -> 
     findings = program.findings(thorough=True)
     assert any("svd" in f.op for f in findings)
     with pytest.raises(ValueError, match="svd"):
-        refuse_host_syncs(findings)
+        refuse_host_syncs(findings, on_cpu=False)
 
 
 def test_explain_refuses_what_it_does_not_know() -> None:
