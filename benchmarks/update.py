@@ -25,6 +25,7 @@ from fusion_compile._state.hyperparameters import Hyperparameters
 from fusion_compile._state.residence import Residence
 from fusion_compile._state.routing import route
 from fusion_compile.optim import Context, Transform
+from fusion_compile.optim._transform import bound
 
 Shapes = list[tuple[int, ...]]
 
@@ -51,7 +52,9 @@ def model_of(shapes: Shapes, device: torch.device) -> nn.Module:
 def ours(shapes: Shapes, transform: Transform, device: torch.device) -> Callable[[], None]:
     """The compiled update of `transform` over banks."""
     model = model_of(shapes, device)
-    layout = build_layout(model, route(model, transform.roles or ("scalar",)))
+    routes = route(model, transform.roles or ("scalar",))
+    layout = build_layout(model, routes, alignment=transform.extras.alignment)
+    transform = bound(transform, layout.infos)
     params = Residence(model, layout).banks
     grads = {k: torch.randn_like(b) * 1e-2 for k, b in params.items()}
     initial = transform.init(params)
@@ -76,6 +79,24 @@ def ours(shapes: Shapes, transform: Transform, device: torch.device) -> Callable
             run(params, grads, state, numbers.tensor)
 
     return step
+
+
+def families(shapes: Shapes, device: torch.device) -> dict[str, Callable[[], None]]:
+    """The low-memory recipes, each with its default codec and with others."""
+    recipes = {
+        "lion bf16": optim.lion(momentum="bf16"),
+        "lion int8": optim.lion(momentum="int8"),
+        "adakaon without momentum": optim.adakaon(betas=(0.0, 0.999)),
+        "adakaon": optim.adakaon(),
+        "adakaon int8": optim.adakaon(momentum="int8"),
+        "adakaon 4bit": optim.adakaon(momentum="4bit"),
+        "adamuon": optim.adamuon(),
+        "adapnm": optim.adapnm(),
+        "prodigy": optim.prodigy(),
+        "adafactor": optim.adafactor(),
+        "adopt": optim.adopt(),
+    }
+    return {f"fusion_compile {name}": ours(shapes, transform, device) for name, transform in recipes.items()}
 
 
 def with_gradients(shapes: Shapes, device: torch.device) -> list[nn.Parameter]:
@@ -108,7 +129,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", choices=("adapters", "dit_s_adamw", "dit_s_muon"))
+    sets_known = ("adapters", "dit_s_adamw", "adapters_families", "dit_s_families", "dit_s_muon")
+    parser.add_argument("--only", choices=sets_known)
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts = machine(device)
@@ -132,6 +154,16 @@ def main() -> None:
                 "torch AdamW(foreach)": torch_adamw(DIT_S, device, foreach=True),
                 "fusion_compile adamw": ours(DIT_S, optim.adamw(lr=1e-3), device),
             },
+        ),
+        "adapters_families": (
+            "400 adapter tensors, the low-memory recipes",
+            "torch AdamW(foreach)",
+            lambda: {"torch AdamW(foreach)": torch_adamw(ADAPTERS, device, foreach=True), **families(ADAPTERS, device)},
+        ),
+        "dit_s_families": (
+            "DiT-S set (120 tensors), the low-memory recipes",
+            "torch AdamW(foreach)",
+            lambda: {"torch AdamW(foreach)": torch_adamw(DIT_S, device, foreach=True), **families(DIT_S, device)},
         ),
         "dit_s_muon": (
             "DiT-S set (120 tensors), Newton-Schulz in bf16",
