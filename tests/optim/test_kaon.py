@@ -130,3 +130,18 @@ def test_large_parameters_of_nekaon_keep_no_momentum_and_step_half_as_far() -> N
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
     with pytest.raises(TypeError, match="low_vram_above was given parameter groups"):
         kaon.Nekaon([{"params": list(model.parameters())}], low_vram_above=60)
+
+
+def test_the_program_of_four_adapters_is_that_of_forty() -> None:
+    """One launch for all, and a compile whose time does not depend on their number: operators, not tensors."""
+
+    def operators(pairs: int) -> list[str]:
+        params = [nn.Parameter(torch.ones(shape)) for _ in range(pairs) for shape in ((4, 16), (16, 4))]
+        optimizer = kaon.Adakaon(params, momentum_dtype="int8", backend="aot_eager")
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        (program,) = optimizer._inside.programs._programs.captured.values()
+        return [str(node.target) for node in program.graph.graph.nodes if node.op != "placeholder"]
+
+    assert operators(2) == operators(20) != []
