@@ -24,8 +24,10 @@ class Notices:
         """A warning alone."""
         self._warn(key, sentence)
 
-    def runs(self, because: str) -> None:
-        """The step is captured by running, which nobody asked for."""
+    def runs(self, because: str, changes_batch: Sequence[str] = ()) -> None:
+        """The step is captured by running. `because`: why, if nobody asked for it. `changes_batch`: where the loss puts
+        something into its batch."""
+        self.changes_batch(changes_batch)
         if because:
             self.because = because
             self._warn("runs", f"the step is captured by running it, because {because.rstrip('.')}.")
@@ -67,6 +69,16 @@ class Notices:
         self._warn(
             "gradient", f"{said}. If it means the last step's gradient: keep_gradients=True, and give it in the batch."
         )
+
+    def changes_batch(self, paths: Sequence[str]) -> None:
+        """The loss puts something into its batch, at these paths, which this step does in its own copy."""
+        if paths:
+            self._warn(
+                "batch",
+                f"the loss puts another value into {paths[0]}. This step does that in its own copy, and the batch "
+                f"that it was given stays as it was: return the value as a metric, (loss, {{name: tensor}}), or take "
+                f"mode='eager' without accumulate.",
+            )
 
     def _note(self, line: str) -> None:
         if line not in self.lines:

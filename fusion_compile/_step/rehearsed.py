@@ -51,6 +51,7 @@ class RehearsedStep:
         kept_outside: Names of the model's parameters and buffers that the loss reads where it keeps them itself.
         accumulated: Whether another backward than the step's own adds to ``.grad``.
         reads_gradient: Names of parameters whose ``.grad`` the loss reads where they have none.
+        changes_batch: Paths in the batch at which the loss puts another value.
     """
 
     rehearsal: Rehearsal
@@ -60,6 +61,7 @@ class RehearsedStep:
     kept_outside: tuple[str, ...] = ()
     accumulated: bool = False
     reads_gradient: tuple[str, ...] = ()
+    changes_batch: tuple[str, ...] = ()
 
     def once(self) -> list[Slot]:
         """Where the loss puts what it computes from the first batch alone, or draws once."""
@@ -67,6 +69,9 @@ class RehearsedStep:
         return [
             r.slot for kind in kinds for r in self.rehearsal.of(kind) if r.slot is not None and r.slot.key is not WHOLE
         ]
+
+
+_NONE = object()
 
 
 class OrdinaryStep:
@@ -80,6 +85,7 @@ class OrdinaryStep:
         accumulated: Whether another backward added to ``.grad``.
         kept_outside: Names of parameters, buffers and averages that the loss reads elsewhere than in the model.
         reads_gradient: Names of parameters whose ``.grad`` the loss reads where they have none.
+        changes_batch: Paths in the batch at which the loss puts another value.
     """
 
     def __init__(
@@ -98,6 +104,7 @@ class OrdinaryStep:
         self.others: dict[int, Tensor] = {}
         self.kept_outside: set[str] = set()
         self.reads_gradient: set[str] = set()
+        self.changes_batch: tuple[str, ...] = ()
         self.accumulated = False
         averages = parameters_of(plan.options.averages)
         self._scales = {key: state[key] for key in (SCALE,) if key in state}
@@ -124,6 +131,7 @@ class OrdinaryStep:
         known = shares.known_total()
         for i, whole in enumerate(parts):
             part = map_tensors(torch.clone, whole.batch)
+            before_it = dict(batches.leaves(part))
             for leaf in self._leaves.values():
                 leaf.grad = None
             with (
@@ -144,6 +152,8 @@ class OrdinaryStep:
                 self._buffers.update({n: self._model.get_buffer(n).detach() for n in self._buffers})
             self.kept_outside.update(n for n, own in self._originals.items() if id(own) in stray.handed)
             self.reads_gradient.update(n for n, leaf in self._leaves.items() if id(leaf) in stray.without_gradient)
+            put = [path for path, leaf in batches.leaves(part) if leaf is not before_it.get(path, _NONE)]
+            self.changes_batch = tuple(put) or self.changes_batch
             total = total + value.detach()
             for name, gradient in zip(self._leaves, taken.found, strict=True):
                 if gradient is not None:
@@ -205,7 +215,13 @@ def rehearse_step(
     refuse_learnable(step.others.values(), roots, [record.label for record in rehearsal.of(Kind.WRITTEN)])
     kept_outside = tuple(sorted(step.kept_outside))
     found = tuple(sources.found)
-    gradients_read = tuple(sorted(step.reads_gradient))
     return RehearsedStep(
-        rehearsal, rehearsal.results[0], found, seen[1], kept_outside, step.accumulated, gradients_read
+        rehearsal,
+        rehearsal.results[0],
+        found,
+        seen[1],
+        kept_outside,
+        step.accumulated,
+        tuple(sorted(step.reads_gradient)),
+        step.changes_batch,
     )

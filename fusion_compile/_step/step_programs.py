@@ -164,8 +164,8 @@ class StepPrograms:
             later, way = self._rehearsed(own, batch, fill=False)  # the step's watch knows what stands there
         except torch.OutOfMemoryError:
             return None, False
-        known = self._carried.labels() | {slot.label for slot in step.counted}
-        return getattr(later, "wanted", None), not {record.label for record in (*way.carried, *way.numbers)} <= known
+        known, moved = self._carried.labels() | {slot.label for slot in step.counted}, (*way.carried, *way.numbers)
+        return getattr(later, "wanted", None), not {record.label for record in moved} <= known
 
     def _compared(self, proof: Proof, step: Step, batch: tuple[Any, ...], seen: RehearsedStep) -> Compared:
         """Take one step; what the compiler's rounding alone makes different is said once."""
@@ -263,6 +263,7 @@ class StepPrograms:
             return None, Way(uncompiled, "", ())
         seen = rehearse_step(self._model, self._loss_fn, self._plan, self._state, batch)
         self.notices.reads_gradients(seen.reads_gradient, kept=options.keep_gradients)
+        self.notices.changes_batch(seen.changes_batch if options.accumulate > 1 else ())
         if fill:
             seen.rehearsal.fill()
         asked = Asked(
@@ -307,7 +308,7 @@ class StepPrograms:
         changing = [record.slot for record in way.numbers if record.slot is not None]
         step = self._run(key, pure, batch, changing, seen)
         step.watch(self._roots, seen.reads, self._carried)
-        self.notices.runs(because)
+        self.notices.runs(because, seen.changes_batch)
         if options.dynamic and self._signatures:
             self.notices.warn("fixed", no_band_sentence(options.max_shapes))
         return step, key

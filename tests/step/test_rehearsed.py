@@ -84,3 +84,21 @@ def test_an_error_of_the_loss_passes_through() -> None:
 
     with pytest.raises(LookupError, match="mine"):
         rehearsed(mlp(), loss)
+
+
+def test_a_loss_that_puts_something_into_its_batch_is_told_once() -> None:
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        target = batch.pop("y")
+        out = model(batch["x"])
+        batch["out"] = out.detach()
+        return (out - target).square().mean()
+
+    data = [{"x": x, "y": y} for x, y in batches(4)]
+    step = compiled(mlp(), loss, capture="run")
+    with pytest.warns(UserWarning, match=r"the loss puts another value into batch\[0\]\['out'\].*own copy"):
+        step(data[0])
+    step(data[1])  # and not again
+    assert [sorted(batch) for batch in data[:2]] == [["x", "y"]] * 2
+    for options, batch in zip(({"mode": "eager"}, {"capture": "read"}), data[2:], strict=True):
+        compiled(mlp(), loss, **options)(batch)
+        assert sorted(batch) == ["out", "x"]
