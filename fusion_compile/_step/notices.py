@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fusion_compile._say_once import SayOnce
+from fusion_compile._step.rehearsed import RehearsedStep
 
 
 class Notices:
@@ -54,6 +55,12 @@ class Notices:
         )
         self._note(said)
         self._warn("distributions", said)
+
+    def showed(self, seen: RehearsedStep, *, kept: bool, cut: bool) -> None:
+        """What a rehearsal showed that people should know. `kept`: whether the step keeps gradients; `cut`: whether it
+        cuts the batch, so that the loss gets copies of its containers."""
+        self.reads_gradients(seen.reads_gradient, kept=kept)
+        self.changes_batch(seen.changes_batch if cut else ())
 
     def reads_gradients(self, names: Sequence[str], *, kept: bool) -> None:
         """The loss reads ``.grad`` of the parameters `names`, which have none while it runs. Raises ValueError where

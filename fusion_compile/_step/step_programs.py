@@ -262,8 +262,7 @@ class StepPrograms:
         if not options.rehearse:
             return None, Way(uncompiled, "", ())
         seen = rehearse_step(self._model, self._loss_fn, self._plan, self._state, batch)
-        self.notices.reads_gradients(seen.reads_gradient, kept=options.keep_gradients)
-        self.notices.changes_batch(seen.changes_batch if options.accumulate > 1 else ())
+        self.notices.showed(seen, kept=options.keep_gradients, cut=options.accumulate > 1)
         if fill:
             seen.rehearsal.fill()
         asked = Asked(
