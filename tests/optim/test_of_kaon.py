@@ -36,3 +36,17 @@ def test_groups_have_numbers_of_their_own() -> None:
     optimizer = kaon.Adakaon(groups, lr=1e-3, mode="eager")
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-4]
     assert [group["betas"] for group in optimizer.param_groups] == [(0.9, 0.999), (0.5, 0.9)]
+
+
+def test_nekaon_trains_bf16_weights_with_a_copy_in_fp32() -> None:
+    """Its parameters hold the point ahead, so the weights need a bank of their own; eval() shows them, rounded."""
+    model, reference = mlp(torch.bfloat16), mlp(torch.bfloat16)
+    optimizer = kaon.Nekaon(model.parameters(), mode="eager")
+    step = compiled(reference, squared_error, optimizer=optim.nekaon(), mode="eager")
+    for x, y in batches(3, dtype=torch.bfloat16):
+        step(x, y)
+        optimizer.zero_grad()
+        squared_error(model, x, y).backward()
+        optimizer.step()
+    optimizer.eval()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), reference.parameters(), strict=True))
