@@ -263,7 +263,7 @@ class StepPrograms:
             return None, Way(uncompiled, "", ())
         seen = rehearse_step(self._model, self._loss_fn, self._plan, self._state, batch)
         self.notices.showed(seen, kept=options.keep_gradients, cut=options.accumulate > 1)
-        if fill:
+        if fill and not uncompiled:  # Python fills them itself, with what it decides beside them
             seen.rehearsal.fill()
         asked = Asked(
             options.capture,

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from fusion_compile._capture.rehearsal.left_behind import Kind
 from fusion_compile._step.rehearsed import RehearsedStep, rehearse_step
-from tests.small_models import batches, bits, compiled, mlp, squared_error
+from tests.small_models import batches, bits, compiled, mlp, squared_error, torch_loop
 
 
 def rehearsed(model: nn.Module, loss: Any = squared_error, **options: Any) -> RehearsedStep:
@@ -102,3 +102,31 @@ def test_a_loss_that_puts_something_into_its_batch_is_told_once() -> None:
     for options, batch in zip(({"mode": "eager"}, {"capture": "read"}), data[2:], strict=True):
         compiled(mlp(), loss, **options)(batch)
         assert sorted(batch) == ["out", "x"]
+
+
+class Growing(nn.Module):
+    """Notes the longest batch in an attribute, and makes a buffer anew when a longer one comes, as dynamic RoPE does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.longest = nn.Linear(4, 2), torch.tensor(2)
+        self.register_buffer("rate", torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = torch.max(torch.arange(len(x))) + 1
+        if length > self.longest:
+            self.register_buffer("rate", torch.ones(2) / length)
+            self.longest = length
+        out: Tensor = self.inner(x) * self.rate
+        return out
+
+
+def test_what_a_buffer_follows_is_not_kept_without_it() -> None:
+    data = [batches(1, size)[0] for size in (2, 4, 2, 8)]
+    torch.manual_seed(0)
+    model, reference = Growing(), Growing()
+    reference.load_state_dict(model.state_dict())
+    step = compiled(model, mode="eager")
+    found, wanted = [step(*batch) for batch in data], torch_loop(reference, data)
+    assert_close(found, wanted)
+    assert_close(model.rate, reference.rate)
