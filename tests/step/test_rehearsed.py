@@ -105,7 +105,7 @@ def test_a_loss_that_puts_something_into_its_batch_is_told_once() -> None:
 
 
 class Growing(nn.Module):
-    """Notes the longest batch in an attribute, and makes a buffer anew when a longer one comes, as dynamic RoPE does."""
+    """Notes the longest batch, and makes a buffer anew when a longer one comes, as dynamic RoPE does."""
 
     def __init__(self) -> None:
         super().__init__()
