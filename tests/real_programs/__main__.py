@@ -1,6 +1,7 @@
 """Programs that people run, through each door: models, trainers, wrappers, shapes, containers.
 
-    python -m tests.real_programs [--only NAME ...] [--kind KIND ...] [--door DOOR ...] [--missing] [--render]
+    PYTHONPATH=.:examples python -m tests.real_programs [--only NAME ...] [--kind KIND ...] [--door DOOR ...]
+        [--missing] [--render]
 
 Runs every row against the ordinary program, keeps what it finds in docs/benchmarks/real_programs.json, and writes the
 tables of docs/real-programs.md from it. All rows took half an hour on two busy cores. Ends with status 1 if anything
