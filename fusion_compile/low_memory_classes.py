@@ -120,7 +120,8 @@ class AdaMuonSign(_OfRecipe):
 
     Example:
         >>> import torch, fusion_compile as fc
-        >>> fc.optim.AdaMuonSign(torch.nn.Linear(4, 2), lr=0.01).defaults["lr"]
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(128, 128) for _ in range(3)))
+        >>> fc.optim.AdaMuonSign(model, lr=0.01).defaults["lr"]
         0.01
     """
 

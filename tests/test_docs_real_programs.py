@@ -24,20 +24,10 @@ RESULTS: dict[str, Any] = json.loads(JSON.read_text(encoding="utf-8"))
 NOT_EQUAL = {
     ("models", "Whisper", "step"): "reads a tensor's value on the host",
     ("models", "Wav2Vec2", "step"): "reads a tensor's value on the host",
-    ("wrappers", "peft LoHa", "step"): "reads a tensor's value on the host",
-    ("wrappers", "peft LoKr", "step"): "reads a tensor's value on the host",
     ("wrappers", "DistributedDataParallel, one process", "step"): "give the module inside",
     ("wrappers", "DistributedDataParallel, one process", "sampler"): "Build the sampler from the module inside",
-    ("wrappers", "orthogonal", "step"): "reads the solver's error code on the host",
     ("wrappers", "torch.jit.script", "step"): "give the module that it was scripted from",
     ("shapes", "more sizes than max_shapes", "step"): "raise the bound",
-    ("containers", "SimpleNamespace", "step"): "give tensors in tuples, lists, dictionaries or dataclasses",
-    (
-        "containers",
-        "an object that keeps tensors",
-        "step",
-    ): "give tensors in tuples, lists, dictionaries or dataclasses",
-    ("containers", "with a numpy array", "step"): "give torch.as_tensor",
 }
 """Kind, row, door -> a part of the sentence with which it is refused."""
 QUICK = [

@@ -46,7 +46,7 @@ def test_a_number_with_a_prefix_has_the_range_of_what_it_ends_in(name: str, of: 
     assert range_of(name) is RANGES[of]
 
 
-@pytest.mark.parametrize("name", ["temperature", "alr", "epsilon", "lr_scale", "betas"])
+@pytest.mark.parametrize("name", ["temperature", "alr", "epsilon", "lr_scaling", "betas"])
 def test_a_name_that_only_looks_alike_has_none(name: str) -> None:
     assert range_of(name) is None
     refuse_out_of_range(name, -1.0)

@@ -14,7 +14,7 @@ from tests.models.released import DROPOUT, READS_THE_HOST, RELEASED
 from tests.real_programs.program import Program, Sampling, Training
 
 STEPS = 3
-DENOISERS = ("examples/dit.py", "published DiT, guided", "published SiT", "DiT", "SD3", "Flux", "Wan", "Qwen-Image")
+DENOISERS = ("examples/dit.py", "published DiT, guided", "published SiT", "DiT", "SD3", "Flux", "Wan")
 TRAINED = (
     *("GPT-2", "Llama, checkpointed", "T5", "BERT", "ViT", "Mamba", "Mixtral", "UNet", "Flux with LoRA"),
     *("4-bit base with LoRA", "int8 base with LoRA", "LSTM"),
