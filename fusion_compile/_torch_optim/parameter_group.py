@@ -25,6 +25,7 @@ from fusion_compile._state.residence import Residence
 from fusion_compile._state.routing import Route
 from fusion_compile._step.planned import banks_for
 from fusion_compile._step.update import UpdatePlan
+from fusion_compile._torch_optim.gradient_banks import GradientBanks
 from fusion_compile._torch_optim.written_point import WrittenPoint
 from fusion_compile._types import Tensors
 from fusion_compile.optim._schedules import Schedule
@@ -79,6 +80,7 @@ class ParameterGroup:
         banks = Residence(module, layout).banks
         self._places = {n: p.detach() for n, p in self.members.items()}
         self._versions: dict[str, int] = {}
+        self._gradients = GradientBanks(layout)
         self._present: tuple[frozenset[str], Tensors] | None = None
 
         self.state: Tensors = {keys.HYPERPARAMETERS: self.hyperparameters.tensor}
@@ -182,14 +184,11 @@ class ParameterGroup:
     # ------------------------------------------------------------------ what a step is given
 
     def gather(self, gradients: Tensors, *, uphill: bool = False) -> Tensors:
-        """Join gradients by parameter to new banks in the parameters' dtype, under shared keys; a missing one is zero.
+        """Copy gradients by parameter into banks in the parameters' dtype, under shared keys; a missing one is zero.
 
         `uphill`: with the other sign.
         """
-        zeros = {b.dtype: torch.zeros((), dtype=b.dtype, device=self.layout.device) for b in self.layout.banks}
-        named = {n: gradients.get(n, zeros[p.dtype].expand(p.shape)) for n, p in self.members.items()}
-        joined = self.layout.join(named, in_state_dtype=False)
-        return keys.of_group(self.at, {k: -g for k, g in joined.items()} if uphill else joined)
+        return keys.of_group(self.at, self._gradients.gather(self.members, gradients, uphill=uphill))
 
     def present(self, missing: frozenset[str]) -> Tensors:
         """Mask the entries of a flat bank and the matrices of a stacked one whose parameters have a gradient."""
