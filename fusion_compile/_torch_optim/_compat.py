@@ -1,10 +1,13 @@
-"""Private torch API of the torch optimizer: what Dynamo tells when it compiles."""
+"""Private torch API of the torch optimizer: what Dynamo tells when it compiles, and operators on many tensors."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 
 class OnCompile:
@@ -35,3 +38,18 @@ def _handler() -> Any:
         return importlib.import_module("torch._dynamo.callback").callback_handler
     except (ImportError, AttributeError):
         return None
+
+
+def copy_each(into: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+    """Copy each tensor of `given` into its partner, in one call."""
+    torch._foreach_copy_(list(into), list(given))
+
+
+def clear_each(tensors: Sequence[Tensor]) -> None:
+    """Set every entry of the tensors to zero, in one call."""
+    torch._foreach_zero_(list(tensors))
+
+
+def negate_each(tensors: Sequence[Tensor]) -> None:
+    """Change the sign of every entry of the tensors, in one call."""
+    torch._foreach_neg_(list(tensors))

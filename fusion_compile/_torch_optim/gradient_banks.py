@@ -9,6 +9,7 @@ from torch import nn
 
 from fusion_compile import _compat
 from fusion_compile._state.banks import Layout
+from fusion_compile._torch_optim._compat import clear_each, copy_each, negate_each
 from fusion_compile._types import Tensors
 
 
@@ -35,9 +36,9 @@ class GradientBanks:
             for bank in self._banks.values():
                 _compat.mark_static(bank)
         places = self._places
-        torch._foreach_copy_([places[name] for name in given], [g.detach() for g in given.values()])
+        copy_each([places[name] for name in given], [g.detach() for g in given.values()])
         if len(given) < len(members) and (absent := [places[name] for name in members if name not in given]):
-            torch._foreach_zero_(absent)
+            clear_each(absent)
         if uphill:
-            torch._foreach_neg_([*self._banks.values()])
+            negate_each([*self._banks.values()])
         return dict(self._banks)
