@@ -44,6 +44,11 @@ def kernels_of(codes: Iterable[str]) -> list[Kernel]:
     return list(found.values())
 
 
+def without_kernels(code: str) -> str:
+    """The text that calls the kernels, without their definitions."""
+    return _DEFINITION.sub("", code)
+
+
 class Totals(NamedTuple):
     """Over kernels that were compiled: how many, how many binaries, the most registers and bytes of shared memory of
     one of them, and the names of those with a configuration that takes local memory: it spills, or a sine's reduction

@@ -64,6 +64,7 @@ def moved_to_gpu(graph: fx.GraphModule, fake: Any) -> list[Tensor]:
             with fake:
                 new = torch.empty_strided(example.shape, example.stride(), dtype=example.dtype, device=gpu)
             inputs.append(new.requires_grad_(example.requires_grad))
+            node.meta["val" if "val" in node.meta else "example_value"] = new
         if not (node.meta.get("custom") or {}).get(_STAYS):
             node.args, node.kwargs = (fx.node.map_aggregate(a, moved) for a in (node.args, node.kwargs))
     graph.recompile()

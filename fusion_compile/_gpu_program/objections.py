@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from fusion_compile._gpu_program.generated import Generated
+from fusion_compile._gpu_program.side_by_side import collisions
 
 _STRINGS_AND_COMMENTS = re.compile(r"'''.*?'''|#[^\n]*", re.S)
 _HOST = re.compile(
@@ -43,6 +44,7 @@ def objections(found: Generated, *, batch: Iterable[str] | None, recorded: bool 
         plain = _STRINGS_AND_COMMENTS.sub("", code)
         lines = [line.strip() for line in plain.splitlines() if _HOST.search(line)]
         wrong += [f"the program waits for the GPU or copies to the CPU: {line}" for line in lines[:3]]
+        wrong += collisions(code)
         outside = _outside_of_partitions(plain)
         if recorded and outside:
             wrong.append(f"outside of the CUDA graph the program launches {', '.join(outside[:3])}.")

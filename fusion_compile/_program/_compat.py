@@ -1,4 +1,5 @@
-"""Private API of Inductor: in which order it runs the nodes of a graph, where products go, and what it fuses."""
+"""Private API of Inductor: in which order it runs the nodes of a graph, where products go, what it fuses and launches
+together."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+
+from fusion_compile._program.launched_together import launched_together
 
 _ORDER = "torch._inductor.fx_passes.control_dependencies"
 
@@ -255,3 +258,73 @@ def _all_on_numbers(nodes: Sequence[Any]) -> bool:
         group is not None and group[0].type != "cpu" and group[1][0] == 1 and not node.is_reduction()
         for node, group in zip(nodes, groups, strict=True)
     )
+
+
+_SMALL = 1 << 20
+"""Bytes that a kernel reads and writes. An H100 moves them in a third of a microsecond, and a launch takes longer."""
+_MOST_TOGETHER = 8
+_LONG_SUM = 2048
+"""Entries of a sum from which on Inductor launches it apart."""
+
+
+@contextlib.contextmanager
+def small_kernels_together(graph: fx.GraphModule) -> Iterator[None]:
+    """Inside, Inductor launches small kernels of a GPU's program as one where neither waits for the other.
+
+    An update computes the same few numbers for every bank: sums over rows, norms, roots, counts. Each is a kernel that
+    the GPU finishes sooner than it could launch the next. Inductor can write several into one ("combo kernels"), each
+    with the code that it has alone. By itself it would do so with large ones, too, and would find few that are ready at
+    the same moment. The program's highest point of memory may not rise. Where torch has moved what this replaces, on a
+    CPU, and where the user has switched combo kernels on, nothing happens.
+    """
+    from torch._inductor import config, scheduler
+    from torch._inductor.codegen import triton
+
+    options = {"combo_kernels": True, "combo_kernel_peak_memory_pct_threshold": 0.0}
+    name = "group_algorithm_for_combo_kernels"
+    kernel: Any = getattr(scheduler, "ForeachKernelSchedulerNode", None)
+    needed = ((scheduler.Scheduler, "_get_unmet_dep_nodes"), (triton.TritonScheduling, "select_tiling"), (kernel, name))
+    known = all(hasattr(owner, one) for owner, one in (*needed, *((config, option) for option in options)))
+    if not known or not _on_gpu(graph) or config.combo_kernels:
+        yield
+        return
+    theirs = inspect.getattr_static(kernel, name)
+    setattr(kernel, name, staticmethod(_small_groups))
+    try:
+        with config.patch(options):
+            yield
+    finally:
+        setattr(kernel, name, theirs)
+
+
+def _on_gpu(graph: fx.GraphModule) -> bool:
+    made = (n.meta.get("example_value", n.meta.get("val")) for n in graph.graph.find_nodes(op="placeholder"))
+    return any(isinstance(t, Tensor) and t.device.type == "cuda" for t in made)
+
+
+def _small_groups(scheduler: Any) -> list[list[Any]]:
+    waits_for = {node: scheduler._get_unmet_dep_nodes(node) for node in scheduler.nodes}
+    kinds = {node: _kind_of_small(scheduler, node) for node in scheduler.nodes}
+    return launched_together(waits_for, kinds, _MOST_TOGETHER)
+
+
+def _kind_of_small(scheduler: Any, node: Any) -> tuple[int, str, int] | None:
+    """Inductor writes kernels of a kind into one: of one stream, all sums or none, with as many dimensions."""
+    from torch._inductor import scheduler as of_inductor
+    from torch._inductor.codegen import triton
+
+    device = node.get_device()
+    if (
+        type(node) not in (of_inductor.SchedulerNode, of_inductor.FusedSchedulerNode)
+        or node.is_template()
+        or device is None
+        or device.type != "cuda"
+        or node.get_read_write_buffers_sizes() > _SMALL
+    ):
+        return None
+    stream = getattr(scheduler, "node_to_stream", {}).get(node, 0)
+    nodes = node.get_nodes()
+    longest = max((int(part.group[1][1]) for part in nodes if part.is_reduction()), default=0)
+    if longest:
+        return stream, "long sum" if longest > _LONG_SUM else "sum", 2
+    return stream, "entries", len(triton.TritonScheduling.select_tiling(nodes, *node.group[1]))

@@ -17,6 +17,7 @@ from fusion_compile._program._compat import (
     inductor_rewrites,
     numbers_apart_from_sums,
     products_written_into_concatenations,
+    small_kernels_together,
 )
 from fusion_compile._program.casts import merge_casts
 from fusion_compile._program.recomputation import checkpoints, recomputes, waits_for_gradient
@@ -92,8 +93,8 @@ def lower_graph(
 @contextlib.contextmanager
 def inductor_as_told(graph: torch.fx.GraphModule, backend: str = "inductor") -> Iterator[None]:
     """Inside, Inductor writes gradients straight into their banks and casts each weight once, what the checkpoints of
-    `graph` compute again waits for the gradient, and no kernel is written that the GPU's compiler is known to fail
-    on."""
+    `graph` compute again waits for the gradient, a GPU's small kernels are launched together, and none is written that
+    its compiler is known to fail on."""
     if backend != "inductor":
         yield
         return
@@ -101,6 +102,7 @@ def inductor_as_told(graph: torch.fx.GraphModule, backend: str = "inductor") -> 
         told.enter_context(products_written_into_concatenations())
         told.enter_context(inductor_rewrites(merge_casts))
         told.enter_context(numbers_apart_from_sums())
+        told.enter_context(small_kernels_together(graph))
         if recomputes(graph.graph) or checkpoints(graph.graph):
             told.enter_context(inductor_orders(waits_for_gradient))
         yield

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fusion_compile._compat import mark_static
 from fusion_compile._types import Tensors
 from fusion_compile.optim._transform import BankInfo, Place
 
@@ -50,15 +51,22 @@ class RoundingNoise:
         self._stacked: dict[tuple[str, str], Tensor] = {}
 
     def prepare(self, banks: Tensors) -> None:
-        """Build the tables of `banks` ahead of the program that will read them."""
+        """Build the tables of `banks` ahead of the program that will read them, once: a CUDA graph reads them in place
+        instead of copying them before every replay."""
         for key, bank in banks.items():
             if type(bank) is not Tensor:  # tensors of a trace hold no values
                 continue
             at = (key, str(bank.device))
+            if at in self._flat or at in self._stacked:
+                continue  # at the address that a recorded program reads
             if bank.ndim == 1:
-                self._flat[at] = _flat(self._places(key, bank), bank)
+                made = self._flat[at] = _flat(self._places(key, bank), bank)
+                tables = [made.owner, made.starts, made.names]
             else:
-                self._stacked[at] = _names(self._places(key, bank), bank.device)
+                tables = [_names(self._places(key, bank), bank.device)]
+                self._stacked[at] = tables[0]
+            for table in tables:
+                mark_static(table)
 
     def draw(self, key: str, like: Tensor, draw: Draw) -> Tensor:
         """Whole numbers from 0 to 65,535, int64, for every entry of `like`, which has the form of bank `key`."""

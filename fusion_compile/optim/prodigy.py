@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fusion_compile._compat import mark_static
 from fusion_compile._types import Tensors
 from fusion_compile.optim._total import total
 from fusion_compile.optim._transform import (
@@ -299,9 +300,11 @@ class _Sample:
         self._tables: dict[str, Tensor] = {}
 
     def prepare(self, bank: Tensor) -> None:
-        """Build the table of a flat bank ahead of the program that will read it."""
-        if bank.ndim == 1 and type(bank) is Tensor:
-            self._tables[str(bank.device)] = self._table(bank)
+        """Build the table of a flat bank ahead of the program that will read it, once: a CUDA graph reads it in
+        place instead of copying it before every replay."""
+        if bank.ndim == 1 and type(bank) is Tensor and str(bank.device) not in self._tables:
+            table = self._tables[str(bank.device)] = self._table(bank)
+            mark_static(table)
 
     def of(self, bank: Tensor) -> Tensor:
         """``[K, q]`` of a stacked bank, ``[q]`` of a flat one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from functools import partial
@@ -30,7 +31,9 @@ def written(key: Hashable, program: Program, *, mode: str = "max-autotune") -> G
     """`program` as Inductor writes it for an H100, remembered by `key`."""
     if key not in PROGRAMS:
         graph: fx.GraphModule = program.graph if program.captured_by == "run" else in_aten(program.graph)
-        PROGRAMS[key] = generate(graph, mode=mode)
+        found = PROGRAMS[key] = generate(graph, mode=mode)
+        kernels = sum(len(re.findall(r"^ +triton_\w+\.run\(", code, re.M)) for code in found.codes)
+        assert kernels == sum(launch.kind == "triton" for launch in found.launches), "a launch was not counted"
     return PROGRAMS[key]
 
 

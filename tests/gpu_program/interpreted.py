@@ -94,6 +94,11 @@ class _Kernel:
         signature = list(self.options["triton_meta"]["signature"])
         blocks = [name for name in signature if name.endswith("BLOCK")]
         given = dict(zip([name for name in signature if name not in blocks], arguments, strict=False))
+        several = self.options["inductor_meta"].get("combo_grid_meta")
+        sizes, grid = self._one(blocks, given) if several is None else self._several(blocks, several)
+        self.function[grid](**given, **{block: sizes[block] for block in blocks})
+
+    def _one(self, blocks: list[str], given: dict[str, Any]) -> tuple[dict[str, int], tuple[int, ...]]:
         hints = self.options["size_hints"]
         numel = {f"{axis}BLOCK": given.get(f"{axis.lower()}numel", 1) for axis in ("X", "Y", "Z", "R0_", "R1_")}
         sizes = {}
@@ -103,9 +108,17 @@ class _Kernel:
         if "R0_BLOCK" in blocks or "r0_" in hints:
             sizes["XBLOCK"] = min(sizes.get("XBLOCK", 1), 64)
         grid = tuple(-(-int(numel[block]) // sizes.get(block, 1)) for block in ("XBLOCK", "YBLOCK", "ZBLOCK"))
-        if "XBLOCK" not in blocks:
-            grid = (int(numel["XBLOCK"]), 1, 1)
-        self.function[grid](**given, **{block: sizes[block] for block in blocks})
+        return sizes, grid if "XBLOCK" in blocks else (int(numel["XBLOCK"]), 1, 1)
+
+    def _several(self, blocks: list[str], kernels: dict[str, Any]) -> tuple[dict[str, int], tuple[int, ...]]:
+        """Several kernels in one launch: their blocks stand behind each other in the grid, or take turns."""
+        sizes = dict.fromkeys(blocks, 64)
+        xs = [(kernels[f"xnumel_{i}"], kernels[f"no_x_dim_{i}"]) for i in range(kernels["num_kernels"])]
+        of_each = [size if fixed else -(-size // sizes["XBLOCK"]) for size, fixed in xs]
+        turns = self.options["inductor_meta"]["grid_type"] == "RoundRobinComboKernelGrid"
+        x = max(max(of_each) * len(of_each) if turns else sum(of_each), kernels["min_blocks"] or 0)
+        ys = [-(-size // sizes["YBLOCK"]) for name, size in kernels.items() if name.startswith("ynumel_")]
+        return sizes, (x, max(ys, default=1), 1)
 
 
 def run_on_cpu(code: str, inputs: list[Tensor]) -> None:

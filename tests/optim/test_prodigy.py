@@ -13,7 +13,8 @@ from torch import nn
 
 import fusion_compile as fc
 from fusion_compile import optim
-from fusion_compile.optim import Transform
+from fusion_compile.optim import Place, Transform
+from fusion_compile.optim.prodigy import _Sample
 from tests.data.bowl import SHAPES, UPDATES, Bowl, loss_fn, noise, start_of, trace
 from tests.data.families import FamilyCase
 from tests.data.official import Case
@@ -167,3 +168,14 @@ def test_laws_and_refusals() -> None:
         with pytest.raises(ValueError, match=said):
             optim.prodigy(**options)
     np.testing.assert_equal(optim.prodigy(betas=(0, 0.9), momentum="int8").extras.stored, {})
+
+
+def test_the_table_of_every_so_manyth_entry_is_built_once_and_keeps_its_address() -> None:
+    """A CUDA graph reads it in place; another address would be another recording."""
+    sample, bank = _Sample((Place("a", (5,), 0), Place("b", (3,), 8)), 2), torch.zeros(12)
+    sample.prepare(bank)
+    (table,) = sample._tables.values()
+    assert table.tolist() == [0, 2, 4, 8, 10]
+    assert getattr(table, "_dynamo_static_input_type", "") == "unguarded"
+    sample.prepare(bank.clone())
+    assert sample._tables["cpu"] is table

@@ -106,3 +106,15 @@ def test_inductor_draws_rounds_and_encodes_bit_for_bit() -> None:
     given = (flat, torch.tensor(123456789), torch.tensor(77))
     found = torch.compile(everything, fullgraph=True)(*given)
     assert all(torch.equal(t, found[name]) for name, t in everything(*given).items())
+
+
+def test_tables_are_built_once_and_keep_their_address() -> None:
+    """A CUDA graph reads them in place; another address would be another recording."""
+    banks = {"flat": torch.zeros(8), "stacked": torch.zeros(2, 3, 4)}
+    noise = RoundingNoise({})
+    noise.prepare(banks)
+    flat, names = noise._flat["flat", "cpu"], noise._stacked["stacked", "cpu"]
+    held = [flat.owner, flat.starts, flat.names, names]
+    assert all(getattr(table, "_dynamo_static_input_type", "") == "unguarded" for table in held)
+    noise.prepare({key: bank.clone() for key, bank in banks.items()})
+    assert noise._flat["flat", "cpu"] is flat and noise._stacked["stacked", "cpu"] is names

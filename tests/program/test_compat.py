@@ -20,6 +20,7 @@ from fusion_compile._program._compat import (
     inductor_orders,
     numbers_apart_from_sums,
     products_written_into_concatenations,
+    small_kernels_together,
 )
 
 
@@ -149,3 +150,30 @@ def test_only_a_triton_that_fails_is_spared_such_kernels(
         assert ask(scheduler, total, ROOT) and ask(scheduler, ROOT, ROOT)
     assert Scheduler.can_fuse is theirs
     assert thresholds == ([given, 1] if told else [given] * 3)
+
+
+def graph_of_inputs(device: str) -> fx.GraphModule:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    x.meta["val"] = torch.empty(2, device=device)
+    graph.output(x)
+    return fx.GraphModule({}, graph)
+
+
+def test_kernels_are_launched_together_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor.scheduler import ForeachKernelSchedulerNode
+
+    def groups() -> Any:
+        ask: Any = ForeachKernelSchedulerNode.group_nodes_for_combo_kernels
+        return config.combo_kernels, ask(SimpleNamespace(nodes=[], _topological_sort_nodes=lambda: []))
+
+    monkeypatch.setattr(_compat, "_small_groups", lambda scheduler: ["ours"])
+    for graph, patched in ((graph_of_inputs("cpu"), False), (graph_of_inputs("meta"), False)):
+        with small_kernels_together(graph):
+            assert groups() == (patched, [])
+    monkeypatch.setattr(_compat, "_on_gpu", lambda graph: True)
+    with small_kernels_together(graph):
+        assert groups() == (True, ["ours"]) and config.combo_kernel_peak_memory_pct_threshold == 0.0
+    assert groups() == (False, [])
+    with config.patch(combo_kernels=True), small_kernels_together(graph):
+        assert groups() == (True, []), "the user's own choice stays"
