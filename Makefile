@@ -49,10 +49,12 @@ trainers: $(INSTALLED)
 
 # What a GPU would run, from torch's CPU build and the Triton that torch's CUDA build of the same version pins. Triton lies in a folder of
 # its own, beside .venv: with it installed, torch would take another way on a CPU, too. The kernels' binaries are kept between two runs.
+# FULL=1 compiles every configuration that Inductor would try, not the first alone.
 TRITON := 3.7.1
 CODEGEN := .cuda-codegen/triton-$(TRITON)
 cuda-codegen: export OMP_NUM_THREADS ?= 1
 cuda-codegen: export TRITON_CACHE_DIR ?= $(CURDIR)/.cache/triton
+cuda-codegen: export CUDA_CODEGEN_FULL := $(FULL)
 cuda-codegen: $(INSTALLED) compiler $(CODEGEN)/.installed
 	@PYTHONPATH=$(CODEGEN) $(BIN)/python -m pytest -q -m cuda_codegen -n $(WORKERS) --dist loadfile $(ARGS) tests/gpu_program
 

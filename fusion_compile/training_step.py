@@ -81,7 +81,7 @@ class TrainingStep(Evaluates, Saves):
     ) -> None:
         precision = Precision(model, options.compute_dtype, layout.device, options.keep_fp32)
         self.model, self.transform, self.routes, self.layout = model, transform, routes, layout
-        self.mode, self.backend = resolve_mode(options.mode, layout.device), options.backend
+        self.mode, self.backend = resolve_mode(options.mode, layout.device, options.backend), options.backend
         self.hyperparameters = Hyperparameters(hyperparameters, layout.device, layout.state_dtype)
         Lifetime.__init__(self, model, Residence(model, layout))
         params = {k: b.to(layout.state_dtype) for k, b in self._residence.banks.items()}

@@ -233,10 +233,36 @@ def numbers_apart_from_sums() -> Iterator[None]:
 
 
 def _this_triton_fails() -> bool:
-    try:
-        return importlib.metadata.version("triton").startswith(_TRITONS_THAT_FAIL)
-    except importlib.metadata.PackageNotFoundError:
-        return False
+    return _triton().startswith(_TRITONS_THAT_FAIL)
+
+
+def _triton() -> str:
+    """Triton's version; "" where there is none. torch's own builds of it have other names."""
+    for name in ("triton", "pytorch-triton", "triton-windows"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ""
+
+
+def why_no_kernels() -> str:
+    """Why Inductor could write no kernels for a GPU, or some that do not compile, with the remedy; "" if it can. torch
+    would say so after minutes of tracing."""
+    if importlib.util.find_spec("triton") is None:
+        return (
+            "Triton is not installed, which turns a program's kernels into a GPU's code; install the version that "
+            "torch pins (pip install triton==3.7.1 for torch 2.13), or use mode='eager'."
+        )
+    from torch._inductor import scheduler
+
+    if _this_triton_fails() and not hasattr(scheduler.Scheduler, "can_fuse"):
+        return (
+            f"Triton {_triton()} cannot compile some kernels that sum up everything and go on with the sum, as a "
+            f"gradient's norm, and torch {torch.__version__} has moved what keeps such kernels from being written; "
+            f"install Triton 3.6, or 3.8 or newer, as this torch takes, or use mode='eager'."
+        )
+    return ""
 
 
 def _goes_on_from_a_sum(nodes: Sequence[Any]) -> bool:

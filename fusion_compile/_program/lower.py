@@ -18,6 +18,7 @@ from fusion_compile._program._compat import (
     numbers_apart_from_sums,
     products_written_into_concatenations,
     small_kernels_together,
+    why_no_kernels,
 )
 from fusion_compile._program.casts import merge_casts
 from fusion_compile._program.recomputation import checkpoints, recomputes, waits_for_gradient
@@ -25,12 +26,14 @@ from fusion_compile._program.recomputation import checkpoints, recomputes, waits
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "eager")
 
 
-def resolve_mode(mode: str | None, device: torch.device) -> str:
-    """Resolve ``None`` to ``"max-autotune"`` on CUDA and ``"default"`` elsewhere, and refuse an unknown name."""
-    if mode is None:
-        return "max-autotune" if device.type == "cuda" else "default"
-    if mode not in MODES:
+def resolve_mode(mode: str | None, device: torch.device, backend: str = "") -> str:
+    """Resolve ``None`` to ``"max-autotune"`` on CUDA and ``"default"`` elsewhere, and refuse an unknown name; and, for
+    Inductor's `backend`, a GPU that it cannot write kernels for."""
+    if mode is not None and mode not in MODES:
         raise ValueError(f"mode={mode!r} is not known; use one of {', '.join(map(repr, MODES))}, or None.")
+    mode = mode or ("max-autotune" if device.type == "cuda" else "default")
+    if device.type == "cuda" and mode != "eager" and backend == "inductor" and (reason := why_no_kernels()):
+        raise RuntimeError(f"mode={mode!r} on {device}: {reason}")
     return mode
 
 

@@ -79,7 +79,8 @@ class SamplerProgram:
 
     def _lower(self, model_name: str) -> None:
         split, batched = self.split, isinstance(self._options.conditioning, Batched)
-        mode, backend = resolve_mode(self._options.mode, self._device), self._options.backend
+        backend = self._options.backend
+        mode = resolve_mode(self._options.mode, self._device, backend)
         self.table = ConditioningTable(split, batched=batched, n_slots=REQUEST_SLOTS, mode=mode, backend=backend)
         self._body_graph: fx.GraphModule = split.hoisted.body.graph_module
         left = bind_weights(self._body_graph, {**split.traced.weights, **self.table.residuals()})

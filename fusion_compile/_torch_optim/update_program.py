@@ -116,7 +116,7 @@ class UpdatePrograms:
                 return
             if given.loss is None:
                 refuse_missing_loss([(groups[t.at], t.due) for t in signature.turns])
-            update, mode = donated(pure_updates(groups, signature)), resolve_mode(self.mode, device)
+            update, mode = donated(pure_updates(groups, signature)), resolve_mode(self.mode, device, self.backend)
             self._programs.compile(signature, update, state, given, mode=mode, what="the optimizer's update")
 
     def after_step(self, group: ParameterGroup, steps: int) -> None:
@@ -125,7 +125,7 @@ class UpdatePrograms:
             return
         device = group.layout.device
         with _outside_autocast(device):
-            mode = resolve_mode(self.mode, device)
+            mode = resolve_mode(self.mode, device, self.backend)
             first = steps == 1
             run_due_work(group.plan, steps, group.state, self._programs, mode=mode, owner=group.at, first=first)
 

@@ -64,7 +64,7 @@ FURTHER: dict[str, Made] = {
     "mechanic of adamw": lambda dtype: optim.mechanic(optim.adamw(1.0)),
     "kempner_muon": lambda dtype: optim.kempner_muon(**of_products(dtype)),
     "kempner_sf_adamw": lambda dtype: optim.kempner_sf_adamw(),
-    "adamw, bf16 and int8": lambda dtype: optim.adamw(momentum="bf16", second_moment="int8"),
+    "adamw, bf16, int8": lambda dtype: optim.adamw(momentum="bf16", second_moment="int8"),
     "lion, 4bit": lambda dtype: optim.lion(momentum="4bit"),
     "normuon, int8": lambda dtype: optim.normuon(momentum="int8", second_moment="bf16", **of_products(dtype)),
 }

@@ -18,10 +18,11 @@ from fusion_compile._gpu_program.moved import in_aten
 from fusion_compile._gpu_program.objections import objections
 from fusion_compile._program.program import REGIONS, Program
 
-QUICK = bool(os.environ.get("CUDA_CODEGEN_QUICK"))
-"""Compile the first configuration of a kernel, for the H100 alone."""
+QUICK, FULL = (bool(os.environ.get(f"CUDA_CODEGEN_{name}")) for name in ("QUICK", "FULL"))
+"""Of a kernel, the configuration that Inductor tries first is compiled, for every architecture. With `QUICK` for the
+H100 alone; with `FULL` in every configuration that Inductor would try, which are about three."""
 COMPILATION = Compilation(
-    (H100.architecture,) if QUICK else ARCHITECTURES, partial(compile_kernel, configurations=1 if QUICK else None)
+    (H100.architecture,) if QUICK else ARCHITECTURES, partial(compile_kernel, configurations=None if FULL else 1)
 )
 """Of all programs of the session; what it found is printed at the end."""
 PROGRAMS: dict[Hashable, Generated] = {}

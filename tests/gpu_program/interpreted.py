@@ -1,7 +1,8 @@
 """A generated program run on the CPU: the wrapper's text as Python, its kernels by Triton's interpreter.
 
 ``TRITON_INTERPRET=1`` must be set before Triton is imported, so this runs in a process of its own:
-``python -m tests.gpu_program.interpreted RECIPE`` prints one JSON object.
+``python -m tests.gpu_program.interpreted PRODUCTS NAME…`` prints a JSON object by name. A recipe takes a step of a
+small DiT, any other complete optimizer (`complete_optimizers`) of a small model with banks of every kind.
 """
 
 from __future__ import annotations
@@ -12,13 +13,20 @@ import re
 import sys
 import tempfile
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import fusion_compile as fc
+from fusion_compile._gpu_program._compat import generate
+from fusion_compile._gpu_program.moved import in_aten
+from tests.dit_problem import batch, ridge_loss_fn, small_dit
+from tests.gpu_program.complete_optimizers import FURTHER, mixed, mixed_batch, ridge_loss
 
 _DEFINITION = re.compile(r"^(triton_\w+) = async_compile\.triton\('\w+', '''(.*?)''', device_str='cuda'\)", re.M | re.S)
 _HEURISTICS = ("pointwise", "reduction", "persistent_reduction", "cooperative_reduction", "template", "foreach")
@@ -88,7 +96,7 @@ class _Kernel:
         file.write_text(text)
         record = types.SimpleNamespace(**dict.fromkeys(_HEURISTICS, recorded))
         exec(compile(text, str(file), "exec"), {"RECORD": record, "libdevice": _library(), "__file__": str(file)})
-        self.name = name
+        self.name, self.sums = name, "R0_BLOCK" in text
 
     def run(self, *arguments: Any, stream: Any = None) -> None:
         signature = list(self.options["triton_meta"]["signature"])
@@ -112,7 +120,7 @@ class _Kernel:
 
     def _several(self, blocks: list[str], kernels: dict[str, Any]) -> tuple[dict[str, int], tuple[int, ...]]:
         """Several kernels in one launch: their blocks stand behind each other in the grid, or take turns."""
-        sizes = dict.fromkeys(blocks, 64)
+        sizes = dict.fromkeys(blocks, 64 if self.sums else 4096)
         xs = [(kernels[f"xnumel_{i}"], kernels[f"no_x_dim_{i}"]) for i in range(kernels["num_kernels"])]
         of_each = [size if fixed else -(-size // sizes["XBLOCK"]) for size, fixed in xs]
         turns = self.options["inductor_meta"]["grid_type"] == "RoundRobinComboKernelGrid"
@@ -148,59 +156,91 @@ _LARGE_EPS: dict[str, dict[str, float]] = {
 }
 """Adam's first step is g / (|g| + eps). With its usual eps of 1e-8 an entry whose gradient is of that size moves by
 another part of the step for every rounding of the gradient: 1.5 % of the step was seen."""
+WITH_PRODUCTS = ("muon", "normuon", "sf_normuon", "full_fusion")
 
 
-def _compare(recipe: str, products: str) -> dict[str, Any]:
-    """One step of `recipe` by the interpreter, in mode "eager", and in mode "eager" in fp64, from the same weights.
+class _Kept:
+    """A backend that runs a program as it was captured, and keeps what it was first given: state, batch and tables."""
 
-    `products`: the dtype of Newton-Schulz's products; "" where the recipe has none. Returns, for every floating-point
-    tensor of the state, the largest difference of interpreter and eager, of interpreter and fp64, and of eager and
-    fp64, each relative to the largest change of an entry.
-    """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+    name = "keeps_its_inputs"
 
-    import fusion_compile as fc
-    from fusion_compile._gpu_program._compat import generate
-    from fusion_compile._gpu_program.moved import in_aten
-    from tests.dit_problem import batch, ridge_loss_fn, small_dit
+    def __init__(self) -> None:
+        self.inputs: list[Tensor] = []
 
-    def made(dtype: torch.dtype, **options: Any) -> fc.TrainingStep:
-        exact = dtype == torch.float64
-        given: dict[str, Any] = dict(_LARGE_EPS.get(recipe, {}))
-        if products:
-            given["matmul_dtype"] = dtype if exact else getattr(torch, products)
-        optimizer = fc.optim.RECIPES[recipe](lr=1e-3, **given)
-        model = small_dit(1).to(dtype)
-        return fc.compile_training_step(model, ridge_loss_fn, optimizer=optimizer, clip_grad_norm=1.0, **options)
+    def __call__(self, graph: fx.GraphModule, _: Sequence[Tensor]) -> Callable[..., Any]:
+        self.inputs = []
 
-    given = batch(1, 4)
+        def run(*given: Tensor) -> Any:
+            self.inputs = self.inputs or [t.detach().clone() for t in given]
+            return graph.forward(*given)
+
+        return run
+
+
+KEPT = _Kept()
+torch._dynamo.register_backend(compiler_fn=KEPT, name=KEPT.name)
+
+
+class Compared(NamedTuple):
+    """How one state tensor differs, relative to the largest change of an entry: the largest difference of interpreter
+    and eager, of interpreter and fp64, and of eager and fp64; and the part of entries for which interpreter and eager
+    differ by more than a thousandth."""
+
+    ours: float
+    exact: float
+    eager: float
+    off: float
+
+
+def step_of(name: str, products: str, dtype: torch.dtype, **options: Any) -> tuple[fc.TrainingStep, tuple[Tensor, ...]]:
+    """A step and its batch. `products`: the dtype of Newton-Schulz's products; "" for the recipe's own."""
+    asked = dtype if dtype == torch.float64 else getattr(torch, products) if products else None
+    if name in FURTHER:
+        optimizer: Any = FURTHER[name](asked)
+        step = fc.compile_training_step(mixed(dtype), ridge_loss, optimizer=optimizer, **options)
+        return step, mixed_batch()
+    given: dict[str, Any] = dict(_LARGE_EPS.get(name, {}))
+    if asked is not None and name in WITH_PRODUCTS:
+        given["matmul_dtype"] = asked
+    optimizer = fc.optim.RECIPES[name](lr=1e-3, **given)
+    model = small_dit(1).to(dtype)
+    step = fc.compile_training_step(model, ridge_loss_fn, optimizer=optimizer, clip_grad_norm=1.0, **options)
+    return step, batch(1, 4)
+
+
+def compared(name: str, products: str) -> dict[str, Compared]:
+    """By state tensor that a step changes: one step by the interpreter, in mode "eager", and that in fp64."""
     with sdpa_kernel(SDPBackend.MATH):  # the others have no kernel on a CPU for what the program holds
-        eager, exact = made(torch.float32, mode="eager"), made(torch.float64, mode="eager")
-        step = made(torch.float32, backend="eager")
+        eager, given = step_of(name, products, torch.float32, mode="eager")
+        exact, _ = step_of(name, products, torch.float64, mode="eager")
+        step, _ = step_of(name, products, torch.float32, backend=KEPT.name)
         before = {key: value.clone() for key, value in step._state.items()}
         step(*given)
         eager(*given)
         exact(*(t.double() if t.is_floating_point() else t for t in given))
         (program,) = step.programs
         found = generate(in_aten(program.graph, attention=False))
-    tensors = {f"state/{key}": torch.zeros_like(value) for key, value in step._state.items()}
-    tensors |= {f"state/{key}": value.clone() for key, value in before.items()}
-    tensors |= {f"batch/{i}": value for i, value in enumerate(given)}
-    tensors |= {"model/" + name.replace(".", "/"): buffer for name, buffer in step.model.named_buffers()}
-    run_on_cpu(found.codes[0], [tensors[name] for name in program.input_names.values()])
+    inputs = dict(zip(program.input_names.values(), KEPT.inputs, strict=True))
+    assert all(torch.equal(inputs[f"state/{key}"], value) for key, value in before.items() if f"state/{key}" in inputs)
+    run_on_cpu(found.codes[0], list(KEPT.inputs))
 
-    differences: dict[str, list[float]] = {}
+    # A basis is written by a periodic program of its own.
+    written = {program.input_names[name] for partition in found.partitions for name in partition.written}
+    differences: dict[str, Compared] = {}
     for key, start in before.items():
-        if torch.equal(eager._state[key], start):
-            continue  # a number that no step changes
-        true = exact._state[key.replace("float32", "float64")].double()
-        if start.is_floating_point() and start.numel():
+        if f"state/{key}" not in written or torch.equal(eager._state[key], start):
+            continue
+        ours, theirs = inputs[f"state/{key}"].double(), eager._state[key].double()
+        twin = exact._state.get(key.replace("float32", "float64"))
+        true = theirs if twin is None else twin.double()
+        if start.numel():
             moved = float((true - start.double()).abs().max()) or 1.0
-            ours, theirs = tensors[f"state/{key}"].double(), eager._state[key].double()
-            pairs = ((ours, theirs), (ours, true), (theirs, true))
-            differences[key] = [float((a - b).abs().max()) / moved for a, b in pairs]
+            gaps = (ours - theirs, ours - true, theirs - true)
+            first, second, third = (float(gap.abs().max()) / moved for gap in gaps)
+            off = float((gaps[0].abs() > 1e-3 * moved).double().mean())
+            differences[key] = Compared(first, second, third, off)
     return differences
 
 
 if __name__ == "__main__":
-    print(json.dumps(_compare(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "")))
+    print(json.dumps({name: compared(name, sys.argv[1]) for name in sys.argv[2:]}))

@@ -79,9 +79,9 @@ def test_launches_of_the_pieces_of_a_sampler() -> None:
     assert_expected_inline(
         found,
         """\
-DiT, ours       5 pieces   9 + 18
-PixArt-sigma    4 pieces  12 + 11
-SD3             6 pieces  35 + 55
-Flux            4 pieces  26 + 41
+DiT, ours       5 pieces   9 + 12
+PixArt-sigma    4 pieces  12 + 10
+SD3             6 pieces  35 + 23
+Flux            4 pieces  26 + 19
 """,
     )

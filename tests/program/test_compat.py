@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import re
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -177,3 +178,31 @@ def test_kernels_are_launched_together_on_a_gpu_alone(monkeypatch: pytest.Monkey
     assert groups() == (False, [])
     with config.patch(combo_kernels=True), small_kernels_together(graph):
         assert groups() == (True, []), "the user's own choice stays"
+
+
+def test_a_compiler_for_gpus_that_is_missing_or_known_to_fail_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor.scheduler import Scheduler
+
+    def found(name: str) -> object | None:
+        return object()
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "Triton is not installed" in _compat.why_no_kernels() and "pip install" in _compat.why_no_kernels()
+    monkeypatch.setattr(importlib.util, "find_spec", found)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.7.1")
+    assert _compat.why_no_kernels() == "", "such kernels are kept from being written"
+    monkeypatch.delattr(Scheduler, "can_fuse")
+    said = _compat.why_no_kernels()
+    assert said.startswith("Triton 3.7.1 cannot compile some kernels") and "install Triton 3.6, or 3.8" in said
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.8.0")
+    assert _compat.why_no_kernels() == ""
+
+
+def test_tritons_that_come_with_torch_have_other_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name != "pytorch-triton":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "3.7.0+git1"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert _compat._triton() == "3.7.0+git1" and _compat._this_triton_fails()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, fx
 
+from fusion_compile._program import lower as program_lower
 from fusion_compile._program.lower import MODES, lower, no_recompile, resolve_mode, without_cuda_graph
 
 
@@ -61,3 +62,17 @@ def test_a_program_that_torch_dropped_is_refused_with_that_reason() -> None:
     words = r"^torch no longer has the compiled program.*torch\.compiler\.reset\(\)"
     with pytest.raises(RuntimeError, match=words), no_recompile():
         run(torch.zeros(2))
+
+
+def test_a_gpu_without_a_compiler_that_works_is_refused_before_anything_is_traced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(program_lower, "why_no_kernels", lambda: "Triton is not installed; install it.")
+    with pytest.raises(RuntimeError, match=r"^mode='max-autotune' on cuda: Triton is not installed; install it\.$"):
+        resolve_mode(None, gpu, "inductor")
+    assert resolve_mode("eager", gpu, "inductor") == "eager"
+    assert resolve_mode(None, gpu, "aot_eager") == "max-autotune", "another compiler needs no Triton"
+    assert resolve_mode(None, torch.device("cpu"), "inductor") == "default"
+    monkeypatch.setattr(program_lower, "why_no_kernels", str)
+    assert resolve_mode(None, gpu, "inductor") == "max-autotune"
