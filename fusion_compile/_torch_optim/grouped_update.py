@@ -299,7 +299,7 @@ class GroupedUpdate:
                     group.load({})
                 group.note_versions()
             return
-        if not group.moves or (name is None and not look and not point.is_due(steps)):
+        if not group.moves or not (point.is_due(steps) or look or name is not None):
             return
         with torch.no_grad():
             said = point.take_up(group.plan, group.state, group.members, steps, told=name)

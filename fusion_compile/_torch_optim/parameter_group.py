@@ -26,6 +26,7 @@ from fusion_compile._state.routing import Route
 from fusion_compile._step.planned import banks_for
 from fusion_compile._step.update import UpdatePlan
 from fusion_compile._torch_optim.gradient_banks import GradientBanks
+from fusion_compile._torch_optim.samples import Samples
 from fusion_compile._torch_optim.written_point import WrittenPoint
 from fusion_compile._types import Tensors
 from fusion_compile.optim._schedules import Schedule
@@ -97,7 +98,8 @@ class ParameterGroup:
             _compat.mark_static(tensor)
         self.shared_state = keys.of_group(at, self.state)
         self._marks = {n: next(iter(parts), None) for n, parts in self.parts().items()}
-        self.written_point = WrittenPoint()
+        moving = [(b, self.state[keys.module(b.key)]) for b in layout.banks if self.moves]
+        self.written_point = WrittenPoint(Samples(moving))
         self.loses = keeps_lost(self.state)
         self.note_versions()
 
@@ -139,6 +141,8 @@ class ParameterGroup:
         """Remember the parameters' versions for `written`."""
         if self.moves or self.loses:
             self._versions = {n: p._version for n, p in self.members.items()}
+        if self.moves:
+            self.written_point.note()
 
     def forget_lost_of_written(self) -> None:
         """Where somebody wrote a parameter, forget what its rounding had lost."""

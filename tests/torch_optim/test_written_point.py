@@ -74,7 +74,46 @@ def test_a_write_at_y_counts_as_in_schedulefree(write: str, backend: str) -> Non
     assert_same_weights(model, reference, rtol=1e-4, atol=2e-6)
 
 
-@pytest.mark.filterwarnings("ignore:parameters were written to:UserWarning")
+def initialize(model: nn.Module) -> None:
+    nn.init.constant_(model.get_parameter("2.weight").data, 0.1)
+
+
+def rescale(model: nn.Module) -> None:
+    for p in model.parameters():
+        p.data.mul_(0.5)
+
+
+def prune_data(model: nn.Module) -> None:
+    model.get_parameter("0.weight").data[:4].zero_()
+
+
+def add_in_numpy(model: nn.Module) -> None:
+    array = model.get_parameter("2.bias").detach().numpy()
+    array += 0.25
+
+
+ONCE = {f.__name__: f for f in (initialize, rescale, prune_data, add_in_numpy)}
+
+
+@pytest.mark.parametrize("when", [2, 4])
+@pytest.mark.parametrize("write", ONCE)
+def test_a_single_write_that_no_version_tells_counts(write: str, when: int) -> None:
+    model = mlp()
+    reference, official = peer_of(model)
+    optimizer = made(model, sf(), mode="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for m, o in ((model, optimizer), (reference, official)):
+            train(m, o, batches(when))
+            ONCE[write](m)
+            train(m, o, batches(6)[when:])
+    (group,) = optimizer._inside.groups()
+    assert not group.written_point.seen  # one write does not make every step look
+    optimizer.eval()
+    official.eval()
+    assert_same_weights(model, reference, rtol=1e-4, atol=2e-6)
+
+
 def test_a_write_just_before_eval_counts() -> None:
     model = mlp()
     reference, official = peer_of(model)
@@ -102,12 +141,15 @@ def test_a_look_at_parameters_that_nobody_wrote_changes_no_bit(name: str, dtype:
     assert equal(*found)
 
 
-def test_a_late_write_through_data_says_what_was_lost_and_the_next_ones_count() -> None:
+def test_a_late_write_of_a_few_entries_says_what_was_lost_and_the_next_ones_count() -> None:
     model = mlp()
     optimizer = made(model, sf())
     data = batches(1) * (EVERY + 4)
     train(model, optimizer, data[:3])
     weight = model.get_parameter("0.weight")
+    (group,) = optimizer._inside.groups()
+    group.written_point.note = lambda: None  # type: ignore[method-assign]  # as if no sample had these entries
+    group.written_point._samples._noted.clear()
     weight.data.fill_(0.25)  # lost: the last look was before step 2
     with warnings.catch_warnings():
         warnings.simplefilter("error")
