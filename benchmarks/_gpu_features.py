@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import _cuda_graph_probe as probe
 import torch
+import torch.nn.functional as F
 from _gpu_setting import Setting, build_training_step, differing, largest_gap, require_one_graph
 from _measure import machine
 from _rows import Check, NotRun, Rows
 from _training_loops import images, loss_drawing_noise
 from dit import DiT
-from torch import Tensor
+from torch import Tensor, nn
 
 import fusion_compile as fc
 
@@ -72,7 +74,9 @@ def noise(rows: Rows, setting: Setting) -> None:
 
     def one_graph(c: Check, **options: Any) -> fc.TrainingStep:
         step = build_step(**options)
-        batch = data(step)
+        return steps_in_one_graph(c, step, data(step))
+
+    def steps_in_one_graph(c: Check, step: fc.TrainingStep, batch: tuple[Tensor, ...]) -> fc.TrainingStep:
         replays, records = [], []
         with probe.watching() as seen, probe.skipping_is_an_error():
             for _ in range(setting.steps(20)):
@@ -84,12 +88,18 @@ def noise(rows: Rows, setting: Setting) -> None:
         require_one_graph(c, step, seen, replays, records)
         return step
 
-    def resumed_elsewhere(c: Check, step: fc.TrainingStep, batch: tuple[Tensor, ...], **options: Any) -> None:
+    def resumed_elsewhere(
+        c: Check,
+        step: fc.TrainingStep,
+        batch: tuple[Tensor, ...],
+        build: Callable[..., fc.TrainingStep] = build_step,
+        **options: Any,
+    ) -> None:
         with tempfile.TemporaryDirectory() as folder:
             step.save(folder)
             losses = torch.stack([step(*batch) for _ in range(5)])
             on = {"losses": losses, **step.state_dict()}
-            other = build_step(**options)
+            other = build(**options)
             other.load(folder)
         losses = torch.stack([other(*batch) for _ in range(5)])
         apart = differing(on, {"losses": losses, **other.state_dict()})
@@ -125,6 +135,18 @@ def noise(rows: Rows, setting: Setting) -> None:
         finally:
             torch.use_deterministic_algorithms(False)
 
+    def many_tokens(c: Check) -> None:
+        """More than 3,072 indices: torch's own gradient of an embedding cannot be recorded in a CUDA graph then."""
+
+        def build() -> fc.TrainingStep:
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Embedding(100, 64), nn.Linear(64, 100)).to(setting.device)
+            mode = "eager" if setting.dry else None
+            return build_training_step(setting, model, "adamw", next_token, mode=mode)
+
+        tokens = torch.randint(100, (32, 257), device=setting.device)
+        resumed_elsewhere(c, steps_in_one_graph(c, build(), (tokens,)), (tokens,), build)
+
     def beside_another(c: Check) -> None:
         step = build_step()
         batch = data(step)
@@ -154,7 +176,13 @@ def noise(rows: Rows, setting: Setting) -> None:
     _forget()
     rows.check("label dropout, labels that repeat: resume is bitwise", labels_that_repeat)
     _forget()
+    rows.check("an embedding of 8,192 tokens: resume is bitwise", many_tokens)
+    _forget()
     rows.check("the same with deterministic algorithms", deterministic)
+
+
+def next_token(model: nn.Module, tokens: Tensor) -> Tensor:
+    return F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
 
 
 def void(_: object) -> None:

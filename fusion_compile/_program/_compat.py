@@ -11,6 +11,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor, fx
 from fusion_compile._program.launched_together import launched_together
 
 _ORDER = "torch._inductor.fx_passes.control_dependencies"
+_WHAT_TELLS = tuple(sorted(str(file) for file in Path(__file__).parent.rglob("_compat.py")))
+"""The files that change what Inductor writes: a program that it wrote before they changed is no program of today's."""
 
 Order = Callable[[fx.Graph], Mapping[fx.Node, fx.Node]]
 """From a graph as Inductor will schedule it to pairs of nodes: the first runs after the second."""
@@ -50,7 +53,7 @@ def inductor_orders(order: Order) -> Iterator[None]:
         def uuid(self) -> Any:
             # None, which a user's plain function gives, bypasses the cache.
             theirs = [getattr(user, "uuid", lambda: None)() for user in users]
-            return None if None in theirs else (*theirs, get_hash_for_files((__file__, inspect.getfile(order))))
+            return None if None in theirs else (*theirs, get_hash_for_files((*_WHAT_TELLS, inspect.getfile(order))))
 
     with config.patch(post_grad_custom_post_pass=Ordered()):
         yield
@@ -76,7 +79,7 @@ def inductor_rewrites(change: Callable[[fx.Graph], object]) -> Iterator[None]:
 
         def uuid(self) -> Any:
             theirs = [getattr(user, "uuid", lambda: None)() for user in users]
-            return None if None in theirs else (*theirs, get_hash_for_files((__file__, inspect.getfile(change))))
+            return None if None in theirs else (*theirs, get_hash_for_files((*_WHAT_TELLS, inspect.getfile(change))))
 
     with config.patch(post_grad_custom_pre_pass=Rewritten()):
         yield

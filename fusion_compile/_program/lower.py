@@ -18,10 +18,12 @@ from fusion_compile._program._compat import (
     numbers_apart_from_sums,
     products_written_into_concatenations,
     small_kernels_together,
+    sums_in_one_order,
     why_no_kernels,
 )
 from fusion_compile._program.casts import merge_casts
 from fusion_compile._program.recomputation import checkpoints, recomputes, waits_for_gradient
+from fusion_compile._program.sums._compat import sums_in_one_order
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "eager")
 
@@ -96,8 +98,8 @@ def lower_graph(
 @contextlib.contextmanager
 def inductor_as_told(graph: torch.fx.GraphModule, backend: str = "inductor") -> Iterator[None]:
     """Inside, Inductor writes gradients straight into their banks and casts each weight once, what the checkpoints of
-    `graph` compute again waits for the gradient, a GPU's small kernels are launched together, and none is written that
-    its compiler is known to fail on."""
+    `graph` compute again waits for the gradient, sums over repeated indices have one order, a GPU's small kernels are
+    launched together, and none is written that its compiler is known to fail on."""
     if backend != "inductor":
         yield
         return
@@ -106,6 +108,7 @@ def inductor_as_told(graph: torch.fx.GraphModule, backend: str = "inductor") -> 
         told.enter_context(inductor_rewrites(merge_casts))
         told.enter_context(numbers_apart_from_sums())
         told.enter_context(small_kernels_together(graph))
+        told.enter_context(sums_in_one_order())
         if recomputes(graph.graph) or checkpoints(graph.graph):
             told.enter_context(inductor_orders(waits_for_gradient))
         yield

@@ -87,6 +87,7 @@ def _index(saved: Mapping[str, Any], files: dict[str, str], sums: dict[str, dict
         "hyperparameters": saved["hyperparameters"],
         "numbers": saved.get("numbers", {}),
         "torch": torch.__version__,
+        "computed_on": saved.get("computed_on", {}),
         "checksums": sums,
     }
     return {**index, "checksum": checksums.of_index(index)}
@@ -293,7 +294,10 @@ def _read(folder: Path, index: Mapping[str, Any], device: torch.device, verify: 
         sections[section][rest] = tensor
     model = dict(_read_tensors(folder, index["files"]["model"], device, sums and sums["model"]))
     kept = {key: index[key] for key in ("steps_called", "hyperparameters")}
-    return {"model": model, **kept, "numbers": index.get("numbers", {}), **sections}
+    computed_on = index.get("computed_on", {})
+    if not (isinstance(computed_on, dict) and all(isinstance(value, str) for value in computed_on.values())):
+        raise _damaged(folder, f"{INDEX} says {computed_on!r} about the machine, which is nothing that save writes")
+    return {"model": model, **kept, "numbers": index.get("numbers", {}), "computed_on": computed_on, **sections}
 
 
 def _read_tensors(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fusion_compile._state import checkpoint, checkpoint_folder
+from fusion_compile._state import checkpoint, checkpoint_folder, machine
 from fusion_compile._state.banks import Layout
 from fusion_compile._state.hyperparameters import Hyperparameters
 from fusion_compile._state.warm_start import WarmStart, begin_from
@@ -69,10 +69,13 @@ class Saves(Lifetime):
         Args:
             path: The folder; it is made where it is missing.
         """
-        checkpoint_folder.save(path, self.state_dict())
+        computed_on = machine.computing_on(self.layout.device)
+        checkpoint_folder.save(path, {**self.state_dict(), "computed_on": computed_on})
 
     def load(self, path: str | PathLike[str], *, verify: bool = True) -> None:
         """Load a folder that `save` wrote, with the random state, so that a resumed run is bitwise the same.
+
+        It is on the same machine with the same number of threads; a warning says where those differ.
 
         Args:
             path: The folder.
@@ -83,7 +86,9 @@ class Saves(Lifetime):
             ValueError: It is damaged, or of another model or optimizer; nothing is loaded.
         """
         self._check_alive()
-        self.load_state_dict(checkpoint_folder.load(path, self.layout.device, verify=verify))
+        saved = checkpoint_folder.load(path, self.layout.device, verify=verify)
+        machine.warn_of_another(saved.pop("computed_on"), self.layout.device)
+        self.load_state_dict(saved)
 
     @in_turn
     def warm_start(self, source: str | PathLike[str] | Mapping[str, Any]) -> WarmStart:

@@ -1,0 +1,1 @@
+"""In which order a compiled program adds."""
