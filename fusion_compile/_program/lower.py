@@ -18,7 +18,6 @@ from fusion_compile._program._compat import (
     numbers_apart_from_sums,
     products_written_into_concatenations,
     small_kernels_together,
-    sums_in_one_order,
     why_no_kernels,
 )
 from fusion_compile._program.casts import merge_casts
