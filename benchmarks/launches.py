@@ -27,7 +27,7 @@ from _peer_launches import adamw_launches, loss_launches, model_launches  # noqa
 from _training_loops import MODELS, build, images, in_bfloat16, loss_drawing_noise  # noqa: E402
 
 import fusion_compile as fc  # noqa: E402
-from fusion_compile._gpu_program._compat import generate, why_not  # noqa: E402
+from fusion_compile._gpu_program._compat import H100, captured_for, generate, why_not  # noqa: E402
 from fusion_compile._gpu_program.generated import Launch  # noqa: E402
 from fusion_compile._gpu_program.moved import in_aten  # noqa: E402
 from fusion_compile.explain._graph.roofline import ROOFLINES  # noqa: E402
@@ -67,7 +67,8 @@ def ours(name: str, recipe: str, size: int, bf16: bool) -> Row:
     model = build(MODELS[name], CPU)
     loss = in_bfloat16(loss_drawing_noise) if bf16 else loss_drawing_noise
     step = fc.compile_training_step(model, loss, optimizer=recipe, backend="eager")
-    step(*images(model, size, CPU))
+    with captured_for(H100):
+        step(*images(model, size, CPU))
     program = step.programs[-1]
     found = generate(program.graph if program.captured_by == "run" else in_aten(program.graph))
     regions = fc.explain(step, device="h100").graphs[0].regions

@@ -247,11 +247,16 @@ def fast_product_dtype(device_type: str) -> torch.dtype:
         return torch.float16 if torch.version.hip or torch.cuda.get_device_capability() >= (7, 0) else torch.float32
     if device_type != "cpu":
         return torch.bfloat16 if device_type == "xpu" else torch.float32
+    return torch.bfloat16 if cpu_multiplies_bf16() else torch.float32
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for products in bf16."""
     has_bf16 = bool(getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)())
     own: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if own.get("architecture") == "x86_64":  # where oneDNN takes any AVX-512 for support
         has_bf16 &= bool(own.get("avx512_bf16") or own.get("amx_bf16"))
-    return torch.bfloat16 if has_bf16 else torch.float32
+    return has_bf16
 
 
 def own_code(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,6 +17,7 @@ import math
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -30,11 +31,13 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fusion_compile import _compat
 from fusion_compile._gpu_program.cubin import needs
 from fusion_compile._gpu_program.generated import Generated, Launch, Partition
 from fusion_compile._gpu_program.kernels import Compiled, Kernel
 from fusion_compile._gpu_program.moved import moved_to_gpu, why_not_on_gpu
 from fusion_compile._program.lower import inductor_as_told
+from fusion_compile.passes import exchange_rates, hoist_time_conditioning
 
 
 class Gpu(NamedTuple):
@@ -212,6 +215,19 @@ def pretended(gpu: Gpu) -> Iterator[None]:
         yield
     for answer in remembered:
         answer.cache_clear()
+
+
+@contextlib.contextmanager
+def captured_for(gpu: Gpu) -> Iterator[None]:
+    """Inside, this package answers on the CPU what it would answer on `gpu` where the answer changes a program: which
+    products are fast (the dtype of Newton-Schulz's), and what a launch costs (what the sampler computes once)."""
+    hoisting = sys.modules[hoist_time_conditioning.__module__]
+    on_gpu, bf16 = exchange_rates(torch.device("cuda")), gpu.major >= 8
+    with (
+        mock.patch.object(hoisting, "exchange_rates", lambda device: on_gpu),
+        mock.patch.object(_compat, "cpu_multiplies_bf16", lambda: bf16),
+    ):
+        yield
 
 
 def generate(graph: fx.GraphModule, *, mode: str = "max-autotune", gpu: Gpu = H100, as_told: bool = True) -> Generated:

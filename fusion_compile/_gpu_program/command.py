@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from fusion_compile import _compat
 from fusion_compile._factory import call_factory
-from fusion_compile._gpu_program._compat import H100, generate, why_not
+from fusion_compile._gpu_program._compat import H100, captured_for, generate, why_not
 from fusion_compile._gpu_program.generated import Generated, Launch
 from fusion_compile._gpu_program.moved import in_aten
 from fusion_compile._gpu_program.objections import objections
@@ -88,7 +88,8 @@ def main(words: Sequence[str]) -> int:
     if reason := why_not():
         print(reason, file=sys.stderr)
         return 2
-    with kept_instead_of_compiled() as kept:
+    gpu = TARGETS[target]
+    with captured_for(gpu), kept_instead_of_compiled() as kept:
         made, args, kwargs, _ = call_factory(factory)
         capture(made, args, kwargs, kept)
     if not kept:
@@ -98,7 +99,6 @@ def main(words: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    gpu = TARGETS[target]
     print(f"what Inductor writes for an {gpu.name}, seen without one:")
     for i, (graph, gradients) in enumerate(kept):
         print(said(i, generate(in_aten(graph, gradients=gradients), gpu=gpu)))

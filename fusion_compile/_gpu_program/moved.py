@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from fusion_compile._compat import hand_on_static_inputs
+from fusion_compile._gpu_program.autocast import cast_as_on_gpu
 from fusion_compile.passes import find_host_syncs, lower_to_aten
 from fusion_compile.passes._user_frame import user_line
 
@@ -34,10 +35,11 @@ def in_aten(captured: fx.GraphModule, *, attention: bool = True, gradients: bool
 def as_on_gpu(captured: fx.GraphModule, *, attention: bool = True) -> fx.GraphModule:
     """A copy of a graph that Dynamo captured on a CPU, with a GPU's `attention`, still on the CPU.
 
-    Autocast stays the CPU's, because only there it acts on the CPU's fake tensors: its products are those of a GPU, but
-    normalizations and softmax are computed in the dtype of their input, and on a GPU in fp32.
+    Autocast stays the CPU's, because only there it acts on the CPU's fake tensors; what only a GPU's computes in fp32
+    is cast.
     """
     graph = fx.GraphModule(captured, copy.deepcopy(captured.graph))
+    cast_as_on_gpu(graph.graph, enabled=torch.is_autocast_enabled("cpu"))
     for node in graph.graph.nodes:
         if attention and node.target in _ATTENTIONS:
             node.target = _ATTENTIONS[node.target]

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from fusion_compile._gpu_program._compat import H100, captured_for
 from fusion_compile._gpu_program.kernels import kernels_of
 
 BEGAN = time.monotonic()
 OF_WORKERS: list[str] = []
 """What the processes of pytest-xdist found, which have the programs."""
+
+
+@pytest.fixture(autouse=True)
+def captured_as_for_a_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In a test that writes a GPU's program."""
+    if request.node.get_closest_marker("cuda_codegen") is None:
+        yield
+        return
+    with captured_for(H100):
+        yield
 
 
 def found() -> list[str]:

@@ -1,7 +1,7 @@
 """A generated program run on the CPU: the wrapper's text as Python, its kernels by Triton's interpreter.
 
 ``TRITON_INTERPRET=1`` must be set before Triton is imported, so this runs in a process of its own:
-``python -m tests.gpu_program.interpreted PRODUCTS NAME…`` prints a JSON object by name. A recipe takes a step of a
+``python -m tests.gpu_program.interpreted PRODUCTS STEP NAME…`` prints a JSON object by name. A recipe takes a step of a
 small DiT, any other complete optimizer (`complete_optimizers`) of a small model with banks of every kind.
 """
 
@@ -160,18 +160,19 @@ WITH_PRODUCTS = ("muon", "normuon", "sf_normuon", "full_fusion")
 
 
 class _Kept:
-    """A backend that runs a program as it was captured, and keeps what it was first given: state, batch and tables."""
+    """A backend that runs programs as they were captured, and keeps what each was last given: state, batch, tables."""
 
     name = "keeps_its_inputs"
 
     def __init__(self) -> None:
-        self.inputs: list[Tensor] = []
+        self.inputs: list[list[Tensor]] = []
 
     def __call__(self, graph: fx.GraphModule, _: Sequence[Tensor]) -> Callable[..., Any]:
-        self.inputs = []
+        kept: list[Tensor] = []
+        self.inputs.append(kept)
 
         def run(*given: Tensor) -> Any:
-            self.inputs = self.inputs or [t.detach().clone() for t in given]
+            kept[:] = [t.detach().clone() for t in given]
             return graph.forward(*given)
 
         return run
@@ -208,21 +209,27 @@ def step_of(name: str, products: str, dtype: torch.dtype, **options: Any) -> tup
     return step, batch(1, 4)
 
 
-def compared(name: str, products: str) -> dict[str, Compared]:
-    """By state tensor that a step changes: one step by the interpreter, in mode "eager", and that in fp64."""
+def compared(name: str, products: str, number: int = 1) -> dict[str, Compared]:
+    """By state tensor that a step changes: step `number` by the interpreter, in mode "eager", and that in fp64, from
+    one state: that of the steps before as they were captured."""
+    KEPT.inputs.clear()
     with sdpa_kernel(SDPBackend.MATH):  # the others have no kernel on a CPU for what the program holds
         eager, given = step_of(name, products, torch.float32, mode="eager")
         exact, _ = step_of(name, products, torch.float64, mode="eager")
         step, _ = step_of(name, products, torch.float32, backend=KEPT.name)
+        in_double = [t.double() if t.is_floating_point() else t for t in given]
+        for _ in range(number - 1):
+            step(*given), eager(*given), exact(*in_double)
+            for key, value in step._state.items():
+                eager._state[key].copy_(value)
+                exact._state[key.replace("float32", "float64")].copy_(value)
         before = {key: value.clone() for key, value in step._state.items()}
-        step(*given)
-        eager(*given)
-        exact(*(t.double() if t.is_floating_point() else t for t in given))
+        step(*given), eager(*given), exact(*in_double)
         (program,) = step.programs
         found = generate(in_aten(program.graph, attention=False))
-    inputs = dict(zip(program.input_names.values(), KEPT.inputs, strict=True))
+    inputs = dict(zip(program.input_names.values(), KEPT.inputs[0], strict=True))
     assert all(torch.equal(inputs[f"state/{key}"], value) for key, value in before.items() if f"state/{key}" in inputs)
-    run_on_cpu(found.codes[0], list(KEPT.inputs))
+    run_on_cpu(found.codes[0], list(KEPT.inputs[0]))
 
     # A basis is written by a periodic program of its own.
     written = {program.input_names[name] for partition in found.partitions for name in partition.written}
@@ -243,4 +250,4 @@ def compared(name: str, products: str) -> dict[str, Compared]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({name: compared(name, sys.argv[1]) for name in sys.argv[2:]}))
+    print(json.dumps({name: compared(name, sys.argv[1], int(sys.argv[2])) for name in sys.argv[3:]}))
