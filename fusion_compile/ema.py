@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 
-import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from fusion_compile._state.kept_average import KeptAverage
+from fusion_compile._state.profiles import Profile, gamma_of, reconstructed, write_snapshot
 from fusion_compile.optim.averaged import Average
 
 
 class EMA(KeptAverage):
     """An exponential moving average of the weights to deploy, updated in the step's own kernels.
 
-    Give it to ``compile_training_step(…, ema=…)``, or several in a list. It is state like any other: a skipped step
-    leaves it, checkpoints hold it, and a resumed run has it bitwise. 1 - decay is live as
-    ``step.hyperparameters["ema_rate"]``. Under Schedule-Free it averages x. Buffers are the model's, not averaged. Of
-    bf16 and fp16 weights the average is fp32, as `model` is then. A loss that reads
-    `model` sees the average as it was before the step.
+    Give it to ``compile_training_step(…, ema=…)`` or ``as_torch_optimizer(…, ema=…)``, or several in a list. It is
+    state like any other: a skipped step leaves it, checkpoints hold it, and a resumed run has it bitwise. 1 - decay is
+    live as ``step.hyperparameters["ema_rate"]``, in a torch optimizer as a parameter group's ``"ema_rate"``. Under
+    Schedule-Free it averages x. Buffers are the model's, not averaged. Of bf16 and fp16 weights the average is fp32, as
+    `model` is then. A loss that reads `model` sees the average as it was before the step.
+
+    A torch optimizer keeps it from its first step on. Until then `model` shows the weights that the trained model has
+    when `model` is read.
 
     Args:
         model: The model that is trained; may be left out, since the step knows it.
@@ -93,18 +97,62 @@ class EMA(KeptAverage):
             found.append(average)
         return found
 
+    def snapshot(self, folder: str | PathLike[str]) -> None:
+        """Write the average as it is into a folder, for `reconstruct`. Waits for the device.
 
-def gamma_of(sigma_rel: float) -> float:
-    """γ of the power function profile with this relative width: the largest root of
-    ``(γ + 1) = σ² (γ + 2)² (γ + 3)`` (2312.02696, equation 126).
+        Args:
+            folder: It is made where it is missing; a snapshot of the same step is replaced. About 20 snapshots of each
+                width in a training are enough; 4 bytes a parameter each.
 
-    Raises:
-        ValueError: No profile is so wide.
-    """
-    if not 0 < sigma_rel < 0.28:
-        raise ValueError(f"sigma_rel={sigma_rel} must lie above 0 and below 0.28, the width of the flat profile.")
-    t = sigma_rel**-2
-    return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
+        Raises:
+            ValueError: The average is none of `power`, or was never updated.
+        """
+        if self.average.warmup != "profile":
+            raise ValueError(
+                f"{self!r} has no power function profile, so nothing can be made of its snapshots; use EMA.power(), or "
+                f"save ema.model.state_dict()."
+            )
+        model = self.model
+        taken = max((int(counter.taken) for counter in self.counters.values()), default=0)
+        if not taken:
+            raise ValueError(f"{self!r} was not updated yet; take a snapshot after a step.")
+        weights = {n: p.detach() for n, p in model.named_parameters() if n in self.names}
+        write_snapshot(folder, self.average.name, Profile(taken, self.average.gamma), weights)
+
+    @staticmethod
+    def reconstruct(folder: str | PathLike[str], sigma_rel: float, updates: int | None = None) -> dict[str, Tensor]:
+        """Make the average of another width from snapshots, after the training.
+
+        Source: 2312.02696, section 3.2 and appendix C: least squares over the snapshots' profiles.
+
+        Args:
+            folder: Where `snapshot` has written.
+            sigma_rel: The wanted width; between and near those that were kept it is accurate.
+            updates: Of how many steps; None: of the last snapshot's.
+
+        Returns:
+            The weights by parameter name, fp32: ``model.load_state_dict(found, strict=False)`` leaves buffers as they
+            are.
+
+        Raises:
+            FileNotFoundError: The folder has no snapshots.
+            ValueError: A number is out of range, or the snapshots are of different models.
+
+        Example:
+            >>> import tempfile, torch, fusion_compile as fc
+            >>> model, folder = torch.nn.Linear(4, 2), tempfile.mkdtemp()
+            >>> emas = fc.EMA.power(model, sigma_rel=(0.05, 0.10))
+            >>> loss_fn = lambda model, x: model(x).square().mean()
+            >>> step = fc.compile_training_step(model, loss_fn, ema=emas, mode="eager")
+            >>> for n in range(40):
+            ...     loss = step(torch.randn(8, 4))
+            ...     if n % 4 == 3:
+            ...         for ema in emas:
+            ...             ema.snapshot(folder)
+            >>> sorted(fc.EMA.reconstruct(folder, sigma_rel=0.08))
+            ['bias', 'weight']
+        """
+        return reconstructed(folder, sigma_rel, updates)
 
 
 def _is_pair(given: object) -> bool:

@@ -11,13 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile._state.half_precision import check_form
+from fusion_compile._state.kept_average import KeptAverage, averages_of
 from fusion_compile._state.routing import Route, check_list
 from fusion_compile._torch_optim.group_numbers import as_float, as_shown, check_numbers
-from fusion_compile._torch_optim.grouped_update import GroupedUpdate, GroupRecord, names_in
+from fusion_compile._torch_optim.group_record import GroupRecord, names_in
+from fusion_compile._torch_optim.grouped_update import GroupedUpdate
 from fusion_compile._torch_optim.named_groups import STEPS, check_patterns, refuse_other_kinds
+from fusion_compile._torch_optim.portable import Averaging, portable, restored, with_averages
 from fusion_compile._torch_optim.saved_state import load_saved
 from fusion_compile._torch_optim.torch_words import BETAS, MAXIMIZE
 from fusion_compile._torch_optim.update_program import UpdatePrograms
+from fusion_compile.ema import EMA
 from fusion_compile.optim._resolve import OptimizerChoice, resolve_optimizer, with_rate
 from fusion_compile.optim._schedules import Schedule
 from fusion_compile.optim._transform import Transform
@@ -38,6 +42,7 @@ def as_torch_optimizer(
     model: nn.Module | None = None,
     maximize: bool = False,
     half_precision: str = "master",
+    ema: EMA | Sequence[EMA] = (),
 ) -> TorchOptimizer:
     """Make a ``torch.optim.Optimizer`` whose step is one compiled program, for Lightning, accelerate or your own loop.
 
@@ -75,6 +80,8 @@ def as_torch_optimizer(
         model: The model that plain parameters or groups belong to; it gives them their names and routes.
         maximize: Go uphill, as in torch.optim; also a group's key.
         half_precision: How bf16 and fp16 parameters are updated; see docs/training.md.
+        ema: Moving averages of the deployed weights, updated in the same program: `EMA`, or several with different
+            names. A step that a GradScaler leaves out leaves them too.
 
     Returns:
         The optimizer. Nothing is compiled before its first step.
@@ -96,7 +103,7 @@ def as_torch_optimizer(
     _refuse_the_wrong_way_round(params, optimizer)
     made = TorchOptimizer(
         params,
-        optimizer,
+        Averaging(optimizer, averages_of(ema)),
         lr=lr,
         mode=mode,
         backend=backend,
@@ -148,7 +155,7 @@ class TorchOptimizer(torch.optim.Optimizer):
     def __init__(
         self,
         params: Parameters,
-        optimizer: OptimizerChoice,
+        optimizer: OptimizerChoice | Averaging,
         *,
         lr: float | Schedule | None,
         mode: str | None,
@@ -157,7 +164,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         force_spectral: Sequence[str],
         model: nn.Module | None = None,
     ) -> None:
-        made = resolve_optimizer(optimizer)
+        optimizer, averages = optimizer if isinstance(optimizer, Averaging) else (optimizer, ())
+        made = with_averages(resolve_optimizer(optimizer), averages)
         numbers = with_rate(made, lr)
         if reserved := next((n for n in (STEPS, BETAS, MAXIMIZE) if n in numbers), None):
             raise ValueError(f"{made.name} has a hyperparameter {reserved!r}, which the optimizer needs; rename it.")
@@ -170,7 +178,9 @@ class TorchOptimizer(torch.optim.Optimizer):
         check_list("force_scalar", force_scalar)
         check_list("force_spectral", force_spectral)
         programs, patterns = UpdatePrograms(mode, backend), (tuple(force_scalar), tuple(force_spectral))
-        self._inside = GroupedUpdate(optimizer, made, numbers, programs, *patterns, model)
+        for kept in averages:
+            kept.wait_for(model)
+        self._inside = GroupedUpdate(optimizer, made, numbers, programs, *patterns, model, averages=averages)
         defaults = {**{n: as_shown(v) for n, v in numbers.items()}, STEPS: 0}
         if betas := self._inside.betas:
             defaults[BETAS] = tuple(as_float(defaults[n]) for n in betas)
@@ -297,6 +307,11 @@ class TorchOptimizer(torch.optim.Optimizer):
         return tuple(r for group in self._inside.groups() for r in group.routes)
 
     @property
+    def averages(self) -> tuple[KeptAverage, ...]:
+        """The moving averages that it keeps (``ema=``); a copy of the optimizer has its own."""
+        return self._inside.averages
+
+    @property
     def diagnostics(self) -> dict[str, Tensor]:
         """What the optimizer's parts measured in the last step, on the device; of several groups under ``<index>/``."""
         found: dict[str, Tensor] = {}
@@ -358,34 +373,16 @@ class TorchOptimizer(torch.optim.Optimizer):
         return self._portable()
 
     def _portable(self) -> dict[str, Any]:
-        inside = self._inside
-        programs = (inside.programs.mode, inside.programs.backend)
-        patterns = (inside.force_scalar, inside.force_spectral)
         return {
             "defaults": self.defaults,
             "param_groups": self.param_groups,
             "state": {p: kept for p, kept in self.state.items() if kept},
-            "inside": (
-                inside.source,
-                dict(inside.numbers),
-                programs,
-                patterns,
-                inside.evaluating,
-                inside.half_precision,
-            ),
-            "records": [(record.names, record.schedules, record.seen) for record in inside.records],
             "routes": self.routes,
+            **portable(self._inside),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        source, numbers, programs, (off, on), evaluating, *rest = state["inside"]
-        half_precision = rest[0] if rest else "master"  # it was pickled before there was a choice
-        made = state["transform"] if "transform" in state else resolve_optimizer(source)
-        routes = {r.name: r for r in state["routes"]}
-        records = [GroupRecord(*record) for record in state["records"]]
-        self._inside = GroupedUpdate(
-            source, made, numbers, UpdatePrograms(*programs), off, on, None, half_precision, routes, records, evaluating
-        )
+        self._inside = restored(state)
         super().__setstate__({k: state[k] for k in ("defaults", "param_groups")})
         self.state = defaultdict(dict, state["state"])
         for at, options in enumerate(self.param_groups):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import diffusers.training_utils
 import pytest
 import safetensors.torch
 import torch
@@ -12,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fusion_compile as fc
-from fusion_compile.ema import gamma_of
 
 MODES: dict[str, dict[str, Any]] = {"eager": {"mode": "eager"}, "captured": {"backend": "aot_eager"}}
 
@@ -172,8 +172,34 @@ def test_what_does_not_fit_is_refused_in_a_sentence() -> None:
             fc.EMA(**odd)
 
 
-def test_profiles_have_the_papers_exponents() -> None:
-    # 2312.02696, section 3.1.
-    assert gamma_of(0.05) == pytest.approx(16.97, abs=5e-3) and gamma_of(0.10) == pytest.approx(6.94, abs=5e-3)
-    with pytest.raises(ValueError, match=r"0\.28"):
-        gamma_of(0.3)
+def test_snapshots_of_a_training_make_another_width(tmp_path: Path) -> None:
+    model = mlp()
+    averages = fc.EMA.power(model, (0.05, 0.08, 0.10))
+    step = fc.compile_training_step(model, squares, optimizer="adamw", lr=1e-3, ema=averages, mode="eager")
+    with pytest.raises(ValueError, match="was not updated yet"):
+        averages[0].snapshot(tmp_path)
+    for n in range(1, 201):
+        step(batch(n))
+        if n % 10 == 0:
+            averages[0].snapshot(tmp_path)
+            averages[2].snapshot(tmp_path)
+    found = fc.EMA.reconstruct(tmp_path, sigma_rel=0.08)
+    for name, value in values(averages[1].model).items():
+        assert (found[name] - value).norm() < 1e-3 * value.norm()
+    with pytest.raises(ValueError, match="has no power function profile"):
+        made(mode="eager")[1].snapshot(tmp_path)
+
+
+def test_another_librarys_average_goes_on_in_a_step() -> None:
+    model, twin = mlp(), mlp()
+    theirs = diffusers.training_utils.EMAModel(twin.parameters(), decay=0.99)
+    for _ in range(7):
+        theirs.step([nn.Parameter(p + 0.1) for p in twin.parameters()])
+    ema = fc.EMA(model, 0.99, warmup="ramp")
+    step = fc.compile_training_step(model, squares, optimizer="adamw", lr=1e-2, ema=ema, mode="eager")
+    ema.load_state_dict(theirs.state_dict())
+    for n in range(3):
+        step(batch(n))
+        theirs.step(model.parameters())
+    # Two roundings in each of three steps, of values below 1.
+    torch.testing.assert_close([*values(ema.model).values()], theirs.shadow_params, rtol=0, atol=5e-7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -21,3 +22,37 @@ def module_with(model: nn.Module, named: Tensors) -> nn.Module:
         own = named.get(name)
         stands_for[id(parameter)] = parameter if own is None else nn.Parameter(own, requires_grad=False)
     return copy.deepcopy(model, stands_for)
+
+
+def put_parameters(made: nn.Module, model: nn.Module, named: Tensors) -> None:
+    """Let `made`, a copy of `model`, hold `named` for the parameters of these names from now on, wherever it is tied.
+
+    A parameter of its own stays the same object. One that belongs to `model`, because it was frozen, is replaced.
+    """
+    parameters, theirs = dict(made.named_parameters()), {id(p) for p in model.parameters()}
+    replaced: dict[int, nn.Parameter] = {}
+    for name, tensor in named.items():
+        if id(parameters[name]) in theirs or parameters[name].dtype != tensor.dtype:
+            replaced[id(parameters[name])] = nn.Parameter(tensor, requires_grad=False)
+        else:
+            parameters[name].data = tensor
+    for module in made.modules() if replaced else ():
+        for key, parameter in module._parameters.items():
+            module._parameters[key] = replaced.get(id(parameter), parameter)
+
+
+def share_the_rest(made: nn.Module, model: nn.Module, own: Collection[str]) -> None:
+    """Let the copy `made` show the buffers that `model` has now, and its parameters except those called `own`.
+
+    ``model.to(device)`` makes other buffers than those that were there when `made` was copied.
+    """
+    theirs = dict(model.named_modules(remove_duplicate=False))
+    for prefix, module in made.named_modules(remove_duplicate=False):
+        if (source := theirs.get(prefix)) is None:
+            continue
+        for key in module._buffers:
+            if key in source._buffers:
+                module._buffers[key] = source._buffers[key]
+        for key in module._parameters:
+            if (f"{prefix}.{key}" if prefix else key) not in own and source._parameters.get(key) is not None:
+                module._parameters[key] = source._parameters[key]

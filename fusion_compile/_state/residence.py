@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile._state.banks import Layout
-from fusion_compile._state.kept_average import KeptAverage, banks_of
+from fusion_compile._state.kept_average import KeptAverage, banks_of, counter_of
 from fusion_compile._state.kept_gradients import KeptGradients
 from fusion_compile._types import Tensors
 
@@ -57,7 +57,8 @@ class Residence:
         Raises ValueError where one is kept by another step, or was made for another model.
         """
         for ema in averages:
-            ema.held_by(self._model, self.layout.views(banks_of(ema.average, self.layout, state)))
+            views = self.layout.views(banks_of(ema.average, self.layout, state))
+            ema.held_by(self._model, views, counter_of(ema.average, state))
         self._averages += averages
         if gradients:
             self._gradients = KeptGradients(self._model, self.layout, state)

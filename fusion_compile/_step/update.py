@@ -59,6 +59,10 @@ class UpdatePlan:
         read = self.transform.diagnostics
         return {} if read is None else {k: v.clone() for k, v in read(self.optimizer(state)).items()}
 
+    def changed(self, optimizer: State, state: Tensors) -> Tensors:
+        """The flat entries of the transform's state `optimizer` that are others than those of `state`."""
+        return _changed(optimizer, state)
+
     def fresh(self, state: Tensors) -> Tensors:
         """The entries of the transform's state as they are before the first step."""
         return dict(flat_tree.flatten(self.transform.init(self.params(state)), keys.OPTIMIZER))

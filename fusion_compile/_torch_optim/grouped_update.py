@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from fusion_compile._say_once import SayOnce
 from fusion_compile._state.banks import build_layout
 from fusion_compile._state.groups import refuse_unread
+from fusion_compile._state.kept_average import KeptAverage
 from fusion_compile._state.mismatches import refuse_mismatches
 from fusion_compile._state.routing import Route
 from fusion_compile._step.numbers_used import numbers_used
+from fusion_compile._torch_optim.averages import bind_averages
 from fusion_compile._torch_optim.group_numbers import as_float, check_number, number_at
+from fusion_compile._torch_optim.group_record import GroupRecord, gradients_of, names_in
 from fusion_compile._torch_optim.guards import Guards
 from fusion_compile._torch_optim.named_groups import STEPS, check_options, check_parameters, group_routes
 from fusion_compile._torch_optim.naming import full_names, undecided
@@ -46,37 +49,13 @@ REMEDY = "Build the optimizer with the model and recipe that saved it."
 
 
 @dataclass
-class GroupRecord:
-    """What belongs to one of ``param_groups`` and is no number.
-
-    `seen`: the numbers as last read. `group`: its banks, None before its first step. `tensors`: numbers that are
-    tensors, with the version and the value as last read.
-    """
-
-    names: list[str]
-    schedules: dict[str, Schedule]
-    seen: dict[str, Any]
-    group: ParameterGroup | None = None
-    tensors: dict[str, tuple[Tensor, int, Any]] = field(default_factory=dict)
-
-    def read(self, name: str, value: Any) -> Any:
-        """`value` as a float, a schedule as itself. A tensor is read again when it was written, or is another: reading
-        one waits for its device."""
-        if not isinstance(value, Tensor):
-            return value if callable(value) else as_float(value)
-        known = self.tensors.get(name)
-        if known is None or known[0] is not value or known[1] != value._version:
-            known = self.tensors[name] = (value, value._version, as_float(value))
-        return known[2]
-
-
-@dataclass
 class GroupedUpdate:
     """Everything that a torch optimizer is besides its ``param_groups`` and ``state``.
 
     `source`: what `transform` was made of; all but a transform itself can be pickled. `numbers`: the defaults of its
     hyperparameters. `records`: one for each group. `kept`: for how many parameters there was state when it was last
-    shown; less means that the user dropped some.
+    shown; less means that the user dropped some. `averages`: moving averages of the weights, of which `transform`
+    knows.
     """
 
     source: OptimizerChoice
@@ -92,6 +71,7 @@ class GroupedUpdate:
     evaluating: bool = False
     loss: Any = None
     kept: int = 0
+    averages: tuple[KeptAverage, ...] = ()
     warn: SayOnce = field(default_factory=SayOnce)
     guards: Guards = field(init=False)
 
@@ -160,7 +140,8 @@ class GroupedUpdate:
                     f"{name} of parameter group {at} lies on {p.device}, parameter group {other} on {devices[other]}; "
                     f"one program updates them all. Move them to one device, or make an optimizer for each."
                 )
-        return ParameterGroup(at, members, routes, self.transform, numbers, self.half_precision)
+        averages = [kept.average for kept in self.averages]
+        return ParameterGroup(at, members, routes, self.transform, numbers, self.half_precision, averages)
 
     def refuse_unread(self, at: int, options: Options, given: Mapping[str, nn.Parameter]) -> None:
         """Raise ValueError for a number that the new group `at` sets and nothing reads for its parameters.
@@ -216,6 +197,7 @@ class GroupedUpdate:
             self.guards.cover(group.members, self.model)
             # Before the first step y is x.
             self.guards.switch(not self.evaluating and options[STEPS] > 0)
+        bind_averages(self.averages, group)
         for name, parts in group.parts().items():
             state.setdefault(group.members[name], {}).update(parts)  # beside what others keep there
         self.kept = len(state)
@@ -229,16 +211,21 @@ class GroupedUpdate:
         gradients, present = {}, {}
         # optimizer.state.clear(), or del optimizer.state[p]; looking at each parameter in each step would cost too much
         dropped = len(state) < self.kept or any(not group.kept_in(state, 1) for group in self.groups())
-        for at, (record, options) in enumerate(zip(self.records, param_groups, strict=True)):
-            given = gradients_of(zip(record.names, options["params"], strict=True))
-            if not given:
+        pairs = [(r, options, r.pairs(options)) for r, options in zip(self.records, param_groups, strict=True)]
+        arrived = [gradients_of(named) for _, _, named in pairs]
+        for at, ((_, options, named), given) in enumerate(zip(pairs, arrived, strict=True)):
+            idle = not given and bool(self.averages) and any(arrived) and any(p.requires_grad for _, p in named)
+            if not given and not idle:
                 continue
             group = self._ready(at, options, state, given, dropped)
             self.apply_numbers(group, options)
+            groups[at] = group
+            if idle:
+                turns.append(Turn(at, due=False, partial=False, idle=True))
+                continue
             missing = frozenset(group.members) - given.keys()
             due = group.transform.period > 0 and options[STEPS] % group.transform.period == 0
             turns.append(Turn(at, due, bool(missing)))
-            groups[at] = group
             gradients.update(group.gather(given, uphill=bool(options.get(MAXIMIZE))))
             if missing:
                 present.update(group.present(missing))
@@ -254,9 +241,12 @@ class GroupedUpdate:
             loss = torch.as_tensor(loss, device=layout.device).detach().to(layout.state_dtype).reshape(())
         signature = Signature(tuple(turns), loss is not None)
         self.programs.step(groups, signature, Arrivals(gradients, present, loss))
-        for at, group in groups.items():
+        for average in self.averages:
+            average.bound()
+            average.say_written()
+        for at in (turn.at for turn in turns if not turn.idle):
             param_groups[at][STEPS] += 1
-            self.programs.after_step(group, param_groups[at][STEPS])
+            self.programs.after_step(groups[at], param_groups[at][STEPS])
         torch.autograd.graph.increment_version(updated)
         for group in groups.values():
             group.note_versions()
@@ -371,29 +361,3 @@ class GroupedUpdate:
                         group.adopt_written()
                     group.show(evaluating)
         self.guards.switch(not evaluating and any(param_groups[group.at][STEPS] for group in self.groups()))
-
-
-def gradients_of(named: Iterable[tuple[str, nn.Parameter]]) -> Tensors:
-    """The gradients by parameter. A gradient that no bank holds is a RuntimeError."""
-    found = {}
-    for name, p in named:
-        if (g := p.grad) is None:
-            continue
-        if g.layout is not torch.strided:
-            raise RuntimeError(
-                f"the gradient of {name} {list(p.shape)} is sparse ({g.layout}); make it dense "
-                f"(nn.Embedding(sparse=False)), or give the parameter to torch.optim.SparseAdam."
-            )
-        if g.dtype != p.dtype or g.device != p.device:
-            raise RuntimeError(
-                f"the gradient of {name} {list(p.shape)} is {g.dtype} on {g.device}, the parameter {p.dtype} on "
-                f"{p.device}; convert it before optimizer.step()."
-            )
-        found[name] = g
-    return found
-
-
-def names_in(records: Iterable[GroupRecord], param_groups: Iterable[Mapping[str, Any]]) -> dict[str, nn.Parameter]:
-    """All parameters by name."""
-    pairs = zip(records, param_groups, strict=True)
-    return {n: p for record, options in pairs for n, p in zip(record.names, options["params"], strict=True)}

@@ -8,7 +8,7 @@ half-precision parameter, or x where the parameters hold the gradient point y.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from fusion_compile._torch_optim.written_point import WrittenPoint
 from fusion_compile._types import Tensors
 from fusion_compile.optim._schedules import Schedule
 from fusion_compile.optim._transform import Transform
+from fusion_compile.optim.averaged import Average
 
 OWN_WEIGHTS = {"x", "master"}
 """Parts that are the optimizer's own weights, where the model may hold others."""
@@ -64,10 +65,12 @@ class ParameterGroup:
         transform: Transform,
         numbers: Mapping[str, float | Schedule],
         half_precision: str = "master",
+        averages: Sequence[Average] = (),
     ) -> None:
         module = holder(members)
         self.at, self.members, self.routes = at, dict(members), routes
         self.layout, self.transform = layout, _ = banks_for(transform, module, routes, half_precision)
+        self.averages = tuple(averages)
         self.moves = self.transform.gradient_point is not None
         refuse_banks(half_precision, layout)
         half = next((b for b in layout.banks if b.dtype != layout.state_dtype), None)
@@ -97,6 +100,9 @@ class ParameterGroup:
         for tensor in self.state.values():
             _compat.mark_static(tensor)
         self.shared_state = keys.of_group(at, self.state)
+        self.averaged = {
+            keys.optimizer(f"averages/{a.name}/{bank.key}") for a in self.averages for bank in layout.banks
+        }
         self._marks = {n: next(iter(parts), None) for n, parts in self.parts().items()}
         moving = [(b, self.state[keys.module(b.key)]) for b in layout.banks if self.moves]
         self.written_point = WrittenPoint(Samples(moving))
@@ -215,6 +221,7 @@ class ParameterGroup:
         named: dict[str, dict[str, Tensor]] = {n: {} for n in self.members}
         weights = "x" if self.moves else "master"  # OWN_WEIGHTS
         for part, bank, tensor in kept_parts(self.layout, self.state if state is None else state, weights):
+            part = average_part(part) if self.averages else part
             by_name = ((n, tensor) for n in named) if bank is None else self.layout.by_name(bank, tensor)
             for name, view in by_name:
                 named[name][part] = view
@@ -238,6 +245,7 @@ class ParameterGroup:
         for name, wanted in self.parts().items():
             if name in saved:
                 given = {part: t for part, t in saved[name].items() if part in wanted or is_a_part(part)}
+                wanted = {part: t for part, t in wanted.items() if part in given or not is_of_an_average(part)}
                 lines += mismatches(wanted, given, _part_of(name), complete=complete)
         return lines
 
@@ -260,6 +268,18 @@ class ParameterGroup:
                     if part in given and id(tensor) not in done:
                         tensor.copy_(given[part])
                         done.add(id(tensor))
+
+
+def average_part(part: str) -> str:
+    """The name of a part of an optimizer that keeps averages: the other parts' are those that they have without."""
+    if part.startswith("base."):
+        return part.removeprefix("base.")
+    return f"averages_{part}" if part == "taken" or part.startswith("least.") else part
+
+
+def is_of_an_average(part: str) -> bool:
+    """Whether a part belongs to the averages that an optimizer keeps."""
+    return part.startswith(("averages.", "averages_"))
 
 
 def is_a_part(name: object) -> bool:

@@ -41,6 +41,8 @@ def load_saved(inside: GroupedUpdate, own: list[Options], state: State, saved: M
             targets[at] = record.group or inside.new_group(at, own[at])
     refuse_mismatches([p for at, group in targets.items() for p in group.problems(parts[at])], REMEDY)
 
+    for kept in inside.averages:
+        kept.forget_written()
     for at, (record, options) in enumerate(zip(inside.records, own, strict=True)):
         options.update({k: copy.deepcopy(v) for k, v in theirs[at].items() if k not in ("params", "param_names")})
         record.seen = {n: as_float(options[n]) for n in record.seen}

@@ -22,14 +22,17 @@ from fusion_compile._step.periodic import run_due_work
 from fusion_compile._step.update import donated, pure_update, settled
 from fusion_compile._torch_optim.parameter_group import ParameterGroup
 from fusion_compile._types import Tensors
+from fusion_compile.optim.averaged import follow
 
 
 class Turn(NamedTuple):
-    """One group's part in a step. `due`: see ``Transform.period``. `partial`: some parameters have no gradient."""
+    """One group's part in a step. `due`: see ``Transform.period``. `partial`: some parameters have no gradient. `idle`:
+    none has one, and only the averages of its weights move."""
 
     at: int
     due: bool
     partial: bool
+    idle: bool = False
 
 
 class Signature(NamedTuple):
@@ -65,16 +68,18 @@ def _update_of(group: ParameterGroup, turn: Turn, state: Tensors, given: Arrival
     plan, layout = group.plan, group.layout
     as_kept = state if group.moves else with_written_weights(layout, state)
     state = unpacked(layout, as_kept)
+    if turn.idle:
+        context = plan.context(state)
+        return plan.changed(follow(group.averages, plan.optimizer(state), plan.params(state), context), state)
     arrived = keys.without_group(turn.at, given.gradients)
     gradients = {b.key: arrived[b.key].to(layout.state_dtype) for b in layout.banks}
-    context = plan.context(state, given.loss, due=turn.due)
+    present = keys.without_group(turn.at, given.present) if turn.partial else None
+    context = plan.context(state, given.loss, due=turn.due)._replace(present=present)
     new, _ = pure_update(plan, state, gradients, context)
     new |= counted(state)
-    if turn.partial:
-        present = keys.without_group(turn.at, given.present)
-        new = {
-            key: _where_present(value, state[key], present.get(layout.bank_of(key) or "")) for key, value in new.items()
-        }
+    if present is not None:  # the average of a weight moves towards it also where the weight stays
+        masks = {key: None if key in group.averaged else present.get(layout.bank_of(key) or "") for key in new}
+        new = {key: _where_present(value, state[key], masks[key]) for key, value in new.items()}
     new = settled(new, state)
     if group.moves:
         return new | rounded(layout, plan.gradient_point({**state, **new}, context), state)

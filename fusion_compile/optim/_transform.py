@@ -58,12 +58,15 @@ class Context(NamedTuple):
     or None where no loss exists. `due`: whether `Extras.period` selects this step; a Python bool, so each of the two
     kinds of step is a program of its own. `finite`: whether an entry of the state that would become infinite or nan
     must stay what it was (``skip_nonfinite``); the step sees to it, except inside of what a transform encodes itself.
+    `present`: by bank, which entries of a flat bank and which matrices of a stacked one move in this step; the rest
+    stays, whatever the transform returns for it. None: all.
     """
 
     hyperparameters: Mapping[str, Tensor]
     loss: Tensor | None = None
     due: bool = False
     finite: bool = False
+    present: Mapping[str, Tensor] | None = None
 
 
 class Place(NamedTuple):

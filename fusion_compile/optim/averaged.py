@@ -80,6 +80,26 @@ class AveragedState(NamedTuple):
     base: State
 
 
+def follow(averages: Sequence[Average], state: AveragedState, weights: Tensors, context: Context) -> AveragedState:
+    """`state` after one update of the averages towards `weights`."""
+    kept = {}
+    for average in averages:
+        least = state.least[average.name]
+        rate = context.hyperparameters[average.number] if average.number else torch.zeros_like(least)
+        w = torch.where(least < 0, torch.zeros_like(least), torch.maximum(least, rate.to(least.dtype)))
+        kept[average.name] = lerp(state.averages[average.name], weights, w)
+    count = state.taken + 1
+    return AveragedState(kept, {a.name: a.least(count + 1) for a in averages}, count, state.base)
+
+
+def _that_move(moves: Tensor, key: str, context: Context) -> Tensor:
+    """`moves` of one bank, zero for what stays in this step."""
+    mask = None if context.present is None else context.present.get(key)
+    if mask is None:
+        return moves
+    return torch.where(mask.view(-1, *[1] * (moves.ndim - 1)), moves, torch.zeros_like(moves))
+
+
 def averaged(base: Transform, averages: Sequence[Average]) -> Transform:
     """`base`, and averages of the weights that it leaves, ``params + base(g)``.
 
@@ -119,15 +139,8 @@ def averaged(base: Transform, averages: Sequence[Average]) -> Transform:
         updates: Tensors, state: AveragedState, params: Tensors, context: Context
     ) -> tuple[Tensors, AveragedState]:
         moves, base_state = base.update(updates, state.base, params, context)
-        weights = {key: p + moves[key] for key, p in params.items()}
-        kept = {}
-        for average in averages:
-            least = state.least[average.name]
-            rate = context.hyperparameters[average.number] if average.number else torch.zeros_like(least)
-            w = torch.where(least < 0, torch.zeros_like(least), torch.maximum(least, rate.to(least.dtype)))
-            kept[average.name] = lerp(state.averages[average.name], weights, w)
-        count = state.taken + 1
-        return moves, AveragedState(kept, {a.name: a.least(count + 1) for a in averages}, count, base_state)
+        weights = {key: p + _that_move(moves[key], key, context) for key, p in params.items()}
+        return moves, follow(averages, state, weights, context)._replace(base=base_state)
 
     numbers = {average.number: average.rate for average in averages if average.number}
     extras = wrap(base, base.name, numbers, rebuild=lambda base: averaged(base, averages))

@@ -124,7 +124,7 @@ def test_a_tensor_is_read_only_when_it_was_written(monkeypatch: pytest.MonkeyPat
             read.append(float(value))
         return as_float(value)
 
-    monkeypatch.setattr("fusion_compile._torch_optim.grouped_update.as_float", counted)
+    monkeypatch.setattr("fusion_compile._torch_optim.group_record.as_float", counted)
     train(model, optimizer, batches(3))
     once = len(read)
     train(model, optimizer, batches(3))

@@ -1,0 +1,70 @@
+"""What belongs to one of ``param_groups`` and is no number: names, schedules, banks, and gradients as they arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusion_compile._torch_optim.group_numbers import as_float
+from fusion_compile._torch_optim.parameter_group import ParameterGroup
+from fusion_compile._types import Tensors
+from fusion_compile.optim._schedules import Schedule
+
+
+@dataclass
+class GroupRecord:
+    """What belongs to one of ``param_groups`` and is no number.
+
+    `seen`: the numbers as last read. `group`: its banks, None before its first step. `tensors`: numbers that are
+    tensors, with the version and the value as last read.
+    """
+
+    names: list[str]
+    schedules: dict[str, Schedule]
+    seen: dict[str, Any]
+    group: ParameterGroup | None = None
+    tensors: dict[str, tuple[Tensor, int, Any]] = field(default_factory=dict)
+
+    def pairs(self, options: dict[str, Any]) -> list[tuple[str, nn.Parameter]]:
+        """The group's parameters with their names. `options`: its entry of ``param_groups``."""
+        return [*zip(self.names, options["params"], strict=True)]
+
+    def read(self, name: str, value: Any) -> Any:
+        """`value` as a float, a schedule as itself. A tensor is read again when it was written, or is another: reading
+        one waits for its device."""
+        if not isinstance(value, Tensor):
+            return value if callable(value) else as_float(value)
+        known = self.tensors.get(name)
+        if known is None or known[0] is not value or known[1] != value._version:
+            known = self.tensors[name] = (value, value._version, as_float(value))
+        return known[2]
+
+
+def gradients_of(named: Iterable[tuple[str, nn.Parameter]]) -> Tensors:
+    """The gradients by parameter. A gradient that no bank holds is a RuntimeError."""
+    found = {}
+    for name, p in named:
+        if (g := p.grad) is None:
+            continue
+        if g.layout is not torch.strided:
+            raise RuntimeError(
+                f"the gradient of {name} {list(p.shape)} is sparse ({g.layout}); make it dense "
+                f"(nn.Embedding(sparse=False)), or give the parameter to torch.optim.SparseAdam."
+            )
+        if g.dtype != p.dtype or g.device != p.device:
+            raise RuntimeError(
+                f"the gradient of {name} {list(p.shape)} is {g.dtype} on {g.device}, the parameter {p.dtype} on "
+                f"{p.device}; convert it before optimizer.step()."
+            )
+        found[name] = g
+    return found
+
+
+def names_in(records: Iterable[GroupRecord], param_groups: Iterable[Mapping[str, Any]]) -> dict[str, nn.Parameter]:
+    """All parameters by name."""
+    pairs = zip(records, param_groups, strict=True)
+    return {n: p for record, options in pairs for n, p in zip(record.names, options["params"], strict=True)}
