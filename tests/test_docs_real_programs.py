@@ -70,6 +70,7 @@ def test_everything_was_equal_or_is_refused_with_its_sentence() -> None:
     assert set(seen) == set(NOT_EQUAL)
     for where, sentence in NOT_EQUAL.items():
         assert seen[where]["verdict"] == "refused" and sentence in seen[where]["said"]
+        assert ("mode='eager'" in seen[where]["said"]) == (seen[where]["difference"] is not None)  # which was run, too
 
 
 def check(kind: str, name: str, door: str) -> None:

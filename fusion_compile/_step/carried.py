@@ -188,11 +188,14 @@ class Carried:
                 )
 
     @contextmanager
-    def held(self, tensors: Mapping[str, Tensor], stand_ins: Mapping[int, Tensor] | None = None) -> Iterator[None]:
+    def held(
+        self, tensors: Mapping[str, Tensor], stand_ins: Mapping[int, Tensor] | None = None, *, goes_on: bool = False
+    ) -> Iterator[None]:
         """Inside, user code finds `tensors` (by path) where it keeps its own; afterwards its own are back.
 
         `stand_ins`: the model's own parameters and buffers by the identity of what stands for them inside. What is
-        `owned` holds the model's own afterwards.
+        `owned` holds the model's own afterwards. `goes_on`: from the part of the batch before, as `now` found it there:
+        what that made first, no slot holds yet.
         """
         known = self._own
         own = {**known, **(stand_ins or {})}
@@ -202,7 +205,7 @@ class Carried:
         self._own = own
         try:
             for label, slot in self.replaced.items():
-                write(slot, filled(form_of(before[label], label, known), tensors))
+                write(slot, filled(self.forms[label] if goes_on else form_of(before[label], label, known), tensors))
             for label, (_, slots) in self.written.items():
                 for slot in slots:
                     write(slot, given[label])

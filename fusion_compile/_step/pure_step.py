@@ -123,7 +123,6 @@ def pure_step(
     layout, options, scale = plan.update.layout, plan.options, plan.loss_scale
     parameters = dict(loss.model.named_parameters())
     originals = {**parameters, **dict(loss.model.named_buffers()), **parameters_of(options.averages)}
-    # A gradient hook sees what it sees in the ordinary loop, which divides the loss before its backward.
     hooked = form.runs and any(map(_compat.gradient_hooks, parameters.values()))
 
     def forward(leaves: Tensors, batch: tuple[Any, ...]) -> tuple[Tensor, Tensors, Tensors]:
@@ -133,15 +132,15 @@ def pure_step(
         return value, {k: m.detach() for k, m in metrics.items()}, {k: b.detach() for k, b in after.items()}
 
     def backward(values: list[Tensor], forwards: list[Tensors], divisor: Tensor | int, scales: Tensors) -> Tensors:
-        """Gradient banks of the sum of `values`, summed over the leaves of `forwards` in the state dtype.
+        """Gradient banks of the sum of `values` by `divisor`, summed over the leaves of `forwards` in the state dtype.
 
-        `divisor`: where hooks look at gradients, the sum is divided by it first. `scales`: the state, whose scale the
-        loss has during its backward.
+        `scales`: the state, whose scale the loss has during its backward.
         """
         left_out = () if form.runs else facts.unused
         used = tuple((i, n) for i, leaves in enumerate(forwards) for n in leaves if n not in left_out)
         with torch.enable_grad(), _compat.region("backward"):
-            summed = scaled(_sum(values) / divisor if hooked else _sum(values), scales)
+            whole = isinstance(divisor, int) and divisor == 1
+            summed = scaled(_sum(values) if whole else _sum(values) / divisor, scales)
             given = [forwards[i][n] for i, n in used]
             found: Sequence[Tensor | None]
             if form.runs:
@@ -178,11 +177,16 @@ def pure_step(
         seen = weights
         parts = micro_batches(batch, options.accumulate)
         shares = Shares.of(parts, options.weigh_by)
+        # Hooks and custom backwards see what they see in the ordinary loop, which divides a loss before its backward.
+        known = shares.known_total()
+        if known is None and hooked:
+            raise ValueError(_unknown_total(shares))
         for i, micro in enumerate(parts):
             # A clone: the loss may write into its buffers, and a skipped step needs the old values.
             own = {n: b.clone() for n, b in buffers.items()}
             leaves = {n: leaf(n, w.clone() if n in facts.written else w) for n, w in weights.items()}
-            with loss.holding(leaves, own), (held if form.runs else nothing_held)({**leaves, **own, **averages}, kept):
+            there = {**leaves, **own, **averages}
+            with loss.holding(leaves, own), held(there, kept, goes_on=i > 0) if form.runs else nothing_held():
                 value, metrics, buffers = forward(leaves, micro.batch)
                 counts.append(shares.weight(i, metrics))
                 with torch.enable_grad():
@@ -190,8 +194,7 @@ def pure_step(
                 if form.one_backward:
                     forwards.append(leaves)
                 else:
-                    # Where hooks look, no weight depends on what a later part returns.
-                    banks = backward([value], [leaves], _known_total(shares) if hooked else 1, state)
+                    banks = backward([value], [leaves], known or 1, state)
                     grads = {k: grads[k] + g if i else g for k, g in banks.items()}
                 if form.runs:  # after the backward, whose recomputation counts in statistics too
                     kept = carried.now()
@@ -200,7 +203,7 @@ def pure_step(
             found.append(metrics)
         total = shares.total(counts)
         if form.one_backward:
-            grads = backward(values, forwards, total, state)
+            grads = backward(values, forwards, known or 1, state)
         if facts.written:
             written = {n: Written(seen[n], weights[n]) for n in facts.written}
             state = with_written_point(plan.update, state, point, written, context)
@@ -208,7 +211,7 @@ def pure_step(
         value = _sum([v.detach().to(torch.promote_types(v.dtype, torch.float32)) for v in values])
         if len(parts) > 1:
             value = value / total
-            grads = grads if hooked else {k: g / total for k, g in grads.items()}
+            grads = grads if known is not None else {k: g / total for k, g in grads.items()}
         metrics = shares.mean(found, counts, layout.state_dtype)
 
         with _compat.region("optimizer"):
@@ -234,14 +237,15 @@ def pure_step(
         return hooked_leaf(parameters[name], value) if form.runs else value.detach().requires_grad_()
 
     @contextlib.contextmanager
-    def held(there: Tensors, kept: Tensors) -> Iterator[None]:
+    def held(there: Tensors, kept: Tensors, *, goes_on: bool) -> Iterator[None]:
         """What the loss finds besides the model: what stands for the model's own and for averages of its weights where
         it keeps them itself, and the state that it keeps."""
         own = {id(tensor): originals[name] for name, tensor in there.items()}
-        with parameters_are_leaves(there, originals), carried.held({k: t.clone() for k, t in kept.items()}, own):
+        clones = {k: t.clone() for k, t in kept.items()}
+        with parameters_are_leaves(there, originals), carried.held(clones, own, goes_on=goes_on):
             yield
 
-    def nothing_held(there: Tensors, kept: Tensors) -> contextlib.AbstractContextManager[None]:
+    def nothing_held() -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     return advance
@@ -296,15 +300,12 @@ def finite_entries(tensor: Tensor) -> Tensor:
     return tensor.abs() <= torch.finfo(tensor.dtype).max
 
 
-def _known_total(shares: Shares) -> int:
-    """The divisor before any part has run. Raises ValueError where it is what the loss will count."""
-    total = shares.known_total()
-    if total is None:
-        raise ValueError(
-            f"weigh_by={shares.weigh_by!r} with gradient hooks: a hook would see a gradient before the count of all "
-            f"micro-batches is known, by which it is divided. Leave out the hook or weigh_by."
-        )
-    return total
+def _unknown_total(shares: Shares) -> str:
+    """What to say where hooks on parameters meet a divisor that is what the loss will count."""
+    return (
+        f"weigh_by={shares.weigh_by!r} with gradient hooks: a hook would see a gradient before the count of all "
+        f"micro-batches is known, by which it is divided. Leave out the hook or weigh_by."
+    )
 
 
 def _sum(values: list[Tensor]) -> Tensor:

@@ -14,16 +14,26 @@ from tests.models.released import DROPOUT, READS_THE_HOST, RELEASED
 from tests.real_programs.program import Program, Sampling, Training
 
 STEPS = 3
-DENOISERS = ("examples/dit.py", "published DiT, guided", "published SiT", "DiT", "SD3", "Flux", "Wan")
+DENOISERS = ("examples/dit.py", "published DiT, guided", "published SiT", "DiT", "SD3", "Flux", "Wan", "Qwen-Image")
 TRAINED = (
     *("GPT-2", "Llama, checkpointed", "T5", "BERT", "ViT", "Mamba", "Mixtral", "UNet", "Flux with LoRA"),
     *("4-bit base with LoRA", "int8 base with LoRA", "LSTM"),
 )
+LAYER_DROP_OFF = "Whisper, its layer-drop as published"
 
 
 def _released(name: str) -> Training:
     model, loss_fn, batches = (RELEASED | READS_THE_HOST)[name](DROPOUT)
     return Training(model, loss_fn, list(batches[:STEPS]))
+
+
+def _never_dropped() -> Training:
+    """Its configuration's own default is a probability of 0."""
+    training = _released("Whisper")
+    for module in training.model.modules():
+        if hasattr(module, "layerdrop"):
+            setattr(module, "layerdrop", 0.0)  # noqa: B010  # a Module's attribute is a Tensor to a type checker
+    return training
 
 
 def _away_from(goal: float, output: Any) -> Tensor:
@@ -54,6 +64,7 @@ def _sampled(name: str) -> Sampling:
 
 PROGRAMS: dict[str, Program] = {
     **{name: Program(lambda name=name: _released(name)) for name in (*TRAINED, *READS_THE_HOST)},  # type: ignore[misc]
+    LAYER_DROP_OFF: Program(_never_dropped),
     **{
         name: Program(lambda name=name: _trained(name), lambda name=name: _sampled(name))  # type: ignore[misc]
         for name in DENOISERS

@@ -20,7 +20,8 @@ Written by `python -m tests.real_programs`, which runs every row; do not edit. T
 - *explain*: `explain` of the step, of the loss where the step is refused, or of the sampler, with its findings.
 
 A number is the largest difference of any loss, weight or output; 0 is bitwise. An empty field does not apply. What was
-refused, or left to the whole model, has its sentence below its table.
+refused, or left to the whole model, has its sentence below its table; *eager equal* is the same step with
+`mode="eager"`, where the sentence recommends it.
 """
 
 Found = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -55,10 +56,11 @@ def cell(outcome: Mapping[str, Any] | None) -> str:
         return ""
     if outcome["verdict"] == "explained":
         return outcome["said"] or "nothing found"
+    number = outcome["difference"]
+    said = "" if number is None else ", 0" if number == 0 else f", {number:.0e}"
     if outcome["verdict"] in ("equal", "differs"):
-        number = outcome["difference"]
-        return f"{outcome['verdict']}{'' if number is None else ', 0' if number == 0 else f', {number:.0e}'}"
-    return str(outcome["verdict"])
+        return f"{outcome['verdict']}{said}"
+    return f"refused; eager equal{said}" if outcome["verdict"] == "refused" and said else str(outcome["verdict"])
 
 
 def _table(kind: str, found: Mapping[str, Mapping[str, Any]]) -> str:
