@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tests.small_models import batches, compiled, torch_loop
 
+pytestmark = pytest.mark.filterwarnings("ignore:the step is captured by running it")
 WAYS: dict[str, dict[str, Any]] = {"eager": {"mode": "eager"}, "read or run": {}, "run": {"capture": "run"}}
 
 
@@ -17,19 +18,6 @@ def model() -> nn.Linear:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return nn.Linear(4, 2)
-
-
-class ViewBesideItsBase:
-    """Writes a row of a table that it reads as a whole."""
-
-    def __init__(self) -> None:
-        self.table = torch.zeros(4, 2)
-        self.row = self.table[0]
-
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        out = model(x)
-        self.row.copy_(out.detach().mean(0))
-        return (out - self.table.sum(0) - y).square().mean()
 
 
 class FormerWeights:
@@ -45,27 +33,13 @@ class FormerWeights:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_view_beside_its_base_is_refused_before_anything_changes(way: str) -> None:
-    net, loss_fn = model(), ViewBesideItsBase()
-    step = compiled(net, loss_fn, **WAYS[way])
-    before = net.weight.clone()
-    with pytest.raises(ValueError, match=r"not the ordinary loop's.*its loss is .* Nothing was changed"):
-        step(*batches(1)[0])
-    assert torch.equal(net.weight, before) and not loss_fn.table.any()
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_a_parameters_memory_is_followed_or_refused(way: str) -> None:
+def test_a_parameters_memory_is_followed(way: str) -> None:
     net = model()
     wanted = torch_loop(net, batches(4), FormerWeights(net), lr=0.1)
     net = model()
     step = compiled(net, FormerWeights(net), lr=0.1, **WAYS[way])
-    if way == "run":
-        with pytest.raises(ValueError, match=r"loss_fn.former is left holding a parameter's memory .* keep a clone"):
-            step(*batches(1)[0])
-    else:
-        losses = torch.stack([step(*batch).clone() for batch in batches(4)])
-        torch.testing.assert_close(losses, torch.stack(wanted), rtol=1e-5, atol=1e-6)
+    losses = torch.stack([step(*batch).clone() for batch in batches(4)])
+    torch.testing.assert_close(losses, torch.stack(wanted), rtol=1e-5, atol=1e-6)
 
 
 def test_an_iterator_is_refused_without_a_rehearsal_too() -> None:

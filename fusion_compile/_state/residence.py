@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile._state.banks import Layout
+from fusion_compile._state.followers import Move, move, refuse_two_in_one_place, stay
 from fusion_compile._state.kept_average import KeptAverage, banks_of, counter_of
 from fusion_compile._state.kept_gradients import KeptGradients
 from fusion_compile._types import Tensors
@@ -27,6 +28,7 @@ class Residence:
         self.layout = layout
         self._model = model
         parameters = dict(model.named_parameters())
+        refuse_two_in_one_place({n: p for n, p in parameters.items() if p.requires_grad})
         self.banks: Tensors = layout.join({n: p.detach() for n, p in parameters.items()}, in_state_dtype=False)
         owners = {id(p): [] for p in parameters.values()}  # type: dict[int, list[tuple[dict[str, Any], str, str]]]
         for prefix, module in model.named_modules(remove_duplicate=False):
@@ -34,15 +36,17 @@ class Residence:
                 if p is not None and id(p) in owners:
                     owners[id(p)].append((module._parameters, key, f"{prefix}.{key}" if prefix else key))
         self._tenants = []
-        self._places: list[Tensor] = []
+        self._places: list[nn.Parameter] = []
         self._versions: dict[str, int] = {}
         self._buffers: list[tuple[dict[str, Any], str, str, Tensor]] = []
         self._averages: list[KeptAverage] = []
         self._gradients: KeptGradients | None = None
         self._handed_out: dict[str, tuple[Tensor, int]] = {}
-        for name, view in layout.views(self.banks).items():
-            p, place = parameters[name], torch.from_dlpack(view)  # type: ignore[attr-defined]
-            p.data = place
+        views = layout.views(self.banks).items()
+        moves = [Move(name, parameters[name], stay(torch.from_dlpack(view))) for name, view in views]  # type: ignore[attr-defined]
+        self._old_memory = move(moves)
+        """What numpy arrays may still read."""
+        for _, p, place in moves:
             self._places.append(p)
             self._tenants += [(o, key, full, p, place) for o, key, full in owners[id(p)]]
         self._names = [*layout.views(self.banks)]
@@ -77,16 +81,24 @@ class Residence:
         alone."""
         if self._gradients is not None:
             self._gradients.drop()
-        for parameter in self._places:
-            parameter.data = parameter.data.clone()
+        own = [place for *_, place in self._tenants]
+        self._tenants = []  # they hold the memory, too
+        moves = [Move(n, p, p.data.clone()) for n, p in zip(self._names, self._places, strict=True)]
+        self._old_memory += move(moves, own)
 
-    def keep_buffers(self, names: Sequence[str]) -> Tensors:
+    def keep_buffers(self, names: Sequence[str], assigned: Collection[str] = ()) -> Tensors:
         """Return the module's buffers `names`, which the program writes. `check` keeps them in the module from now
-        on."""
+        on.
+
+        Those of `assigned`, which the forward replaces, get memory of their own: who keeps the first one keeps its
+        numbers.
+        """
         kept: Tensors = {}
         for name in names:
             prefix, _, key = name.rpartition(".")
             owner = self._model.get_submodule(prefix)._buffers
+            if name in assigned:
+                owner[key] = owner[key].detach().clone()  # type: ignore[union-attr]
             kept[name] = owner[key]  # type: ignore[assignment]
             self._buffers.append((owner, key, name, kept[name]))
         return kept

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fusion_compile._capture.by_running.leaves import StandingIn, standing_for, standing_in
 from fusion_compile._capture.python_state.slots import MISSING, Slot, read, write
 from fusion_compile._capture.rehearsal.left_behind import Kind, Left
-from fusion_compile._capture.rehearsal.own_tensors import with_own
+from fusion_compile._capture.rehearsal.own_tensors import StandIns, with_own
 from fusion_compile._capture.rehearsal.reach import Reach
 from fusion_compile._step.carried_values import (
     COUNTED,
@@ -189,19 +189,19 @@ class Carried:
 
     @contextmanager
     def held(
-        self, tensors: Mapping[str, Tensor], stand_ins: Mapping[int, Tensor] | None = None, *, goes_on: bool = False
+        self, tensors: Mapping[str, Tensor], stand_ins: Sequence[tuple[Tensor, Tensor]] = (), *, goes_on: bool = False
     ) -> Iterator[None]:
         """Inside, user code finds `tensors` (by path) where it keeps its own; afterwards its own are back.
 
-        `stand_ins`: the model's own parameters and buffers by the identity of what stands for them inside. What is
-        `owned` holds the model's own afterwards. `goes_on`: from the part of the batch before, as `now` found it there:
+        `stand_ins`: what stands for the model's own parameters and buffers inside, and these. What is `owned` holds the
+        model's own afterwards, or their parts. `goes_on`: from the part of the batch before, as `now` found it there:
         what that made first, no slot holds yet.
         """
         known = self._own
-        own = {**known, **(stand_ins or {})}
+        own = {**known, **{id(standing): tensor for standing, tensor in stand_ins}}
         before = {label: read(slot) for label, slot in self.replaced.items()}
         given = {label: standing_for(tensor, tensors[label]) for label, (tensor, _) in self.written.items()}
-        self._standing = StandingIn({id(tensor): given[label] for label, (tensor, _) in self.written.items()})
+        self._standing = StandingIn({n: (tensor, given[n]) for n, (tensor, _) in self.written.items()})
         self._own = own
         try:
             for label, slot in self.replaced.items():
@@ -218,8 +218,9 @@ class Carried:
             for tensor, slots in self.written.values():
                 for slot in slots:
                     write(slot, tensor)
+            whose = StandIns(stand_ins) if self.owned else None
             for slot in self.owned.values():
-                if (value := read(slot)) is not MISSING and (new := with_own(value, _from(own))) is not value:
+                if (value := read(slot)) is not MISSING and (new := with_own(value, whose.own)) is not value:  # type: ignore[union-attr]
                     write(slot, new)
             self._standing, self._own = None, known
 
@@ -258,10 +259,6 @@ _NEVER = object()
 def _counted_in(form: Any, kept: Any, key: Key) -> Any:
     """The number at `key` in `kept`, if `form` says that it was counted on."""
     return part(kept, key) if part(form, key) is COUNTED else MISSING
-
-
-def _from(own: Own) -> Callable[[Tensor], Tensor]:
-    return lambda tensor: own.get(id(tensor), tensor)
 
 
 def _is_of(path: str, label: str) -> bool:

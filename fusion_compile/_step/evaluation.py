@@ -21,6 +21,7 @@ from fusion_compile._program._compat import random_numbers_are_torchs
 from fusion_compile._program.lower import without_cuda_graph
 from fusion_compile._program.program import Program, refuse_host_syncs
 from fusion_compile._program.programs import Programs
+from fusion_compile._shared_memory import parts_in, sharing
 from fusion_compile._state.kept_average import parameters_of
 from fusion_compile._step import batches
 from fusion_compile._step.arrays import from_numpy_takes_tensors
@@ -137,7 +138,9 @@ class Evaluation:
     def _copies(self, banks: Tensors, batch: tuple[Any, ...]) -> tuple[tuple[Any, ...], Tensors, Tensors]:
         """Batch, weights and buffers that the loss may write."""
         weights = {n: w.clone() for n, w in self._plan.update.layout.views(banks).items()}
-        return map_tensors(torch.clone, batch), weights, {n: b.clone() for n, b in self._model.named_buffers()}
+        own = dict(self._model.named_buffers())
+        buffers = sharing(own, {n: b.clone() for n, b in own.items()}, parts_in(own))
+        return map_tensors(torch.clone, batch), weights, buffers
 
     def _loss(self, batch: tuple[Any, ...], weights: Tensors, buffers: Tensors, strays: list[str]) -> Tensors:
         """`strays`: gets the names of what the loss reads where it keeps it outside of the model."""
@@ -156,9 +159,11 @@ class Evaluation:
         """Compile, and give what the program computes; `wanted` where it cannot be captured or is another's."""
         layout, module = self._plan.update.layout, LossModule(self._model, self._loss_fn, (), self._plan.precision)
         names = [name for name, _ in self._model.named_buffers()]
+        parts = parts_in(dict(self._model.named_buffers()))
 
         def evaluate(banks: Tensors, batch: tuple[Any, ...]) -> Tensors:
-            buffers = {name: module.model.get_buffer(name).clone() for name in names}
+            own = {name: module.model.get_buffer(name) for name in names}
+            buffers = sharing(own, {name: buffer.clone() for name, buffer in own.items()}, parts)
             with module.holding(layout.views(banks), buffers):
                 value, metrics, _ = module.forward(*batch)
             return {"loss": value, **metrics}

@@ -18,6 +18,7 @@ from fusion_compile._capture.by_running.trace import no_checkpoint_is_reentrant
 from fusion_compile._capture.rehearsal.contents import Contents
 from fusion_compile._capture.rehearsal.real_writes import RealWritesPutBack
 from fusion_compile._capture.rehearsal.rehearsal import run_once
+from fusion_compile._shared_memory import parts_in, sharing, whole_of
 from fusion_compile._step import batches
 from fusion_compile._step.batch_numbers import BatchNumbers
 from fusion_compile._step.carried import Carried
@@ -242,7 +243,7 @@ def _examine(
     for leaf in leaves.values():
         leaf.requires_grad_()
     memory = {n: leaf.untyped_storage()._cdata for n, leaf in leaves.items()}
-    buffers = {n: copy(b) for n, b in every_buffer.items()}
+    buffers = sharing(every_buffer, {n: copy(b) for n, b in every_buffer.items()}, parts_in(every_buffer))
     versions = {n: b._version for n, b in buffers.items()}
     given = map_tensors(copy, batch)
     held = {path: copy(t) for path, t in carried.tensors().items()}
@@ -267,12 +268,33 @@ def _examine(
     if len(unused) == len(leaves):
         raise ValueError(_INDEPENDENT)
     updated = {id(t) for t in seen.tensors}
-    changed = tuple(n for n, b in buffers.items() if after[n] is not b or b._version != versions[n] or id(b) in updated)
+    assigned = tuple(n for n, b in buffers.items() if after[n] is not b)
+    changed = _wholes(
+        {**{n: parameters[n] for n in leaves}, **every_buffer},
+        [n for n, b in buffers.items() if b._version != versions[n] or id(b) in updated or writes.holds(b)],
+        assigned,
+    )
     rebound = tuple(n for n, leaf in leaves.items() if leaf.untyped_storage()._cdata != memory[n])
     written = tuple(n for n, leaf in leaves.items() if n in rebound or writes.holds(leaf))
-    assigned = tuple(n for n, b in buffers.items() if after[n] is not b)
     shapes = {k: (tuple(v.shape), v.dtype) for k, v in metrics.items()}
     return LossFacts(shapes, unused, changed, written, rebound, assigned), others
+
+
+def _wholes(originals: Tensors, written: Sequence[str], assigned: Sequence[str]) -> tuple[str, ...]:
+    """The buffers that a step changes: what holds the others where they share memory.
+
+    Raises ValueError where none does, or where one is the memory of a trained parameter.
+    """
+    wholes = whole_of(originals)
+    changed = dict.fromkeys([*written, *assigned])
+    for name in changed:
+        whole = wholes.get(name, name)
+        if whole is None or whole not in changed or (whole != name and name in assigned):
+            raise ValueError(
+                f"the forward changes {name} {list(originals[name].shape)}, which shares memory with another tensor of "
+                f"the model in a way that a step cannot keep. Keep one of them, and take its part in the forward."
+            )
+    return tuple(name for name in changed if wholes.get(name, name) == name)
 
 
 def run_on_fakes(mode: Any, module: LossModule, batch: tuple[Any, ...], carried: Carried) -> None:
@@ -301,11 +323,14 @@ def _run_on_fakes(
 
         trained = {n: p for n, p in module.model.named_parameters() if p.requires_grad}
         leaves = {n: tagged(fake(p).requires_grad_(), p) for n, p in trained.items()}
-        buffers = {n: fake(b) for n, b in module.model.named_buffers()}
+        own = dict(module.model.named_buffers())
+        buffers = sharing(own, {n: fake(b) for n, b in own.items()}, parts_in(own))
         held = {path: fake(t) for path, t in carried.tensors().items()}
+        originals = {**dict(module.model.named_parameters()), **own}
         with (
             real,
             module.holding(leaves, buffers),
+            parameters_are_leaves({**leaves, **buffers}, originals),
             carried.held(held),
             no_checkpoint_is_reentrant(),
             SettledCoins(),

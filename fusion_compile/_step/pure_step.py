@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fusion_compile import _compat
 from fusion_compile._capture.by_running.leaves import parameters_are_leaves
+from fusion_compile._shared_memory import parts_in, sharing
 from fusion_compile._state import flat_tree, keys
 from fusion_compile._state.half_precision import counted, entries, packed, shown_weights, unpacked
 from fusion_compile._state.kept_average import parameters_of, views_of
@@ -122,7 +123,9 @@ def pure_step(
     """The step as a function that changes none of its arguments and returns the new values by key."""
     layout, options, scale = plan.update.layout, plan.options, plan.loss_scale
     parameters = dict(loss.model.named_parameters())
-    originals = {**parameters, **dict(loss.model.named_buffers()), **parameters_of(options.averages)}
+    own_buffers = dict(loss.model.named_buffers())
+    parts_of_buffers = parts_in(own_buffers)
+    originals = {**parameters, **own_buffers, **parameters_of(options.averages)}
     hooked = form.runs and any(map(_compat.gradient_hooks, parameters.values()))
 
     def forward(leaves: Tensors, batch: tuple[Any, ...]) -> tuple[Tensor, Tensors, Tensors]:
@@ -183,7 +186,7 @@ def pure_step(
             raise ValueError(_unknown_total(shares))
         for i, micro in enumerate(parts):
             # A clone: the loss may write into its buffers, and a skipped step needs the old values.
-            own = {n: b.clone() for n, b in buffers.items()}
+            own = sharing(own_buffers, {n: b.clone() for n, b in buffers.items()}, parts_of_buffers)
             leaves = {n: leaf(n, w.clone() if n in facts.written else w) for n, w in weights.items()}
             there = {**leaves, **own, **averages}
             with loss.holding(leaves, own), held(there, kept, goes_on=i > 0) if form.runs else nothing_held():
@@ -240,7 +243,7 @@ def pure_step(
     def held(there: Tensors, kept: Tensors, *, goes_on: bool) -> Iterator[None]:
         """What the loss finds besides the model: what stands for the model's own and for averages of its weights where
         it keeps them itself, and the state that it keeps."""
-        own = {id(tensor): originals[name] for name, tensor in there.items()}
+        own = [(tensor, originals[name]) for name, tensor in there.items()]
         clones = {k: t.clone() for k, t in kept.items()}
         with parameters_are_leaves(there, originals), carried.held(clones, own, goes_on=goes_on):
             yield

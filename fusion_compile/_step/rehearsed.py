@@ -16,6 +16,7 @@ from fusion_compile._capture.rehearsal.left_behind import Kind
 from fusion_compile._capture.rehearsal.rehearsal import Rehearsal, rehearse, run_once
 from fusion_compile._capture.sources.sources import Source, Sources
 from fusion_compile._capture.watch.reads import Reads, reading
+from fusion_compile._shared_memory import parts_in, sharing
 from fusion_compile._state.kept_average import parameters_of
 from fusion_compile._step import batches
 from fusion_compile._step.containers import map_tensors
@@ -98,7 +99,8 @@ class OrdinaryStep:
         self._model, self._options, self._device = model, plan.options, plan.update.layout.device
         names = tuple(n for n, _ in model.named_buffers())
         self._loss = LossModule(model, loss_fn, names, plan.precision)
-        self._buffers = {n: b.clone() for n, b in model.named_buffers()}
+        own_buffers = dict(model.named_buffers())
+        self._buffers = sharing(own_buffers, {n: b.clone() for n, b in own_buffers.items()}, parts_in(own_buffers))
         self._leaves = {n: hooked_leaf(self._parameters[n], w) for n, w in weights.items()}
         self.given = batches.with_leaves(batch, [t.clone() for t in batches.tensors(batch)])
         self.others: dict[int, Tensor] = {}
@@ -106,10 +108,11 @@ class OrdinaryStep:
         self.reads_gradient: set[str] = set()
         self.changes_batch: tuple[str, ...] = ()
         self.accumulated = False
+        self._assigned: set[str] = set()
         averages = parameters_of(plan.options.averages)
         self._scales = {key: state[key] for key in (SCALE,) if key in state}
         self._averages = {name: average.detach() for name, average in averages.items()}
-        self._originals = {**self._parameters, **dict(model.named_buffers()), **averages}
+        self._originals = {**self._parameters, **own_buffers, **averages}
 
     @property
     def weights(self) -> list[Tensor]:
@@ -138,7 +141,7 @@ class OrdinaryStep:
                 torch.enable_grad(),
                 no_checkpoint_is_reentrant(),
                 self._loss.holding(self._leaves, dict(self._buffers)),
-                parameters_are_leaves({**self._leaves, **self._buffers, **self._averages}, self._originals) as stray,
+                parameters_are_leaves(self._standing(), self._originals) as stray,
             ):
                 value, metrics, _ = self._loss.forward(*part)
                 check_loss(value, metrics)
@@ -149,7 +152,7 @@ class OrdinaryStep:
                 divided = len(parts) > 1 or bool(self._scales)
                 taken = gradients(scaled(value, self._scales), list(self._leaves.values()), divided=divided)
                 self.accumulated |= taken.accumulated
-                self._buffers.update({n: self._model.get_buffer(n).detach() for n in self._buffers})
+                self._go_on({n: self._model.get_buffer(n) for n in self._buffers})
             self.kept_outside.update(n for n, own in self._originals.items() if id(own) in stray.handed)
             self.reads_gradient.update(n for n, leaf in self._leaves.items() if id(leaf) in stray.without_gradient)
             put = [path for path, leaf in batches.leaves(part) if leaf is not before_it.get(path, _NONE)]
@@ -164,6 +167,16 @@ class OrdinaryStep:
         norm = torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
         divisor, random = shares.total(counts) if known is None else 1, torch.get_rng_state()
         return Outcome(total / divisor, norm / divisor, {n: b.clone() for n, b in self._buffers.items()}, random)
+
+    def _standing(self) -> Tensors:
+        """What stands for tensors that user code keeps. What a forward replaces by another tensor is what it was."""
+        buffers = {n: b for n, b in self._buffers.items() if n not in self._assigned}
+        return {**self._leaves, **buffers, **self._averages}
+
+    def _go_on(self, buffers: Tensors) -> None:
+        """A forward has left these buffers."""
+        self._assigned.update(n for n, b in buffers.items() if b is not self._buffers[n])
+        self._buffers.update({n: b if b is self._buffers[n] else b.detach() for n, b in buffers.items()})
 
 
 def outcome_now(

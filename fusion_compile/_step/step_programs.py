@@ -388,7 +388,7 @@ class StepPrograms:
             self.notices.warn("unused", unread_sentence(facts.unused))
         known = () if self.facts is None else self.facts.changed_buffers
         if new := [name for name in facts.changed_buffers if name not in known]:
-            for name, buffer in self._residence.keep_buffers(new).items():
+            for name, buffer in self._residence.keep_buffers(new, facts.assigned).items():
                 self._state[keys.buffers(name)] = buffer
                 _compat.mark_static(buffer)
             self._programs.forget()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fusion_compile import _compat
 from fusion_compile._state import flat_tree, keys
+from fusion_compile._state.followers import stay
 from fusion_compile._state.half_precision import entries, forget_lost, keeps_lost, noise_for, refuse_banks, weights_of
 from fusion_compile._state.hyperparameters import Hyperparameters
 from fusion_compile._state.masters import rounded, with_written_weights
@@ -82,7 +83,7 @@ class ParameterGroup:
             )
         self.hyperparameters = Hyperparameters(numbers, layout.device, layout.state_dtype)
         banks = Residence(module, layout).banks
-        self._places = {n: p.detach() for n, p in self.members.items()}
+        self._places = {n: stay(p.detach()) for n, p in self.members.items()}
         self._versions: dict[str, int] = {}
         self._gradients = GradientBanks(layout)
         self._present: tuple[frozenset[str], Tensors] | None = None

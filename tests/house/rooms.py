@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from tests.house.source import within
 
-GROUND = {"fusion_compile." + name for name in ("_compat", "_types", "_say_once", "_progress", "_factory", "_tracked")}
-"""Private torch API, the shared nouns, warnings said once, progress, MODULE:FACTORY of commands, tracked objects."""
+GROUND = {
+    "fusion_compile." + name
+    for name in ("_compat", "_types", "_say_once", "_progress", "_factory", "_tracked", "_shared_memory")
+}
+"""Private torch API, the shared nouns, warnings said once, progress, MODULE:FACTORY of commands, tracked objects,
+one memory."""
 DOORS = {"fusion_compile", "fusion_compile.optim"} | {
     "fusion_compile." + name
     for name in (

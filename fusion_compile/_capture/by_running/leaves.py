@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from fusion_compile._capture.by_running._compat import mark_as_parameter, patched
 from fusion_compile._capture.python_state.slots import Slot, read
 from fusion_compile._capture.python_state.whose_code import is_user_code
+from fusion_compile._shared_memory import left_behind, memory_of, part_of
 
 _PUT_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
 _GET_GRADIENT: Any = Tensor.grad.__get__  # type: ignore[union-attr]
@@ -43,18 +44,25 @@ def standing_for(original: Tensor, value: Tensor) -> Tensor:
 
 
 class StandingIn(TorchFunctionMode):
-    """Gives torch what stands for a tensor wherever user code hands it the tensor itself.
+    """Gives torch what stands for a tensor wherever user code hands it the tensor itself, and its part wherever user
+    code hands it a part (a view that is kept, ``parameter.data``).
 
     Another tensor that is put into one of them (``tensor.data = …``) stands for it from then on: a graph that is being
     written down does not see the exchange.
 
     Args:
-        stand_in: By identity of the tensors, which the caller keeps alive.
+        pairs: By name, each tensor and what stands for it.
     """
 
-    def __init__(self, stand_in: Mapping[int, Tensor], *, data_may_be_put: bool = True) -> None:
+    def __init__(self, pairs: Mapping[str, tuple[Tensor, Tensor]], *, data_may_be_put: bool = True) -> None:
         super().__init__()
-        self._stand_in = dict(stand_in)
+        self._stand_in = {id(original): value for original, value in pairs.values()}
+        self._by_memory: dict[int, list[tuple[str, Tensor, Tensor]]] = {}
+        for name, (original, value) in pairs.items():
+            # What shares the memory of what stands there is its part already.
+            if (memory := memory_of(original)) is not None and memory != memory_of(value):
+                self._by_memory.setdefault(memory, []).append((name, original, value))
+        self._odd: tuple[Tensor, str] | None = None
         self._kept: list[Tensor] = list(self._stand_in.values())  # an id is a name only while its object lives
         self.handed: set[int] = set()
         """The identities of those tensors that torch was handed, and made another one of."""
@@ -67,7 +75,7 @@ class StandingIn(TorchFunctionMode):
         if isinstance(value, Tensor):
             found = self._stand_in.get(id(value))
             if found is None:
-                return value
+                return self._part(value)
             self._hit.append(id(value))
             return found
         if type(value) in (list, tuple):
@@ -75,6 +83,31 @@ class StandingIn(TorchFunctionMode):
         if type(value) is dict:
             return {k: self.swap(v) for k, v in value.items()}
         return value
+
+    def _part(self, view: Tensor) -> Tensor:
+        """What `view` is of a tensor that something stands for, or `view` itself."""
+        if left_behind.get(id(view)) is view:
+            self._odd = view, "several parameters"
+        owners = self._by_memory.get(memory_of(view) or 0, ())
+        for _, original, value in owners:
+            differentiable = view.requires_grad and not view.is_leaf
+            part = part_of(view, original, value if differentiable else value.detach())
+            if part is not None:
+                self._hit.append(id(original))
+                return part.requires_grad_() if view.requires_grad and view.is_leaf else part
+        if owners:
+            self._odd = view, owners[0][0]
+        return view
+
+    def _refuse_odd(self) -> None:
+        """Raise ValueError if torch was just handed a tensor whose part of another cannot be told."""
+        if self._odd is not None:
+            view, of = self._odd
+            raise ValueError(
+                f"the loss reads or writes a tensor {list(view.shape)} {view.dtype} that shares memory with {of} and "
+                f"is no plain part of one of the model's tensors; the step computes on others than these. Make it "
+                f"from the model's own tensor in the loss, or keep a clone()."
+            )
 
     def now(self, original: Tensor, slots: Sequence[Slot]) -> Tensor:
         """What stands for `original` at the end: what user code has put into `slots`, which led to it."""
@@ -85,12 +118,14 @@ class StandingIn(TorchFunctionMode):
         if func == _PUT_DATA and id(args[0]) in self._watched:
             self._put(args[0], self.swap(args[1]))
             return None
-        self._hit = []
+        self._hit, self._odd = [], None
         swapped = [*map(self.swap, args)], {k: self.swap(v) for k, v in (kwargs or {}).items()}
         hit, out = self._hit, func(*swapped[0], **swapped[1])
         if out is None and func == _GET_GRADIENT and is_user_code(sys._getframe(1).f_code.co_filename):
             self.without_gradient.add(id(swapped[0][0]))
-        if hit and isinstance(out, (Tensor, list, tuple)) and type(out) is not torch.Size:
+        computes = isinstance(out, (Tensor, list, tuple)) and type(out) is not torch.Size
+        if computes or func == Tensor.__setitem__:
+            self._refuse_odd()
             self.handed.update(hit)
         return out
 
@@ -115,7 +150,7 @@ def parameters_are_leaves(leaves: Mapping[str, Tensor], originals: Mapping[str, 
         leaves: What stands for a parameter or a buffer, by its full name.
         originals: The model's own by the same names.
     """
-    stray = StandingIn({id(originals[name]): leaf for name, leaf in leaves.items()}, data_may_be_put=False)
+    stray = StandingIn({name: (originals[name], leaf) for name, leaf in leaves.items()}, data_may_be_put=False)
     with standing_in(stray):
         yield stray
 
@@ -127,8 +162,9 @@ def standing_in(stray: StandingIn) -> Iterator[None]:
 
     def with_stand_ins(cls: Any, *args: Any, **kwargs: Any) -> Any:
         # An autograd.Function is not seen by torch function modes.
-        stray._hit = []
+        stray._hit, stray._odd = [], None
         given = [*map(stray.swap, args)], {k: stray.swap(v) for k, v in kwargs.items()}
+        stray._refuse_odd()
         stray.handed.update(stray._hit)
         return original.__get__(None, cls)(*given[0], **given[1])
 

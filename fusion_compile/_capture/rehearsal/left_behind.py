@@ -129,10 +129,10 @@ def sort_out(runs: Runs) -> list[Left]:
             records.append(_rewritten(runs, row))
         elif not _holds_clones_alone(runs, row):
             records.append(_sorted(runs, row))
+        elif runs.stand_ins and not _holds_a_view(runs, owned := _owned(runs, row)):
+            records.append(owned)
         elif _holds_a_view(runs, row):
             aliases.append(_alias(row))
-        elif runs.stand_ins:
-            records.append(_owned(runs, row))
     return records + aliases + list(_written(runs))
 
 
@@ -226,7 +226,7 @@ def _rewritten(runs: Runs, row: _Row) -> Left:
     return Left(label, None, _kind_of_a_write(row.changed_in, depends), *values, row.changed_in, depends, label)
 
 
-def _holds_a_view(runs: Runs, row: _Row) -> bool:
+def _holds_a_view(runs: Runs, row: _Row | Left) -> bool:
     """Whether a slot holds the memory of a parameter's clone, and not the clone itself: detached, or its ``.data``."""
     held = [t for t in _tensors(row.kept) if not t.requires_grad and not isinstance(t, nn.Parameter)]
     return any(tensor in runs.parameters and not runs.parameters.is_one(tensor) for tensor in held)

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from fusion_compile._capture.python_state.holders import Holder
 from fusion_compile._capture.python_state.slots import Slot, built_in, write
 from fusion_compile._capture.rehearsal._compat import storage_key
 from fusion_compile._capture.rehearsal.reach import Reach
+from fusion_compile._shared_memory import part_of
 
 Own = Callable[[Tensor], Tensor]
 """From a tensor to the model's own, for which it stands; any other tensor is itself."""
@@ -23,8 +25,8 @@ Own = Callable[[Tensor], Tensor]
 class StandIns:
     """Clones, each with the tensor for which it stands.
 
-    A parameter's clone is known by its identity: a detached view of one is another thing. A buffer's clone is known by
-    its memory, as each run goes on from a detached one.
+    A parameter's clone is known by its identity. A buffer's clone is known by its memory, as each run goes on from a
+    detached one. A view of a clone stands for the same view of the model's own.
 
     Args:
         pairs: The clone, and the model's own tensor.
@@ -34,16 +36,26 @@ class StandIns:
         self._pairs = list(pairs)  # an id is a name only while its object lives
         self._by_id = {id(clone): own for clone, own in self._pairs}
         self._by_memory = {_place(clone): own for clone, own in self._pairs if not clone.requires_grad}
+        self._by_storage = {storage_key(clone): (clone, own) for clone, own in self._pairs}
 
     def __bool__(self) -> bool:
         return bool(self._pairs)
 
     def own(self, tensor: Tensor) -> Tensor:
-        """The model's own tensor for which `tensor` stands, or `tensor`."""
+        """The model's own tensor for which `tensor` stands, or its part, or `tensor`."""
         found = self._by_id.get(id(tensor))
         if found is None and self._by_memory and not tensor.requires_grad:
             found = self._by_memory.get(_place(tensor))
+        if found is None and not isinstance(tensor, nn.Parameter):
+            found = self._part(tensor)
         return tensor if found is None else found
+
+    def _part(self, view: Tensor) -> Tensor | None:
+        clone, own = self._by_storage.get(storage_key(view), (view, view))
+        if clone is view or storage_key(view) == storage_key(own):
+            return None
+        with torch.set_grad_enabled(view.requires_grad):
+            return part_of(view, clone, own if view.requires_grad else own.detach())
 
 
 def _place(tensor: Tensor) -> Any:

@@ -87,7 +87,7 @@ def test_data_that_is_put_into_a_tensor_stands_for_it_in_a_graph() -> None:
 
     def step(value: Tensor) -> list[Tensor]:
         given = standing_for(teacher, value.clone())
-        stray = StandingIn({id(teacher): given})
+        stray = StandingIn({"teacher": (teacher, given)})
         with standing_in(stray):
             old = teacher.data
             teacher.data = old * 3

@@ -20,8 +20,16 @@ Pair = namedtuple("Pair", "a b")
 def test_a_parameter_is_known_by_identity_and_a_buffer_by_its_memory() -> None:
     assert STAND_INS.own(CLONE) is WEIGHT and STAND_INS.own(CLONE.detach()).requires_grad is False
     assert STAND_INS.own(BUFFER.detach()) is MEAN
-    other = BUFFER[:2]
+    other = torch.zeros(2)
     assert STAND_INS.own(other) is other and not StandIns([])
+
+
+def test_a_part_of_a_clone_stands_for_the_part_of_the_models_own() -> None:
+    for clone, own in ((CLONE, WEIGHT), (BUFFER, MEAN)):
+        part = STAND_INS.own(clone.detach()[:1])
+        assert part.data_ptr() == own.data_ptr() and part.shape == own[:1].shape and not part.requires_grad
+    row = STAND_INS.own(CLONE[0])
+    assert row.grad_fn is not None and torch.equal(row, WEIGHT[0])
 
 
 def test_containers_are_written_in_place_and_tuples_are_new() -> None:
