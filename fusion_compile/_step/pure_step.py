@@ -209,7 +209,8 @@ def pure_step(
             grads = backward(values, forwards, known or 1, state)
         if facts.written:
             written = {n: Written(seen[n], weights[n]) for n in facts.written}
-            state = with_written_point(plan.update, state, point, written, context)
+            first = state[keys.counts("step")] == 0
+            state = with_written_point(plan.update, state, point, written, context, first)
         # The mean of losses in half precision is taken in the state's.
         value = _sum([v.detach().to(torch.promote_types(v.dtype, torch.float32)) for v in values])
         if len(parts) > 1:

@@ -26,12 +26,18 @@ class Written(NamedTuple):
 
 
 def with_written_point(
-    plan: UpdatePlan, state: Tensors, point: Tensors, written: Mapping[str, Written], context: Context
+    plan: UpdatePlan,
+    state: Tensors,
+    point: Tensors,
+    written: Mapping[str, Written],
+    context: Context,
+    first: Tensor | None = None,
 ) -> Tensors:
     """`state` with parameters whose gradient point is `point` where the forward left it alone, and `written` elsewhere.
 
     Under Schedule-Free, y = β x + (1 - β) z: x moves by the write over β and z stays, as in an optimizer that keeps y
-    and z (``schedulefree``). Changes none of its arguments.
+    and z (``schedulefree``). Before the `first` step nothing has moved, and an optimizer of torch makes its state of
+    the weights that it finds then: what the forward wrote is the start. Changes none of its arguments.
 
     Args:
         plan: What is fixed about the update.
@@ -39,6 +45,7 @@ def with_written_point(
         point: The gradient point by bank, before the forward.
         written: By full name, the parameters that the forward writes.
         context: Of the step.
+        first: Whether this is the first step, as a 0-dim bool; None where the optimizer has begun.
     """
     moved: Tensors = {}
     for bank in plan.layout.banks:
@@ -49,14 +56,28 @@ def with_written_point(
             for place, view in zip(bank.places, bank.split(point[bank.key]), strict=True)
         ]
         moved[bank.key] = bank.join(parts, point[bank.key].dtype)
+    begun = {} if first is None else _begun(plan, state, moved, first)
     if plan.transform.gradient_point is None:
-        return {**state, **{keys.params(key): value for key, value in moved.items()}}
+        return {**state, **begun, **{keys.params(key): value for key, value in moved.items()}}
     slope = _slopes(plan, state, context)
     params = plan.params(state)
     for key, there in moved.items():
         shift = (there - point[key]) / torch.where(slope[key] == 0, torch.ones_like(slope[key]), slope[key])
-        moved[key] = params[key] + shift
-    return {**state, **{keys.params(key): value for key, value in moved.items()}}
+        follows = params[key] + shift
+        moved[key] = follows if first is None else torch.where(first & (params[key] == point[key]), there, follows)
+    return {**state, **begun, **{keys.params(key): value for key, value in moved.items()}}
+
+
+def _begun(plan: UpdatePlan, state: Tensors, moved: Tensors, first: Tensor) -> Tensors:
+    """What the optimizer keeps as it would be if it began at the weights `moved`, where it is the `first` step and an
+    entry is what it was made of the weights (z, first weights). What a warm start brought stays."""
+    then = {**state, **{keys.params(key): value for key, value in moved.items()}}
+    made, anew = plan.fresh(state), plan.fresh(then)
+    return {
+        key: torch.where(first & (state[key] == made[key]), anew[key], state[key])
+        for key in made
+        if made[key].ndim and made[key].is_floating_point()
+    }
 
 
 def _adopted(at: Tensor, written: Written) -> Tensor:

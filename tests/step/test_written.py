@@ -7,11 +7,14 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
+import schedulefree
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion_compile import optim
+from fusion_compile._state import keys
+from fusion_compile._step.written import Written, with_written_point
 from fusion_compile.optim._transform import EmptyState, Extras, Transform
 from tests.small_models import assert_same_weights, batches, compiled
 
@@ -101,21 +104,15 @@ def test_under_adamw(kind: type[nn.Linear], way: str, dtype: torch.dtype | None)
     assert_same_weights(mine, reference, rtol=1e-4, atol=1e-5)
 
 
-def schedule_free_sgd(reference: nn.Module, steps: int, lr: float, beta: float) -> None:
-    """``schedulefree.SGDScheduleFree`` in its own sequences, y in the parameters and z; the parameters end at x."""
-    parameters = list(reference.parameters())
-    z = [p.detach().clone() for p in parameters]
-    for k, batch in enumerate(batches(steps)):
-        gradients = torch.autograd.grad(loss_fn(reference, *batch), parameters)
-        with torch.no_grad():
-            c = 1 / (k + 1)
-            for p, own, g in zip(parameters, z, gradients, strict=True):
-                p.lerp_(own, c)
-                p.add_(g, alpha=lr * (beta * (1 - c) - 1))
-                own.sub_(g, alpha=lr)
-    with torch.no_grad():
-        for p, own in zip(parameters, z, strict=True):
-            p.lerp_(own, 1 - 1 / beta)
+def schedule_free(reference: nn.Module, data: list[Any], loss: Any, lr: float, beta: float) -> None:
+    """The authors' own optimizer, which makes z of the weights that the first forward left; the parameters end at x."""
+    optimizer = schedulefree.SGDScheduleFree(reference.parameters(), lr=lr, momentum=beta)
+    optimizer.train()
+    for batch in data:
+        optimizer.zero_grad()
+        loss(reference, *batch).backward()
+        optimizer.step()
+    optimizer.eval()
 
 
 @pytest.mark.parametrize(("kind", "way"), cases(Unit, Clamped))
@@ -125,9 +122,46 @@ def test_under_schedule_free(kind: type[nn.Linear], way: str) -> None:
     step = compiled(mine, loss_fn, optimizer=recipe, **WAYS[way])
     for batch in batches(6):
         step(*batch)
-    schedule_free_sgd(reference, 6, 0.05, 0.9)
+    schedule_free(reference, batches(6), loss_fn, 0.05, 0.9)
     # Both lead y back to x by a division by 0.9: an error of a few ulps a step.
     assert_same_weights(mine, reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["eager", pytest.param("read", marks=pytest.mark.exhaustive)])
+def test_an_embedding_with_a_norm_under_schedule_free(way: str) -> None:
+    """``max_norm`` renormalizes the rows that a forward looks up, in place."""
+    torch.manual_seed(3)
+    mine = nn.Sequential(nn.Embedding(10, 8, max_norm=1.0, padding_idx=0), nn.Linear(8, 2))
+    reference = deepcopy(mine)
+    data = [(torch.randint(0, 10, (6,)), torch.randn(6, 2)) for _ in range(4)]
+    recipe = optim.schedule_free(optim.scale_by_learning_rate(0.05), lr=0.05, beta=0.9)
+    step = compiled(mine, loss_fn, optimizer=recipe, **WAYS[way])
+    for batch in data:
+        step(*batch)
+    schedule_free(reference, data, loss_fn, 0.05, 0.9)
+    assert_same_weights(mine, reference, rtol=1e-4, atol=1e-5)
+
+
+def test_at_the_first_step_what_is_written_is_the_start_but_not_of_what_a_warm_start_brought() -> None:
+    recipe = optim.schedule_free(optim.scale_by_learning_rate(0.05), lr=0.05, beta=0.8)
+    plan = compiled(model(Unit), loss_fn, optimizer=recipe, mode="eager")._programs._plan.update
+    (bank,) = plan.layout.banks
+    x = keys.params(bank.key)
+    fresh = {x: torch.ones(bank.shape), keys.HYPERPARAMETERS: plan.hyperparameters.tensor}
+    fresh |= plan.fresh(fresh)
+    (z,) = (key for key in fresh if key.endswith(f"z/{bank.key}"))
+    for moved in (0.0, 1.0):  # how far z went before
+        state = {**fresh, z: fresh[z] + moved}
+        context = plan.context(state)
+        point = plan.gradient_point(state, context)
+        written = {n: Written(seen, seen + 0.5) for n, seen in plan.layout.views(point).items()}
+        for first in (torch.tensor(True), torch.tensor(False), None):
+            after = with_written_point(plan, state, point, written, context, first)
+            starts = first is not None and bool(first) and moved == 0.0
+            for key, goes_on in ((z, 1.0 + moved), (x, 1.0 + 0.5 / 0.8)):
+                wanted = torch.full((), 1.5 if starts else goes_on)
+                for part in bank.split(after[key]):  # rounded from 0.8 x + 0.2 z and back
+                    torch.testing.assert_close(part, wanted.expand(part.shape), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("way", ["eager", "read"])
