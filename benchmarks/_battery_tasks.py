@@ -169,16 +169,16 @@ TASKS: dict[str, Task] = {
     "faces": Task(
         "skimage",
         "scikit-image's 200 pictures of 25 × 25, half of them faces: three convolutions find the noise in them",
-        *(_faces, _faces_model, _denoising, 140, 16, 100),
+        *(_faces, _faces_model, _denoising, 140, 16, 40),
     ),
     "photographs": Task(
         "sklearn",
         "crops of scikit-learn's two photographs, a diffusion transformer of width 128 and one block, flow loss",
-        *(_photographs, _dit, _flow, 1664, 16, 60),
+        *(_photographs, _dit, _flow, 1664, 16, 20),
     ),
     "adapters": Task(
         "sklearn",
         "scikit-learn's digits, adapters of rank 4 on a frozen network that knows the digits 0 to 4, cross-entropy",
-        *(_digits, _adapters, _classification, 1200, 64, 120),
+        *(_digits, _adapters, _classification, 1200, 64, 80),
     ),
 }

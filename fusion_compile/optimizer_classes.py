@@ -25,9 +25,9 @@ class _OfRecipe(TorchOptimizer):
         backend: A torch.compile backend.
         force_scalar: Regular expressions over full parameter names that are updated entry by entry.
         force_spectral: Regular expressions over full parameter names that are updated as matrices.
-        **options: The recipe's own (``betas``, ``eps``, ``weight_decay``, …), ``half_precision`` as in
-            `as_torch_optimizer`, and torch's ``maximize``. ``foreach``,
-            ``fused`` and ``capturable`` say nothing here.
+        **options: The recipe's own (``betas``, ``eps``, ``weight_decay``, …), ``half_precision`` and
+            ``release_gradients`` as in `as_torch_optimizer`, and torch's ``maximize``. ``foreach``, ``fused`` and
+            ``capturable`` say nothing here.
 
     Raises:
         TypeError: The recipe has no such option, or a parameter is none.
@@ -57,6 +57,7 @@ class _OfRecipe(TorchOptimizer):
     ) -> None:
         own = without_torchs_words(options, type(self).__name__)
         maximize, half_precision = bool(own.pop(MAXIMIZE, False)), own.pop("half_precision", "master")
+        released = bool(own.pop("release_gradients", False))
         factory = factory_of(self._recipe)
         assert factory is not None
         try:
@@ -76,6 +77,7 @@ class _OfRecipe(TorchOptimizer):
         self._keep_weights_as(half_precision)
         if maximize:
             self._go_uphill()
+        self._release_gradients(released)
 
 
 class AdamW(_OfRecipe):

@@ -16,8 +16,14 @@ from fusion_compile._state.routing import Route, check_list
 from fusion_compile._torch_optim.group_numbers import as_float, as_shown, check_numbers
 from fusion_compile._torch_optim.group_record import GroupRecord, names_in
 from fusion_compile._torch_optim.grouped_update import GroupedUpdate
-from fusion_compile._torch_optim.named_groups import STEPS, check_patterns, refuse_other_kinds
+from fusion_compile._torch_optim.named_groups import (
+    STEPS,
+    check_patterns,
+    refuse_other_kinds,
+    refuse_the_wrong_way_round,
+)
 from fusion_compile._torch_optim.portable import Averaging, portable, restored, with_averages
+from fusion_compile._torch_optim.released_gradients import ReleasedGradients, refuse_scaler
 from fusion_compile._torch_optim.saved_state import load_saved
 from fusion_compile._torch_optim.torch_words import BETAS, MAXIMIZE
 from fusion_compile._torch_optim.update_program import UpdatePrograms
@@ -43,6 +49,7 @@ def as_torch_optimizer(
     maximize: bool = False,
     half_precision: str = "master",
     ema: EMA | Sequence[EMA] = (),
+    release_gradients: bool = False,
 ) -> TorchOptimizer:
     """Make a ``torch.optim.Optimizer`` whose step is one compiled program, for Lightning, accelerate or your own loop.
 
@@ -82,6 +89,8 @@ def as_torch_optimizer(
         half_precision: How bf16 and fp16 parameters are updated; see docs/training.md.
         ema: Moving averages of the deployed weights, updated in the same program: `EMA`, or several with different
             names. A step that a GradScaler leaves out leaves them too.
+        release_gradients: ``backward()`` updates each parameter as soon as its gradient is complete, and frees the
+            gradient; ``step()`` only ends the step. Nothing can be clipped, scaled or accumulated then.
 
     Returns:
         The optimizer. Nothing is compiled before its first step.
@@ -100,7 +109,7 @@ def as_torch_optimizer(
         >>> optimizer.param_groups[0]["lr"]
         0.01
     """
-    _refuse_the_wrong_way_round(params, optimizer)
+    refuse_the_wrong_way_round(params, optimizer)
     made = TorchOptimizer(
         params,
         Averaging(optimizer, averages_of(ema)),
@@ -114,18 +123,8 @@ def as_torch_optimizer(
     made._keep_weights_as(half_precision)
     if maximize:
         made._go_uphill()
+    made._release_gradients(release_gradients)
     return made
-
-
-def _refuse_the_wrong_way_round(params: Any, optimizer: Any) -> None:
-    chosen = isinstance(params, str | Transform) or (callable(params) and not isinstance(params, nn.Module))
-    if chosen or isinstance(optimizer, nn.Module):
-        got = f"the first argument is {params!r}" if isinstance(params, str) else f"params is a {type(params).__name__}"
-        if not chosen:
-            got = f"optimizer is a {type(optimizer).__name__}, a module"
-        raise TypeError(
-            f"{got}; parameters come first and the optimizer second: as_torch_optimizer(model, 'sf_normuon')."
-        )
 
 
 def _uncaptured(method: Method) -> Method:
@@ -194,6 +193,14 @@ class TorchOptimizer(torch.optim.Optimizer):
         check_form(half_precision)
         self._inside.half_precision = half_precision
 
+    def _release_gradients(self, asked: bool) -> None:
+        """Update inside backward(), if `asked`. ValueError for what needs all gradients."""
+        self._inside.released = ReleasedGradients(self, self._inside) if asked else None
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:  # a GradScaler asks before each step
+        return False if self._inside.released is None else refuse_scaler()
+
     def _go_uphill(self) -> None:
         """Maximize in all groups that do not say otherwise, those that join later too."""
         self.defaults[MAXIMIZE] = True
@@ -213,8 +220,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         inside, at = self._inside, len(self.param_groups)
         names: list[str] = []
         schedules = {n: v for n, v in inside.numbers.items() if callable(v)}
-        # torch.optim refuses what is no group at all.
-        if isinstance(param_group, dict) and "params" not in param_group:
+        if isinstance(param_group, dict) and "params" not in param_group:  # torch.optim refuses what is no group
             raise ValueError(f"parameter group {at} lacks 'params'; it has {', '.join(map(str, param_group))}.")
         if isinstance(param_group, dict) and not isinstance(param_group.get("params", set()), set):
             param_group, names = inside.read_group(param_group, self.param_groups)
@@ -313,9 +319,9 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     @property
     def diagnostics(self) -> dict[str, Tensor]:
-        """What the optimizer's parts measured in the last step, on the device; of several groups under ``<index>/``."""
+        """What parts measured in the last step, of several groups under ``<index>/``; nothing of released gradients."""
         found: dict[str, Tensor] = {}
-        for group in self._inside.groups():
+        for group in () if self._inside.released is not None else self._inside.groups():
             prefix = f"{group.at}/" if len(self.param_groups) > 1 else ""
             found |= {prefix + n: value for n, value in group.plan.diagnostics(group.state).items()}
         return found
@@ -329,6 +335,8 @@ class TorchOptimizer(torch.optim.Optimizer):
             ``state`` by parameter index (live tensors, not copies) and ``param_groups``.
         """
         inside = self._inside
+        if inside.released is not None:
+            inside.released.close()
         if inside.guards.on and not inside.guards.saves_averages:
             inside.guards.saved("optimizer.state_dict() was taken")
         return super().state_dict()
@@ -388,3 +396,4 @@ class TorchOptimizer(torch.optim.Optimizer):
         for at, options in enumerate(self.param_groups):
             if any(p in self.state and p.requires_grad for p in options["params"]):
                 self._inside.build(at, options, self.state)
+        self._release_gradients(bool(state.get("released")))

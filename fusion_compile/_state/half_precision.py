@@ -17,6 +17,7 @@ from fusion_compile._state.banks import Bank, Layout
 from fusion_compile._state.exact_bits import join, split
 from fusion_compile._types import Tensors
 from fusion_compile.optim._rounding_noise import Draw, RoundingNoise
+from fusion_compile.optim._transform import BankInfos
 from fusion_compile.optim.codecs.stochastic import stochastic_bf16
 
 FORMS = ("master", "exact", "kahan", "stochastic", "round")
@@ -83,11 +84,16 @@ def entries(half_precision: str, layout: Layout, module_banks: Tensors) -> Tenso
     return state
 
 
-def noise_for(half_precision: str, layout: Layout, banks: Tensors) -> RoundingNoise | None:
-    """The noise of the module's `banks` where they are rounded at random, with its tables; else None."""
+def noise_for(
+    half_precision: str, layout: Layout, banks: Tensors, infos: BankInfos | None = None
+) -> RoundingNoise | None:
+    """The noise of the module's `banks` where they are rounded at random, with its tables; else None.
+
+    `infos`: what is known of the banks, if it is not what `layout` tells.
+    """
     if half_precision != "stochastic":
         return None
-    noise = RoundingNoise(layout.infos)
+    noise = RoundingNoise(layout.infos if infos is None else infos)
     noise.prepare({b.key: banks[b.key] for b in layout.banks if b.dtype != layout.state_dtype})
     return noise
 

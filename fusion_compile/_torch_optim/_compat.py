@@ -1,4 +1,5 @@
-"""Private torch API of the torch optimizer: what Dynamo tells when it compiles, and operators on many tensors."""
+"""Private torch API of the torch optimizer: what Dynamo tells when it compiles, operators on many tensors,
+and whether a loss is scaled."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from fusion_compile._tracked import tracked
 
 
 class OnCompile:
@@ -53,3 +56,9 @@ def clear_each(tensors: Sequence[Tensor]) -> None:
 def negate_each(tensors: Sequence[Tensor]) -> None:
     """Change the sign of every entry of the tensors, in one call."""
     torch._foreach_neg_(list(tensors))
+
+
+def is_scaling_losses() -> bool:
+    """Whether a GradScaler that has scaled a loss is alive."""
+    scalers = (o for o in tracked() if issubclass(type(o), torch.amp.GradScaler))
+    return any(scaler.is_enabled() and scaler._scale is not None for scaler in scalers)

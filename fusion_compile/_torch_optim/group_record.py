@@ -44,7 +44,7 @@ class GroupRecord:
         return known[2]
 
 
-def gradients_of(named: Iterable[tuple[str, nn.Parameter]]) -> Tensors:
+def gradients_of(named: Iterable[tuple[str, Tensor]]) -> Tensors:
     """The gradients by parameter. A gradient that no bank holds is a RuntimeError."""
     found = {}
     for name, p in named:

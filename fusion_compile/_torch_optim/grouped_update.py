@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,15 @@ Options: TypeAlias = dict[str, Any]
 """One of ``param_groups``."""
 State: TypeAlias = MutableMapping[Any, Any]
 """``optimizer.state``: from a group's first step on, views of everything that is kept of each parameter."""
+
+
+class Released(Protocol):
+    """What updates parameters as their gradients arrive (`released_gradients`)."""
+
+    def close(self) -> None:
+        """End the step that arrivals began."""
+
+
 REMEDY = "Build the optimizer with the model and recipe that saved it."
 
 
@@ -69,6 +78,7 @@ class GroupedUpdate:
     known_routes: dict[str, Route] = field(default_factory=dict)
     records: list[GroupRecord] = field(default_factory=list)
     evaluating: bool = False
+    released: Released | None = None
     loss: Any = None
     kept: int = 0
     averages: tuple[KeptAverage, ...] = ()
@@ -192,10 +202,10 @@ class GroupedUpdate:
             record.group = group
         if group.moves:
             self.apply_numbers(group, options)
-            with torch.no_grad():
-                group.show(self.evaluating)
+            if self.evaluating or options[STEPS] > 0:  # before the first step y is x
+                with torch.no_grad():
+                    group.show(self.evaluating)
             self.guards.cover(group.members, self.model)
-            # Before the first step y is x.
             self.guards.switch(not self.evaluating and options[STEPS] > 0)
         bind_averages(self.averages, group)
         for name, parts in group.parts().items():
@@ -206,18 +216,19 @@ class GroupedUpdate:
 
     def update(self, param_groups: list[Options], state: State, loss: Any) -> None:
         """Update every parameter that has a gradient. Without any gradient nothing happens."""
+        if self.released is not None:
+            return self.released.close()
         groups: dict[int, ParameterGroup] = {}
         turns, updated = [], []
         gradients, present = {}, {}
-        # optimizer.state.clear(), or del optimizer.state[p]; looking at each parameter in each step would cost too much
-        dropped = len(state) < self.kept or any(not group.kept_in(state, 1) for group in self.groups())
+        dropped = self.has_lost(state)
         pairs = [(r, options, r.pairs(options)) for r, options in zip(self.records, param_groups, strict=True)]
         arrived = [gradients_of(named) for _, _, named in pairs]
         for at, ((_, options, named), given) in enumerate(zip(pairs, arrived, strict=True)):
             idle = not given and bool(self.averages) and any(arrived) and any(p.requires_grad for _, p in named)
             if not given and not idle:
                 continue
-            group = self._ready(at, options, state, given, dropped)
+            group = self.ready(at, options, state, given, dropped)
             self.apply_numbers(group, options)
             groups[at] = group
             if idle:
@@ -252,7 +263,12 @@ class GroupedUpdate:
             group.note_versions()
         self.guards.switch(self.moves)
 
-    def _ready(self, at: int, options: Options, state: State, given: Tensors, dropped: bool) -> ParameterGroup:
+    def has_lost(self, state: State) -> bool:
+        """Whether somebody dropped state: ``optimizer.state.clear()``, or ``del optimizer.state[p]``. Looking at each
+        parameter in each step would cost too much."""
+        return len(state) < self.kept or any(not group.kept_in(state, 1) for group in self.groups())
+
+    def ready(self, at: int, options: Options, state: State, given: Tensors, dropped: bool) -> ParameterGroup:
         """Return the group with all parameters of `given` in place. `dropped`: some parameter's state is gone."""
         group = self.records[at].group
         if group is not None:
@@ -346,6 +362,8 @@ class GroupedUpdate:
 
     def show(self, param_groups: list[Options], evaluating: bool) -> None:
         """Change what the parameters hold: x (`evaluating`) or the point at which gradients are taken."""
+        if self.released is not None:
+            self.released.close()
         if self.evaluating is evaluating:
             self.guards.settle()
             return

@@ -126,3 +126,15 @@ def refuse_other_kinds(params: Any) -> None:
     if isinstance(params, Tensor | Mapping) or not isinstance(params, Iterable):
         remedy = "give the model, model.named_parameters(), or a list of groups [{'params': …}]"
         raise TypeError(f"params is a {type(params).__name__}; {remedy}.")
+
+
+def refuse_the_wrong_way_round(params: Any, optimizer: Any) -> None:
+    """Raise TypeError where `params` is an optimizer, or `optimizer` a module."""
+    chosen = isinstance(params, str | Transform) or (callable(params) and not isinstance(params, nn.Module))
+    if chosen or isinstance(optimizer, nn.Module):
+        got = f"the first argument is {params!r}" if isinstance(params, str) else f"params is a {type(params).__name__}"
+        if not chosen:
+            got = f"optimizer is a {type(optimizer).__name__}, a module"
+        raise TypeError(
+            f"{got}; parameters come first and the optimizer second: as_torch_optimizer(model, 'sf_normuon')."
+        )

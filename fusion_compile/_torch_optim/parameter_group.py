@@ -151,6 +151,11 @@ class ParameterGroup:
         if self.moves:
             self.written_point.note()
 
+    def note_version(self, name: str) -> None:
+        """Remember one parameter's version, which an update of it alone has changed."""
+        if name in self._versions:
+            self._versions[name] = self.members[name]._version
+
     def forget_lost_of_written(self) -> None:
         """Where somebody wrote a parameter, forget what its rounding had lost."""
         if self.loses:

@@ -38,6 +38,7 @@ def portable(inside: GroupedUpdate) -> dict[str, Any]:
             inside.half_precision,
             inside.averages,
         ),
+        "released": inside.released is not None,
         "records": [(record.names, record.schedules, record.seen) for record in inside.records],
     }
 

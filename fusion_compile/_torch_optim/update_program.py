@@ -7,7 +7,7 @@ for 10, and a CUDA graph, into whose inputs gradients from ever new addresses ar
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from fusion_compile._state import keys
 from fusion_compile._state.half_precision import counted, packed, unpacked
 from fusion_compile._state.masters import rounded, with_written_weights
 from fusion_compile._step.periodic import run_due_work
-from fusion_compile._step.update import donated, pure_update, settled
+from fusion_compile._step.update import UpdatePlan, donated, pure_update, settled
 from fusion_compile._torch_optim.parameter_group import ParameterGroup
 from fusion_compile._types import Tensors
 from fusion_compile.optim.averaged import follow
@@ -64,13 +64,19 @@ def pure_updates(groups: Mapping[int, ParameterGroup], signature: Signature) -> 
 
 
 def _update_of(group: ParameterGroup, turn: Turn, state: Tensors, given: Arrivals) -> Tensors:
-    """The new values of one group by its own keys."""
-    plan, layout = group.plan, group.layout
-    as_kept = state if group.moves else with_written_weights(layout, state)
+    if not turn.idle:
+        return update_of(group.plan, turn, state, given, group.averaged)
+    plan = group.plan
+    state = unpacked(plan.layout, state if group.moves else with_written_weights(plan.layout, state))
+    context = plan.context(state)
+    return plan.changed(follow(group.averages, plan.optimizer(state), plan.params(state), context), state)
+
+
+def update_of(plan: UpdatePlan, turn: Turn, state: Tensors, given: Arrivals, averaged: Collection[str] = ()) -> Tensors:
+    """The new values of one group by its own keys. `averaged`: of those, averages of the weights."""
+    layout, moves = plan.layout, plan.transform.gradient_point is not None
+    as_kept = state if moves else with_written_weights(layout, state)
     state = unpacked(layout, as_kept)
-    if turn.idle:
-        context = plan.context(state)
-        return plan.changed(follow(group.averages, plan.optimizer(state), plan.params(state), context), state)
     arrived = keys.without_group(turn.at, given.gradients)
     gradients = {b.key: arrived[b.key].to(layout.state_dtype) for b in layout.banks}
     present = keys.without_group(turn.at, given.present) if turn.partial else None
@@ -78,10 +84,10 @@ def _update_of(group: ParameterGroup, turn: Turn, state: Tensors, given: Arrival
     new, _ = pure_update(plan, state, gradients, context)
     new |= counted(state)
     if present is not None:  # the average of a weight moves towards it also where the weight stays
-        masks = {key: None if key in group.averaged else present.get(layout.bank_of(key) or "") for key in new}
+        masks = {key: None if key in averaged else present.get(layout.bank_of(key) or "") for key in new}
         new = {key: _where_present(value, state[key], masks[key]) for key, value in new.items()}
     new = settled(new, state)
-    if group.moves:
+    if moves:
         return new | rounded(layout, plan.gradient_point({**state, **new}, context), state)
     return packed(layout, new, state, as_kept, plan.noise)
 
@@ -116,7 +122,7 @@ class UpdatePrograms:
         """Take one update of the groups in `signature`."""
         device = next(iter(groups.values())).layout.device
         state = {k: t for turn in signature.turns for k, t in groups[turn.at].shared_state.items()}
-        with _outside_autocast(device):
+        with outside_autocast(device):
             if self._programs.rerun(signature, state, given):
                 return
             if given.loss is None:
@@ -129,14 +135,14 @@ class UpdatePrograms:
         if not group.transform.periodic:
             return
         device = group.layout.device
-        with _outside_autocast(device):
+        with outside_autocast(device):
             mode = resolve_mode(self.mode, device, self.backend)
             first = steps == 1
             run_due_work(group.plan, steps, group.state, self._programs, mode=mode, owner=group.at, first=first)
 
 
 @contextlib.contextmanager
-def _outside_autocast(device: torch.device) -> Iterator[None]:
+def outside_autocast(device: torch.device) -> Iterator[None]:
     # Inside a caller's autocast Newton-Schulz would run in another dtype, and another program.
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield

@@ -118,5 +118,6 @@ def grouped(transform: Transform, groups: Mapping[str, Mapping[str, float | Sche
         alignment=transform.extras.alignment,
         stored=transform.extras.stored,
         max_aspect=transform.extras.max_aspect,
+        pools=transform.extras.pools,
     )
     return Transform(init, update, extras)

@@ -109,6 +109,7 @@ def merge(name: str, parts: Sequence[Extras]) -> Extras:
         alignment=max((part.alignment for part in parts), default=1),
         stored={field: codec for part in parts for field, codec in part.stored.items()},
         max_aspect=min((part.max_aspect for part in parts), default=math.inf),
+        pools=next((part.pools for part in parts if part.pools), ""),
     )
 
 

@@ -26,7 +26,7 @@ FORMS = {"stochastic_rounding": "stochastic", "kahan": "kahan", "kahan16": "exac
 """``bf16_method`` -> ``half_precision``."""
 CODECS = {"float32": "fp32", "bfloat16": "bf16", "int8": "int8", "4bit": "4bit"}
 """``momentum_dtype`` -> a codec's name."""
-OWN = ("model", "mode", "backend")
+OWN = ("model", "mode", "backend", "release_gradients")
 """Keywords of this package that each class takes besides."""
 _SAY_NOTHING = (
     *("foreach", "foreach_batch_cutoff", "foreach_stack_budget", "foreach_warmup", "fused", "fused_tile_cap"),

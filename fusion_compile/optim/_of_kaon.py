@@ -20,6 +20,7 @@ class _OfKaon(TorchOptimizer):
         self, params: Parameters, make: Callable[..., Transform], bf16_method: str, others: Mapping[str, Any]
     ) -> None:
         own: dict[str, Any] = {"mode": None, "backend": "inductor", **own_words(type(self), others)}
-        form = form_named(bf16_method)
+        form, released = form_named(bf16_method), bool(own.pop("release_gradients", False))
         super().__init__(params, make, lr=None, force_scalar=(), force_spectral=(), **own)
         self._keep_weights_as(form)
+        self._release_gradients(released)

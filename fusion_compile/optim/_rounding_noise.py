@@ -59,11 +59,13 @@ class RoundingNoise:
             at = (key, str(bank.device))
             if at in self._flat or at in self._stacked:
                 continue  # at the address that a recorded program reads
+            places, given = self._places(key, bank), self._given_names(key)
             if bank.ndim == 1:
-                made = self._flat[at] = _flat(self._places(key, bank), bank)
+                made = _flat(places, bank)
+                made = self._flat[at] = made if given is None else made._replace(names=given)
                 tables = [made.owner, made.starts, made.names]
             else:
-                tables = [_names(self._places(key, bank), bank.device)]
+                tables = [_names(places, bank.device) if given is None else given]
                 self._stacked[at] = tables[0]
             for table in tables:
                 mark_static(table)
@@ -86,6 +88,10 @@ class RoundingNoise:
         place = torch.arange(math.prod(like.shape[1:]), device=like.device).view(like.shape[1:])
         return _hash(place, first, second)
 
+    def _given_names(self, key: str) -> Tensor | None:
+        info = self._infos.get(key)
+        return None if info is None else info.names
+
     def _places(self, key: str, bank: Tensor) -> Sequence[Place]:
         info = self._infos.get(key)
         if info is not None and info.places:
@@ -107,10 +113,10 @@ def _flat(places: Sequence[Place], bank: Tensor) -> _Flat:
 
 def _names(places: Sequence[Place], device: torch.device) -> Tensor:
     ordered = sorted(places, key=lambda place: place.at)
-    return torch.tensor([_number(place.name) for place in ordered], dtype=torch.int64, device=device)
+    return torch.tensor([number_of(place.name) for place in ordered], dtype=torch.int64, device=device)
 
 
-def _number(text: str) -> int:
+def number_of(text: str) -> int:
     """FNV-1a: 32 bits of `text`, in plain Python, which a capture can follow."""
     found = 0x811C9DC5
     for letter in text:
@@ -121,7 +127,7 @@ def _number(text: str) -> int:
 def _keys(names: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
     """Two keys of 32 bits for each parameter. With one, a later step could draw another parameter's numbers moved by
     some places."""
-    salted = _mix((names + _number(draw.salt)) & _MASK)
+    salted = _mix((names + number_of(draw.salt)) & _MASK)
     first = _mix((salted + (draw.seed & _MASK)) & _MASK)
     first = _mix((first + (draw.steps & _MASK)) & _MASK)
     second = _mix(((salted ^ _FIRST) + (draw.steps & _MASK)) & _MASK)

@@ -95,10 +95,15 @@ class Blocks(NamedTuple):
 
 
 class BankInfo(NamedTuple):
-    """What a transform may know of a bank besides its tensors: its parameters, and how its matrices are cut."""
+    """What a transform may know of a bank besides its tensors: its parameters, and how its matrices are cut.
+
+    `names`: int64, what stands for the parameters' names where one program serves many banks of this form, one after
+    another; None where the names count.
+    """
 
     places: tuple[Place, ...]
     blocks: Blocks | None = None
+    names: Tensor | None = None
 
 
 BankInfos: TypeAlias = Mapping[str, BankInfo]
@@ -158,6 +163,8 @@ class Extras(NamedTuple):
         alignment: Every parameter starts at a multiple of so many entries in its flat bank.
         stored: Codec by field of the state, of fields that `stored` keeps in fewer bytes.
         max_aspect: Matrices that are more than so many times as long as wide are not wanted on the spectral path.
+        pools: What the update of one parameter needs of all others, as the subject of a sentence; empty where each
+            parameter's depends on itself alone. Such an update cannot be taken as soon as a gradient arrives.
     """
 
     name: str = "transform"
@@ -175,6 +182,7 @@ class Extras(NamedTuple):
     alignment: int = 1
     stored: Mapping[str, str] = {}
     max_aspect: float = inf
+    pools: str = ""
 
 
 class Transform(NamedTuple):

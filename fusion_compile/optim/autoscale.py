@@ -181,4 +181,4 @@ def _build(
         return _build(bound(base, infos), d0, growth, beta3, coefficient, slice_p, names, infos)
 
     extras = wrap(base, f"autoscale({base.name})", by_name(limit, b3, coef), diagnostics=diagnostics)
-    return Transform(init, update, extras._replace(bind=bind))
+    return Transform(init, update, extras._replace(bind=bind, pools="d, which sums over all gradients estimate,"))

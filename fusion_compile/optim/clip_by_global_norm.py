@@ -46,4 +46,6 @@ def clip_by_global_norm(max_norm: Number = 1.0) -> Transform:
         factor = clip_factor(global_norm(updates), context.hyperparameters[bound.name])
         return {k: u * factor.to(u.dtype) for k, u in updates.items()}
 
-    return stateless(update, by_name(bound), "clip_by_global_norm").with_extras(after_step=True)
+    return stateless(update, by_name(bound), "clip_by_global_norm").with_extras(
+        after_step=True, pools="the norm of all gradients"
+    )

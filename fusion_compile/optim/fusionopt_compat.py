@@ -240,6 +240,7 @@ def fusionopt_compat(
             period=eigen_period if "shampoo" in chosen else 0,
             bind=build,
             descends=True,
+            pools="γ, from the loss and the mean of all gradients,",
         )
         return Transform(made.init, made.update, extras)
 

@@ -22,6 +22,7 @@ from fusion_compile.optim.kempner_recipes import kempner_muon, kempner_sf_adamw
 from fusion_compile.optim.recipes import adamw, lion
 from fusion_compile.torch_optimizer import Parameters, TorchOptimizer
 
+_RELEASE = "release_gradients"
 NAMES = ("adamw", "lion", "muon", "schedule_free_adamw")
 _CONFIG: dict[str, Any] = {
     "name": "adamw",
@@ -69,6 +70,7 @@ class Lion(TorchOptimizer):
     ) -> None:
         made = functools.partial(lion, lr=lr, betas=betas, weight_decay=weight_decay)
         super().__init__(params, made, **_rest(Lion, own))
+        self._release_gradients(bool(own.get(_RELEASE)))
 
 
 class ScheduleFreeAdamW(TorchOptimizer):
@@ -110,6 +112,7 @@ class ScheduleFreeAdamW(TorchOptimizer):
         rate = constant(lr, warmup_steps=warmup_steps) if warmup_steps > 0 else lr
         made = functools.partial(kempner_sf_adamw, lr=rate, betas=betas, eps=eps, weight_decay=weight_decay)
         super().__init__(params, made, **_rest(ScheduleFreeAdamW, own))
+        self._release_gradients(bool(own.get(_RELEASE)))
 
     def eval_params(self) -> None:
         """Put the average into the parameters; ``eval()`` in this package's words."""
@@ -184,6 +187,7 @@ class Muon(TorchOptimizer):
         options["force_spectral"] = _patterns(matrices, 0, model)
         options["force_scalar"] = _patterns(rest, len(matrices), model)
         super().__init__([*matrices, *rest], made, **options)
+        self._release_gradients(bool(own.get(_RELEASE)))
 
 
 def build_optimizer(model: nn.Module, config: Any) -> TorchOptimizer:
@@ -292,8 +296,8 @@ def _patterns(groups: Sequence[Mapping[str, Any]], first: int, model: nn.Module 
 
 def _rest(kind: type, own: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `TorchOptimizer` that a class leaves to this package's own keywords."""
-    words = ("model", "mode", "backend")
+    words = ("model", "mode", "backend", _RELEASE)
     if unknown := next((name for name in own if name not in words), None):
         raise TypeError(f"{kind.__name__} has no keyword {unknown!r}; beside the source's it has {', '.join(words)}.")
     rest: dict[str, Any] = {"lr": None, "mode": None, "backend": "inductor", "force_scalar": (), "force_spectral": ()}
-    return {**rest, **own}
+    return {**rest, **{name: value for name, value in own.items() if name != _RELEASE}}

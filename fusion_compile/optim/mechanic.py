@@ -177,4 +177,4 @@ def _mechanic(base: Transform, options: _Options, entries: int) -> Transform:
         return _mechanic(bound(base, infos), options, known)
 
     extras = wrap(base, f"mechanic({base.name})", {}, diagnostics=diagnostics)
-    return Transform(init, update, extras._replace(bind=bind))
+    return Transform(init, update, extras._replace(bind=bind, pools="its scale, which all gradients teach,"))

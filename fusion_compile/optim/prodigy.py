@@ -274,7 +274,7 @@ def _prodigy(
     extras = Extras("prodigy", numbers, diagnostics=diagnostics, bind=bind, descends=True, second_moments=("nu",))
     if options.factored:
         extras = extras._replace(roles=(MATRIX, ELEMENTWISE), second_moments=("nu", "row", "column"))
-    return Transform(init, update, extras)
+    return Transform(init, update, extras._replace(pools="d, which sums over all gradients estimate,"))
 
 
 def lerp_of(mean: Tensor, sample: Tensor, beta: Tensor) -> Tensor:

@@ -76,7 +76,9 @@ def _scale_by_layer(weights: Mapping[int, Named], pattern: str, runs: Mapping[st
     def bind(infos: BankInfos) -> Transform:
         return _scale_by_layer(weights, pattern, _find_runs(infos, weights, pattern))
 
-    return Transform(init, update, Extras("scale_by_layer", by_name(*weights.values()), bind=bind, after_step=True))
+    pools = "the table of layers, which the names of all parameters make,"
+    extras = Extras("scale_by_layer", by_name(*weights.values()), bind=bind, after_step=True, pools=pools)
+    return Transform(init, update, extras)
 
 
 def _factors(u: Tensor, runs: Runs, hyperparameters: Mapping[str, Tensor]) -> Tensor:

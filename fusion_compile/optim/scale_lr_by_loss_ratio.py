@@ -127,4 +127,5 @@ def _build(
         return _build(bound(base, infos), beta, minimum, maximum, names, infos)
 
     name = f"scale_lr_by_loss_ratio({base.name})"
-    return Transform(init, update, wrap(base, name, by_name(b, low, high), diagnostics=diagnostics)._replace(bind=bind))
+    extras = wrap(base, name, by_name(b, low, high), diagnostics=diagnostics)
+    return Transform(init, update, extras._replace(bind=bind, pools="its rate, from the mean of all gradients,"))

@@ -169,4 +169,6 @@ def schedule_free_plus(
     numbers = by_name(rate, *averaging.numbers, decay, *([] if smoothing is None else [smoothing]))
     name = f"schedule_free_plus({base.name})"
     extras = wrap(base, name, numbers, diagnostics=diagnostics, inner=BASE_AT_Z, rebuild=rebuild)
-    return Transform(init, update, extras._replace(gradient_point=gradient_point))
+    return Transform(
+        init, update, extras._replace(gradient_point=gradient_point, pools="its rate, from sums over all gradients,")
+    )
