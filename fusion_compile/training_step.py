@@ -121,6 +121,8 @@ class TrainingStep(Evaluates, Saves):
         self._check_mode(self.model)
         self._take_up_weights()
         batch, numpys = batches.taken(batch, self.layout.device)
+        if self.mode != "eager":
+            batches.refuse_special(batch)
         signature = batches.signature(batch, self.layout.device, fixed=self._plan.options.fixes_numbers)
         due = self.transform.period > 0 and self.steps_called % self.transform.period == 0
         self.hyperparameters.apply_schedules(self.steps_called)

@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fusion_compile._compat import is_of_a_trace
 from fusion_compile._step.arrays import holds_numpy, why_not, without_numpy
 from fusion_compile._step.containers import leaves as leaves
 from fusion_compile._step.containers import leaves_without_rings, map_tensors, special_containers
@@ -20,6 +21,7 @@ Signature: TypeAlias = tuple[tuple[str, Any], ...]
 enumeration."""
 NUMBERS = (int, float)
 """Types of numbers whose value may be another one in each batch."""
+_PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 _CONSTANTS = (type(None), bool, str, enum.Enum, torch.dtype, torch.device, torch.Size)
 
 
@@ -32,6 +34,35 @@ def with_leaves(batch: Any, given: Iterable[Tensor]) -> Any:
     """`batch` with the tensors of `given`, in the order of `leaves`, in the places of its own; containers are new."""
     following = iter(given)
     return map_tensors(lambda _: next(following), batch)
+
+
+def clone(tensor: Tensor) -> Tensor:
+    """A copy of a batch's tensor in memory of its own, with the class and the attributes of the user's."""
+    copied = tensor.detach().clone()
+    if type(copied) is not type(tensor) and type(copied) is Tensor:
+        copied = copied.as_subclass(type(tensor))
+    if vars(tensor) and type(tensor) is not Tensor:
+        vars(copied).update(vars(tensor))
+    return copied
+
+
+def refuse_special(batch: tuple[Any, ...]) -> None:
+    """Raise TypeError for a tensor that no program takes: of a class of its own, sparse, nested, quantized."""
+    for path, leaf in leaves(batch):
+        if not isinstance(leaf, Tensor) or is_of_a_trace(leaf):
+            continue
+        kind, advice = type(leaf).__name__, "make it from plain tensors in the loss"
+        if type(leaf) in _PLAIN and leaf.layout is torch.strided and not leaf.is_nested and not leaf.is_quantized:
+            continue
+        if type(leaf) not in _PLAIN:
+            advice = f"give tensor.as_subclass(torch.Tensor), or {advice}"
+        elif leaf.is_nested or leaf.is_quantized:
+            kind = "nested tensor" if leaf.is_nested else f"{leaf.dtype} tensor"
+        else:
+            kind = f"{leaf.layout} tensor"
+        raise TypeError(
+            f"{path} is a {kind}, and a program takes plain dense tensors; {advice}. mode='eager' takes it as it is."
+        )
 
 
 def numbers(batch: tuple[Any, ...]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from fusion_compile._capture.python_state.slots import MISSING, Slot, read, writ
 from fusion_compile._capture.rehearsal.left_behind import Kind, Left
 from fusion_compile._capture.rehearsal.own_tensors import StandIns, with_own
 from fusion_compile._capture.rehearsal.reach import Reach
+from fusion_compile._compat import is_of_a_trace
 from fusion_compile._step.carried_values import (
     COUNTED,
     Key,
@@ -55,6 +56,8 @@ class Carried:
     forms: dict[str, Any] = field(default_factory=dict)
     counted: dict[str, list[Key]] = field(default_factory=dict)
     owned: dict[str, Slot] = field(default_factory=dict)
+    trained: list[Tensor] = field(default_factory=list)
+    """Inside of `held`: learnable tensors that the loss trains itself, where Python runs."""
     _standing: StandingIn | None = None
     _given: dict[str, Any] = field(default_factory=dict)
     _versions: dict[str, list[int]] = field(default_factory=dict)
@@ -172,7 +175,7 @@ class Carried:
         found = dict(pair for label, slot in self.replaced.items() for pair in tensors_in(read(slot), label, self._own))
         standing = self._standing
         assert standing is not None or not self.written
-        return {**found, **{n: standing.now(tensor, slots) for n, (tensor, slots) in self.written.items()}}  # type: ignore[union-attr]
+        return {**found, **{n: standing.now(tensor, slots).detach() for n, (tensor, slots) in self.written.items()}}  # type: ignore[union-attr]
 
     def slots(self) -> list[Slot]:
         """Everywhere that the step writes what it carries."""
@@ -200,9 +203,13 @@ class Carried:
         known = self._own
         own = {**known, **{id(standing): tensor for standing, tensor in stand_ins}}
         before = {label: read(slot) for label, slot in self.replaced.items()}
-        given = {label: standing_for(tensor, tensors[label]) for label, (tensor, _) in self.written.items()}
+        given = {label: _standing_for(tensor, tensors[label]) for label, (tensor, _) in self.written.items()}
+        there = {label: tensor.data for label, (tensor, _) in self.written.items() if given[label] is tensor}
+        self.trained = [given[label] for label in there]
         self._standing = StandingIn({n: (tensor, given[n]) for n, (tensor, _) in self.written.items()})
         self._own = own
+        for label in there:
+            given[label].data = tensors[label]
         try:
             for label, slot in self.replaced.items():
                 write(slot, filled(self.forms[label] if goes_on else form_of(before[label], label, known), tensors))
@@ -215,14 +222,16 @@ class Carried:
             for label, slot in self.replaced.items():
                 after = read(slot)  # the numbers in it go on, from one part of the batch to the next
                 write(slot, self._with(label, before[label], partial(part, after)))
-            for tensor, slots in self.written.values():
+            for label, (tensor, slots) in self.written.items():
+                if label in there:
+                    tensor.data = there[label]
                 for slot in slots:
                     write(slot, tensor)
             whose = StandIns(stand_ins) if self.owned else None
             for slot in self.owned.values():
                 if (value := read(slot)) is not MISSING and (new := with_own(value, whose.own)) is not value:  # type: ignore[union-attr]
                     write(slot, new)
-            self._standing, self._own = None, known
+            self._standing, self._own, self.trained = None, known, []
 
     def now(self) -> Tensors:
         """Inside of `held`, after the forward: the tensors by path. How they are held is remembered for `put`."""
@@ -254,6 +263,13 @@ class Carried:
 
 
 _NEVER = object()
+
+
+def _standing_for(tensor: Tensor, value: Tensor) -> Tensor:
+    """What stands for a tensor that a forward writes. Where Python runs, a learnable one is itself with other data, as
+    its optimizer knows it by identity; a trace does not follow an optimizer, and has a tensor that is not learnable."""
+    is_itself = tensor.requires_grad and tensor.is_leaf and not is_of_a_trace(value)
+    return tensor if is_itself else standing_for(tensor, value)
 
 
 def _counted_in(form: Any, kept: Any, key: Key) -> Any:

@@ -140,7 +140,7 @@ class Evaluation:
         weights = {n: w.clone() for n, w in self._plan.update.layout.views(banks).items()}
         own = dict(self._model.named_buffers())
         buffers = sharing(own, {n: b.clone() for n, b in own.items()}, parts_in(own))
-        return map_tensors(torch.clone, batch), weights, buffers
+        return map_tensors(batches.clone, batch), weights, buffers
 
     def _loss(self, batch: tuple[Any, ...], weights: Tensors, buffers: Tensors, strays: list[str]) -> Tensors:
         """`strays`: gets the names of what the loss reads where it keeps it outside of the model."""

@@ -21,7 +21,9 @@ class Gradients(NamedTuple):
     accumulated: bool
 
 
-def gradients(loss: Tensor, leaves: Sequence[Tensor], *, divided: bool = False) -> Gradients:
+def gradients(
+    loss: Tensor, leaves: Sequence[Tensor], *, divided: bool = False, also: Sequence[Tensor] = ()
+) -> Gradients:
     """The gradient of `loss`, and what other backwards have added to ``.grad``.
 
     Others are a backward inside of the loss, and one inside of the backward of a custom function (reversible layers).
@@ -31,6 +33,7 @@ def gradients(loss: Tensor, leaves: Sequence[Tensor], *, divided: bool = False) 
     Args:
         loss: 0-dim.
         leaves: What stands for the parameters. Their ``.grad`` was None before the forward.
+        also: Other leaves (a discriminator that the loss trains itself), to whose ``.grad`` `loss.backward()` adds.
         divided: Whether the gradient is divided afterwards, as those of micro-batches and of a scaled loss are.
 
     Raises:
@@ -42,9 +45,12 @@ def gradients(loss: Tensor, leaves: Sequence[Tensor], *, divided: bool = False) 
             "(accumulate) or the scale of an fp16 loss would divide and the ordinary loop does not. Take that gradient "
             "with torch.autograd.grad, or leave accumulate out (loss_scale=False)."
         )
-    own = torch.autograd.grad(loss, list(leaves), allow_unused=True)
+    own = torch.autograd.grad(loss, [*leaves, *also], allow_unused=True)
+    for leaf, gradient in zip(also, own[len(leaves) :], strict=True):
+        if gradient is not None:
+            leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
     others = [leaf.grad for leaf in leaves]
     for leaf in leaves:
         leaf.grad = None
-    found = (a if b is None else b if a is None else a + b for a, b in zip(own, others, strict=True))
+    found = (a if b is None else b if a is None else a + b for a, b in zip(own[: len(leaves)], others, strict=True))
     return Gradients(tuple(found), any(other is not None for other in others))

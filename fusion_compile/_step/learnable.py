@@ -36,6 +36,12 @@ def leaves_of(loss: Tensor) -> list[Tensor]:
     return list(found.values())
 
 
+def trained_by_the_loss(leaves: Iterable[Tensor]) -> list[Tensor]:
+    """Those of `leaves`, on which a loss depends, that no step trains: parameters of other modules, which the loss must
+    train itself."""
+    return [leaf for leaf in leaves if isinstance(leaf, nn.Parameter) and leaf not in _TRAINED]
+
+
 def refuse_learnable(leaves: Collection[Tensor], roots: Mapping[str, Any], written: Collection[str]) -> None:
     """Raise ValueError if a loss depends on a learnable tensor that its step does not train.
 

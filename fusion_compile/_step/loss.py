@@ -219,7 +219,7 @@ def _examine_clones(looked: _Looked, roots: Mapping[str, Any]) -> tuple[LossFact
     found: list[tuple[LossFacts, list[Tensor]]] = []
 
     def clone(t: Tensor) -> Tensor:
-        return t.detach().clone()
+        return batches.clone(t)
 
     def run() -> None:
         found.append(_examine(looked, clone, clone, contextlib.nullcontext()))
@@ -245,7 +245,6 @@ def _examine(
     memory = {n: leaf.untyped_storage()._cdata for n, leaf in leaves.items()}
     buffers = sharing(every_buffer, {n: copy(b) for n, b in every_buffer.items()}, parts_in(every_buffer))
     versions = {n: b._version for n, b in buffers.items()}
-    given = map_tensors(copy, batch)
     held = {path: copy(t) for path, t in carried.tensors().items()}
     with (
         torch.enable_grad(),
@@ -258,7 +257,7 @@ def _examine(
         parameters_are_leaves({**leaves, **buffers}, {**parameters, **every_buffer}),
         carried.held(held),
     ):
-        loss, metrics, after = module.forward(*given)
+        loss, metrics, after = module.forward(*map_tensors(copy, batch))
         own = {id(leaf) for leaf in leaves.values()}
         others = [leaf for leaf in leaves_of(loss) if id(leaf) not in own] if isinstance(loss, Tensor) else []
         found = gradients(loss, list(leaves.values())).found

@@ -147,7 +147,9 @@ def pure_step(
             given = [forwards[i][n] for i, n in used]
             found: Sequence[Tensor | None]
             if form.runs:
-                found = gradients(summed, given, divided=options.accumulate > 1 or scale is not None).found
+                found = gradients(
+                    summed, given, divided=options.accumulate > 1 or scale is not None, also=carried.trained
+                ).found
             else:
                 found = torch.autograd.grad(summed, given)
         if form.runs:

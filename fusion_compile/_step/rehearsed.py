@@ -22,7 +22,7 @@ from fusion_compile._step import batches
 from fusion_compile._step.containers import map_tensors
 from fusion_compile._step.gradient_hooks import hooked_leaf
 from fusion_compile._step.gradients import gradients
-from fusion_compile._step.learnable import leaves_of, refuse_learnable
+from fusion_compile._step.learnable import leaves_of, refuse_learnable, trained_by_the_loss
 from fusion_compile._step.loss import LossFn, LossModule, check_loss
 from fusion_compile._step.loss_scale import SCALE, scaled, unscaled
 from fusion_compile._step.micro_batches import Shares, micro_batches, times
@@ -102,7 +102,7 @@ class OrdinaryStep:
         own_buffers = dict(model.named_buffers())
         self._buffers = sharing(own_buffers, {n: b.clone() for n, b in own_buffers.items()}, parts_in(own_buffers))
         self._leaves = {n: hooked_leaf(self._parameters[n], w) for n, w in weights.items()}
-        self.given = batches.with_leaves(batch, [t.clone() for t in batches.tensors(batch)])
+        self.given = batches.with_leaves(batch, [batches.clone(t) for t in batches.tensors(batch)])
         self.others: dict[int, Tensor] = {}
         self.kept_outside: set[str] = set()
         self.reads_gradient: set[str] = set()
@@ -133,7 +133,7 @@ class OrdinaryStep:
         shares, counts = Shares.of(parts, self._options.weigh_by), list[Tensor | int]()
         known = shares.known_total()
         for i, whole in enumerate(parts):
-            part = map_tensors(torch.clone, whole.batch)
+            part = map_tensors(batches.clone, whole.batch)
             before_it = dict(batches.leaves(part))
             for leaf in self._leaves.values():
                 leaf.grad = None
@@ -145,12 +145,14 @@ class OrdinaryStep:
             ):
                 value, metrics, _ = self._loss.forward(*part)
                 check_loss(value, metrics)
-                self.others.update({id(leaf): leaf for leaf in leaves_of(value) if id(leaf) not in own})
+                others = {id(leaf): leaf for leaf in leaves_of(value) if id(leaf) not in own}
+                self.others.update(others)
                 counts.append(shares.weight(i, metrics))
                 # A gradient hook sees what it sees in the ordinary loop, which divides the loss before its backward.
                 value = times(value, counts[i]) / (known or 1)
                 divided = len(parts) > 1 or bool(self._scales)
-                taken = gradients(scaled(value, self._scales), list(self._leaves.values()), divided=divided)
+                leaves, also = list(self._leaves.values()), trained_by_the_loss(others.values())
+                taken = gradients(scaled(value, self._scales), leaves, divided=divided, also=also)
                 self.accumulated |= taken.accumulated
                 self._go_on({n: self._model.get_buffer(n) for n in self._buffers})
             self.kept_outside.update(n for n, own in self._originals.items() if id(own) in stray.handed)

@@ -104,6 +104,9 @@ class Reach:
         """The label of a slot; a tensor that is a dictionary's key (an optimizer's state) goes by its own label."""
         if holder.is_dict and id(key) in self.tensors:
             return f"{holder.label}[{self.tensors[id(key)].label}]"
+        if holder.is_dict and isinstance(key, Tensor):  # not reached yet: no two have one label
+            at = next(i for i, each in enumerate(dict.keys(holder.value)) if each is key)
+            return f"{holder.label}[<{type(key).__name__} {at}>]"
         return holder.label_of(key)
 
     def slots(self) -> Iterator[tuple[Slot, Any]]:
@@ -173,7 +176,8 @@ class Reach:
     def _visit_container(self, value: Any, bases: tuple[type, ...], label: str) -> None:
         if dict in bases:
             self._hold(Holder(value, label))
-            self._push((f"a key of {label}", key) for key in list(dict.keys(value))[:WIDE])
+            keys = enumerate(list(dict.keys(value))[:WIDE])
+            self._push((f"key {i} of {label}" if i else f"a key of {label}", key) for i, key in keys)
         elif list in bases or collections.deque in bases or set in bases:
             self._hold(Holder(value, label))
         elif tuple in bases or frozenset in bases:

@@ -165,15 +165,17 @@ class Watch:
 
     def parts(self) -> dict[str, Callable[[], Any]]:
         """What one call of `changed` compares, part by part, for measuring."""
+        lots: list[Sequence[Any]] = [self._modules, self._replaceable, self._turns, self._properties]
+        modules, replaceable, turn, properties = (lot[0].is_as_it_was if lot else bool for lot in lots)
         return {
             "settings": self._settings.read_fast,
             "read": self._often.is_as_it_was,
-            "modules": lambda: self._modules[0].is_as_it_was(),
+            "modules": modules,
             "lengths": lambda: self._entries_are(0),
             "others": self._small_things_are,
-            "replaceable": lambda: self._replaceable[0].is_as_it_was(),
-            "turn": lambda: self._turns[0].is_as_it_was(),
-            "properties": lambda: self._properties[0].is_as_it_was(),
+            "replaceable": replaceable,
+            "turn": turn,
+            "properties": properties,
         }
 
     def _is_as_it_was(self) -> bool:

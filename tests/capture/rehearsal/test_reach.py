@@ -245,3 +245,10 @@ def test_what_comes_last_does_not_give_labels_to_what_comes_first() -> None:
     found = Reach({"model": model}, {"inputs": [model.weight, T]})
     assert labels_of(found.tensors) == {"model.weight", "model.bias", "inputs[1]"}
     assert found.label_of(model.weight, "") == "model.weight" and found.holds(T)
+
+
+def test_tensors_that_are_keys_and_reached_later_have_a_label_each() -> None:
+    keys = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    state = {key: {"step": torch.zeros(())} for key in keys}
+    labels = [found.label for found in Reach({"state": state}).tensors.values()]
+    assert len(set(labels)) == len(labels) == 4

@@ -310,3 +310,10 @@ def test_without_reads_every_attribute_counts() -> None:
     watch.remember()
     settings.weight = 2.0
     assert noticed(watch)[0] == "settings.weight"
+
+
+def test_every_part_can_be_measured_even_where_there_is_nothing_to_compare() -> None:
+    for watch in (Watch({}), Watch({"model": nn.Linear(2, 2)})):
+        for part in watch.parts().values():
+            part()
+        assert watch.changed() is None
