@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 
-.PHONY: help demo test exhaustive fuzz trainers cuda-codegen house lint docs wheel bench battery clean compiler browser
+.PHONY: help demo test exhaustive fuzz trainers cuda-codegen triton house lint docs wheel bench battery clean compiler browser
 .DELETE_ON_ERROR:
 
 help:
@@ -59,7 +59,10 @@ cuda-codegen: export CUDA_CODEGEN_FULL := $(FULL)
 cuda-codegen: $(INSTALLED) compiler $(CODEGEN)/.installed
 	@PYTHONPATH=$(CODEGEN) $(BIN)/python -m pytest -q -m cuda_codegen -n $(WORKERS) --dist loadfile $(ARGS) tests/gpu_program
 
-$(CODEGEN)/.installed:
+# Its own target: where this Triton cannot be had, there is nothing to run.
+triton: $(CODEGEN)/.installed
+
+$(CODEGEN)/.installed: | $(INSTALLED)
 	@$(PIP) install --quiet --no-deps --target $(CODEGEN) triton==$(TRITON)
 	@touch $@
 

@@ -82,7 +82,12 @@ def why_not() -> str:
             "Triton is not installed, which turns a program's kernels into a GPU's code; install the version that "
             "torch's CUDA build pins, pip install --no-deps triton==3.7.1 for torch 2.13 (x86-64, 0.7 GB)."
         )
-    missing = [f"{_said(owner)}.{name}" for owner, name, _ in _replacements(H100) if not hasattr(owner, name)]
+    from torch._inductor import compile_fx
+    from torch._inductor.graph import GraphLowering
+
+    ends = ((GraphLowering, "compile_to_module"), (compile_fx, "cudagraphify"))  # of what `generate` takes over
+    asked = (*ends, *((owner, name) for owner, name, _ in _replacements(H100)))
+    missing = [f"{_said(owner)}.{name}" for owner, name in asked if not hasattr(owner, name)]
     missing = [name for name in missing if not name.startswith("torch._C.")]  # added where a CPU build lacks them
     if missing:
         return (

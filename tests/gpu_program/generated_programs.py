@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
@@ -48,6 +49,15 @@ def wrong_with(found: Generated, *, batch: Sequence[str] | None, recorded: bool 
     said = objections(found, batch=batch, recorded=recorded)
     with pretended(H100):
         return said + COMPILATION.add(kernels_of(found.codes))
+
+
+_IN_FLOAT64 = re.compile(r"empty_strided_cuda\(\(([^)]*)\), \([^)]*\), torch\.float64\)")
+
+
+def most_in_float64(found: Generated) -> int:
+    """Entries of the largest tensor that a program computes in float64: which a GPU does slowly."""
+    shapes = (shape for code in found.codes for shape in _IN_FLOAT64.findall(code))
+    return max((math.prod(int(size) for size in shape.split(",") if size.strip()) for shape in shapes), default=0)
 
 
 class Row(NamedTuple):

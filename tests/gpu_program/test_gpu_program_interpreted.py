@@ -63,7 +63,8 @@ weight, 1.5e-8, is 1.6e-4: so much was seen from eager, one entry rounded the ot
 def compared(names: list[str], number: int = 1) -> dict[str, dict[str, list[float]]]:
     """By name and state tensor: interpreter and eager, interpreter and fp64, eager and fp64, and what is off."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.gpu_program.interpreted", "float32", str(number), *names]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    # The folders that pytest has added to the path, too: the repository's, and the examples'.
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     ran = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert ran.returncode == 0, ran.stderr[-2000:]
     found: dict[str, dict[str, list[float]]] = json.loads(ran.stdout.splitlines()[-1])
