@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -10,9 +11,14 @@ from torch import Tensor, nn
 
 from fusion_compile._state.banks import Layout
 from fusion_compile._state.followers import Move, move, refuse_two_in_one_place, stay
+from fusion_compile._state.half_precision import keeps_lost
 from fusion_compile._state.kept_average import KeptAverage, banks_of, counter_of
 from fusion_compile._state.kept_gradients import KeptGradients
 from fusion_compile._types import Tensors
+
+_requires_grad = attrgetter("requires_grad")
+_A_PORTION = 16
+"""Parameters whose shape and strides are compared at a step; all are when the state is saved or loaded."""
 
 
 class Residence:
@@ -51,6 +57,14 @@ class Residence:
             self._tenants += [(o, key, full, p, place) for o, key, full in owners[id(p)]]
         self._names = [*layout.views(self.banks)]
         self._frozen = {name: p for name, p in parameters.items() if not p.requires_grad}
+        # What a step compares for each parameter, in lists that C walks: at 500 parameters a loop costs more than the
+        # call of a captured program.
+        self._owners = [owner for owner, *_ in self._tenants]
+        self._keys = [key for _, key, *_ in self._tenants]
+        self._at_keys = [parameter for *_, parameter, _ in self._tenants]
+        self._pointers = [p.data_ptr() for p in self._places]
+        self._portion = 0
+        self.notes_writes = True
         self.note_versions()
 
     def keep(self, averages: Sequence[KeptAverage], state: Tensors, *, gradients: bool = False) -> None:
@@ -64,6 +78,7 @@ class Residence:
             views = self.layout.views(banks_of(ema.average, self.layout, state))
             ema.held_by(self._model, views, counter_of(ema.average, state))
         self._averages += averages
+        self.notes_writes = keeps_lost(state)
         if gradients:
             self._gradients = KeptGradients(self._model, self.layout, state)
 
@@ -126,14 +141,32 @@ class Residence:
         torch.autograd.graph.increment_version(self._places)
         for average in self._averages:
             average.say_written()
-        self.note_versions()
+        if self.notes_writes:
+            self.note_versions()
 
-    def check(self, *, frozen: bool = True) -> None:
+    def check(self, *, frozen: bool = True, thorough: bool = False) -> None:
         """Raise RuntimeError naming the first parameter that was replaced, moved, rebound, frozen or unfrozen.
 
         A buffer that was assigned again, as a forward outside the step may do, is copied back to its place. `frozen`:
         whether parameters that were frozen or unfrozen are refused; they can be saved and loaded as well as others.
+        `thorough`: shape and strides of all parameters are compared, and not of some at each call in turn. They decide
+        nothing in a program, which knows the banks alone.
         """
+        portion = slice(None) if thorough else slice(self._portion, self._portion + _A_PORTION)
+        self._portion = self._portion + _A_PORTION if self._portion + _A_PORTION < len(self._tenants) else 0
+        if not (
+            all(map(is_, map(dict.get, self._owners, self._keys), self._at_keys))
+            and [*map(Tensor.data_ptr, self._places)] == self._pointers
+            and all(parameter.is_set_to(place) for *_, parameter, place in self._tenants[portion])
+            and (not frozen or all(map(_requires_grad, self._places)))
+            and (not frozen or not any(map(_requires_grad, self._frozen.values())))
+        ):
+            self._refuse(frozen)
+        for owner, key, name, kept in self._buffers:
+            if owner.get(key) is not kept:
+                self._take_back(owner, key, name, kept)
+
+    def _refuse(self, frozen: bool) -> None:
         for owner, key, name, parameter, place in self._tenants:
             if owner.get(key) is not parameter:
                 raise RuntimeError(
@@ -159,20 +192,20 @@ class Residence:
                     f"and the step does not train it. Freeze it again, or make a new step (step.release(), then "
                     f"compile_training_step()), whose optimizer state starts anew."
                 )
-        for owner, key, name, kept in self._buffers:
-            now = owner.get(key)
-            if now is kept:
-                continue
-            given, version = self._handed_out.get(name, (kept, -1))
-            if now is given and now._version == version:
-                owner[key] = kept
-                continue
-            if now is None or (now.shape, now.dtype, now.device) != (kept.shape, kept.dtype, kept.device):
-                what = "removed" if now is None else f"replaced by {now.dtype} {list(now.shape)} on {now.device}"
-                raise RuntimeError(
-                    f"buffer {name} was {what} after compile_training_step(); the compiled program updates "
-                    f"{kept.dtype} {list(kept.shape)} on {kept.device}. Put that back or compile the step again."
-                )
-            with torch.no_grad():
-                kept.copy_(now)
+
+    def _take_back(self, owner: dict[str, Any], key: str, name: str, kept: Tensor) -> None:
+        """Put the buffer `kept` in its place again, with the numbers of what stands there."""
+        now = owner.get(key)
+        given, version = self._handed_out.get(name, (kept, -1))
+        if now is given and now._version == version:
             owner[key] = kept
+            return
+        if now is None or (now.shape, now.dtype, now.device) != (kept.shape, kept.dtype, kept.device):
+            what = "removed" if now is None else f"replaced by {now.dtype} {list(now.shape)} on {now.device}"
+            raise RuntimeError(
+                f"buffer {name} was {what} after compile_training_step(); the compiled program updates "
+                f"{kept.dtype} {list(kept.shape)} on {kept.device}. Put that back or compile the step again."
+            )
+        with torch.no_grad():
+            kept.copy_(now)
+        owner[key] = kept

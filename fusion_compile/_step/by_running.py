@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ class CapturedStep:
         model: nn.Module | None = None,
     ) -> None:
         self._keys = list(state)
+        self._entries = itemgetter(*self._keys)  # several: each state has counts, numbers and banks
         self.is_cuda = any(tensor.is_cuda for tensor in state.values())
         self._fresh: list[str] = []
         step, n = donated(advance), len(state)
@@ -84,7 +86,7 @@ class CapturedStep:
         return dict(zip(self._fresh, fresh, strict=True))
 
     def _inputs(self, state: Tensors, batch: tuple[Any, ...]) -> list[Tensor]:
-        return [*(state[key] for key in self._keys), *batches.tensors(batch), *self.constants]
+        return [*self._entries(state), *batches.tensors(batch), *self.constants]
 
 
 def captured_step(

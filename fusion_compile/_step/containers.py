@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 _PLAIN = (dict, list, tuple)
+_UNDIVIDED = (Tensor, torch.Size)
 _MAPPINGS = (dict, UserDict)
 _LEAVES = (Tensor, nn.Module, torch.Generator, enum.Enum, type, types.ModuleType, weakref.ref, BaseException)
 """Objects with attributes that are no containers."""
@@ -30,7 +31,7 @@ _MADE_BY_CLASS = 1 << 9
 def children(tree: Any, *, objects: bool = True) -> list[tuple[str, Any]] | None:
     """``(step of the path, child)`` of a container; None for a leaf, as a ``torch.Size`` is one, and without `objects`
     a plain object."""
-    if isinstance(tree, Tensor | torch.Size):
+    if type(tree) is Tensor or isinstance(tree, _UNDIVIDED):  # most leaves are the first, which asks no metaclass
         return None
     if isinstance(tree, _MAPPINGS):
         return [(f"[{key!r}]", child) for key, child in tree.items()]

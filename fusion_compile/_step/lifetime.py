@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fusion_compile._state.half_precision import forget_lost, keeps_lost
+from fusion_compile._state.half_precision import forget_lost
 from fusion_compile._state.residence import Residence
 from fusion_compile._step.models import several_ranks
 from fusion_compile._step.turn import Turn
@@ -32,14 +32,14 @@ class Lifetime:
         `torn`: whether a state that was written by half will do.
         """
         self._check_alive()
-        self._residence.check(frozen=False)
+        self._residence.check(frozen=False, thorough=True)
         if not torn:
             self._turn.check()
 
     def _take_up_weights(self) -> None:
         """Refuse parameters that no longer lie in their place, and forget what the rounding lost of written ones."""
         self._residence.check()
-        if keeps_lost(self._state):
+        if self._residence.notes_writes:
             forget_lost(self._residence.layout, self._state, self._residence.written())
 
     def _check_mode(self, model: nn.Module) -> None:

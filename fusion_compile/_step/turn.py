@@ -19,6 +19,11 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from fusion_compile._state import keys
 from fusion_compile._types import Tensors
 
+try:  # without the conversions to enumerations that `signal` makes, which cost a step some 15 µs
+    import _signal as handlers  # type: ignore[import-not-found, unused-ignore]
+except ImportError:  # another Python than CPython
+    import signal as handlers
+
 _NAMES = ("SIGINT", "SIGTERM", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 _NUMBERS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 """Signals for which people write handlers in Python, which may raise."""
@@ -114,18 +119,18 @@ class Writing:
     def put_off(self) -> None:
         """From now on signals wait."""
         for number in _NUMBERS:
-            if callable(handler := signal.getsignal(number)):
+            if callable(handler := handlers.getsignal(number)):
                 self._former[number] = handler
-                signal.signal(number, self._wait)
+                handlers.signal(number, self._wait)
 
     def let_through(self) -> None:
         """From now on signals are what they were, and those that waited are handled."""
         raised: BaseException | None = None
         for number, handler in self._former.items():
             try:
-                signal.signal(number, handler)
+                handlers.signal(number, handler)
             except BaseException as error:  # a handler that was put back before has just run
-                signal.signal(number, handler)
+                handlers.signal(number, handler)
                 raised = error
         former, waiting = self._former, self._waiting
         self._former, self._waiting = {}, []

@@ -143,3 +143,23 @@ def test_a_buffer_of_another_shape_is_refused_and_one_of_the_same_taken_over(pro
 def before_step(step: fc.TrainingStep) -> tuple[Tensor, Tensor]:
     """Weight and bias now: one step of 1e-3 from those the forward used, well within the tolerance."""
     return step.model.get_parameter("0.weight").detach(), step.model.get_parameter("0.bias").detach()
+
+
+def test_of_many_parameters_a_transposed_one_is_found_within_some_calls_and_before_a_save() -> None:
+    # Its memory is the same, so the program, which knows the banks alone, is right until then.
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(20)))
+    step = compiled(model, lambda m, x: m(x).square().mean(), mode="eager")
+    x = torch.ones(3, 2)
+    step(x)
+    last = model.get_parameter("19.weight")
+    last.data = last.detach().t()
+    with pytest.raises(RuntimeError, match=r"19\.weight \[2, 2\] was rebound"):
+        step.state_dict()
+
+    def three_steps() -> None:  # 40 parameters, 16 at a call
+        for _ in range(3):
+            step(x)
+
+    with pytest.raises(RuntimeError, match=r"19\.weight \[2, 2\] was rebound"):
+        three_steps()
