@@ -143,5 +143,5 @@ def test_schedule_free_in_a_torch_optimizer_says_that_it_needs_a_master() -> Non
     model = mlp(torch.bfloat16)
     optimizer = optim.SFAdamW(model, half_precision="exact", mode="eager")
     squared_error(model, *DATA[0]).backward()
-    with pytest.raises(ValueError, match="the average x needs a bank of its own"):
+    with pytest.raises(ValueError, match="its weights lie in an fp32 bank of their own"):
         optimizer.step()

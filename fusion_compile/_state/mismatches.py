@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusion_compile._state.other_codecs import codecs_differ
+
 _MOST_SHOWN = 20
 _JOINED_LATER = frozenset({"lost"})
 """Parts of transforms' state that checkpoints of version 0.1 lack, and that start at zero."""
@@ -29,6 +31,8 @@ def mismatches(
     if complete:
         lines += [f"missing {describe(n)}" for n in wanted if n not in given and not starts_at_zero(n)]
         lines += [f"unexpected {describe(n)}" for n in given if n not in wanted]
+        if lines and (sentence := codecs_differ(wanted, given)):
+            return [sentence]
     compared = [(n, difference(t, given[n])) for n, t in wanted.items() if n in given]
     return lines + [f"mismatched {describe(n)}: {what}" for n, what in compared if what]
 
@@ -71,8 +75,8 @@ def _is_kept(given: Tensor, dtype: torch.dtype) -> bool:
 
 
 def refuse_mismatches(lines: Sequence[str], remedy: str) -> None:
-    """Raise ValueError with the first of `lines` and `remedy`, if there are any lines."""
-    if lines:
+    """Raise ValueError with the first of `lines`, each once, and `remedy`, if there are any lines."""
+    if lines := [*dict.fromkeys(lines)]:
         shown = "\n  ".join(lines[:_MOST_SHOWN])
         more = f"\n  … and {len(lines) - _MOST_SHOWN} more" if len(lines) > _MOST_SHOWN else ""
         raise ValueError(

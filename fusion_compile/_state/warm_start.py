@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fusion_compile._state.banks import Layout
 from fusion_compile._state.named_state import named_state
+from fusion_compile._state.other_codecs import encode_into, in_plain_numbers, stand_ins
 from fusion_compile._types import Tensors
 
 
@@ -68,9 +69,19 @@ def _split(name: str, parameters: tuple[str, ...]) -> _Entry:
 
 
 def begin_from(saved: Mapping[str, Any], layout: Layout, state: Tensors) -> WarmStart:
-    """Carry the saved optimizer entries that fit into `state`, whose banks have `layout`."""
+    """Carry the saved optimizer entries that fit into `state`, whose banks have `layout`. A field that the checkpoint
+    keeps in another codec is converted."""
     parameters = tuple(place.name for bank in layout.banks for place in bank.places)
-    return carry_over(saved, named_state(layout, state), parameters)
+    own = named_state(layout, state)
+    made = stand_ins(own, saved, layout)
+    taken = {name for _, names in made.values() for name in names}
+    plain = {plain_name: numbers for plain_name, (numbers, _) in made.items()}
+    with torch.no_grad():
+        converted = in_plain_numbers(saved, own, layout)
+        done = carry_over(converted, {**{n: t for n, t in own.items() if n not in taken}, **plain}, parameters)
+        carried = {n: t for n, t in plain.items() if _split(n, parameters).key in done.carried}
+        encode_into(own, carried, layout)
+    return done
 
 
 def carry_over(saved: Mapping[str, Any], own: Tensors, parameters: tuple[str, ...]) -> WarmStart:

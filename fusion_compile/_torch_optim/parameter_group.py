@@ -78,8 +78,10 @@ class ParameterGroup:
         if self.moves and half_precision != "master" and half is not None:
             raise ValueError(
                 f"half_precision={half_precision!r}: while {transform.name} trains in a torch optimizer, {half.dtype} "
-                f"parameters hold y, and the average x needs a bank of its own, which is fp32. Use 'master', or "
-                f"compile_training_step, where the parameters hold x."
+                f"parameters hold the point of the gradient, and its weights lie in an fp32 bank of their own. That "
+                f"bank is the master: 'exact' and 'kahan' would take as many bytes, and 'stochastic' and 'round' would "
+                f"keep weights that nobody sees less exactly. Use 'master', or compile_training_step, where the "
+                f"parameters hold the weights."
             )
         self.hyperparameters = Hyperparameters(numbers, layout.device, layout.state_dtype)
         banks = Residence(module, layout).banks
