@@ -113,6 +113,10 @@ class Programs:
         sizes that ``_compat.mark_symbolic`` marked are symbols.
         """
 
+        # torch keeps every backend, and beside a function's code, where the collector of cycles does not look. What
+        # leads back from there to the function, its model and its state is therefore taken away again.
+        lent: dict[str, Callable[..., Any]] = {}
+
         def observe(graph: torch.fx.GraphModule, inputs: list[Any]) -> None:
             program = Program(graph)
             if check is not None:
@@ -124,12 +128,13 @@ class Programs:
             self._graphs[key] = BesideItsGraph(graph, compiled, before_first)
             return self._graphs[key]
 
+        lent |= {"observe": observe, "beside": beside}
         run = lower(
             _compat.own_code(function),
             mode=mode,
             backend=self.backend,
-            on_graph=observe,
-            beside=None if before_first is None else beside,
+            on_graph=lambda *seen: lent["observe"](*seen),
+            beside=None if before_first is None else lambda *made: lent["beside"](*made),
             dynamic=dynamic,
         )
         try:
@@ -146,5 +151,7 @@ class Programs:
             if refusal := _compat.refusal_inside(error):
                 raise refusal from None
             raise
+        finally:
+            lent.clear()
         self._compiled[key] = run
         return result

@@ -48,10 +48,15 @@ def capture(
         return explained(*given, **named)
 
     call.__code__ = call.__code__.replace(co_filename="<explain>")  # so that no finding names this line
-    run = torch.compile(call, backend=keep)
+    lent = {"keep": keep}
+    run = torch.compile(call, backend=lambda *given: lent["keep"](*given))
     with warnings.catch_warnings(), put_back(explained, args, kwargs), _compat.caches_aside():
         warnings.simplefilter("ignore")  # Dynamo's warnings about breaks; the findings say so
-        run(*args, **kwargs)
+        try:
+            run(*args, **kwargs)
+        finally:
+            _compat.forget_compiled(call)
+            lent.clear()  # torch keeps every backend, and would keep the graphs and the tensors that they saw
         if watch is not None:
             watch.look()
     return tuple(seen)

@@ -61,7 +61,11 @@ def observe(
             inside.enter_context(_compat.caches_aside())
         run = fn if backend is None else _compiled(fn, backend, fresh)
         heard = inside.enter_context(listening())
-        refused = _run(run, calls)
+        try:
+            refused = _run(run, calls)
+        finally:
+            if run is not fn and fresh:
+                _compat.forget_compiled(run)  # torch would keep it, and the tensors that it saw, with the code
     callee = callee_of(_compat.uncompiled(fn)) if backend is not None else None
     return _observation(heard, refused, callee, compiled_before=run is fn or not fresh, fresh=fresh)
 
