@@ -89,11 +89,14 @@ def written(kept: Mapping[str, Any], first: str, controls: Mapping[str, str]) ->
         f"then {len(budget['fresh'])} fresh seeds. torch {machine['torch']}, one thread ({machine['cpu']}), "
         f"{machine['date']}.",
     ]
+    every = dict.fromkeys(name for task in kept["tasks"].values() for name in task["recipes"])
     for key, task in kept["tasks"].items():
         studies = task["recipes"]
         if first in studies:
             lines += ["", f"### {key}", f"{task['about']}. {studies[first]['steps']} steps.", ""]
             lines += table_of(studies, first, controls)
+            if lacking := [name for name in every if name not in studies]:
+                lines += ["", f"Not run: {', '.join(lacking)}."]
     if kept["costs"]:
         lines += ["", "### Bytes and time", "On the transformer of *photographs*. The update alone, compiled.", ""]
         lines += ["| | bytes of state a parameter | time over adamw's |", "|---|---|---|"]

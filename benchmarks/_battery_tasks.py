@@ -101,7 +101,7 @@ def _denoising(model: nn.Module, x: Tensor, noise: Tensor) -> Tensor:
 @functools.cache
 def _photographs() -> Tensors:
     """Crops [N, 3, 16, 16], labels, and for each crop its time and noise of the flow."""
-    crops, labels = _in_fixed_order(*(t[::2] for t in photographs()))
+    crops, labels = (t[:1792] for t in _in_fixed_order(*photographs()))
     draw = torch.Generator().manual_seed(1)
     return crops, labels, torch.rand(len(crops), generator=draw), torch.randn(crops.shape, generator=draw)
 

@@ -111,6 +111,13 @@ def torch_adamw(shapes: Shapes, device: torch.device, **kind: bool) -> Callable[
     return torch.optim.AdamW(with_gradients(shapes, device), lr=1e-3, **kind).step
 
 
+def prodigyopt(shapes: Shapes, device: torch.device) -> Callable[[], None]:
+    """The authors' Prodigy, which waits for the device twice a parameter."""
+    from prodigyopt import Prodigy
+
+    return Prodigy(with_gradients(shapes, device), lr=1.0).step
+
+
 def torch_muon(shapes: Shapes, device: torch.device) -> Callable[[], None]:
     """``torch.optim.Muon`` on the matrices and fused AdamW on the rest."""
     parameters = with_gradients(shapes, device)
@@ -158,12 +165,20 @@ def main() -> None:
         "adapters_families": (
             "400 adapter tensors, the low-memory recipes",
             "torch AdamW(foreach)",
-            lambda: {"torch AdamW(foreach)": torch_adamw(ADAPTERS, device, foreach=True), **families(ADAPTERS, device)},
+            lambda: {
+                "torch AdamW(foreach)": torch_adamw(ADAPTERS, device, foreach=True),
+                "prodigyopt Prodigy": prodigyopt(ADAPTERS, device),
+                **families(ADAPTERS, device),
+            },
         ),
         "dit_s_families": (
             "DiT-S set (120 tensors), the low-memory recipes",
             "torch AdamW(foreach)",
-            lambda: {"torch AdamW(foreach)": torch_adamw(DIT_S, device, foreach=True), **families(DIT_S, device)},
+            lambda: {
+                "torch AdamW(foreach)": torch_adamw(DIT_S, device, foreach=True),
+                "prodigyopt Prodigy": prodigyopt(DIT_S, device),
+                **families(DIT_S, device),
+            },
         ),
         "dit_s_muon": (
             "DiT-S set (120 tensors), Newton-Schulz in bf16",

@@ -25,7 +25,7 @@ from fusion_compile._torch_optim.named_groups import (
 from fusion_compile._torch_optim.portable import Averaging, portable, restored, with_averages
 from fusion_compile._torch_optim.released_gradients import ReleasedGradients, refuse_scaler
 from fusion_compile._torch_optim.saved_state import load_saved
-from fusion_compile._torch_optim.torch_words import BETAS, MAXIMIZE
+from fusion_compile._torch_optim.torch_words import BETAS, MAXIMIZE, gradient_belongs
 from fusion_compile._torch_optim.update_program import UpdatePrograms
 from fusion_compile.ema import EMA
 from fusion_compile.optim._resolve import OptimizerChoice, resolve_optimizer, with_rate
@@ -256,10 +256,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         if torch.is_inference_mode_enabled():
             raise RuntimeError("an optimizer step was asked for inside torch.inference_mode(); call it outside.")
         if inside.moves and inside.evaluating:
-            raise RuntimeError(
-                "the optimizer is in eval mode: the parameters hold x, but the gradient belongs at y. Call "
-                "optimizer.train() before the forward pass."
-            )
+            raise RuntimeError(f"the optimizer is in eval mode: {gradient_belongs(inside.transform)}")
         result = None
         if closure is not None:
             with torch.enable_grad():

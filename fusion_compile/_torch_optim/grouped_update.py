@@ -32,6 +32,7 @@ from fusion_compile._torch_optim.torch_words import (
     MAXIMIZE,
     betas_of,
     decay_is_theirs,
+    points_of,
     split_betas,
     without_torchs_words,
 )
@@ -86,7 +87,7 @@ class GroupedUpdate:
     guards: Guards = field(init=False)
 
     def __post_init__(self) -> None:
-        self.guards = Guards(self.warn, self._after_load)
+        self.guards = Guards(self.warn, self._after_load, points_of(self.transform))
 
     @property
     def moves(self) -> bool:

@@ -25,8 +25,9 @@ class Guards:
     y. `saves_averages`: somebody sees to it that models are saved at x, so the optimizer's state may be taken at y.
     """
 
-    def __init__(self, warn: SayOnce, after_load: Callable[[], None]) -> None:
+    def __init__(self, warn: SayOnce, after_load: Callable[[], None], points: tuple[str, str]) -> None:
         self._warn = warn
+        self._there, self._deployed = points
         self._after_load = weakref.WeakMethod(after_load)  # its owner holds the guards
         self._loaded = False
         self._watch = _Watch(self)
@@ -75,8 +76,8 @@ class Guards:
             return
         self._warn(
             "eval",
-            "the model is evaluated (model.training is False) while the optimizer is in train mode: the weights are "
-            "Schedule-Free's y, not x. Call optimizer.eval() before, and optimizer.train() to go on.",
+            f"the model is evaluated (model.training is False) while the optimizer is in train mode: the weights are "
+            f"{self._there}, not {self._deployed}. Call optimizer.eval() before, and optimizer.train() to go on.",
         )
 
     def compiled(self) -> None:
@@ -103,7 +104,7 @@ class Guards:
         """The model's weights are about to be saved: warn. `what`: the subject of the sentence, with its verb."""
         self._warn(
             "saved",
-            f"{what} in train mode: the model's weights are Schedule-Free's y, not the average x. Call "
+            f"{what} in train mode: the model's weights are {self._there}, not {self._deployed}. Call "
             f"optimizer.eval() before saving the model, and optimizer.train() to go on.",
         )
 

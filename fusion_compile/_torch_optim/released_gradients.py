@@ -30,7 +30,7 @@ from fusion_compile._torch_optim.grouped_update import GroupedUpdate
 from fusion_compile._torch_optim.named_groups import STEPS
 from fusion_compile._torch_optim.parameter_group import ParameterGroup
 from fusion_compile._torch_optim.pooled import refuse_pooled
-from fusion_compile._torch_optim.torch_words import MAXIMIZE
+from fusion_compile._torch_optim.torch_words import MAXIMIZE, gradient_belongs
 from fusion_compile._torch_optim.update_program import Arrivals, Turn, outside_autocast, update_of
 from fusion_compile._types import Tensors
 from fusion_compile.optim._rounding_noise import number_of
@@ -116,10 +116,8 @@ class ReleasedGradients:
         at, name = self._names[id(p)]
         options = self._groups()[at]
         if self._inside.moves and self._inside.evaluating:
-            raise RuntimeError(
-                "a gradient came while the optimizer is in eval mode: the parameters hold x, but the gradient belongs "
-                "at y. Call optimizer.train() before the forward pass."
-            )
+            said = gradient_belongs(self._inside.transform)
+            raise RuntimeError(f"a gradient came while the optimizer is in eval mode: {said}")
         if name in self._arrived.get(at, ()):
             raise RuntimeError(
                 f"release_gradients=True: a second gradient of {name} {list(p.shape)} came before optimizer.step(), "

@@ -34,6 +34,20 @@ def betas_of(transform: Transform) -> tuple[str, ...]:
     return ("momentum",) if "momentum" in has and SPECTRAL in transform.roles else ()
 
 
+def points_of(transform: Transform) -> tuple[str, str]:
+    """In words, what the parameters hold while training with `transform`, which moves them, and what after eval()."""
+    if "schedule_free_beta" in transform.hyperparameters:
+        return "Schedule-Free's y", "the average x"
+    return f"the point at which {transform.name} takes its gradient", "those to deploy"
+
+
+def gradient_belongs(transform: Transform) -> str:
+    """Why no step may be taken in eval mode, and what to do."""
+    there, deployed = points_of(transform)
+    what = f"the weights are {deployed}, but the gradient belongs at {there}"
+    return f"{what}. Call optimizer.train() before the forward pass."
+
+
 def without_torchs_words(options: Mapping[str, Any], of: str) -> dict[str, Any]:
     """`options` without those that say nothing here. ValueError for one that asks for another optimizer.
 

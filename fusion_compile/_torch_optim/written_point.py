@@ -19,6 +19,7 @@ from fusion_compile._state import keys
 from fusion_compile._step.update import UpdatePlan
 from fusion_compile._step.written import Written, refuse_other_points, with_written_point
 from fusion_compile._torch_optim.samples import Samples
+from fusion_compile._torch_optim.torch_words import points_of
 from fusion_compile._types import Tensors
 
 EVERY = 32
@@ -86,8 +87,8 @@ class WrittenPoint:
                 state[keys.params(bank.key)].copy_(moved[keys.params(bank.key)])
         self._read_flags()
         if (self.seen or found_now) and not self._follows:
-            return _overwritten(told)
-        return _found_late(lost) if self.seen and not knew and lost > 0 else ""
+            return _overwritten(told, points_of(plan.transform)[0])
+        return _found_late(lost, points_of(plan.transform)[0]) if self.seen and not knew and lost > 0 else ""
 
     def _note(self, found: Tensor) -> None:
         if found.device.type != "cuda":
@@ -121,18 +122,18 @@ def _follows(plan: UpdatePlan, state: Tensors, members: Mapping[str, nn.Paramete
     return True
 
 
-def _overwritten(name: str | None) -> str:
+def _overwritten(name: str | None, there: str) -> str:
     """What to say of a write that cannot be taken up. `name`: a parameter's, where a version told it."""
     return (
-        f"{name or 'a parameter'} was written to while the parameters hold Schedule-Free's y; it is overwritten now. "
+        f"{name or 'a parameter'} was written to while the parameters hold {there}; it is overwritten now. "
         f"Call optimizer.eval() first, write, then call optimizer.train()."
     )
 
 
-def _found_late(steps: int) -> str:
+def _found_late(steps: int, there: str) -> str:
     """What to say of a write that was found after so many steps without a look."""
     return (
-        f"parameters were written to through .data, which leaves no trace, while they hold Schedule-Free's y. This "
+        f"parameters were written to through .data, which leaves no trace, while they hold {there}. This "
         f"write counts; those of the {steps} steps before it, if there were any, are lost. From now on each step "
         f"looks. Write under torch.no_grad() and without .data, and every one counts."
     )

@@ -30,11 +30,12 @@ OWN = ("model", "mode", "backend", "release_gradients")
 """Keywords of this package that each class takes besides."""
 _SAY_NOTHING = (
     *("foreach", "foreach_batch_cutoff", "foreach_stack_budget", "foreach_warmup", "fused", "fused_tile_cap"),
-    *("compile", "factor_conv_as_matrix", "auto_lr_freeze", "auto_lr_scale", "auto_lr_fuse_rel", "auto_lr_d0"),
+    *("compile", "auto_lr_freeze", "auto_lr_scale", "auto_lr_fuse_rel", "auto_lr_d0"),
 )
 """How the source runs its update, which is one program here."""
 _MUST_BE: dict[str, tuple[Any, str]] = {
     "auto_lr": (False, "its search restarts the training; use KProdigy or Autokaon"),
+    "factor_conv_as_matrix": (True, "rows of a convolution's weight are those of its first axis"),
     "bias_correction": (False, "the factored rescale undoes it"),
     "d_update_freq": (1, "d is computed on the device, and nothing waits for it"),
 }

@@ -31,6 +31,7 @@ def test_words_of_codecs_forms_and_bounds() -> None:
         ({"momentum_dtype": "4bit", "momentum_4bit_block": 64}, ValueError, "blocks of 4 bits have 128 entries"),
         ({"bf16_method": "kahan8"}, ValueError, "bf16_method='kahan8' is not known; use one of 'stochastic_rounding'"),
         ({"auto_lr": True}, ValueError, "use KProdigy or Autokaon"),
+        ({"factor_conv_as_matrix": False}, ValueError, "rows of a convolution's weight are those of its first axis"),
         ({"momentun": 1}, TypeError, "Adakaon has no keyword 'momentun'; it has lr, betas, .*gradient_centralization"),
         ({"lr": -1.0}, ValueError, "a negative rate goes uphill"),
     ],

@@ -84,7 +84,9 @@ SAVES: dict[str, Callable[[Outer], Any]] = {
 def test_y_is_not_evaluated_or_saved_without_a_word(of: str, what: str) -> None:
     outer, optimizer = stepped(OF[of])
     call = {**EVALUATES, **SAVES}[what]
-    words = "saved|taken|pickled" if what in SAVES else r"the model is evaluated .* Schedule-Free's y, not x"
+    words = (
+        "saved|taken|pickled" if what in SAVES else r"the model is evaluated .* Schedule-Free's y, not the average x"
+    )
     with pytest.warns(UserWarning, match=words) as said:
         call(outer)
         call(outer)
@@ -115,6 +117,15 @@ def test_where_the_parameters_are_the_weights_nothing_hangs_on_the_model(name: s
     assert hooks(outer) == 0
     outer.state_dict()
     outer.eval()(X)
+
+
+def test_nekaons_point_is_not_called_schedule_frees() -> None:
+    outer, optimizer = stepped(name="nekaon")
+    with pytest.warns(UserWarning, match="the model's weights are the point at which nekaon takes its gradient, not"):
+        outer.state_dict()
+    optimizer.eval()
+    with pytest.raises(RuntimeError, match="the weights are those to deploy, but the gradient belongs at the point"):
+        go_on(outer, optimizer)
 
 
 def test_the_guards_go_with_their_optimizer() -> None:
@@ -173,7 +184,7 @@ def test_a_model_that_is_compiled_after_the_first_step_is_guarded(how: str) -> N
     call = COMPILED[how](outer)
     call(X)  # in training mode; a warning is an error here
     outer.eval()
-    with pytest.warns(UserWarning, match=r"the model is evaluated .* Schedule-Free's y, not x") as said:
+    with pytest.warns(UserWarning, match=r"the model is evaluated .* Schedule-Free's y, not the average x") as said:
         call(X)
         call(X)
     assert len(said) == 1
