@@ -19,6 +19,7 @@ QUIET = (
     "ignore:`gradient_checkpointing_enable`",
     "ignore:Dynamo detected a call to a `functools.lru_cache`",
     "ignore:TorchaoLoraLinear was instantiated without",
+    "ignore:this step ran uncaptured, because .*cached_rotary",
 )
 """What the libraries' own code makes torch, transformers and the step say."""
 

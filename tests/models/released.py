@@ -398,6 +398,37 @@ def wav2vec2(dropout: float) -> Released:
     return Released(Wav2Vec2Model(config).train(), loss_fn, _normal((2, 400)))
 
 
+def wav2vec2_conformer(dropout: float) -> Released:
+    """Its rotary table is kept in an attribute, which the first forward fills."""
+    Wav2Vec2ConformerConfig, Wav2Vec2ConformerModel = _from(
+        "transformers", "Wav2Vec2ConformerConfig", "Wav2Vec2ConformerModel"
+    )
+
+    config = Wav2Vec2ConformerConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=(8, 8),
+        conv_stride=(5, 4),
+        conv_kernel=(10, 4),
+        num_feat_extract_layers=2,
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+        mask_time_prob=0.0,
+        layerdrop=0.0,
+        hidden_dropout=dropout,
+        position_embeddings_type="rotary",
+    )
+
+    def loss_fn(model: nn.Module, sound: Tensor) -> Tensor:
+        return model(sound).last_hidden_state.square().mean()
+
+    model = Wav2Vec2ConformerModel(config).train()
+    model.encoder.pos_conv_embed.requires_grad_(False)  # unread: it would decay, and torch.optim leaves it alone
+    return Released(model, loss_fn, _normal((2, 400)))
+
+
 RELEASED: dict[str, Callable[[float], Released]] = {
     "GPT-2": gpt2,
     "Llama, checkpointed": llama,
@@ -405,6 +436,7 @@ RELEASED: dict[str, Callable[[float], Released]] = {
     "BERT": bert,
     "ViT": vit,
     "Mamba": mamba,
+    "Wav2Vec2-Conformer": wav2vec2_conformer,
     "Mixtral": mixtral,
     "UNet": unet,
     "UNet with conditions, checkpointed": conditioned_unet,

@@ -85,6 +85,16 @@ def test_a_number_that_was_changed_in_the_index_is_noticed(tmp_path: Path) -> No
     assert step.hyperparameters["lr"] == 0.5
 
 
+@pytest.mark.parametrize("key", ["checksum", "checksums"])
+def test_a_flipped_bit_in_the_name_of_the_checksums_is_noticed(tmp_path: Path, key: str) -> None:
+    trained().save(tmp_path)
+    file = tmp_path / "checkpoint.json"
+    flip(file, file.read_bytes().index(f'"{key}"'.encode()) + 1)
+    step = compiled(mlp(), mode="eager")
+    with refused(step, ValueError, "checkpoint.json is not as it was written"):
+        step.load(tmp_path)
+
+
 def test_a_checkpoint_of_version_01_has_no_checksums_and_loads(tmp_path: Path) -> None:
     step = trained(2)
     step.save(tmp_path)
