@@ -22,7 +22,10 @@ def memory_of(tensor: Tensor) -> int | None:
     kind = type(tensor)
     if not (kind is Tensor or issubclass(kind, (nn.Parameter, nn.Buffer))) or tensor.layout is not torch.strided:
         return None
-    memory: int = tensor.untyped_storage()._cdata
+    try:
+        memory: int = tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # inside of vmap, or oneDNN's
+        return None
     return memory
 
 

@@ -79,3 +79,6 @@ def test_parts_without_a_whole_and_neighbours() -> None:
 def test_what_has_no_strided_memory_shares_none() -> None:
     assert memory_of(torch.eye(2).to_sparse()) is None
     assert memory_of(nn.Parameter(torch.zeros(2))) is not None
+    inside: list[int | None] = []
+    torch.vmap(lambda t: inside.append(memory_of(t)) or t)(torch.zeros(2))  # type: ignore[func-returns-value]
+    assert inside == [None]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import itertools
-import types
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -19,16 +17,13 @@ from fusion_compile._capture.python_state.attributes import instance_dict, set_i
 from fusion_compile._capture.python_state.holders import Holder, Items
 from fusion_compile._capture.python_state.slots import MISSING, WHOLE, Slot, key_identity
 from fusion_compile._capture.rehearsal._compat import storage_key
+from fusion_compile._capture.rehearsal.iterators import copy_of, index_of, position
 from fusion_compile._capture.rehearsal.random_states import RandomStates
 from fusion_compile._capture.rehearsal.reach import Found, Reach
 from fusion_compile._compat import is_of_a_trace
 
 ARRAY_BYTES = 1 << 20
 """A numpy array of more bytes than this is not remembered."""
-
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
-_POSITIONED: tuple[type, ...] = tuple(map(type, (iter([]), iter(()), iter(""), iter(b""), reversed([]))))
-"""Iterators that can be set back to a position."""
 
 
 class ChangeKind(enum.Enum):
@@ -62,6 +57,22 @@ class _KeptTensor(NamedTuple):
     was_leaf: bool
 
 
+class _KeptIterator(NamedTuple):
+    label: str
+    iterator: Any
+    position: Any
+    state: int | None  # with which it is set back
+    copy: Any  # goes on from there
+
+    @classmethod
+    def of(cls, found: Found) -> _KeptIterator:
+        iterator = found.value
+        return cls(found.label, iterator, position(iterator), index_of(iterator), copy_of(iterator))
+
+    def has_moved(self) -> bool:
+        return bool(position(self.iterator) != self.position)
+
+
 class Contents:
     """The contents of all that can be reached from `roots`, and then from `last`, at the time of construction.
 
@@ -69,8 +80,9 @@ class Contents:
     to `ARRAY_BYTES`, positions of iterators, and the states of all random number generators. The numbers inside of
     tensors are not: `provenance` keeps those that a run writes.
 
-    Restoring puts the same objects back into the same holders. Three things it cannot do: an iterator other than one
-    over a list, a tuple or a string, and a Python generator, cannot be set back (`not_put_back` lists them); an
+    Restoring puts the same objects back into the same holders, but for iterators of which only a copy stands where they
+    stood. Three things it cannot do: a Python generator, and an iterator that can be neither set back nor copied, or
+    that lies in a tuple or in another iterator, has given its items (`not_put_back` lists them); an
     ``lru_cache`` cannot lose single entries, so one that was filled is cleared; a file is a file.
     """
 
@@ -81,7 +93,7 @@ class Contents:
             self._tensors = [kept for kept in map(_kept_tensor, self.reach.tensors.values()) if kept is not None]
         self._arrays = [(*found, found.value.copy()) for found in self.reach.arrays.values() if _is_kept(found.value)]
         self._caches = [(found.value, found.value.cache_info().misses) for found in self.reach.caches.values()]
-        self._iterators = [(*found, _position(found.value), _index(found.value)) for found in self._all_iterators()]
+        self._iterators = [_KeptIterator.of(found) for found in self._all_iterators()]
         self._random = RandomStates(self.reach.generators.values())
 
     def items(self) -> list[tuple[Holder, Items]]:
@@ -121,9 +133,9 @@ class Contents:
         for label, array, copy in self._arrays:
             if array.tobytes() != copy.tobytes():
                 found.append(Change(label, None, copy, array.copy(), ChangeKind.MUTATED))
-        for label, iterator, position, _ in self._iterators:
-            if _position(iterator) != position:
-                found.append(Change(label, None, position, _position(iterator), ChangeKind.MOVED))
+        for kept_it in self._iterators:
+            if (now := position(kept_it.iterator)) != kept_it.position:
+                found.append(Change(kept_it.label, None, kept_it.position, now, ChangeKind.MOVED))
         return found
 
     def restore(self, keep: Collection[Slot] = (), keep_caches: Collection[Any] = ()) -> None:
@@ -134,6 +146,7 @@ class Contents:
             keep_caches: Caches of ``functools.lru_cache`` that stay filled.
         """
         kept = {slot.identity for slot in keep}
+        self._exchange_iterators()
         with without_torch_function():
             for value, attributes in self.reach.instances:
                 if instance_dict(value) is not attributes:  # somebody wrote self.__dict__ = …
@@ -149,17 +162,30 @@ class Contents:
         for cache in self.filled_caches():
             if id(cache) not in spared:
                 cache.cache_clear()
-        for _, iterator, position, index in self._iterators:
-            if index is not None and _position(iterator) != position:
-                iterator.__setstate__(index)
+        for each in self._iterators:
+            if each.state is not None and position(each.iterator) != each.position:
+                each.iterator.__setstate__(each.state)
         self._random.restore()
 
     def not_put_back(self) -> list[str]:
         """The labels of the iterators that gave items and cannot be set back."""
-        return [label for label, it, position, _ in self._iterators if _position(it) != position]
+        return [each.label for each in self._iterators if position(each.iterator) != each.position]
 
     def _all_iterators(self) -> list[Found]:
-        return [found for found in self.reach.iterators.values() if _position(found.value) is not None]
+        return [found for found in self.reach.iterators.values() if position(found.value) is not None]
+
+    def _exchange_iterators(self) -> None:
+        """Have copies of iterators that were moved on, and cannot be set back, put in their places."""
+        moved = {id(each.iterator): each for each in self._iterators if each.copy is not None and each.has_moved()}
+        if not moved:
+            return
+        held = {id(value) for _, items in self._before for _, value in items}
+        fresh = {key: copy_of(each.copy) for key, each in moved.items() if key in held}
+        self._before = [(h, [(k, fresh.get(id(v), v)) for k, v in items]) for h, items in self._before]
+        labels = {moved[key].label for key in fresh}
+        now = [e._replace(iterator=fresh.get(id(e.iterator), e.iterator)) for e in self._iterators]
+        # Those inside of one that was exchanged go by its label, and belong to nobody now.
+        self._iterators = [e for e in now if e.label not in labels or any(e.iterator is new for new in fresh.values())]
 
 
 @contextlib.contextmanager
@@ -235,22 +261,3 @@ def _put_tensor_back(kept: _KeptTensor) -> None:
 
 def _is_kept(array: Any) -> bool:
     return bool(array.nbytes <= ARRAY_BYTES and not array.dtype.hasobject)
-
-
-def _position(iterator: Any) -> Any:
-    """Where an iterator stands, without moving it; None where it does not say."""
-    if type(iterator) is types.GeneratorType:
-        frame = iterator.gi_frame
-        if frame is None:
-            return "at its end"
-        return frame.f_lasti, tuple((name, v if type(v) in _PLAIN else id(v)) for name, v in frame.f_locals.items())
-    if type(iterator) is itertools.count:
-        return repr(iterator)
-    hint = getattr(type(iterator), "__length_hint__", None)
-    return hint(iterator) if hint is not None else None
-
-
-def _index(iterator: Any) -> int | None:
-    """The state with which the iterator can be set back, or None."""
-    reduced: tuple[Any, ...] = iterator.__reduce__() if type(iterator) in _POSITIONED else ()
-    return reduced[2] if len(reduced) > 2 else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import itertools
 import random
 import time
 from collections.abc import Callable
@@ -145,9 +144,9 @@ def test_a_second_run_that_fails_is_said_with_what_the_first_left_behind() -> No
 
 
 def test_an_iterator_that_cannot_be_set_back_is_named() -> None:
-    numbers = itertools.count()
+    numbers = (n for n in range(9))
     rehearsal = rehearsed(around(nn.Tanh()), lambda m, x, y: mse(m, x, y) * next(numbers))
-    assert rehearsal.not_put_back == ("loss_fn<numbers>",)
+    assert rehearsal.not_put_back[0] == "loss_fn<numbers>"
     assert next(numbers) == 2
 
 
