@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -27,6 +28,11 @@ def stage(what: str) -> Iterator[None]:
         yield
         return
     started = time.perf_counter()
+    if console.is_jupyter:  # where rich needs a package of its own to show anything that moves
+        print(f"\rfusion_compile: {what} …", end="", file=sys.stderr, flush=True)
+        yield
+        print(f"\rfusion_compile: {what}: {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
+        return
     with console.status(f"fusion_compile: {what} …"):
         yield
     console.print(f"fusion_compile: {what}: {time.perf_counter() - started:.1f} s", highlight=False)
@@ -37,8 +43,28 @@ def following(items: Iterable[T], count: int | None, what: str) -> Iterator[T]:
     console = Console(stderr=True)
     if not _is_watched(console):
         yield from items
+    elif console.is_jupyter:
+        yield from _with_a_line(items, count, what)
     else:
         yield from track(items, f"fusion_compile: {what}", total=count, console=console)
+
+
+def _with_a_line(items: Iterable[T], count: int | None, what: str) -> Iterator[T]:
+    """`items`, with a bar in one line of text that is written again at most five times a second."""
+    shown, done = -math.inf, 0
+
+    def show() -> None:
+        whole = "" if not count else f" of {count} [{'#' * (20 * done // count):<20}]"
+        print(f"\rfusion_compile: {what}: {done}{whole}", end="", file=sys.stderr, flush=True)
+
+    for item in items:
+        if time.perf_counter() - shown > 0.2:
+            show()
+            shown = time.perf_counter()
+        yield item
+        done += 1
+    show()
+    print(file=sys.stderr, flush=True)
 
 
 def _is_watched(console: Console) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fusion_compile._notebook import preformatted
 from fusion_compile._sampler.call_arguments import Arguments, as_args_and_kwargs
 from fusion_compile._sampler.conditioning import Batched as Batched
 from fusion_compile._sampler.conditioning import Conditioning as Conditioning
@@ -52,6 +53,9 @@ class Sampler(SamplerModule):
         tensor([[0.5000, 0.5000, 0.5000],
                 [0.5000, 0.5000, 0.5000]])
     """
+
+    def _repr_html_(self) -> str:
+        return preformatted(str(self.report))
 
     def explain(self, *, device: str | None = None) -> Explanation:
         """Explain the graph by binding time, and for each value why it was or was not hoisted.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusion_compile._notebook import table
 from fusion_compile._program.lower import resolve_mode
 from fusion_compile._program.program import Program
 from fusion_compile._program.programs import Programs
@@ -217,6 +218,9 @@ class TrainingStep(Evaluates, Saves):
             choices=[*notes, *self._plan.precision.notes(), *self._programs.notices.lines],
         )
         return explain_step(repr(self), parts, device=device)
+
+    def _repr_html_(self) -> str:
+        return table(("parameter", "role", "why"), [(r.name, r.role, r.reason) for r in self.routes], repr(self))
 
     def __repr__(self) -> str:
         banks, matrices = len(self.layout.banks), sum(r.role == "spectral" for r in self.routes)

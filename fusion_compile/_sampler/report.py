@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fusion_compile._notebook import preformatted
 from fusion_compile.passes import Declined
 
 RowKind = Literal["exact", "batched", "approximate"]
@@ -144,6 +145,9 @@ class SamplerReport:
     model: str
     n_steps: int
     programs: tuple[ProgramReport, ...]
+
+    def _repr_html_(self) -> str:
+        return preformatted(str(self))
 
     def __str__(self) -> str:
         unseen = f"sampler of {self.model}, {self.n_steps} steps: not called yet, nothing is known"

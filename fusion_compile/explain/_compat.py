@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -98,6 +99,19 @@ def caches_aside() -> Iterator[None]:
     finally:
         for name, value in seen.items():
             setattr(pgo, name, value)
+
+
+@contextlib.contextmanager
+def dynamo_is_quiet() -> Iterator[None]:
+    """Inside, Dynamo's log is silent about graph breaks, which the findings tell. Whoever asked for its log gets it."""
+    log = logging.getLogger("torch._dynamo")
+    before = log.level
+    if before in (logging.NOTSET, logging.WARNING):
+        log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def is_compiled(fn: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fusion_compile._notebook import preformatted
 from fusion_compile.explain._comparison import DifferenceFacts, compare
 from fusion_compile.explain._facts import SCHEMA, VERSION, ExplanationFacts
 from fusion_compile.explain._findings import identity
@@ -59,7 +60,10 @@ class Explanation(ExplanationFacts):
             ReLU, 1 graph
             ...
         """
-        write_text(self, _terminal())
+        _print(lambda console: write_text(self, console))
+
+    def _repr_html_(self) -> str:
+        return preformatted(str(self))
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> dict[str, Any]:
         """Return the explanation as data for `json.dumps`, in a versioned form that `from_json` reads.
@@ -223,7 +227,10 @@ class Difference(DifferenceFacts):
             ReLU, 1 graph -> ReLU, 1 graph
             No difference.
         """
-        write_difference(self, _terminal())
+        _print(lambda console: write_difference(self, console))
+
+    def _repr_html_(self) -> str:
+        return preformatted(str(self))
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> dict[str, Any]:
         """Return the difference as data for `json.dumps`.
@@ -251,9 +258,13 @@ class Difference(DifferenceFacts):
 
 def _as_text(write: Callable[[Console], None]) -> str:
     out = StringIO()
-    write(Console(file=out, width=WIDTH, no_color=True, force_terminal=False, highlight=False))
+    # In a notebook a console would show each line as an output of its own, whatever its file.
+    write(Console(file=out, width=WIDTH, no_color=True, force_terminal=False, force_jupyter=False, highlight=False))
     return out.getvalue().rstrip()
 
 
-def _terminal() -> Console:
-    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+def _print(write: Callable[[Console], None]) -> None:
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH, force_jupyter=False)
+    with console.capture() as written:
+        write(console)
+    print(written.get(), end="")  # at once, which a notebook shows as one output

@@ -9,7 +9,7 @@ from tests.house.source import within
 
 GROUND = {
     "fusion_compile." + name
-    for name in ("_compat", "_types", "_say_once", "_progress", "_factory", "_tracked", "_shared_memory")
+    for name in ("_compat", "_types", "_say_once", "_progress", "_notebook", "_factory", "_tracked", "_shared_memory")
 }
 """Private torch API, the shared nouns, warnings said once, progress, MODULE:FACTORY of commands, tracked objects,
 one memory."""

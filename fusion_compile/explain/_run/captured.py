@@ -50,7 +50,12 @@ def capture(
     call.__code__ = call.__code__.replace(co_filename="<explain>")  # so that no finding names this line
     lent = {"keep": keep}
     run = torch.compile(call, backend=lambda *given: lent["keep"](*given))
-    with warnings.catch_warnings(), put_back(explained, args, kwargs), _compat.caches_aside():
+    with (
+        warnings.catch_warnings(),
+        put_back(explained, args, kwargs),
+        _compat.caches_aside(),
+        _compat.dynamo_is_quiet(),
+    ):
         warnings.simplefilter("ignore")  # Dynamo's warnings about breaks; the findings say so
         try:
             run(*args, **kwargs)

@@ -28,7 +28,9 @@ def summarize(
     whole: Status = "plain" if broken or not graphs else "good"
     found: Status = "bad" if worst else "plain" if findings or not graphs else "good"
     lines = [
-        SummaryLine("captured", _graphs(len(graphs)) if captured else "nothing yet", whole if captured else "bad"),
+        SummaryLine(
+            "captured", _captured(graphs, runtime) if captured else "nothing yet", whole if captured else "bad"
+        ),
         SummaryLine("findings", _counted(findings), found),
     ]
     if runtime is not None:
@@ -53,6 +55,15 @@ def summarize(
     costs = sorted((n for g in counted for n in g.nodes), key=lambda n: -n.microseconds)[:_MOST_EXPENSIVE]
     lines += [SummaryLine(f"most expensive {i}", _described(n)) for i, n in enumerate(costs, 1) if n.microseconds]
     return tuple(lines)
+
+
+def _captured(graphs: Sequence[GraphFacts], runtime: RuntimeFacts | None) -> str:
+    """How many graphs, and into how many pieces the program falls where Python runs between them."""
+    breaks = 0 if runtime is None else len(runtime.graph_breaks)
+    if not breaks:
+        return _graphs(len(graphs))
+    at = "a graph break" if breaks == 1 else f"{breaks} graph breaks"
+    return f"{breaks + 1} pieces, cut at {at}; {_graphs(len(graphs))} in them"
 
 
 def _peak(memory: Memory) -> str:

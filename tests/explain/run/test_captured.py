@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -64,3 +66,23 @@ def test_modules_are_found_where_a_callable_may_reach_them() -> None:
     assert set(modules_within(program, (given, given), {})) == {given, closed_over, IN_GLOBALS}
     assert modules_within(given, (), {}) == (given,)
     assert modules_within(given.forward, (), {}) == (given,)
+
+
+def test_torchs_words_about_a_graph_break_stay_out_of_it() -> None:
+    """The findings tell of it. Whoever asked for Dynamo's log gets it."""
+    log = logging.getLogger("torch._dynamo")
+    seen: list[int] = []
+
+    def looks(x: Tensor) -> Tensor:
+        seen.append(log.level)
+        return x + float(x.sum())
+
+    before = log.level
+    capture(looks, (torch.ones(2),), {})
+    assert set(seen) == {logging.ERROR} and log.level == before
+    try:
+        log.setLevel(logging.INFO)
+        capture(looks, (torch.ones(2),), {})
+        assert seen[-1] == logging.INFO and log.level == logging.INFO
+    finally:
+        log.setLevel(before)

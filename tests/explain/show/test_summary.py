@@ -59,7 +59,7 @@ COMPILED = (Phase("Dynamo: from Python to a graph", 1.0),)
 def test_events_of_a_run_are_good_if_there_are_none() -> None:
     runtime = RuntimeFacts(graph_breaks=(GraphBreak("r", ""),), cudagraphs=CudaGraphs(), phases=COMPILED)
     lines = values(summarize([], [graph("a", 1.0, 0)], runtime))
-    assert lines["captured"] == ("one graph", "plain")
+    assert lines["captured"] == ("2 pieces, cut at a graph break; one graph in them", "plain")
     assert lines["graph breaks"] == ("1", "bad") and lines["recompiles"] == ("0", "good")
 
 
