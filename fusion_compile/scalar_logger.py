@@ -1,4 +1,4 @@
-"""Scalars for a log, read from the device without ever waiting for it."""
+"""Numbers for a log, read from the device without ever waiting for it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class HasMetrics(Protocol):
 
 
 class _Reading:
-    """All scalars of one step as one vector on its way to the CPU."""
+    """All scalars and vectors of one step as one vector on its way to the CPU."""
 
-    def __init__(self, step: int, scalars: Tensors) -> None:
-        self.step, self.names = step, tuple(scalars)
-        packed = torch.stack(_even(scalars))
+    def __init__(self, step: int, metrics: Tensors) -> None:
+        self.step, self.lengths = step, {name: len(t) if t.ndim else None for name, t in metrics.items()}
+        packed = torch.cat(_even(metrics))
         if packed.device.type == "cuda":
             self._host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
             self._host.copy_(packed, non_blocking=True)
@@ -42,27 +42,31 @@ class _Reading:
         if self._arrived is not None:
             self._arrived.synchronize()
 
-    def values(self) -> dict[str, float]:
-        return dict(zip(self.names, self._host.tolist(), strict=True))
+    def values(self) -> dict[str, float | list[float]]:
+        numbers = iter(self._host.tolist())
+        return {n: next(numbers) if k is None else [next(numbers) for _ in range(k)] for n, k in self.lengths.items()}
 
 
-def _even(scalars: Tensors) -> list[Tensor]:
-    """Cast the scalars to the widest of their dtypes, so that they stack."""
+def _even(metrics: Tensors) -> list[Tensor]:
+    """Scalars and vectors as vectors of the widest of their dtypes, which can be joined."""
     dtype = torch.float32
-    for t in scalars.values():
+    for t in metrics.values():
         dtype = torch.promote_types(dtype, t.dtype)
-    return [t.to(dtype) for t in scalars.values()]
+    return [t.to(dtype).reshape(-1) for t in metrics.values()]
 
 
 class ScalarLogger:
-    """Write a step's 0-dim metrics every `every` steps, without ever waiting for the device.
+    """Write a step's metrics of no axis or one every `every` steps, without ever waiting for the device.
 
-    Call it after each step and `close` at the end. One asynchronous copy brings all scalars to the CPU. On a GPU they
-    are written at the first call after the copy arrived, usually at the next step. Other metrics are left out.
+    Call it after each step and `close` at the end. One asynchronous copy brings all of them to the CPU. On a GPU they
+    are written at the first call after the copy arrived, usually at the next step. Metrics of more axes are left out.
 
     Args:
         step: The training step whose metrics are logged.
-        write: Called as ``write(name, value, step)``, the signature of TensorBoard's ``SummaryWriter.add_scalar``.
+        write: Called as ``write(name, value, step)``, the signature of TensorBoard's ``SummaryWriter.add_scalar``. For
+            W&B: ``lambda name, value, step: run.log({name: value}, step=step)``.
+        vectors: Called as ``vectors(name, values, step)`` with the list of a vector's entries (the loss by timestep
+            bucket). None: `write` gets each as ``<name>/<index>``, a curve for each entry.
         every: Steps between two logged ones, at least 1.
         prefix: Put before every name.
 
@@ -83,18 +87,25 @@ class ScalarLogger:
     """
 
     def __init__(
-        self, step: HasMetrics, write: Callable[[str, float, int], object], *, every: int = 50, prefix: str = ""
+        self,
+        step: HasMetrics,
+        write: Callable[[str, float, int], object],
+        *,
+        vectors: Callable[[str, list[float], int], object] | None = None,
+        every: int = 50,
+        prefix: str = "",
     ) -> None:
         if every < 1:
             raise ValueError(f"every={every} is not a number of steps; give a whole number, at least 1.")
         self._step, self._write, self._every, self._prefix = step, write, every, prefix
+        self._vectors = vectors
         self._on_their_way: deque[_Reading] = deque()
 
     def __call__(self) -> None:
         """Start a copy if this step is logged, and write what has arrived. Call it after each step."""
         if self._step.steps_called % self._every == 0:
-            scalars = {name: t for name, t in self._step.metrics.items() if t.ndim == 0}
-            self._on_their_way.append(_Reading(self._step.steps_called, scalars))
+            metrics = {name: t for name, t in self._step.metrics.items() if t.ndim < 2}
+            self._on_their_way.append(_Reading(self._step.steps_called, metrics))
         while self._on_their_way and self._on_their_way[0].here():
             self._hand_on(self._on_their_way.popleft())
 
@@ -107,4 +118,10 @@ class ScalarLogger:
 
     def _hand_on(self, reading: _Reading) -> None:
         for name, value in reading.values().items():
-            self._write(f"{self._prefix}{name}", value, reading.step)
+            if not isinstance(value, list):
+                self._write(f"{self._prefix}{name}", value, reading.step)
+            elif self._vectors is not None:
+                self._vectors(f"{self._prefix}{name}", value, reading.step)
+            else:
+                for at, entry in enumerate(value):
+                    self._write(f"{self._prefix}{name}/{at}", entry, reading.step)

@@ -55,7 +55,7 @@ def test_a_copy_on_its_way_is_not_waited_for_until_close() -> None:
     log = fc.ScalarLogger(counter, lambda *row: written.append(row), every=2)
     counter.steps_called = 2
     log()
-    assert written == [("n", 2.0, 2)]
+    assert written == [("n", 2.0, 2), *[(f"vector/{at}", 0.0, 2) for at in range(3)]]
     written.clear()
     reading = _Reading(4, {"n": torch.tensor(4.0)})
     reading._arrived = event  # type: ignore[assignment]
@@ -75,3 +75,27 @@ def test_a_copy_on_its_way_is_not_waited_for_until_close() -> None:
 def test_a_step_count_that_is_no_number_is_refused() -> None:
     with pytest.raises(ValueError, match="every=0 is not a number of steps"):
         fc.ScalarLogger(None, print, every=0)  # type: ignore[arg-type]
+
+
+def by_bucket(model: torch.nn.Module, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    each = model(x).square().mean(1)
+    sums = torch.zeros(4).index_add(0, t, each)
+    return each.mean(), {"by_t": sums / torch.bincount(t, minlength=4).clamp(min=1), "of_two_axes": torch.ones(2, 2)}
+
+
+def test_a_loss_by_timestep_bucket_is_a_curve_for_each_entry_or_a_list() -> None:
+    torch.manual_seed(0)
+    step = fc.compile_training_step(torch.nn.Linear(3, 2), by_bucket, optimizer="adamw", mode="eager")
+    curves: dict[str, float] = {}
+    lists: list[tuple[str, list[float], int]] = []
+    logs = [
+        fc.ScalarLogger(step, lambda name, value, at: curves.update({name: value}), every=1),
+        fc.ScalarLogger(step, lambda *row: None, vectors=lambda *row: lists.append(row), every=1, prefix="train/"),
+    ]
+    step(torch.randn(8, 3), torch.arange(8) % 4)
+    for log in logs:
+        log()
+        log.close()
+    wanted = step.metrics["by_t"].tolist()
+    assert [curves[f"by_t/{at}"] for at in range(4)] == wanted and curves["loss"] > 0
+    assert lists == [("train/by_t", wanted, 1)] and not any(name.startswith("of_two_axes") for name in curves)
