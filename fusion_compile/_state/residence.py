@@ -118,6 +118,15 @@ class Residence:
             self._buffers.append((owner, key, name, kept[name]))
         return kept
 
+    def exchange(self, buffers: Tensors) -> Tensors:
+        """Put copies of `buffers`, which are of another size now, in the places of the module's, and return them."""
+        for i, (owner, key, name, _) in enumerate(self._buffers):
+            if name in buffers:
+                owner[key] = buffers[name].detach().clone()
+                self._buffers[i] = owner, key, name, owner[key]
+                self._handed_out.pop(name, None)
+        return {name: kept for _, _, name, kept in self._buffers if name in buffers}
+
     def hand_out(self, names: Collection[str], unread: Collection[str]) -> None:
         """Put a fresh tensor in the place of each buffer of `names`, which the forward assigns, and show the step's
         gradients. `unread`: the parameters that have none.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fusion_compile import _compat
 from fusion_compile._state import keys
+from fusion_compile._state.residence import Residence
 from fusion_compile._step.carried import Carried
 from fusion_compile._types import Tensors
 
@@ -29,6 +30,16 @@ class CarriedEntries:
         self._carried.check()
         for path, tensor in self._carried.changed_by_the_user().items():
             self._store(keys.carried(path), tensor)
+
+    def exchange(self, residence: Residence, fresh: Tensors) -> bool:
+        """Take buffers that are of another size now out of `fresh`, into the state and the module. Whether there are
+        any."""
+        grown = keys.section(fresh, keys.BUFFERS)
+        for name, kept in (residence.exchange(grown) if grown else {}).items():
+            del fresh[keys.buffers(name)]
+            self._state[keys.buffers(name)] = kept
+            _compat.mark_static(kept)
+        return bool(grown)
 
     def give_back(self, forms: dict[str, Any], fresh: Tensors) -> None:
         """Put what a step computed where user code keeps it. `fresh`: entries that the state did not have."""

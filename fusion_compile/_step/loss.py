@@ -95,6 +95,8 @@ class LossFacts:
     written: tuple[str, ...] = ()
     rebound: tuple[str, ...] = ()
     assigned: tuple[str, ...] = ()
+    reshaped: tuple[str, ...] = ()
+    """Of those, the ones that are of another size or dtype then."""
 
     def difference(self, other: LossFacts) -> str:
         """The first difference from `other`, in words."""
@@ -126,6 +128,7 @@ class LossFacts:
             changed_buffers=other.changed_buffers + more,
             written=other.written + wrote,
             assigned=other.assigned + put,
+            reshaped=self.reshaped,
         )
 
 
@@ -276,7 +279,8 @@ def _examine(
     rebound = tuple(n for n, leaf in leaves.items() if leaf.untyped_storage()._cdata != memory[n])
     written = tuple(n for n, leaf in leaves.items() if n in rebound or writes.holds(leaf))
     shapes = {k: (tuple(v.shape), v.dtype) for k, v in metrics.items()}
-    return LossFacts(shapes, unused, changed, written, rebound, assigned), others
+    reshaped = tuple(n for n in assigned if (after[n].shape, after[n].dtype) != (buffers[n].shape, buffers[n].dtype))
+    return LossFacts(shapes, unused, changed, written, rebound, assigned, reshaped), others
 
 
 def _wholes(originals: Tensors, written: Sequence[str], assigned: Sequence[str]) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ class Proof:
             pairs |= {
                 f"buffer {name}": (state[keys.buffers(name)], value)
                 for name, value in self._wanted.buffers.items()
-                if keys.buffers(name) in state
+                if keys.buffers(name) in state and state[keys.buffers(name)].shape == value.shape
             }
         if SCALE in state and not all(bool(norm.isfinite()) for norm in pairs["gradient norm"]):
             del pairs["gradient norm"]  # at the edge of fp16 rounding decides what overflows, and the scale backs off

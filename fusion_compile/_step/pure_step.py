@@ -263,8 +263,8 @@ def _refuse_other_unread(unread: Sequence[str], at_first: Sequence[str]) -> None
         now, then = ("does not read", "read") if odd[0] in unread else ("reads", "did not read")
         raise ValueError(
             f"the loss {now} {odd[0]} in this step, but {then} it before. torch.optim skips a parameter without a "
-            f"gradient, and a compiled step cannot. Multiply the part by 0 or 1 (a 0-dim tensor of the batch) instead "
-            f"of leaving it out."
+            f"gradient, and a step cannot, with mode='eager' neither. Multiply the part by 0 or 1 (a 0-dim tensor of "
+            f"the batch) instead of leaving it out, or use as_torch_optimizer(), which leaves such parameters alone."
         )
 
 

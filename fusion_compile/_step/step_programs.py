@@ -39,7 +39,7 @@ from fusion_compile._step.rehearsed import Outcome, RehearsedStep, outcome_now, 
 from fusion_compile._step.run_step import RunStep, Step, UncapturedStep
 from fusion_compile._step.shapes import MAX_PROGRAMS, Band, Bands, constant_sentence, no_band_sentence, refuse_too_many
 from fusion_compile._step.turn import compiling
-from fusion_compile._step.way import Asked, Way, choose, refuse_aliases, refuse_sources, refuse_unread, tagged
+from fusion_compile._step.way import Asked, Grown, Way, choose, refuse_aliases, refuse_sources, refuse_unread, tagged
 from fusion_compile._step.written import refuse_other_points, refuse_rebound
 from fusion_compile._types import Tensors
 
@@ -50,8 +50,7 @@ Key: TypeAlias = tuple[batches.Signature, bool, Hashable]
 class StepPrograms:
     """Compile and run the step for each kind of batch. `facts`: what the loss does; None before its first run.
 
-    `state` is the step's flat state; entries for metrics, changed buffers and what user code keeps join it when the
-    loss is first seen.
+    `state`: flat; entries for metrics, changed buffers and what user code keeps join it when the loss is first seen.
     """
 
     def __init__(
@@ -65,8 +64,8 @@ class StepPrograms:
         self._hooks = GradientHooks(dict(model.named_parameters()))
         self._second: dict[int, RehearsedStep] = {}
         """What real runs showed, by the identity of steps whose second call is to be compared, too."""
+        self._grown, self.notices = Grown(), Notices()
         self._waited: set[tuple[batches.Signature, bool]] = set()
-        self.notices = Notices()
         self._carried = Carried(model)
         self._entries = CarriedEntries(self._carried, state)
         self.kept = KeptNow(self._roots, self._carried)
@@ -84,11 +83,14 @@ class StepPrograms:
 
     def forget(self) -> None:
         """Drop all compiled functions, which hold the state."""
+        self._drop()
+        self._signatures.clear()
+
+    def _drop(self) -> None:
         self._programs.forget()
+        self._bands.forget()
         self._steps.clear()
         self._second.clear()
-        self._signatures.clear()
-        self._bands.forget()
 
     def recapture(self) -> None:
         """Capture again at the next call. What the loss was seen to do is looked at again; all state stays."""
@@ -124,6 +126,8 @@ class StepPrograms:
     def _take(self, step: Step, fresh: Tensors) -> None:
         """The step was taken, and counts. `fresh`: entries that the state did not have."""
         step.done()
+        if self._entries.exchange(self._residence, fresh) and self._mode != "eager":
+            self._drop()
         self._entries.give_back(step.forms, fresh)
 
     def _take_second(self, key: Key, step: Step, batch: tuple[Any, ...], own: Key) -> None:
@@ -191,7 +195,7 @@ class StepPrograms:
         bound = bound if self._mode == "eager" else options.max_shapes
         refuse_too_many(signature, self._signatures, bound, of_this_shape=len(self._steps.get(key, ())))
         parts = micro_batches(batch, options.accumulate)
-        if options.accumulate > 1 and (whole := uncut(batch)):
+        if whole := uncut(batch) if options.accumulate > 1 else "":
             self.notices.warn(f"uncut {whole}", whole)
         if self._mode != "eager" and (said := constant_sentence(signature, self._signatures)):
             self.notices.warn(said, said)
@@ -213,13 +217,11 @@ class StepPrograms:
         refuse_other_points(self._plan.update, self._state, found.written)
         if self._mode != "eager":
             refuse_rebound(found.rebound)
+            way = self._grown.waits(way, found.reshaped)
         facts = self._adopt(found, known_shape=signature in self._signatures)
         numbers_given = self._given if follows else None
         loss = LossModule(self._model, self._loss_fn, facts.changed_buffers, self._plan.precision, numbers_given)
-
-        def pure(form: Form) -> Any:
-            return pure_step(self._plan, loss, facts, self._carried, form)
-
+        pure: Pure = partial(pure_step, self._plan, loss, facts, self._carried)
         if self._mode == "eager" or way.not_yet:
             numbers = [record.slot for record in way.numbers if record.slot is not None]
             update = self._plan.update if self._mode == "eager" else None  # other programs know the metrics
@@ -227,17 +229,16 @@ class StepPrograms:
             self._take(step, self._uncaptured(step, batch, seen))
         else:
             step, key = self._captured(key, pure, batch, seen, way)
-            if seen is not None and seen.rehearsal.checks_arguments:
-                self.notices.checks_nothing()
             if seen is not None:
                 self._second[id(step)] = seen
+                if seen.rehearsal.checks_arguments:
+                    self.notices.checks_nothing()
         step.shows = frozenset(found.metrics)
         self._signatures[signature] = None
         self.kept.counts([*step.counted, *(() if seen is None else seen.once())])
         self.kept.draws_from(() if seen is None else seen.rehearsal.moved_generators)
         if way.not_yet:
-            once = seen is not None and bool(seen.rehearsal.once)
-            if not once:
+            if not (once := seen is not None and bool(seen.rehearsal.once)):
                 self._waited.add(key[:2])
             then = "so does each one of which that holds" if once else "the next one is captured without that"
             self.notices.ran_uncaptured(way.not_yet, then)
@@ -265,6 +266,8 @@ class StepPrograms:
         self.notices.showed(seen, kept=options.keep_gradients, cut=options.accumulate > 1)
         if fill and not uncompiled:  # Python fills them itself, with what it decides beside them
             seen.rehearsal.fill()
+            if self._steps and self._grown.refilled(seen.rehearsal):
+                self._drop()  # the others have read the old table
         asked = Asked(
             options.capture,
             uncompiled=uncompiled,
@@ -391,9 +394,6 @@ class StepPrograms:
             for name, buffer in self._residence.keep_buffers(new, facts.assigned).items():
                 self._state[keys.buffers(name)] = buffer
                 _compat.mark_static(buffer)
-            self._programs.forget()
-            self._steps.clear()
-            self._second.clear()
-            self._bands.forget()
+            self._drop()
         self.facts = facts
         return facts

@@ -128,11 +128,15 @@ def settled(new: Tensors, state: Tensors) -> Tensors:
     return {k: torch.where(always, t, state[k]) if k in alike else t for k, t in new.items()}
 
 
+_MAY_GROW = (keys.CARRIED, keys.BUFFERS)
+"""Sections of the state that user code may replace by tensors of another size."""
+
+
 def donated(pure: Callable[..., Tensors]) -> Callable[..., Tensors]:
     """`pure` (of the state and further arguments) with its results written into the state's own tensors.
 
-    Returns the results for which the state has no tensor yet, or, of what user code keeps, none of their shape and
-    dtype; they are not written.
+    Returns the results for which the state has no tensor yet, or, of what user code keeps and of buffers, none of their
+    shape and dtype; they are not written.
     """
 
     # A captured program's inputs are called by these two names (`Program.input_names`).
@@ -143,7 +147,7 @@ def donated(pure: Callable[..., Tensors]) -> Callable[..., Tensors]:
             _refuse_misfits(new, state)
             for key, value in new.items():
                 old = state.get(key)
-                if old is None or (keys.split(key)[0] == keys.CARRIED and not is_alike(old, value)):
+                if old is None or (keys.split(key)[0] in _MAY_GROW and not is_alike(old, value)):
                     fresh[key] = value
                 else:
                     _compat.write(old, value)
@@ -156,7 +160,7 @@ def _refuse_misfits(new: Tensors, state: Tensors) -> None:
     """Raise ValueError for a result of another shape than its place, before the first one is written."""
     for key, value in new.items():
         section, name = keys.split(key)
-        if key in state and section != keys.CARRIED and value.shape != state[key].shape:
+        if key in state and section not in _MAY_GROW and value.shape != state[key].shape:
             raise ValueError(
                 f"{name} ({section}) is {list(value.shape)} after this step and {list(state[key].shape)} before it; "
                 f"nothing was changed. What a step keeps has one shape."

@@ -13,6 +13,7 @@ from fusion_compile._capture.rehearsal.left_behind import IN_A_CACHE, Kind, Left
 from fusion_compile._capture.rehearsal.rehearsal import Rehearsal
 from fusion_compile._capture.sources.sources import Source
 from fusion_compile._step.carried_values import changing_numbers
+from fusion_compile._step.shapes import MAX_PROGRAMS
 
 Capture = Literal["read", "run"]
 CAPTURES = ("read", "run", None)
@@ -126,6 +127,36 @@ def choose(rehearsal: Rehearsal, asked: Asked) -> Way:
             f"{reasons[0][1]}."
         )
     return Way(True, because, carried, numbers)
+
+
+class Grown:
+    """How often buffers were of another size after a step, and tables were filled for another kind of batch."""
+
+    def __init__(self) -> None:
+        self._count = self._refills = 0
+
+    def refilled(self, rehearsal: Rehearsal) -> bool:
+        """Whether a rehearsal filled a table (of positions, which grows with a new length), and not too often yet: the
+        programs that read the old one are then captured again."""
+        filled = bool(rehearsal.of(Kind.CACHE)) and self._refills < MAX_PROGRAMS
+        self._refills += filled
+        return filled
+
+    def waits(self, way: Way, reshaped: Sequence[str]) -> Way:
+        """`way`, or that this step runs uncaptured, where the forward makes buffers of another size: `reshaped`.
+
+        Raises ValueError where that has happened too often.
+        """
+        if not reshaped:
+            return way
+        if self._count >= MAX_PROGRAMS:
+            raise ValueError(
+                f"{reshaped[0]} is of another size after the forward, for the {self._count + 1}th time, and a program "
+                f"has buffers of one size. Make it as large as it will be before compile_training_step(), or take "
+                f"mode='eager'."
+            )
+        self._count += 1
+        return way._replace(runs=True, not_yet=f"{reshaped[0]} is of another size after the forward")
 
 
 def counted(left: Sequence[Left]) -> tuple[Left, ...]:
