@@ -68,7 +68,7 @@ RECIPES: dict[str, Recipe] = {
     "nekaon": Recipe(optim.nekaon, 3e-3),
     "adapnm": Recipe(optim.adapnm, 3e-3),
     "adamuon": Recipe(optim.adamuon, 1e-2),
-    "adamuon_sign": Recipe(optim.adamuon_sign, 3e-3),
+    "adamuon_sign": Recipe(lambda lr: optim.adamuon_sign(lr, scalar_lr=lr), 3e-3),
     "lion": Recipe(optim.lion, 3e-4),
     "lion 4bit": Recipe(_of(optim.lion, momentum="4bit"), 3e-4),
     "adamw int8": Recipe(_of(optim.adamw, momentum="int8", second_moment="int8"), 3e-3),
