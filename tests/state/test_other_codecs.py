@@ -16,7 +16,7 @@ from fusion_compile._state.named_state import named_state
 from fusion_compile._state.other_codecs import _CODED, codecs_differ, in_plain_numbers
 from fusion_compile.optim.codecs.all_codecs import CODECS
 
-NAMES = ("fp32", "bf16", "int8", "4bit")
+PAIRS = (("fp32", "int8"), ("int8", "fp32"), ("int8", "4bit"), ("4bit", "bf16"), ("bf16", "4bit"))
 
 
 def network() -> nn.Sequential:
@@ -42,8 +42,7 @@ def trained(make: Callable[..., Any], **codecs: str) -> fc.TrainingStep:
     return step
 
 
-@pytest.mark.parametrize("before", NAMES)
-@pytest.mark.parametrize("after", NAMES)
+@pytest.mark.parametrize(("before", "after"), PAIRS)
 @pytest.mark.parametrize("make", [optim.lion, optim.muon, optim.adakaon])
 def test_momenta_go_over_into_any_codec(make: Any, before: str, after: str) -> None:
     """The numbers of the checkpoint, encoded once more, but for the last place of a scale; nothing starts at zero."""
