@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[1]
-TARGETS = ("lint", "docs", "wheel", "test", "trainers", "exhaustive")
+TARGETS = ("lint", "docs", "wheel", "test", "trainers", "battery", "exhaustive")
 
 
 def read(name: str) -> str:
@@ -40,7 +40,10 @@ def test_ci_runs_every_target() -> None:
 def test_the_hosted_ci_calls_ours_and_keeps_what_it_builds() -> None:
     jobs = yaml.safe_load(read(".github/workflows/ci.yml"))["jobs"]
     steps = [step for job in jobs.values() for step in job["steps"]]
-    assert [step["run"] for step in steps if "run" in step] == [".ci/run", "make cuda-codegen"]
+    ours, triton, codegen = (step["run"] for step in steps if "run" in step)
+    assert (ours, codegen) == (".ci/run", "make cuda-codegen")
+    # Where the pinned Triton cannot be had, there is nothing to write a program with: said, and not a failure.
+    assert triton.startswith("make triton && echo here=yes") and "::warning::" in triton
     kept = {step["with"]["path"] for step in steps if step.get("uses", "").startswith("actions/upload-artifact@")}
     assert kept == {"dist/", "site/"}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Mapping
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -44,7 +43,6 @@ class CapturedStep:
         model: nn.Module | None = None,
     ) -> None:
         self._keys = list(state)
-        self._entries = itemgetter(*self._keys)  # several: each state has counts, numbers and banks
         self.is_cuda = any(tensor.is_cuda for tensor in state.values())
         self._fresh: list[str] = []
         step, n = donated(advance), len(state)
@@ -86,7 +84,7 @@ class CapturedStep:
         return dict(zip(self._fresh, fresh, strict=True))
 
     def _inputs(self, state: Tensors, batch: tuple[Any, ...]) -> list[Tensor]:
-        return [*self._entries(state), *batches.tensors(batch), *self.constants]
+        return [*map(state.__getitem__, self._keys), *batches.tensors(batch), *self.constants]
 
 
 def captured_step(
