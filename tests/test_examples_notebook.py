@@ -5,20 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).parent.parent / "examples" / "digits.ipynb"
 
 
-@pytest.mark.exhaustive  # a kernel of its own: 26 s on a busy machine
+@pytest.mark.exhaustive  # a kernel of its own, and three programs that Inductor compiles: 30 s on a busy machine
 def test_it_runs_learns_and_shows_what_it_should() -> None:
-    nbformat = pytest.importorskip("nbformat")
-    client = pytest.importorskip("nbclient")
-    pytest.importorskip("ipykernel")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    for cell in notebook.cells:
-        cell.source = cell.source.replace("MODE = None", 'MODE = "eager"').replace("STEPS = 400", "STEPS = 200")
-    client.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     shown = [cell.outputs for cell in notebook.cells if cell.cell_type == "code" and cell.outputs]
     results = [output for outputs in shown for output in outputs if output.output_type == "execute_result"]
     assert len(results) == len(shown), "each cell shows its last expression once"
