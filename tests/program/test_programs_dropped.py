@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import importlib
 import weakref
 from collections.abc import Callable
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fusion_compile as fc
+from tests.house.source import ROOT
 
 TIMES = 2
 
@@ -63,19 +64,12 @@ def sampler(model: nn.Module, backend: str) -> object:
     return made
 
 
-def alive() -> int:
-    """Bytes of memory in which tensors lie, each byte once."""
-    gc.collect()
-    spans = sorted(
-        (t.untyped_storage().data_ptr(), t.untyped_storage().nbytes())
-        for t in gc.get_objects()
-        if type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" and t.layout is torch.strided
-    )
-    total = end = 0
-    for start, size in spans:
-        total += max(0, start + size - max(end, start))
-        end = max(end, start + size)
-    return total
+@pytest.fixture
+def alive(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """What the benchmark counts: bytes of memory in which tensors lie."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    counted: Callable[[], int] = importlib.import_module("dropped").alive
+    return counted
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -83,7 +77,9 @@ def alive() -> int:
     "same", [pytest.param(True, marks=pytest.mark.exhaustive), False], ids=["one model", "new models"]
 )
 @pytest.mark.parametrize("make", [step, facade, explanation, explained_step, sampler])
-def test_many_made_and_dropped_hold_no_more_than_one(make: Callable[[nn.Module, str], object], same: bool) -> None:
+def test_many_made_and_dropped_hold_no_more_than_one(
+    make: Callable[[nn.Module, str], object], same: bool, alive: Callable[[], int]
+) -> None:
     def new() -> nn.Module:
         return Timed() if make is sampler else nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 8))
 
