@@ -42,11 +42,12 @@ MAY_IMPORT: dict[str, str] = {
     "_program": "ground passes",  # a graph becomes a compiled program
     "_gpu_program": "ground passes _program",  # a graph's program for a GPU, on a machine without one
     "_state": "ground optim",  # modules <-> banks <-> files
-    "_step": "ground passes optim _capture _program _state",
-    "_torch_optim": "ground optim _program _state _step",
+    "_ranks": "ground optim _program _state",  # torch.distributed; nobody else knows it
+    "_step": "ground passes optim _capture _program _state _ranks",
+    "_torch_optim": "ground optim _program _state _ranks _step",
     "_sampler": "ground passes _capture _program",
     "explain": "ground passes _program _state _sampler",
-    "doors": "ground passes optim _program _gpu_program _state _step _torch_optim _sampler explain",
+    "doors": "ground passes optim _program _gpu_program _state _ranks _step _torch_optim _sampler explain",
     "integrations": "ground doors",  # other people's trainers; each module imports the library that it is named for
 }
 """By room, the rooms that it may import besides itself. Every entry names only rooms above it in this table, so there
