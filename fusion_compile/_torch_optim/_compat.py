@@ -1,5 +1,5 @@
-"""Private torch API of the torch optimizer: what Dynamo tells when it compiles, operators on many tensors,
-and whether a loss is scaled."""
+"""Private torch API of the torch optimizer: what Dynamo tells when it compiles, operators on many tensors, who else
+refers to memory, and whether a loss is scaled."""
 
 from __future__ import annotations
 
@@ -56,6 +56,13 @@ def clear_each(tensors: Sequence[Tensor]) -> None:
 def negate_each(tensors: Sequence[Tensor]) -> None:
     """Change the sign of every entry of the tensors, in one call."""
     torch._foreach_neg_(list(tensors))
+
+
+def references_to_memory(tensor: Tensor) -> int:
+    """How many tensors and other objects refer to the memory of `tensor`, this question among them; 0 where torch does
+    not tell."""
+    count: Any = getattr(torch._C, "_storage_Use_Count", None)
+    return 0 if count is None else int(count(tensor.untyped_storage()._cdata))
 
 
 def is_scaling_losses() -> bool:

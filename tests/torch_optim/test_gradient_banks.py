@@ -1,4 +1,4 @@
-"""Gradients are gathered into the same memory at each step, and no gradient is a view of it."""
+"""Gradients are gathered into the same memory at each step, and what somebody holds is not overwritten."""
 
 from __future__ import annotations
 
