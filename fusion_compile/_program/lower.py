@@ -21,6 +21,7 @@ from fusion_compile._program._compat import (
     why_no_kernels,
 )
 from fusion_compile._program.casts import merge_casts
+from fusion_compile._program.kernel_sources._compat import kernels_compiled_together
 from fusion_compile._program.recomputation import checkpoints, recomputes, waits_for_gradient
 from fusion_compile._program.sums._compat import sums_in_one_order
 
@@ -97,8 +98,8 @@ def lower_graph(
 @contextlib.contextmanager
 def inductor_as_told(graph: torch.fx.GraphModule, backend: str = "inductor") -> Iterator[None]:
     """Inside, Inductor writes gradients straight into their banks and casts each weight once, what the checkpoints of
-    `graph` compute again waits for the gradient, sums over repeated indices have one order, a GPU's small kernels are
-    launched together, and none is written that its compiler is known to fail on."""
+    `graph` compute again waits for the gradient, sums over repeated indices have one order, a CPU's kernels are
+    compiled together, a GPU's small ones are launched together, and none is written that its compiler fails on."""
     if backend != "inductor":
         yield
         return
@@ -108,6 +109,7 @@ def inductor_as_told(graph: torch.fx.GraphModule, backend: str = "inductor") -> 
         told.enter_context(numbers_apart_from_sums())
         told.enter_context(small_kernels_together(graph))
         told.enter_context(sums_in_one_order())
+        told.enter_context(kernels_compiled_together())
         if recomputes(graph.graph) or checkpoints(graph.graph):
             told.enter_context(inductor_orders(waits_for_gradient))
         yield
