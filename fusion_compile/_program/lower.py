@@ -22,6 +22,7 @@ from fusion_compile._program._compat import (
 )
 from fusion_compile._program.casts import merge_casts
 from fusion_compile._program.kernel_sources._compat import kernels_compiled_together
+from fusion_compile._program.memory._compat import written_over_what_is_read_for_the_last_time
 from fusion_compile._program.recomputation import checkpoints, recomputes, waits_for_gradient
 from fusion_compile._program.sums._compat import sums_in_one_order
 
@@ -98,8 +99,9 @@ def lower_graph(
 @contextlib.contextmanager
 def inductor_as_told(graph: torch.fx.GraphModule, backend: str = "inductor") -> Iterator[None]:
     """Inside, Inductor writes gradients straight into their banks and casts each weight once, what the checkpoints of
-    `graph` compute again waits for the gradient, sums over repeated indices have one order, a CPU's kernels are
-    compiled together, a GPU's small ones are launched together, and none is written that its compiler fails on."""
+    `graph` compute again waits for the gradient, sums over repeated indices have one order, results are written over
+    what is read for the last time, a CPU's kernels are compiled together, a GPU's small ones are launched together, and
+    none is written that its compiler fails on."""
     if backend != "inductor":
         yield
         return
@@ -110,6 +112,7 @@ def inductor_as_told(graph: torch.fx.GraphModule, backend: str = "inductor") -> 
         told.enter_context(small_kernels_together(graph))
         told.enter_context(sums_in_one_order())
         told.enter_context(kernels_compiled_together())
+        told.enter_context(written_over_what_is_read_for_the_last_time())
         if recomputes(graph.graph) or checkpoints(graph.graph):
             told.enter_context(inductor_orders(waits_for_gradient))
         yield

@@ -20,6 +20,7 @@ from fusion_compile._capture.rehearsal.real_writes import RealWritesPutBack
 from fusion_compile._capture.rehearsal.rehearsal import run_once
 from fusion_compile._shared_memory import parts_in, sharing, whole_of
 from fusion_compile._step import batches
+from fusion_compile._step._compat import MemorySeen
 from fusion_compile._step.batch_numbers import BatchNumbers
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.containers import map_tensors
@@ -97,6 +98,8 @@ class LossFacts:
     assigned: tuple[str, ...] = ()
     reshaped: tuple[str, ...] = ()
     """Of those, the ones that are of another size or dtype then."""
+    saved: int = 0
+    """Bytes that the forward leaves to the backward, without the weights."""
 
     def difference(self, other: LossFacts) -> str:
         """The first difference from `other`, in words."""
@@ -129,6 +132,7 @@ class LossFacts:
             written=other.written + wrote,
             assigned=other.assigned + put,
             reshaped=self.reshaped,
+            saved=self.saved,
         )
 
 
@@ -259,8 +263,10 @@ def _examine(
         module.holding(leaves, buffers),
         parameters_are_leaves({**leaves, **buffers}, {**parameters, **every_buffer}),
         carried.held(held),
+        MemorySeen(leaves.values()) as saved,
     ):
         loss, metrics, after = module.forward(*map_tensors(copy, batch))
+        left = saved.alive()
         own = {id(leaf) for leaf in leaves.values()}
         others = [leaf for leaf in leaves_of(loss) if id(leaf) not in own] if isinstance(loss, Tensor) else []
         found = gradients(loss, list(leaves.values())).found
@@ -280,7 +286,7 @@ def _examine(
     written = tuple(n for n, leaf in leaves.items() if n in rebound or writes.holds(leaf))
     shapes = {k: (tuple(v.shape), v.dtype) for k, v in metrics.items()}
     reshaped = tuple(n for n in assigned if (after[n].shape, after[n].dtype) != (buffers[n].shape, buffers[n].dtype))
-    return LossFacts(shapes, unused, changed, written, rebound, assigned, reshaped), others
+    return LossFacts(shapes, unused, changed, written, rebound, assigned, reshaped, left), others
 
 
 def _wholes(originals: Tensors, written: Sequence[str], assigned: Sequence[str]) -> tuple[str, ...]:

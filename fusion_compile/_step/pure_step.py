@@ -22,6 +22,7 @@ from fusion_compile._state.half_precision import counted, entries, packed, shown
 from fusion_compile._state.kept_average import parameters_of, views_of
 from fusion_compile._state.kept_gradients import kept_gradients
 from fusion_compile._state.masters import with_written_weights
+from fusion_compile._step.apart import norm_of, stays_apart
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.gradient_hooks import hooked_leaf
 from fusion_compile._step.gradients import gradients
@@ -126,6 +127,7 @@ def pure_step(
     own_buffers = dict(loss.model.named_buffers())
     parts_of_buffers = parts_in(own_buffers)
     originals = {**parameters, **own_buffers, **parameters_of(options.averages)}
+    apart = stays_apart(layout, facts.saved, accumulate=options.accumulate)
     hooked = form.runs and any(map(_compat.gradient_hooks, parameters.values()))
 
     def forward(leaves: Tensors, batch: tuple[Any, ...]) -> tuple[Tensor, Tensors, Tensors]:
@@ -135,7 +137,8 @@ def pure_step(
         return value, {k: m.detach() for k, m in metrics.items()}, {k: b.detach() for k, b in after.items()}
 
     def backward(values: list[Tensor], forwards: list[Tensors], divisor: Tensor | int, scales: Tensors) -> Tensors:
-        """Gradient banks of the sum of `values` by `divisor`, summed over the leaves of `forwards` in the state dtype.
+        """Gradients of the sum of `values` by `divisor`, summed over the leaves of `forwards`, in the state dtype: by
+        name, or banks where the norm is taken of those.
 
         `scales`: the state, whose scale the loss has during its backward.
         """
@@ -158,8 +161,8 @@ def pure_step(
         total: Tensors = {}
         for i, leaves in enumerate(forwards):
             named = {n: by_place[i, n] if (i, n) in by_place else torch.zeros_like(w) for n, w in leaves.items()}
-            banks = layout.join(named)
-            total = banks if i == 0 else {k: g + banks[k] for k, g in total.items()}
+            own = {n: g.to(layout.state_dtype) for n, g in named.items()} if apart else layout.join(named)
+            total = own if i == 0 else {k: g + own[k] for k, g in total.items()}
         return unscaled(total, scales)
 
     def advance(state: Tensors, batch: tuple[Any, ...]) -> Tensors:
@@ -199,8 +202,8 @@ def pure_step(
                 if form.one_backward:
                     forwards.append(leaves)
                 else:
-                    banks = backward([value], [leaves], known or 1, state)
-                    grads = {k: grads[k] + g if i else g for k, g in banks.items()}
+                    own_grads = backward([value], [leaves], known or 1, state)
+                    grads = {k: grads[k] + g if i else g for k, g in own_grads.items()}
                 if form.runs:  # after the backward, whose recomputation counts in statistics too
                     kept = carried.now()
             weights = {**weights, **{n: leaves[n].detach() for n in facts.written}}
@@ -221,9 +224,12 @@ def pure_step(
         metrics = shares.mean(found, counts, layout.state_dtype)
 
         with _compat.region("optimizer"):
-            norm = global_norm(grads)
+            norm = norm_of(grads) if apart else global_norm(grads)
+            if joins_at_once := apart and options.keep_gradients:
+                grads = layout.join(grads)
             factor = clip_factor(norm, context.hyperparameters[CLIP])
             clipped = {k: g * factor.to(g.dtype) for k, g in grads.items()}
+            clipped = layout.join(clipped) if apart and not joins_at_once else clipped
             new, updates = pure_update(plan.update, state, clipped, context._replace(loss=value))
         new |= {keys.buffers(n): buffers[n].to(b.dtype) for n, b in before.items()}
         new |= {keys.carried(path): t.detach() for path, t in kept.items()}
@@ -235,7 +241,8 @@ def pure_step(
         if twice := sorted({*METRICS} & metrics.keys()):
             raise ValueError(f"the metric name {twice[0]!r} is taken by the step itself; give the loss's another one.")
         shown = {"loss": value.to(layout.state_dtype), "grad_norm": norm, **metrics}
-        seen_later = {keys.metrics(k): m for k, m in shown.items()} | kept_gradients(layout, grads, as_kept)
+        seen_later = {keys.metrics(k): m for k, m in shown.items()}
+        seen_later |= kept_gradients(layout, grads, as_kept) if options.keep_gradients else {}
         new |= settled(seen_later, before_writes)
         return packed(layout, new, before_writes, as_kept, plan.update.noise)
 

@@ -1,0 +1,1 @@
+"""How much memory a step's program holds while it runs, and what to do about it."""
