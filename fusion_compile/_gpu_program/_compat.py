@@ -37,6 +37,7 @@ from fusion_compile._gpu_program.generated import Generated, Launch, Partition
 from fusion_compile._gpu_program.kernels import Compiled, Kernel
 from fusion_compile._gpu_program.moved import moved_to_gpu, why_not_on_gpu
 from fusion_compile._program.lower import inductor_as_told
+from fusion_compile._program.memory import banks_first
 from fusion_compile.passes import exchange_rates, hoist_time_conditioning
 
 
@@ -225,12 +226,14 @@ def pretended(gpu: Gpu) -> Iterator[None]:
 @contextlib.contextmanager
 def captured_for(gpu: Gpu) -> Iterator[None]:
     """Inside, this package answers on the CPU what it would answer on `gpu` where the answer changes a program: which
-    products are fast (the dtype of Newton-Schulz's), and what a launch costs (what the sampler computes once)."""
+    products are fast (the dtype of Newton-Schulz's), what a launch costs (what the sampler computes once), and where
+    gradients are written (in their banks)."""
     hoisting = sys.modules[hoist_time_conditioning.__module__]
     on_gpu, bf16 = exchange_rates(torch.device("cuda")), gpu.major >= 8
     with (
         mock.patch.object(hoisting, "exchange_rates", lambda device: on_gpu),
         mock.patch.object(_compat, "cpu_multiplies_bf16", lambda: bf16),
+        mock.patch.object(banks_first, "banks_first", lambda device_type: True),
     ):
         yield
 

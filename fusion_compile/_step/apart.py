@@ -16,6 +16,7 @@ import math
 import torch
 from torch import Tensor
 
+from fusion_compile._program.memory import banks_first
 from fusion_compile._state.banks import Layout
 from fusion_compile._types import Tensors
 from fusion_compile.optim._total import total_of_rows
@@ -29,7 +30,8 @@ def stays_apart(layout: Layout, saved: int, *, accumulate: int = 1) -> bool:
     backward anyhow, and a bank for the next ones would be a second set beside the activations.
     """
     one_set = sum(math.prod(bank.shape) for bank in layout.banks) * layout.state_dtype.itemsize
-    return layout.device.type == "cpu" and (accumulate > 1 or saved > one_set)
+    first = banks_first.banks_first(layout.device.type)
+    return not first and (accumulate > 1 or saved > one_set)
 
 
 def norm_of(gradients: Tensors) -> Tensor:
