@@ -36,3 +36,4 @@ from .packed_rows import RowBuffer as RowBuffer
 from .packed_rows import lay_out_residuals as lay_out_residuals
 from .packed_rows import pack_outputs as pack_outputs
 from .split_concatenations import split_concatenations as split_concatenations
+from .write_into_joins import write_into_joins as write_into_joins

@@ -11,6 +11,7 @@ A graph in this form is compiled region by region, in a time that does not depen
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx
@@ -28,7 +29,9 @@ _MOST_INPUTS = 32
 loop for each tensor, and their number grows with depth."""
 
 
-def outline_runs(graph_module: fx.GraphModule) -> PassReport:
+def outline_runs(
+    graph_module: fx.GraphModule, *, may_hold: Callable[[fx.Node], bool] = lambda node: True
+) -> PassReport:
     """Replace each longest run of pure calls that starts two kernels or more by a call of a region, in place.
 
     Exact: the same operators run on the same tensors, in the same order. Equal runs share a region. Calls that draw
@@ -37,6 +40,7 @@ def outline_runs(graph_module: fx.GraphModule) -> PassReport:
 
     Args:
         graph_module: An ATen graph with ``meta["val"]``.
+        may_hold: Which calls may be in a region.
 
     Returns:
         The report; `changed` counts calls of regions.
@@ -52,7 +56,7 @@ def outline_runs(graph_module: fx.GraphModule) -> PassReport:
     before = len(calls(graph))
     unpack_at_once(graph)
     kinds: dict[Any, list[list[fx.Node]]] = {}
-    for nodes in _runs(graph):
+    for nodes in _runs(graph, may_hold):
         run = run_of(nodes)
         if run.has_tensors_only():
             kinds.setdefault((run.wiring, tuple(metadata(value_of(n)) for n in run.inputs)), []).append(nodes)
@@ -70,11 +74,11 @@ def unpack_at_once(graph: fx.Graph) -> None:
             node.args[0].append(node)
 
 
-def _runs(graph: fx.Graph) -> list[list[fx.Node]]:
+def _runs(graph: fx.Graph, may_hold: Callable[[fx.Node], bool]) -> list[list[fx.Node]]:
     """Longest runs of neighbours that may be in a region together and start `_LEAST_LAUNCHES` kernels."""
     runs: list[list[fx.Node]] = [[]]
     for node in calls(graph):
-        apart = not may_be_in_a_region(node) or len(node.all_input_nodes) > _MOST_INPUTS
+        apart = not may_hold(node) or not may_be_in_a_region(node) or len(node.all_input_nodes) > _MOST_INPUTS
         if apart or any(tensor_of(n) is None and n not in runs[-1] for n in node.all_input_nodes):
             runs.append([])
         else:
