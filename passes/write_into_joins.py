@@ -121,7 +121,7 @@ def _is_along_the_first_axis(join: fx.Node) -> bool:
     axis = join.args[1] if len(join.args) > 1 else join.kwargs.get("dim", 0)
     own = tensor_of(join)
     joined = axis == 0 and op_name(join.target) in ("cat", "stack")
-    return joined and own is not None and bool(own.is_contiguous())
+    return bool(joined and own is not None and own.is_contiguous())
 
 
 def _part(join: fx.Node, at: int) -> _Part | None:
