@@ -25,6 +25,7 @@ from fusion_compile._torch_optim.named_groups import (
 from fusion_compile._torch_optim.portable import Averaging, portable, restored, with_averages
 from fusion_compile._torch_optim.released_gradients import ReleasedGradients, refuse_scaler
 from fusion_compile._torch_optim.saved_state import load_saved
+from fusion_compile._torch_optim.several_ranks import asks_for_form, measured_in, refuse_copies, stored_state
 from fusion_compile._torch_optim.torch_words import BETAS, MAXIMIZE, gradient_belongs
 from fusion_compile._torch_optim.update_program import UpdatePrograms
 from fusion_compile.ema import EMA
@@ -255,7 +256,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         inside = self._inside
         if torch.is_inference_mode_enabled():
             raise RuntimeError("an optimizer step was asked for inside torch.inference_mode(); call it outside.")
-        if inside.moves and inside.evaluating:
+        if inside.moves and inside.evaluating and not asks_for_form(inside, self.param_groups):
             raise RuntimeError(f"the optimizer is in eval mode: {gradient_belongs(inside.transform)}")
         result = None
         if closure is not None:
@@ -316,12 +317,9 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     @property
     def diagnostics(self) -> dict[str, Tensor]:
-        """What parts measured in the last step, of several groups under ``<index>/``; nothing of released gradients."""
-        found: dict[str, Tensor] = {}
-        for group in () if self._inside.released is not None else self._inside.groups():
-            prefix = f"{group.at}/" if len(self.param_groups) > 1 else ""
-            found |= {prefix + n: value for n, value in group.plan.diagnostics(group.state).items()}
-        return found
+        """What parts measured in the last step, of several groups under ``<index>/``; nothing of released gradients,
+        nor of DTensor parameters."""
+        return measured_in(self._inside, several=len(self.param_groups) > 1)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -336,7 +334,8 @@ class TorchOptimizer(torch.optim.Optimizer):
             inside.released.close()
         if inside.guards.on and not inside.guards.saves_averages:
             inside.guards.saved("optimizer.state_dict() was taken")
-        return super().state_dict()
+        with stored_state(self, inside):
+            return super().state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what `state_dict` gave. The model's weights may be loaded before or after.
@@ -363,12 +362,14 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TorchOptimizer:
         inside = self._inside
+        refuse_copies(inside, "copied")
         memo |= {id(code): code for code in (inside.transform, inside.source)}
         memo[id(self)] = new = type(self).__new__(type(self))
         new.__setstate__(copy.deepcopy({**self._portable(), "transform": inside.transform}, memo))
         return new
 
     def __getstate__(self) -> dict[str, Any]:
+        refuse_copies(self._inside, "pickled")
         if isinstance(self._inside.source, Transform):
             raise TypeError(
                 f"an optimizer made of a Transform ({self._inside.transform.name}) cannot be pickled: it is code. Give "

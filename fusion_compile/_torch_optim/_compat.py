@@ -65,6 +65,11 @@ def references_to_memory(tensor: Tensor) -> int:
     return 0 if count is None else int(count(tensor.untyped_storage()._cdata))
 
 
+def norm_of_each(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The Euclidean norm of each tensor, 0-dim, in one call."""
+    return list(torch._foreach_norm(list(tensors)))
+
+
 def is_scaling_losses() -> bool:
     """Whether a GradScaler that has scaled a loss is alive."""
     scalers = (o for o in tracked() if issubclass(type(o), torch.amp.GradScaler))

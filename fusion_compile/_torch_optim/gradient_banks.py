@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import nn
@@ -30,9 +30,16 @@ class GradientBanks:
         self._moved: MovedGradients | None = None
         self._moves = True
 
-    def gather(self, members: Mapping[str, nn.Parameter], given: Tensors, *, uphill: bool) -> Tensors:
+    def gather(
+        self,
+        members: Mapping[str, nn.Parameter],
+        given: Tensors,
+        *,
+        uphill: bool,
+        fill: Callable[[Tensors], Collection[str]] = lambda places: (),
+    ) -> Tensors:
         """Bring the gradients by parameter into the banks; one that `given` lacks is zero. `uphill`: with the other
-        sign."""
+        sign. `fill`: writes other gradients into their places, and says which."""
         in_place = self._moved.in_place(given) if self._moved is not None else frozenset()
         if self._moved is not None and ((uphill and in_place) or self._moved.must_end(in_place)):
             self._moved, self._moves, in_place = None, False, frozenset()
@@ -40,11 +47,12 @@ class GradientBanks:
         if not self._banks:
             self._make()
         places = self._places
+        filled = fill(places)
         copied = [name for name in given if name not in in_place] if in_place else [*given]
         if copied:
             copy_each([places[name] for name in copied], [given[name].detach() for name in copied])
-        if len(given) < len(members) and (absent := [places[name] for name in members if name not in given]):
-            clear_each(absent)
+        if len(given) + len(filled) < len(members):
+            clear_each([places[name] for name in members if name not in given and name not in filled])
         if uphill:
             negate_each([*self._banks.values()])
         elif self._moves and self._moved is None:

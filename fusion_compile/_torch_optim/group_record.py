@@ -20,7 +20,7 @@ class GroupRecord:
     """What belongs to one of ``param_groups`` and is no number.
 
     `seen`: the numbers as last read. `group`: its banks, None before its first step. `tensors`: numbers that are
-    tensors, with the version and the value as last read.
+    tensors, with the version and the value as last read. `form`: its parameters in words, for other ranks.
     """
 
     names: list[str]
@@ -28,6 +28,7 @@ class GroupRecord:
     seen: dict[str, Any]
     group: ParameterGroup | None = None
     tensors: dict[str, tuple[Tensor, int, Any]] = field(default_factory=dict)
+    form: str | None = None
 
     def pairs(self, options: dict[str, Any]) -> list[tuple[str, nn.Parameter]]:
         """The group's parameters with their names. `options`: its entry of ``param_groups``."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fusion_compile import _compat
 from fusion_compile._say_once import SayOnce
 from fusion_compile._state.banks import build_layout
 from fusion_compile._state.groups import refuse_unread
@@ -27,6 +28,8 @@ from fusion_compile._torch_optim.guards import Guards
 from fusion_compile._torch_optim.named_groups import STEPS, check_options, check_parameters, group_routes
 from fusion_compile._torch_optim.naming import full_names, undecided
 from fusion_compile._torch_optim.parameter_group import ParameterGroup, holder
+from fusion_compile._torch_optim.several_ranks import agree_on, begins_step, refuse_spread, without_data
+from fusion_compile._torch_optim.sharded_group import ShardedGroup
 from fusion_compile._torch_optim.torch_words import (
     BETAS,
     MAXIMIZE,
@@ -64,8 +67,8 @@ class GroupedUpdate:
 
     `source`: what `transform` was made of; all but a transform itself can be pickled. `numbers`: the defaults of its
     hyperparameters. `records`: one for each group. `kept`: for how many parameters there was state when it was last
-    shown; less means that the user dropped some. `averages`: moving averages of the weights, of which `transform`
-    knows.
+    shown; less means that the user dropped some. `loads`: how often a state was loaded. `averages`: moving averages of
+    the weights, of which `transform` knows.
     """
 
     source: OptimizerChoice
@@ -82,6 +85,7 @@ class GroupedUpdate:
     released: Released | None = None
     loss: Any = None
     kept: int = 0
+    loads: int = 0
     averages: tuple[KeptAverage, ...] = ()
     warn: SayOnce = field(default_factory=SayOnce)
     guards: Guards = field(init=False)
@@ -137,7 +141,7 @@ class GroupedUpdate:
     def new_group(self, at: int, options: Options, also: Iterable[str] = ()) -> ParameterGroup:
         """Put the trainable parameters of a group, and those named in `also`, into banks, with a fresh state."""
         record = self.records[at]
-        wanted = {*also, *(record.group.members if record.group is not None else ())}
+        wanted = {*also, *(record.group.covers if record.group is not None else ())}
         named = zip(record.names, options["params"], strict=True)
         members = {n: p for n, p in named if p.requires_grad or n in wanted}
         patterns = (self.force_scalar, self.force_spectral)
@@ -151,6 +155,9 @@ class GroupedUpdate:
                     f"{name} of parameter group {at} lies on {p.device}, parameter group {other} on {devices[other]}; "
                     f"one program updates them all. Move them to one device, or make an optimizer for each."
                 )
+        if any(_compat.is_spread_over_devices(p) for p in members.values()):
+            refuse_spread(self, members)
+            return ShardedGroup(at, members, routes, self.transform, numbers, self.half_precision)
         averages = [kept.average for kept in self.averages]
         return ParameterGroup(at, members, routes, self.transform, numbers, self.half_precision, averages)
 
@@ -178,7 +185,7 @@ class GroupedUpdate:
         """Names of the numbers that are used for `members`; all where that cannot be found out."""
         patterns = (self.force_scalar, self.force_spectral)
         routes = group_routes(members, self.model, {}, self.transform, *patterns)
-        layout = build_layout(holder(members), routes, alignment=self.transform.extras.alignment)
+        layout = build_layout(holder(without_data(members)), routes, alignment=self.transform.extras.alignment)
         used = numbers_used(bound(self.transform, layout.infos), layout.without_data())
         return frozenset(self.numbers) if used is None else used
 
@@ -186,12 +193,10 @@ class GroupedUpdate:
         """Build a group again and load what `state` has of its parameters."""
         former = self.records[at].group
         group = self.new_group(at, options, also)
-        # The former members come first, because a number that all parameters share is loaded from the first of them.
-        names = dict.fromkeys([*(former.members if former is not None else ()), *group.members])
-        if saved := {n: dict(state[group.members[n]]) for n in names if state.get(group.members[n])}:
+        if saved := group.saved_in(state, former):
             refuse_mismatches(group.problems(saved, complete=False), REMEDY)
             with torch.no_grad():
-                group.load(saved)
+                group.load_saved(saved)
         self.adopt(group, options, state)
         return group
 
@@ -206,11 +211,11 @@ class GroupedUpdate:
             if self.evaluating or options[STEPS] > 0:  # before the first step y is x
                 with torch.no_grad():
                     group.show(self.evaluating)
-            self.guards.cover(group.members, self.model)
+            self.guards.cover(group.covers, self.model)
             self.guards.switch(not self.evaluating and options[STEPS] > 0)
         bind_averages(self.averages, group)
-        for name, parts in group.parts().items():
-            state.setdefault(group.members[name], {}).update(parts)  # beside what others keep there
+        for p, parts in group.shown().items():
+            state.setdefault(p, {}).update(parts)  # beside what others keep there
         self.kept = len(state)
 
     # ------------------------------------------------------------------ a step
@@ -225,6 +230,11 @@ class GroupedUpdate:
         dropped = self.has_lost(state)
         pairs = [(r, options, r.pairs(options)) for r, options in zip(self.records, param_groups, strict=True)]
         arrived = [gradients_of(named) for _, _, named in pairs]
+        if not begins_step(self, param_groups, arrived):
+            for at, given in enumerate(arrived):
+                if given:
+                    self.ready(at, param_groups[at], state, given, dropped)
+            return
         for at, ((_, options, named), given) in enumerate(zip(pairs, arrived, strict=True)):
             idle = not given and bool(self.averages) and any(arrived) and any(p.requires_grad for _, p in named)
             if not given and not idle:
@@ -241,7 +251,7 @@ class GroupedUpdate:
             gradients.update(group.gather(given, uphill=bool(options.get(MAXIMIZE))))
             if missing:
                 present.update(group.present(missing))
-            updated += [group.members[n] for n in given]
+            updated += group.holders(list(given))
         if not groups:
             return
         layout = next(iter(groups.values())).layout
@@ -262,6 +272,7 @@ class GroupedUpdate:
         torch.autograd.graph.increment_version(updated)
         for group in groups.values():
             group.note_versions()
+            group.publish()
         self.guards.switch(self.moves)
 
     def has_lost(self, state: State) -> bool:
@@ -274,15 +285,15 @@ class GroupedUpdate:
         group = self.records[at].group
         if group is not None:
             written = group.take_back()
-            kept = group.kept_in(state) if dropped else group.members.keys()
-            if len(kept) < len(group.members):
+            kept = group.kept_in(state) if dropped else group.covers.keys()
+            if len(kept) < len(group.covers):
                 with torch.no_grad():
                     group.load({n: parts for n, parts in group.parts().items() if n in kept})
                 options[STEPS] = options[STEPS] if kept else 0
                 self.adopt(group, options, state)
             self._notice_written(group, options, written)
             group.forget_lost_of_written()
-        if group is None or not given.keys() <= group.members.keys():
+        if group is None or not given.keys() <= group.covers.keys():
             group = self.build(at, options, state, given)
         return group
 
@@ -368,6 +379,7 @@ class GroupedUpdate:
         if self.evaluating is evaluating:
             self.guards.settle()
             return
+        agree_on(self, param_groups, "eval()" if evaluating else "train()")
         self.evaluating = evaluating
         for group in self.groups():
             if group.moves:

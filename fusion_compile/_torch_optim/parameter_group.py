@@ -54,7 +54,8 @@ def holder(members: Mapping[str, nn.Parameter]) -> nn.Module:
 class ParameterGroup:
     """The trainable parameters of one group in banks, with everything that their update needs. `at`: its index.
 
-    `plan`: its update. `moves`: the parameters hold the gradient point while training. `state`: all tensors;
+    `covers`: the parameters as people have them, by the same names; `members` are what this group updates in their
+    place. `plan`: its update. `moves`: the parameters hold the gradient point while training. `state`: all tensors;
     `shared_state`: the same under keys that a program of several groups shares.
     """
 
@@ -70,6 +71,7 @@ class ParameterGroup:
     ) -> None:
         module = holder(members)
         self.at, self.members, self.routes = at, dict(members), routes
+        self.covers = self.members
         self.layout, self.transform = layout, _ = banks_for(transform, module, routes, half_precision)
         self.averages = tuple(averages)
         self.moves = self.transform.gradient_point is not None
@@ -199,6 +201,13 @@ class ParameterGroup:
             if value is not self.state[key]:
                 self.state[key].copy_(value)
 
+    def publish(self) -> None:
+        """Show the weights as they are now to everybody who has a part of them; here they are views of them."""
+
+    def holders(self, names: Sequence[str]) -> list[nn.Parameter]:
+        """The parameters of these names whose version an update must change."""
+        return [self.members[n] for n in names]
+
     # ------------------------------------------------------------------ what a step is given
 
     def gather(self, gradients: Tensors, *, uphill: bool = False) -> Tensors:
@@ -241,7 +250,21 @@ class ParameterGroup:
         A member that has none, because the transform keeps nothing for it, counts as kept.
         """
         looked_at = itertools.islice(self._marks.items(), first)
-        return frozenset(n for n, part in looked_at if part is None or part in state.get(self.members[n], ()))
+        return frozenset(n for n, part in looked_at if part is None or part in state.get(self.covers[n], ()))
+
+    def shown(self) -> dict[nn.Parameter, dict[str, Tensor]]:
+        """What ``optimizer.state`` shows of each parameter."""
+        return {self.covers[n]: parts for n, parts in self.parts().items()}
+
+    def saved_in(self, state: Mapping[Any, Any], former: ParameterGroup | None) -> dict[str, dict[str, Any]]:
+        """What ``optimizer.state`` has of the parameters by name. `former`: the group that updated them until now."""
+        # The former members come first, because a number that all parameters share is loaded from the first of them.
+        names = dict.fromkeys([*(former.members if former is not None else ()), *self.members])
+        return {n: dict(state[self.members[n]]) for n in names if state.get(self.members[n])}
+
+    def load_saved(self, saved: Mapping[str, Parts]) -> None:
+        """Load what a checkpoint or ``optimizer.state`` has; see `load`."""
+        self.load(saved)
 
     def problems(self, saved: Mapping[str, Parts], *, complete: bool = True) -> list[str]:
         """Compare `saved` with the group's own state: one line for each difference in names or shapes.

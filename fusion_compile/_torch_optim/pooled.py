@@ -14,23 +14,8 @@ _SIDE, _UPDATES = 16, 3
 
 
 def refuse_pooled(transform: Transform) -> None:
-    """Raise ValueError with the reason if `transform` cannot update a parameter before all gradients are there.
-
-    What a part declares (``Extras.pools``) counts. Three updates of two small parameters of each role, with other
-    gradients for the first, show what a part does not declare.
-    """
-    reason = transform.extras.pools
-    if not reason:
-        try:
-            reason = (
-                "" if _is_apart(transform) else "the update of one parameter, which changes with others' gradients,"
-            )
-        except Exception as error:  # of any kind: a transform of somebody else's fails in its own way
-            raise ValueError(
-                f"release_gradients=True: {transform.name} could not be tried on two parameters ({error}), so nothing "
-                f"tells whether an update needs all gradients. Leave release_gradients out."
-            ) from error
-    if reason:
+    """Raise ValueError with the reason if `transform` cannot update a parameter before all gradients are there."""
+    if reason := reason_to_wait(transform, "release_gradients=True", "Leave release_gradients out."):
         raise ValueError(
             f"release_gradients=True: {transform.name} cannot update a parameter as soon as its gradient arrives, "
             f"because {reason} is known only after the whole backward. Leave release_gradients out, or take a recipe "
@@ -38,21 +23,45 @@ def refuse_pooled(transform: Transform) -> None:
         )
 
 
+def reason_to_wait(transform: Transform, asked: str, remedy: str) -> str:
+    """What an update of one parameter needs of all others, as the subject of a sentence; empty where it needs nothing.
+
+    What a part declares (``Extras.pools``) counts. Three updates of two small parameters of each role, with other
+    gradients for the first, show what a part does not declare. ValueError where they cannot be tried, which says what
+    was `asked` for and the `remedy`.
+    """
+    if transform.extras.pools:
+        return transform.extras.pools
+    try:
+        return "" if _is_apart(transform) else "the update of one parameter, which changes with others' gradients,"
+    except Exception as error:  # of any kind: a transform of somebody else's fails in its own way
+        raise ValueError(
+            f"{asked}: {transform.name} could not be tried on two parameters ({error}), so nothing tells whether an "
+            f"update needs all gradients. {remedy}"
+        ) from error
+
+
 def _is_apart(transform: Transform) -> bool:
     """Whether the second parameter of each bank is the same whatever gradients the first has."""
     with torch.no_grad(), warnings.catch_warnings(), torch.random.fork_rng(devices=()):
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        infos = {key: _two_parameters(key, transform) for key in _keys(transform)}
-        banks = {key: torch.randn(_shape(key, infos[key])) for key in infos}
+        infos, banks = two_parameters(transform)
         whole = bound(transform, infos)
         gradients = [{key: torch.randn_like(bank) for key, bank in banks.items()} for _ in range(_UPDATES)]
         others = [{key: _first_replaced(g) for key, g in given.items()} for given in gradients]
-        one, other = _trained(whole, banks, gradients), _trained(whole, banks, others)
+        one, other = train_banks(whole, banks, gradients), train_banks(whole, banks, others)
     return all(torch.equal(_second(one[key]), _second(other[key])) for key in banks)
 
 
-def _trained(transform: Transform, banks: Tensors, gradients: list[Tensors]) -> Tensors:
+def two_parameters(transform: Transform) -> tuple[dict[str, BankInfo], Tensors]:
+    """Two small parameters of each role of `transform`: what it may know of their banks, and the banks."""
+    infos = {key: _two_parameters(key, transform) for key in _keys(transform)}
+    return infos, {key: torch.randn(_shape(key, infos[key])) for key in infos}
+
+
+def train_banks(transform: Transform, banks: Tensors, gradients: list[Tensors]) -> Tensors:
+    """The banks after an update with each of `gradients`. `transform` knows its banks."""
     state, params = transform.init(banks), dict(banks)
     numbers = {n: v(1) if callable(v) else v for n, v in transform.hyperparameters.items()}
     context = Context({n: torch.tensor(float(v)) for n, v in numbers.items()}, due=transform.period > 0)

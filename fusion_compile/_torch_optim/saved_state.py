@@ -41,6 +41,7 @@ def load_saved(inside: GroupedUpdate, own: list[Options], state: State, saved: M
             targets[at] = record.group or inside.new_group(at, own[at])
     refuse_mismatches([p for at, group in targets.items() for p in group.problems(parts[at])], REMEDY)
 
+    inside.loads += 1
     for kept in inside.averages:
         kept.forget_written()
     for at, (record, options) in enumerate(zip(inside.records, own, strict=True)):
@@ -56,7 +57,7 @@ def load_saved(inside: GroupedUpdate, own: list[Options], state: State, saved: M
     state.update({key: value for key, value in saved["state"].items() if not isinstance(key, int)})
     for at, group in targets.items():
         with torch.no_grad():
-            group.load(parts[at])
+            group.load_saved(parts[at])
         inside.adopt(group, own[at], state)
 
 
