@@ -29,7 +29,7 @@ from fusion_compile._step.loss import LossFn
 from fusion_compile._step.loss_scale import LossScale
 from fusion_compile._step.metrics import step_metrics
 from fusion_compile._step.models import refuse_model, refuse_other_kinds
-from fusion_compile._step.options import StepOptions
+from fusion_compile._step.options import Granularity, StepOptions, refuse_regions
 from fusion_compile._step.periodic import FirstTaken, run_due_work, work_key
 from fusion_compile._step.planned import Forced, plan_update
 from fusion_compile._step.precision import Precision
@@ -249,6 +249,7 @@ def compile_training_step(
     mode: str | None = None,
     backend: str = "inductor",
     capture: Capture | None = None,
+    granularity: Granularity = "program",
     rehearse: bool = True,
     max_shapes: int = 8,
     dynamic: bool = False,
@@ -288,6 +289,8 @@ def compile_training_step(
         backend: A torch.compile backend; `mode` counts for ``"inductor"`` only.
         capture: ``"read"``: Dynamo reads the loss's bytecode. ``"run"``: the loss runs once on fake tensors and its
             operators are written down. None reads, and runs where reading cannot. See docs/training.md.
+        granularity: ``"program"`` compiles the step as one; ``"region"``, for a CPU, compiles each block that forward
+            and backward repeat once, so that the first call does not grow with depth, and runs it to capture it.
         rehearse: Compute loss and gradient in the ordinary way first, on copies, to see what they leave behind and to
             compare the first two steps. False saves that; state kept in Python is then not carried.
         max_shapes: Batch shapes that are compiled before another is refused; each has a program and its memory.
@@ -326,7 +329,8 @@ def compile_training_step(
         compute_dtype=compute_dtype,
         mode=mode,
         backend=backend,
-        capture=capture,
+        capture="run" if granularity == "region" and capture is None else capture,
+        granularity=granularity,
         rehearse=rehearse,
         keep_fp32=keep_fp32,
         half_precision=half_precision,
@@ -338,4 +342,5 @@ def compile_training_step(
     )
     forced = Forced(force_scalar, force_spectral, split_blocks)
     planned = plan_update(model, optimizer, lr, groups, clip_grad_norm, forced, half_precision, options.rules)
+    refuse_regions(options, planned.layout.device)
     return TrainingStep(model, loss_fn, *planned, options)

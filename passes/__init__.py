@@ -31,7 +31,9 @@ from .hoist_time_conditioning import Stage as Stage
 from .hoist_time_conditioning import hoist_time_conditioning as hoist_time_conditioning
 from .lower_to_aten import lower_to_aten as lower_to_aten
 from .outline_runs import outline_runs as outline_runs
+from .outline_tail import outline_tail as outline_tail
 from .packed_rows import RowBuffer as RowBuffer
 from .packed_rows import lay_out_residuals as lay_out_residuals
 from .packed_rows import pack_outputs as pack_outputs
 from .split_concatenations import split_concatenations as split_concatenations
+from .write_into_joins import write_into_joins as write_into_joins

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, fx
@@ -72,10 +72,12 @@ def call_region(graph_module: fx.GraphModule, runs: Sequence[Run]) -> None:
     """Make a region of the first of `runs`, which have equal wiring, and call it in place of each."""
     name = _free_name(graph_module)
     given = sorted({at for run in runs for at in run.given()})
-    graph_module.add_submodule(name, _extract(graph_module, runs[0], given))
+    region = _extract(graph_module, runs[0], given)
+    graph_module.add_submodule(name, region)
+    read = _drop_unread_inputs(region)
     now: dict[fx.Node, fx.Node] = {}
     for run in runs:
-        now |= _replace(graph_module.graph, name, run, given, now)
+        now |= _replace(graph_module.graph, name, replace(run, inputs=tuple(run.inputs[at] for at in read)), given, now)
 
 
 def count_regions(graph_module: fx.GraphModule) -> dict[str, int]:
@@ -145,6 +147,17 @@ def _extract(graph_module: fx.GraphModule, run: Run, given: list[int]) -> fx.Gra
     graph.output(tuple(values[run.nodes[at]] for at in given))
     graph.eliminate_dead_code()
     return fx.GraphModule(graph_module, graph)
+
+
+def _drop_unread_inputs(region: fx.GraphModule) -> list[int]:
+    """Take inputs away that led only to views, which are made outside; the indices of those that are left."""
+    inputs = region.graph.find_nodes(op="placeholder")
+    read = [at for at, node in enumerate(inputs) if node.users]
+    for node in inputs:
+        if not node.users:
+            region.graph.erase_node(node)
+    region.recompile()
+    return read
 
 
 def _replace(

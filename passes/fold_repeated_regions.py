@@ -12,10 +12,12 @@ differs from copy to copy, are its inputs.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx
 
+from ._compat import invoke_subgraph
 from ._cost import count_launches, launches
 from ._graph import bytes_of, calls, is_view, value_of
 from ._pass import PassReport
@@ -32,7 +34,12 @@ _GOOD_ENOUGH = 0.5
 """Of the repeats that save at least this share of the best one's saving, take the one that passes on fewest bytes."""
 
 
-def fold_repeated_regions(graph_module: fx.GraphModule) -> PassReport:
+def fold_repeated_regions(
+    graph_module: fx.GraphModule,
+    *,
+    may_fold: Callable[[fx.Node], bool] = lambda node: True,
+    largest: bool = False,
+) -> PassReport:
     """Replace repeated runs of calls by calls of shared submodules ``region_0``, ``region_1``, …, in place.
 
     Exact: the same operators run on the same tensors. Compiled, nothing is fused across a region's boundary, so a
@@ -40,6 +47,10 @@ def fold_repeated_regions(graph_module: fx.GraphModule) -> PassReport:
 
     Args:
         graph_module: An ATen graph with ``meta["val"]``.
+        may_fold: Which calls may be in a region. A run never crosses one that may not.
+        largest: Take the region that saves most. By default it may be one that saves half as much and passes on fewer
+            bytes, because what it passes on is kept for the calls behind it. In a training step, whose backward reads
+            what a block has computed, these bytes are kept anyway, and a smaller region is fused less.
 
     Returns:
         The report; `changed` counts calls of regions.
@@ -59,8 +70,8 @@ def fold_repeated_regions(graph_module: fx.GraphModule) -> PassReport:
     graph = graph_module.graph
     before = len(calls(graph))
     changed = 0
-    least = _LEAST_SHARE * _count_all_launches(graph_module)
-    while copies := _best(_sequence(graph), least):
+    least = _LEAST_SHARE * _count_all_launches(graph_module, may_fold)
+    while copies := _best(_Calls(graph, may_fold), least, largest):
         call_region(graph_module, copies)
         changed += len(copies)
     graph.lint()
@@ -68,25 +79,33 @@ def fold_repeated_regions(graph_module: fx.GraphModule) -> PassReport:
     return PassReport("fold_repeated_regions", True, changed, before, len(calls(graph)))
 
 
-def _sequence(graph: fx.Graph) -> list[fx.Node]:
-    """The calls, without views of inputs that nothing repeats.
+class _Calls:
+    """The calls of a graph in order, without views of inputs that nothing repeats, and a number for each.
 
-    Such a view may be of a part that only one block reads.
+    Such a view may be of a part that only one block reads. Numbers are equal for equal operators, constants, and
+    metadata of inputs and results; a call that must not be folded has a number of its own.
     """
-    given: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op in ("placeholder", "get_attr") or (is_view(node) and given.issuperset(node.all_input_nodes)):
-            given.add(node)
-    sequence = calls(graph)
-    tokens = _tokens(sequence)
-    often = Counter(tokens)
-    return [node for node, token in zip(sequence, tokens, strict=True) if node not in given or often[token] > 1]
+
+    def __init__(self, graph: fx.Graph, may_fold: Callable[[fx.Node], bool]) -> None:
+        given: set[fx.Node] = set()
+        for node in graph.nodes:
+            if node.op in ("placeholder", "get_attr") or (is_view(node) and given.issuperset(node.all_input_nodes)):
+                given.add(node)
+        numbered = list(zip(calls(graph), _tokens(calls(graph), may_fold), strict=True))
+        often = Counter(number for _, number in numbered)
+        kept = [(node, number) for node, number in numbered if node not in given or often[number] > 1]
+        self.nodes, self.tokens = [node for node, _ in kept], [number for _, number in kept]
 
 
-def _best(sequence: list[fx.Node], least: float) -> list[Run]:
+def _is_region(node: fx.Node) -> bool:
+    return node.target is invoke_subgraph
+
+
+def _best(sequence: _Calls, least: float, largest: bool) -> list[Run]:
     """The copies of the region that saves most, within `_GOOD_ENOUGH`; none if nothing saves `least`."""
+    nodes = sequence.nodes
     kernels = [0]
-    for node in sequence:
+    for node in nodes:
         kernels.append(kernels[-1] + (0 if may_share(node) else launches(node)))  # views end up outside again
 
     def size(repeat: Repeat) -> int:
@@ -95,19 +114,24 @@ def _best(sequence: list[fx.Node], least: float) -> list[Run]:
     def spared(repeat: Repeat) -> int:
         return (len(repeat.starts) - 1) * size(repeat)
 
-    found = [r for r in find_repeats(_tokens(sequence)) if size(r) >= _LEAST_LAUNCHES]
+    found = [r for r in find_repeats(sequence.tokens) if size(r) >= _LEAST_LAUNCHES]
     most = max(map(spared, found), default=0)
     good = [r for r in found if spared(r) >= max(least, _GOOD_ENOUGH * most)]
-    for repeat in sorted(good, key=lambda r: (_passed_on(sequence, r), -spared(r))):
-        copies = _equal_copies(sequence, repeat)
+
+    def order(repeat: Repeat) -> tuple[int, int]:
+        cost = _passed_on(nodes, repeat), -spared(repeat)
+        return cost[::-1] if largest else cost
+
+    for repeat in sorted(good, key=order):
+        copies = _equal_copies(nodes, repeat)
         if (len(copies) - 1) * size(repeat) >= least:
             return copies
     return []
 
 
-def _count_all_launches(graph_module: fx.GraphModule) -> int:
-    """Count launches as `count_launches`, with each call of a region counted as its contents."""
-    total = count_launches(graph_module)
+def _count_all_launches(graph_module: fx.GraphModule, may_fold: Callable[[fx.Node], bool]) -> int:
+    """Count launches of what may be folded, and of each call of a region as its contents."""
+    total = sum(launches(node) for node in calls(graph_module.graph) if may_fold(node) or _is_region(node))
     for name, n_calls in count_regions(graph_module).items():
         region = graph_module.get_submodule(name)
         assert isinstance(region, fx.GraphModule)
@@ -115,16 +139,12 @@ def _count_all_launches(graph_module: fx.GraphModule) -> int:
     return total
 
 
-def _tokens(sequence: list[fx.Node]) -> list[int]:
-    """A number for each call, equal for equal operators, constants, and metadata of inputs and results.
-
-    A call that must not be folded has a number of its own.
-    """
+def _tokens(sequence: list[fx.Node], may_fold: Callable[[fx.Node], bool]) -> list[int]:
     numbers: dict[Any, int] = {}
     tokens = []
     for node in sequence:
         key: Any = node
-        if may_be_in_a_region(node) and (len(node.all_input_nodes) == 1 or not may_share(node)):
+        if may_fold(node) and may_be_in_a_region(node) and (len(node.all_input_nodes) == 1 or not may_share(node)):
             key = (written(node, lambda n: metadata(value_of(n))), metadata(value_of(node)))
         tokens.append(numbers.setdefault(key, len(numbers)))
     return tokens

@@ -11,6 +11,7 @@ A graph in this form is compiled region by region, in a time that does not depen
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx
@@ -28,15 +29,18 @@ _MOST_INPUTS = 32
 loop for each tensor, and their number grows with depth."""
 
 
-def outline_runs(graph_module: fx.GraphModule) -> PassReport:
+def outline_runs(
+    graph_module: fx.GraphModule, *, may_hold: Callable[[fx.Node], bool] = lambda node: True
+) -> PassReport:
     """Replace each longest run of pure calls that starts two kernels or more by a call of a region, in place.
 
     Exact: the same operators run on the same tensors, in the same order. Equal runs share a region. Calls that draw
-    random numbers, have an effect, give sizes known only at run time or read very many tensors stay where they are, and
-    so do views and kernels that stand alone.
+    random numbers, have an effect, give sizes known only at run time, read very many tensors or what is no tensor stay
+    where they are, and so do views and kernels that stand alone.
 
     Args:
         graph_module: An ATen graph with ``meta["val"]``.
+        may_hold: Which calls may be in a region.
 
     Returns:
         The report; `changed` counts calls of regions.
@@ -50,9 +54,9 @@ def outline_runs(graph_module: fx.GraphModule) -> PassReport:
     """
     graph = graph_module.graph
     before = len(calls(graph))
-    _unpack_at_once(graph)
+    unpack_at_once(graph)
     kinds: dict[Any, list[list[fx.Node]]] = {}
-    for nodes in _runs(graph):
+    for nodes in _runs(graph, may_hold):
         run = run_of(nodes)
         if run.has_tensors_only():
             kinds.setdefault((run.wiring, tuple(metadata(value_of(n)) for n in run.inputs)), []).append(nodes)
@@ -63,20 +67,19 @@ def outline_runs(graph_module: fx.GraphModule) -> PassReport:
     return PassReport("outline_runs", True, sum(map(len, kinds.values())), before, len(calls(graph)))
 
 
-def _unpack_at_once(graph: fx.Graph) -> None:
+def unpack_at_once(graph: fx.Graph) -> None:
     """Move the unpacking of a tuple right behind the call that gives it, so that no run ends between them."""
     for node in reversed(graph.find_nodes(op="call_function", target=operator.getitem)):
         if _is_tuple(node.args[0]):
             node.args[0].append(node)
 
 
-def _runs(graph: fx.Graph) -> list[list[fx.Node]]:
+def _runs(graph: fx.Graph, may_hold: Callable[[fx.Node], bool]) -> list[list[fx.Node]]:
     """Longest runs of neighbours that may be in a region together and start `_LEAST_LAUNCHES` kernels."""
     runs: list[list[fx.Node]] = [[]]
     for node in calls(graph):
-        unpacked = node.args[0] if node.target is operator.getitem else None
-        apart = not may_be_in_a_region(node) or len(node.all_input_nodes) > _MOST_INPUTS
-        if apart or (_is_tuple(unpacked) and unpacked not in runs[-1]):
+        apart = not may_hold(node) or not may_be_in_a_region(node) or len(node.all_input_nodes) > _MOST_INPUTS
+        if apart or any(tensor_of(n) is None and n not in runs[-1] for n in node.all_input_nodes):
             runs.append([])
         else:
             runs[-1].append(node)

@@ -85,6 +85,33 @@ def inductor_rewrites(change: Callable[[fx.Graph], object]) -> Iterator[None]:
         yield
 
 
+def is_higher_order(node: fx.Node) -> bool:
+    """Whether `node` calls an operator that has graphs of its own (a branch, a scan, flexible attention)."""
+    return isinstance(node.target, torch._ops.HigherOrderOperator)
+
+
+def boxed(compiled: Callable[..., Any]) -> Callable[[list[Any]], Sequence[Tensor]]:
+    """What `lower_graph` gives as a function of a list, which it empties.
+
+    AOTAutograd makes such a function and hides it behind one of positional arguments, whose caller holds every input
+    until the end. Where torch has moved it, the list is emptied before the call.
+    """
+    inner: Any = compiled
+    while "aot_module_simplified" in getattr(inner, "__qualname__", ""):
+        inner = getattr(inner, "__wrapped__", None)
+    if inner is not compiled and getattr(inner, "_boxed_call", False):
+        found: Callable[[list[Any]], Sequence[Tensor]] = inner
+        return found
+
+    def run(given: list[Any]) -> Sequence[Tensor]:
+        arguments = tuple(given)
+        given.clear()
+        result: Sequence[Tensor] = compiled(*arguments)
+        return result
+
+    return run
+
+
 @contextlib.contextmanager
 def numbers_in_tensors_are_tensors() -> Iterator[None]:
     """Inside, a trace takes no 0-dim float64 tensor on a CPU for a Python number.

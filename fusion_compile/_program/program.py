@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -23,13 +23,34 @@ _CONTAINERS = {"", "_modules", "_parameters", "_buffers"}
 
 
 @dataclass(frozen=True)
+class CompiledRegion:
+    """A part of a program that is compiled by itself, once.
+
+    Attributes:
+        name: Its name in the graph.
+        called: How often a step calls it.
+        repeats: Whether blocks of the graph repeat it.
+        kernels: Operators that compute; views are none.
+        parts: Of which of `REGIONS` they are, in order.
+    """
+
+    name: str
+    called: int
+    repeats: bool
+    kernels: int
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Program:
     """One captured graph. `gradients`: whether they were enabled where it begins. `captured_by`: ``"read"`` where
-    Dynamo read the program, ``"run"`` where it ran and its ATen operators were written down."""
+    Dynamo read the program, ``"run"`` where it ran and its ATen operators were written down. `compiled`: the regions
+    that it was compiled in; none where it was compiled as one."""
 
     graph: fx.GraphModule
     gradients: bool = True
     captured_by: str = "read"
+    compiled: list[CompiledRegion] = field(default_factory=list, compare=False)
 
     @cached_property
     def aten(self) -> fx.GraphModule:

@@ -14,6 +14,8 @@ from fusion_compile._capture.by_running.trace import lift_constants, modules_nam
 from fusion_compile._capture.rehearsal.contents import Contents
 from fusion_compile._compat import mark_input_static
 from fusion_compile._program.lower import lower_graph
+from fusion_compile._program.program import CompiledRegion
+from fusion_compile._program.regions import lower_by_region
 from fusion_compile._step import batches
 from fusion_compile._step.host_reads import not_on_fakes_message, refused_graph_message
 from fusion_compile._step.operands import NotAnOperand
@@ -33,6 +35,7 @@ class CapturedStep:
         graph: What was captured. Each placeholder's ``meta["label"]`` says what it is.
         constants: The tensors that user code closes over.
         is_cuda: Whether it runs on a GPU.
+        regions: The regions that it was compiled in; none where the graph was compiled as one.
     """
 
     def __init__(
@@ -62,11 +65,20 @@ class CapturedStep:
             if not node.meta["label"].startswith("batch/"):
                 mark_input_static(node)
         self._body: Callable[..., Any] = self.graph
+        self.regions: tuple[CompiledRegion, ...] = ()
 
-    def compile(self, state: Tensors, batch: tuple[Any, ...], *, mode: str, backend: str) -> None:
-        """Compile the graph. Runs nothing. Raises ValueError if the compiler does not take it."""
+    def compile(
+        self, state: Tensors, batch: tuple[Any, ...], *, mode: str, backend: str, by_region: bool = False
+    ) -> None:
+        """Compile the graph, as one or region by region. Runs nothing. Raises ValueError if the compiler does not take
+        it."""
+        inputs = self._inputs(state, batch)
         try:
-            self._body = lower_graph(self.graph, self._inputs(state, batch), mode=mode, backend=backend)
+            if by_region:
+                lowered = lower_by_region(self.graph, inputs, mode=mode, backend=backend)
+                self._body, self.regions = lowered.run, lowered.regions
+            else:
+                self._body, self.regions = lower_graph(self.graph, inputs, mode=mode, backend=backend), ()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of any kind: the graph itself was captured

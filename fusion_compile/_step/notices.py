@@ -41,6 +41,12 @@ class Notices:
             f"the loop where it is not compiled, so the compiler's rounding makes the difference.",
         )
 
+    def not_by_region(self, objection: str) -> None:
+        """The regions of a step do not compute what the ordinary loop does, so it was compiled as one."""
+        said = f"the step is compiled as one, because in regions {objection}. Please report the model."
+        self._note(said)
+        self._warn("regions", said)
+
     def ran_uncaptured(self, why: str, then: str) -> None:
         """One step ran as Python. `then`: what becomes of the next."""
         self._note(f"a step ran uncaptured, because {why}; {then}.")

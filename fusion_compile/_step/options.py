@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -16,6 +17,9 @@ from fusion_compile._step.shapes import MAX_PROGRAMS
 from fusion_compile._step.way import CAPTURES, Capture
 from fusion_compile.optim.averaged import Average
 
+Granularity = Literal["program", "region"]
+GRANULARITIES = ("program", "region")
+
 
 @dataclass(frozen=True)
 class StepOptions:
@@ -27,6 +31,7 @@ class StepOptions:
     mode: str | None = None
     backend: str = "inductor"
     capture: Capture | None = None
+    granularity: Granularity = "program"
     rehearse: bool = True
     keep_fp32: Sequence[str] = ()
     weigh_by: str | None = None
@@ -47,12 +52,17 @@ class StepOptions:
         """Whether each value of a Python number in a batch needs a program, because Dynamo would fix it."""
         return self.mode != "eager" and (self.capture == "read" or not self.rehearse)
 
+    def compiler(self, mode: str) -> str:
+        """What a progress line calls the compiler. `mode` counts for Inductor only."""
+        return mode if self.backend == "inductor" else self.backend
+
     def __post_init__(self) -> None:
         check_form(self.half_precision)
         if self.capture not in CAPTURES:
             raise ValueError(f"capture={self.capture!r} is not known; give 'read', 'run' or None.")
         if not isinstance(self.rehearse, bool):
             raise TypeError(f"rehearse={self.rehearse!r} is a {type(self.rehearse).__name__}; give True or False.")
+        self._check_granularity()
         if self.capture == "run" and not self.rehearse:
             raise ValueError(
                 "capture='run' with rehearse=False: the rehearsal shows what the loss leaves behind and reads, and "
@@ -93,3 +103,28 @@ class StepOptions:
                 f"keep_fp32={list(self.keep_fp32)} without a compute_dtype has no effect; give "
                 f"compute_dtype=torch.bfloat16, or leave it out."
             )
+
+    def _check_granularity(self) -> None:
+        if self.granularity not in GRANULARITIES:
+            raise ValueError(f"granularity={self.granularity!r} is not known; give 'program' or 'region'.")
+        if self.granularity == "program":
+            return
+        if self.capture == "read" or not self.rehearse:
+            given = "capture='read'" if self.capture == "read" else "rehearse=False"
+            raise ValueError(
+                f"granularity='region' with {given}: a step falls into regions where it was captured by running it, "
+                f"and a run is rehearsed. Leave out one of the two."
+            )
+        if self.mode == "eager":
+            raise ValueError(
+                "granularity='region' with mode='eager': nothing is compiled, as one or in regions. Leave out one."
+            )
+
+
+def refuse_regions(options: StepOptions, device: torch.device) -> None:
+    """Raise ValueError for a step that is to be compiled by regions on a device where that is not known to be right."""
+    if options.granularity == "region" and device.type != "cpu":
+        raise ValueError(
+            f"granularity='region' with parameters on {device}: the regions of a step are not recorded as one CUDA "
+            f"graph yet, so each would be launched by itself. Leave it out, which compiles the step as one."
+        )

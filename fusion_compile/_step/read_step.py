@@ -103,6 +103,11 @@ class ReadStep:
         return {}
 
     @property
+    def compiler_draws(self) -> bool:
+        """True: Dynamo's graph holds the draws, and the backend compiles it."""
+        return True
+
+    @property
     def has_graph(self) -> bool:
         """Whether the captured graph can be run uncompiled."""
         return self._before_first is not None

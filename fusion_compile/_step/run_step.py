@@ -15,6 +15,7 @@ from fusion_compile._step.carried import Carried
 from fusion_compile._step.carried_values import PartOf
 from fusion_compile._step.counted import CountedNumbers
 from fusion_compile._step.metrics import fit_metrics
+from fusion_compile._step.options import StepOptions
 from fusion_compile._step.update import UpdatePlan, donated
 from fusion_compile._types import Tensors
 
@@ -23,6 +24,11 @@ class Step(Protocol):
     """One way to take a step for one kind of batch. `shows`: the loss's metrics that it has."""
 
     shows: frozenset[str]
+
+    @property
+    def compiler_draws(self) -> bool:
+        """Whether a compiler has written what draws its random numbers, which may then be other ones."""
+        ...
 
     @property
     def forms(self) -> dict[str, Any]: ...
@@ -65,6 +71,11 @@ class UncapturedStep:
         """How user code held its state after the last call."""
         return self._carried.forms
 
+    @property
+    def compiler_draws(self) -> bool:
+        """False: nothing was compiled."""
+        return False
+
     def fits(self) -> bool:
         """True: nothing was captured."""
         return True
@@ -97,10 +108,25 @@ class RunStep:
         self.program = Program(captured.graph, captured_by="run")
         refuse_host_syncs(self.program.findings(thorough=False), on_cpu=not captured.is_cuda)
 
+    def compile(
+        self, state: Tensors, batch: tuple[Any, ...], options: StepOptions, mode: str, *, by_region: bool
+    ) -> None:
+        """Compile what was captured, in one or in regions. Runs nothing. Raises ValueError if the compiler does not
+        take it."""
+        given = self._numbers.given(batch)
+        self._captured.compile(state, given, mode=mode, backend=options.backend, by_region=by_region)
+        self.program.compiled[:] = self._captured.regions
+
+    @property
+    def compiler_draws(self) -> bool:
+        """Between regions, torch's own operators draw."""
+        return not self.program.compiled
+
     @property
     def has_graph(self) -> bool:
-        """True: the captured graph can be run uncompiled."""
-        return True
+        """Whether the captured graph may answer for the compiled step where that is not the ordinary loop's. In regions
+        it is put together by this package, and must be the loop's itself."""
+        return not self.program.compiled
 
     @property
     def counted(self) -> list[Slot]:

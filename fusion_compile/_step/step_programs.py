@@ -179,10 +179,14 @@ class StepPrograms:
             proof,
             lambda: step(self._state, batch),
             None if graph is None else partial(graph.uncompiled, self._state, batch),
-            draws_apart=self._draws_apart(seen) and not isinstance(step, UncapturedStep),
+            draws_apart=self._draws_apart(seen) and step.compiler_draws,
         )
         if found.rounding:
             self.notices.rounds_otherwise(found.rounding)
+        if found.objection and isinstance(step, RunStep) and step.program.compiled:
+            self.notices.not_by_region(found.objection)
+            step.compile(self._state, batch, self._plan.options, self._mode, by_region=False)
+            return self._compared(proof, step, batch, seen)
         return found
 
     # ------------------------------------------------------------------ a new program
@@ -211,9 +215,8 @@ class StepPrograms:
         if self._mode != "eager" and not way.not_yet:
             self._carried.refuse_more_programs(MAX_PROGRAMS, key[:2])
         weights = self._plan.update.layout.views(self._residence.banks)
-        given = self._model, self._loss_fn, weights, parts[0].batch
-        looked, uncaptured = seen is not None, self._mode == "eager"
-        found = examine(*given, self._plan.precision, self._carried, rehearsed=looked, uncaptured=uncaptured)
+        given = self._model, self._loss_fn, weights, parts[0].batch, self._plan.precision, self._carried
+        found = examine(*given, rehearsed=seen is not None, uncaptured=self._mode == "eager")
         refuse_other_points(self._plan.update, self._state, found.written)
         if self._mode != "eager":
             refuse_rebound(found.rebound)
@@ -322,10 +325,9 @@ class StepPrograms:
         band = self._bands.opened_by(key[0], self._signatures)
         given, due, mode = (self._state, batch), key[1], self._mode
         if band is not None:
+            wide = (band.signature, *key[1:])
             try:
-                return band, ReadStep(
-                    self._programs, (band.signature, *key[1:]), pure, due, given, mode, band.dims, first
-                )
+                return band, ReadStep(self._programs, wide, pure, due, given, mode, band.dims, first)
             except NotRead as error:
                 self.notices.warn("band", f"no one program serves these sizes, so each has its own: {error}")
         return None, ReadStep(self._programs, key, pure, due, given, mode, (), first)
@@ -335,9 +337,8 @@ class StepPrograms:
         return seen.rehearsal.drew_random and self._plan.options.backend == "inductor"
 
     def _run(self, key: Key, pure: Pure, batch: tuple[Any, ...], changing: list[Slot], seen: RehearsedStep) -> RunStep:
-        numbers = self._numbers(changing, batch)
-        backend = self._plan.options.backend
-        with stage(f"compiling the training step ({self._mode if backend == 'inductor' else backend})"):
+        numbers, options = self._numbers(changing, batch), self._plan.options
+        with stage(f"compiling the training step ({options.compiler(self._mode)})"):
             try:
                 captured = self._capture(key, pure, batch, numbers)
             except NotAnOperand as error:
@@ -346,7 +347,7 @@ class StepPrograms:
                 numbers = fixed_numbers(self._given.slots)  # an operator wants the plain number
                 captured = self._capture(key, pure, batch, numbers)
             step = RunStep(captured, self._carried.without_numbers(self._carried.forms), numbers)
-            captured.compile(self._state, numbers.given(batch), mode=self._mode, backend=backend)
+            step.compile(self._state, batch, options, self._mode, by_region=options.granularity == "region")
             found = self._compared(Proof(seen.wanted, self._state, seen.rehearsal.dtypes), step, batch, seen)
         if found.objection:
             raise ValueError(not_the_loops(found.objection))
@@ -384,8 +385,7 @@ class StepPrograms:
         if self.facts is None or self._mode != "eager":
             update, options = self._plan.update, self._plan.options
             shares = Shares((1,) * options.accumulate, options.weigh_by)
-            seen = () if self.facts is None else self.facts.metrics
-            more = {name: what for name, what in facts.metrics.items() if name not in seen}
+            more = {n: what for n, what in facts.metrics.items() if self.facts is None or n not in self.facts.metrics}
             keep_metrics(update, self._state, shares.metrics(more, update.layout.state_dtype))
         if self.facts is None and facts.unused:
             self.notices.warn("unused", unread_sentence(facts.unused))

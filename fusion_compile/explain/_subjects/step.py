@@ -75,6 +75,7 @@ def _explain_step(title: str, parts: StepParts, device: str | None) -> Explanati
     headings = {f"Program {i}": p for i, p in enumerate(programs)}
     headings |= {f"Now and then, without a CUDA graph: {n}": p for n, p in periodic_programs.items()}
     sections += [_graph(heading, program) for heading, program in headings.items() if not program.not_in_aten]
+    sections += [_regions(heading, program) for heading, program in headings.items() if program.compiled]
     named = {f"step {i}": p for i, p in enumerate(programs)} | dict(periodic_programs)
     found = [*_rebound(layout, parts.banks, parts.model), *(f for p in named.values() for f in find_in_program(p))]
     findings = deduplicate(found)
@@ -182,3 +183,14 @@ def _graph(what: str, program: Program) -> Section:
     if recomputed:
         heading += f", {recomputed} of them recompute {program.checkpoints} checkpointed regions"
     return section(heading, ("region", "ATen calls", "most frequent"), rows)
+
+
+def _regions(what: str, program: Program) -> Section:
+    """The regions that a program was compiled in, blocks first."""
+    regions = sorted(program.compiled, key=lambda region: not region.repeats)
+    rows = [(r.name, "a block" if r.repeats else "the rest", ", ".join(r.parts), r.called, r.kernels) for r in regions]
+    called, calls = sum(r.called for r in regions), sum(r.called * r.kernels for r in regions)
+    compiled = sum(r.kernels for r in regions)
+    heading = f"{what}: {len(regions)} regions, each compiled once, called {called} times in a step; "
+    heading += f"{compiled} operators compiled for {calls}"
+    return section(heading, ("region", "what", "of", "calls in a step", "operators that compute"), rows)
