@@ -48,23 +48,33 @@ def interleaved(
     rounds: int = 15,
     calls: int = 1,
     warmup: int = 3,
+    before: Mapping[str, Callable[[], object]] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Milliseconds of one call of each contender in every round, all contenders by turns.
 
     A round times `calls` calls in a row, on a GPU between two events, so that the host may run ahead as it does in
-    training. The `warmup` calls of each contender come first and are not timed.
+    training. The `warmup` calls of each contender come first and are not timed, nor are those of `before`, which come
+    before what is timed. `clock`: in seconds; on a machine that does other work ``time.process_time``, with one thread.
     """
-    for run in contenders.values():
+    preparations = before or {}
+    for name, run in contenders.items():
         for _ in range(warmup):
+            preparations.get(name, _nothing)()
             run()
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
-            times[name].append(_time(run, calls, device) / calls)
+            preparations.get(name, _nothing)()
+            times[name].append(_time(run, calls, device, clock) / calls)
     return times
 
 
-def _time(run: Callable[[], object], calls: int, device: torch.device) -> float:
+def _nothing() -> None:
+    pass
+
+
+def _time(run: Callable[[], object], calls: int, device: torch.device, clock: Callable[[], float]) -> float:
     wait(device)
     if device.type == "cuda":
         started, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -74,10 +84,10 @@ def _time(run: Callable[[], object], calls: int, device: torch.device) -> float:
         ended.record()
         ended.synchronize()
         return float(started.elapsed_time(ended))
-    begin = time.perf_counter()
+    begin = clock()
     for _ in range(calls):
         run()
-    return 1e3 * (time.perf_counter() - begin)
+    return 1e3 * (clock() - begin)
 
 
 def compare(times: Mapping[str, Sequence[float]], reference: str) -> dict[str, Timing]:

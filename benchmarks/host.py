@@ -7,6 +7,7 @@ returns what it returned before, at no cost. What is left is the host's: looking
 or the watch, the batch, metrics, versions. Process time of one thread, the best of so many rounds, because other work
 on the machine only ever adds. "weights" is the search for parameters that were replaced, moved or frozen, "versions"
 is what tells autograd that they were written, "watch" is the comparison of what a step that was run was captured from.
+"torch optimizer" is ``optimizer.step()`` of `as_torch_optimizer`; its copies of small gradients are among it.
 """
 
 from __future__ import annotations
@@ -97,6 +98,19 @@ def row(way: Literal["read", "run"], parameters: int, kernels: Kernels, calls: i
     return [str(parameters), way, *times, *([] if runs else ["-"])]
 
 
+def of_an_optimizer(parameters: int, calls: int, rounds: int, kernels: Kernels) -> list[str]:
+    torch.compiler.reset()
+    kernels.are_there = True
+    model = Layers(parameters)
+    optimizer = fc.optim.as_torch_optimizer(model, "adamw", mode="default", backend="kernels_taken_out")
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss(model, torch.randn(1, 16)).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    kernels.are_there = False
+    return [str(parameters), "torch optimizer", f"{microseconds(optimizer.step, calls, rounds):.0f}", "", "", ""]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parameters", type=int, nargs="+", default=[50, 500])
@@ -109,6 +123,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     print_machine(machine(torch.device("cpu")))
     rows = [row(way, n, kernels, args.calls, args.rounds) for n in args.parameters for way in WAYS]
+    rows += [of_an_optimizer(n, args.calls, args.rounds, kernels) for n in args.parameters]
     print_table(
         "Microseconds of the host's CPU a call", ["parameters", "way", "step()", "weights", "versions", "watch"], rows
     )

@@ -50,7 +50,8 @@ class GradientBanks:
         filled = fill(places)
         copied = [name for name in given if name not in in_place] if in_place else [*given]
         if copied:
-            copy_each([places[name] for name in copied], [given[name].detach() for name in copied])
+            with torch.no_grad():
+                copy_each([*map(places.__getitem__, copied)], [*map(given.__getitem__, copied)])
         if len(given) + len(filled) < len(members):
             clear_each([places[name] for name in members if name not in given and name not in filled])
         if uphill:

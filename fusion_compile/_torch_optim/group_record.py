@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import compress, repeat
+from operator import attrgetter, is_not
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from fusion_compile._torch_optim.group_numbers import as_float
 from fusion_compile._torch_optim.parameter_group import ParameterGroup
 from fusion_compile._types import Tensors
 from fusion_compile.optim._schedules import Schedule
+
+_layout, _dtype = attrgetter("layout"), attrgetter("dtype")
 
 
 @dataclass
@@ -47,10 +51,19 @@ class GroupRecord:
 
 def gradients_of(named: Iterable[tuple[str, Tensor]]) -> Tensors:
     """The gradients by parameter. A gradient that no bank holds is a RuntimeError."""
-    found = {}
-    for name, p in named:
-        if (g := p.grad) is None:
-            continue
+    pairs = [*named]
+    gradients: list[Any] = [p.grad for _, p in pairs]
+    there = [*map(is_not, gradients, repeat(None))]
+    if not all(there):
+        pairs, gradients = [*compress(pairs, there)], [*compress(gradients, there)]
+    names, parameters = zip(*pairs, strict=True) if pairs else ((), ())
+    if (
+        {*map(_layout, gradients)} <= {torch.strided}
+        and [*map(_dtype, gradients)] == [*map(_dtype, parameters)]
+        and [*map(Tensor.get_device, gradients)] == [*map(Tensor.get_device, parameters)]
+    ):
+        return dict(zip(names, gradients, strict=True))
+    for (name, p), g in zip(pairs, gradients, strict=True):
         if g.layout is not torch.strided:
             raise RuntimeError(
                 f"the gradient of {name} {list(p.shape)} is sparse ({g.layout}); make it dense "
@@ -61,8 +74,7 @@ def gradients_of(named: Iterable[tuple[str, Tensor]]) -> Tensors:
                 f"the gradient of {name} {list(p.shape)} is {g.dtype} on {g.device}, the parameter {p.dtype} on "
                 f"{p.device}; convert it before optimizer.step()."
             )
-        found[name] = g
-    return found
+    return dict(zip(names, gradients, strict=True))
 
 
 def names_in(records: Iterable[GroupRecord], param_groups: Iterable[Mapping[str, Any]]) -> dict[str, nn.Parameter]:

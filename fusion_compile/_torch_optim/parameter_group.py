@@ -123,6 +123,8 @@ class ParameterGroup:
         first whose values differ from those in the bank. Raise RuntimeError, before anything is changed, for one that
         no longer fits: it has another shape, dtype or device.
         """
+        if self.in_place:
+            return None
         moved = [(n, p, place) for n, place in self._places.items() if not (p := self.members[n]).is_set_to(place)]
         for name, p, place in moved:
             if (p.shape, p.dtype, p.device, p.layout) != (place.shape, place.dtype, place.device, place.layout):
@@ -146,7 +148,7 @@ class ParameterGroup:
     @property
     def in_place(self) -> bool:
         """Whether every parameter is still the view into its bank."""
-        return all(self.members[n].is_set_to(place) for n, place in self._places.items())
+        return all(map(Tensor.is_set_to, self.members.values(), self._places.values()))
 
     def note_versions(self) -> None:
         """Remember the parameters' versions for `written`."""
