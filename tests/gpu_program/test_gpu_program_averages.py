@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import fusion_compile as fc
@@ -20,7 +22,7 @@ KINDS = {
 
 def launches(recipe: str, depth: int, kind: str | None) -> tuple[Generated, int]:
     """The written step, and how many banks it has."""
-    given = {} if kind is None else {"ema": KINDS[kind]()}
+    given: dict[str, Any] = {} if kind is None else {"ema": KINDS[kind]()}
     step, (program,) = step_programs(recipe, depth=depth, **given)
     found = written((recipe, depth, kind), program)
     wrong = wrong_with(found, batch=batch_inputs(program))
