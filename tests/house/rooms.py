@@ -23,6 +23,7 @@ DOORS = {"fusion_compile", "fusion_compile.optim"} | {
         "sampler",
         "scalar_logger",
         "ema",
+        "scaling",
         "cli",
         "optim.kaon",
         "optim.kaon_without_rate",
@@ -45,9 +46,10 @@ MAY_IMPORT: dict[str, str] = {
     "_ranks": "ground optim _program _state",  # torch.distributed; nobody else knows it
     "_step": "ground passes optim _capture _program _state _ranks",
     "_torch_optim": "ground optim _program _state _ranks _step",
+    "_scaling": "",  # arithmetic: what travels and what Newton-Schulz costs
     "_sampler": "ground passes _capture _program",
     "explain": "ground passes _program _state _sampler",
-    "doors": "ground passes optim _program _gpu_program _state _ranks _step _torch_optim _sampler explain",
+    "doors": "ground passes optim _program _gpu_program _state _ranks _step _torch_optim _scaling _sampler explain",
     "integrations": "ground doors",  # other people's trainers; each module imports the library that it is named for
 }
 """By room, the rooms that it may import besides itself. Every entry names only rooms above it in this table, so there
