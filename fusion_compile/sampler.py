@@ -7,11 +7,15 @@ once per request for all steps, and a body takes the latent and reads one row. `
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fusion_compile._notebook import preformatted
+from fusion_compile._program.lower import resolve_mode
+from fusion_compile._program.saved.folder import load_program, refuse_uncompiled, save_program
 from fusion_compile._sampler.call_arguments import Arguments, as_args_and_kwargs
 from fusion_compile._sampler.conditioning import Batched as Batched
 from fusion_compile._sampler.conditioning import Conditioning as Conditioning
@@ -23,6 +27,7 @@ from fusion_compile._sampler.report import ProgramReport as ProgramReport
 from fusion_compile._sampler.report import RankReport as RankReport
 from fusion_compile._sampler.report import SamplerReport as SamplerReport
 from fusion_compile._sampler.schedule import as_schedule, count_steps
+from fusion_compile._sampler.stand_in import in_turn
 from fusion_compile._sampler.table.trajectory_watch import Verify as Verify
 from fusion_compile._sampler.weights.unservable import refuse_unservable
 from fusion_compile.explain import Explanation
@@ -82,10 +87,39 @@ class Sampler(SamplerModule):
         """
         return explain_sampler(self, device)
 
+    @in_turn
+    def save_program(self, path: str | PathLike[str]) -> None:
+        """Write what was compiled, so that another process makes its first call sooner.
+
+        ``optimize_sampler(…, program=path)`` reads it, with the same torch and Python, on the same kind of machine and
+        with as many threads; else it says so and compiles. The model is still exported and its table computed. The
+        file is written beside an older one and renamed. It holds code: read only what you trust as you trust code.
+
+        Args:
+            path: The folder; it is made where it is missing.
+
+        Raises:
+            ValueError: Nothing is compiled yet, or Inductor compiles nothing, or torch's caches are off.
+        """
+        device = device_of(self.model)
+        refuse_uncompiled(resolve_mode(self._options.mode, device), self._options.backend)
+        if not len(self._programs):
+            raise ValueError(
+                "the sampler has no program to save before its first call; call or prepare() it, then save."
+            )
+        save_program(path, device, list(self.model.modules()), "the sampler's program")
+
     def __getattr__(self, name: str) -> Any:
         if name in _RENAMED:
             raise AttributeError(f"{name} is called {_RENAMED[name]} now.")
         return super().__getattr__(name)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter or buffer lies; the CPU where it has none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
 
 
 def optimize_sampler(
@@ -101,6 +135,7 @@ def optimize_sampler(
     byte_budget: int | None = None,
     verify: Verify = "trajectory",
     method: str = "forward",
+    program: str | PathLike[str] | None = None,
 ) -> Sampler:
     """Make a drop-in for `model` in a sampling loop, with its time conditioning taken out of the loop.
 
@@ -121,6 +156,8 @@ def optimize_sampler(
             each "trajectory", "always" (at every call) or "never".
         method: The model's method to stand in for, ``"forward_with_cfg"`` for example. The sampler is called as the
             method is, and also has it under this name.
+        program: A folder that ``sampler.save_program(folder)`` wrote in another process: what it holds is not compiled
+            again. It is trusted as code is.
 
     Returns:
         A `Sampler`.
@@ -167,6 +204,9 @@ def optimize_sampler(
     )
     given = None if example_inputs is None else as_args_and_kwargs(example_inputs)
     sampler = Sampler(model, options)
+    if program is not None:
+        refuse_uncompiled(resolve_mode(mode, device_of(model)), backend)
+        load_program(program, device_of(model), list(model.modules()))
     if given is not None:
         sampler.prepare(*given)
     return sampler

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from fusion_compile._notebook import table
 from fusion_compile._program.lower import resolve_mode
 from fusion_compile._program.program import Program
 from fusion_compile._program.programs import Programs
+from fusion_compile._program.saved.folder import load_program, refuse_uncompiled
 from fusion_compile._state import flat_tree, keys
 from fusion_compile._state.banks import Layout
 from fusion_compile._state.blocks import SplitBlocks
@@ -256,6 +258,7 @@ def compile_training_step(
     force_scalar: Sequence[str] = (),
     force_spectral: Sequence[str] = (),
     split_blocks: SplitBlocks = None,
+    program: str | PathLike[str] | None = None,
 ) -> TrainingStep:
     """Turn forward, backward and optimizer of `model` into one compiled program.
 
@@ -299,6 +302,8 @@ def compile_training_step(
         force_spectral: Regular expressions over full parameter names that are updated as matrices.
         split_blocks: Fused matrices (q, k and v; gate and up; adaLN's six) that are orthogonalized block by block
             (CMuon): ``"auto"`` by name, or ``{regular expression: blocks}``; see docs/optimizers.md.
+        program: A folder that ``step.save_program(folder)`` wrote in another process: what it holds is not compiled
+            again. It is trusted as code is.
 
     Returns:
         The step. Nothing is compiled before its first call.
@@ -343,4 +348,8 @@ def compile_training_step(
     forced = Forced(force_scalar, force_spectral, split_blocks)
     planned = plan_update(model, optimizer, lr, groups, clip_grad_norm, forced, half_precision, options.rules)
     refuse_regions(options, planned.layout.device)
-    return TrainingStep(model, loss_fn, *planned, options)
+    step = TrainingStep(model, loss_fn, *planned, options)
+    if program is not None:
+        refuse_uncompiled(step.mode, backend)
+        load_program(program, step.layout.device, [*model.modules(), loss_fn])
+    return step

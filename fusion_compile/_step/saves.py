@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fusion_compile._program.saved import folder
+from fusion_compile._program.saved.folder import refuse_uncompiled
 from fusion_compile._state import checkpoint, checkpoint_folder, machine
 from fusion_compile._state.banks import Layout
 from fusion_compile._state.hyperparameters import Hyperparameters
@@ -26,6 +28,8 @@ class Saves(Lifetime):
     model: nn.Module
     layout: Layout
     hyperparameters: Hyperparameters
+    mode: str
+    backend: str
     steps_called: int
     _plan: StepPlan
     _programs: StepPrograms
@@ -89,6 +93,26 @@ class Saves(Lifetime):
         saved = checkpoint_folder.load(path, self.layout.device, verify=verify)
         machine.warn_of_another(saved.pop("computed_on"), self.layout.device)
         self.load_state_dict(saved)
+
+    @in_turn
+    def save_program(self, path: str | PathLike[str]) -> None:
+        """Write what was compiled, so that another process takes its first step sooner.
+
+        ``compile_training_step(…, program=path)`` reads it, with the same torch and Python, on the same kind of machine
+        and with as many threads; else it says so and compiles. The loss is still looked at and captured. The file is
+        written beside an older one and renamed. It holds code: read only what you trust as you trust code.
+
+        Args:
+            path: The folder; it is made where it is missing. A checkpoint's will do.
+
+        Raises:
+            ValueError: Nothing is compiled yet, or Inductor compiles nothing, or torch's caches are off.
+        """
+        self._check_alive()
+        refuse_uncompiled(self.mode, self.backend)
+        if not self._programs.captured:
+            raise ValueError("the step has no program to save before its first call; take a step, then save.")
+        folder.save_program(path, self.layout.device, self._programs.written_in, "the step's program")
 
     @in_turn
     def warm_start(self, source: str | PathLike[str] | Mapping[str, Any]) -> WarmStart:

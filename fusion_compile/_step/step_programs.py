@@ -49,6 +49,7 @@ Key: TypeAlias = tuple[batches.Signature, bool, Hashable]
 
 class StepPrograms:
     """Compile and run the step for each kind of batch. `facts`: what the loss does; None before its first run.
+    `written_in`: the loss and the modules, from whose source the step is captured.
 
     `state`: flat; entries for metrics, changed buffers and what user code keeps join it when the loss is first seen.
     """
@@ -57,7 +58,7 @@ class StepPrograms:
         self, model: nn.Module, loss_fn: LossFn, plan: StepPlan, residence: Residence, state: Tensors, *, mode: str
     ) -> None:
         self._model, self._loss_fn, self._plan, self._mode = model, loss_fn, plan, mode
-        self._roots = {"model": model, "loss_fn": loss_fn}
+        self._roots, self.written_in = {"model": model, "loss_fn": loss_fn}, [loss_fn, *model.modules()]
         self._residence, self._state = residence, state
         self._programs = Programs(plan.options.backend)
         self._steps: dict[Key, list[Step]] = {}
