@@ -49,7 +49,6 @@ Key: TypeAlias = tuple[batches.Signature, bool, Hashable]
 
 class StepPrograms:
     """Compile and run the step for each kind of batch. `facts`: what the loss does; None before its first run.
-    `written_in`: the loss and the modules, from whose source the step is captured.
 
     `state`: flat; entries for metrics, changed buffers and what user code keeps join it when the loss is first seen.
     """

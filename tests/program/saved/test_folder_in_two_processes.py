@@ -28,7 +28,7 @@ print(counters["aot_autograd"]["autograd_cache_hit"], *(loss.numpy().tobytes().h
 SAMPLER = """
 import sys, torch, fusion_compile as fc
 from torch._dynamo.utils import counters
-from tests.test_saved_programs import Model
+from tests.program.saved.test_folder_in_two_processes import Model
 folder, program = sys.argv[1], sys.argv[1] if sys.argv[2] == "load" else None
 torch.manual_seed(0)
 sampler = fc.optimize_sampler(Model().eval(), 2, mode="default", program=program)
