@@ -127,7 +127,8 @@ def pure_step(
     own_buffers = dict(loss.model.named_buffers())
     parts_of_buffers = parts_in(own_buffers)
     originals = {**parameters, **own_buffers, **parameters_of(options.averages)}
-    apart = stays_apart(layout, facts.saved, accumulate=options.accumulate)
+    # Regions write gradients into their banks, and a norm of each parameter's would grow with depth.
+    apart = options.granularity == "program" and stays_apart(layout, facts.saved, accumulate=options.accumulate)
     hooked = form.runs and any(map(_compat.gradient_hooks, parameters.values()))
 
     def forward(leaves: Tensors, batch: tuple[Any, ...]) -> tuple[Tensor, Tensors, Tensors]:
