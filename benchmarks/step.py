@@ -2,11 +2,13 @@
 
     python benchmarks/step.py [--model small] [--batch 128] [--recipes adamw,sf_normuon] [--json step.json]
     python benchmarks/step.py --only speed        # or memory, or compile; several with commas
+    python benchmarks/step.py --regions --depth 12   # granularity="region" beside each recipe; blocks of "small"
 
 Three tables. Speed: medians and the median of the per-round ratios, contenders by turns, warm-up outside. Memory: the
 highest point of one step. Compile: seconds of the first call, each in a process of its own with an empty cache on disk
-("cold") and again with what the first one left there ("warm"); the peer compiles forward and backward only. On a GPU
-the loss runs under bfloat16 autocast and the default mode is max-autotune, for both sides; on a CPU in float32.
+("cold") and again with what the first one left there ("warm"), and of CPU time with the C++ compiler's, which other
+work on the machine disturbs less; the peer compiles forward and backward only. On a GPU the loss runs under bfloat16
+autocast and the default mode is max-autotune, for both sides; on a CPU in float32.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +52,7 @@ from _training_loops import (  # noqa: E402
     in_bfloat16,
     loss_drawing_noise,
 )
+from dit import DiT  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import fusion_compile as fc  # noqa: E402
@@ -55,6 +60,7 @@ import fusion_compile as fc  # noqa: E402
 LOOP = "compiled model + AdamW(fused)"
 FORWARD_BACKWARD = "compiled model, forward + backward"
 PARTS = ("speed", "memory", "compile")
+BY_REGION = " in regions"
 
 
 class Contenders:
@@ -65,10 +71,12 @@ class Contenders:
         self.mode = arguments.mode or ("max-autotune" if self.device.type == "cuda" else "default")
         self.loss_fn: LossFn = loss_drawing_noise if self.device.type == "cpu" else in_bfloat16(loss_drawing_noise)
         self._make = MODELS[arguments.model]
+        if arguments.depth is not None:
+            self._make = partial(DiT, 8, 2, 1, hidden_size=128, depth=arguments.depth, num_heads=4)
         self.batch = images(build(self._make, torch.device("cpu")), arguments.batch, self.device)
 
     def build(self, name: str) -> Loop:
-        """`LOOP`, `FORWARD_BACKWARD` or a recipe's name."""
+        """`LOOP`, `FORWARD_BACKWARD` or a recipe's name, with `BY_REGION` behind it for a step in regions."""
         model = build(self._make, self.device)
         if name == LOOP:
             return compiled_model_loop(model, self.loss_fn, mode=self._torch_mode)
@@ -81,7 +89,9 @@ class Contenders:
                 return loss.detach()
 
             return Loop(forward_backward, lambda: iter(model.parameters()))
-        step = fc.compile_training_step(model, self.loss_fn, optimizer=name, mode=self.mode)
+        recipe, granularity = name.removesuffix(BY_REGION), "region" if name.endswith(BY_REGION) else "program"
+        options: dict[str, Any] = {"optimizer": recipe, "granularity": granularity, "mode": self.mode}
+        step = fc.compile_training_step(model, self.loss_fn, **options)
         return Loop(step, lambda: iter([*step._state.values(), *model.parameters(), *model.buffers()]))
 
     @property
@@ -101,11 +111,12 @@ def main() -> None:
     arguments = parse()
     contenders = Contenders(arguments)
     if arguments.first_call is not None:
-        print(json.dumps({"seconds": first_call(contenders, arguments.first_call)}))
+        print(json.dumps(first_call(contenders, arguments.first_call)))
         return
     facts = machine(contenders.device)
     print_machine(facts)
-    about = f"{arguments.model}, batch {arguments.batch}, mode {contenders.mode}"
+    blocks = "" if arguments.depth is None else f" of {arguments.depth} blocks"
+    about = f"{arguments.model}{blocks}, batch {arguments.batch}, mode {contenders.mode}"
     parts = arguments.only.split(",")
     content: dict[str, Any] = {
         "machine": facts,
@@ -127,6 +138,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--recipes", default="adamw,sf_normuon")
     parser.add_argument("--mode", help="of torch.compile, for all contenders")
+    parser.add_argument("--depth", type=int, help="blocks of the small model, in place of 4")
+    parser.add_argument("--regions", action="store_true", help="each recipe with granularity='region', too")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--json", type=Path)
@@ -136,7 +149,15 @@ def parse() -> argparse.Namespace:
         parser.error(f"--only knows {', '.join(PARTS)}, not {', '.join(unknown)}")
     if unknown := sorted(set(arguments.recipes.split(",")) - set(fc.optim.RECIPES)):
         parser.error(f"--recipes knows {', '.join(fc.optim.RECIPES)}, not {', '.join(unknown)}")
+    if arguments.depth is not None and arguments.model != "small":
+        parser.error(f"--depth is for --model small, not {arguments.model}")
     return arguments
+
+
+def names(arguments: argparse.Namespace) -> list[str]:
+    """The steps of ours to build."""
+    recipes: list[str] = arguments.recipes.split(",")
+    return [name + end for name in recipes for end in ("", *([BY_REGION] if arguments.regions else []))]
 
 
 def step_tables(
@@ -147,7 +168,7 @@ def step_tables(
     peaks: dict[str, int] = {}
     device = contenders.device
     content: dict[str, dict[str, Any]] = {}
-    for name in (LOOP, *arguments.recipes.split(",")):
+    for name in (LOOP, *names(arguments)):
         held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         loop = contenders.build(name)
         label = name if name == LOOP else f"fusion_compile {name}"
@@ -184,42 +205,56 @@ def _peak(run: Callable[[], object], device: torch.device, loop: Loop, held: int
 def compile_table(about: str, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Seconds of the first call, cold and warm."""
     seconds = {}
-    for name in (FORWARD_BACKWARD, *arguments.recipes.split(",")):
+    for name in (FORWARD_BACKWARD, *names(arguments)):
         with tempfile.TemporaryDirectory() as cache:
-            seconds[name] = {state: _first_call_apart(name, arguments, cache) for state in ("cold", "warm")}
+            cold, warm = (_first_call_apart(name, arguments, cache) for _ in range(2))
+        seconds[name] = {"cold": cold["seconds"], "cold_cpu": cold["cpu_seconds"], "warm": warm["seconds"]}
     peer = seconds[FORWARD_BACKWARD]
     rows = [
         (
             name if name == FORWARD_BACKWARD else f"fusion_compile {name}, whole step",
             f"{s['cold']:.1f}",
             f"{s['cold'] / peer['cold']:.2f}",
+            f"{s['cold_cpu']:.1f}",
+            f"{s['cold_cpu'] / peer['cold_cpu']:.2f}",
             f"{s['warm']:.1f}",
         )
         for name, s in seconds.items()
     ]
-    print_table(f"seconds of the first call: {about}", ("", "cold", "ratio", "warm"), rows)
+    print_table(f"seconds of the first call: {about}", ("", "cold", "ratio", "of CPU", "ratio", "warm"), rows)
     return seconds
 
 
-def _first_call_apart(name: str, arguments: argparse.Namespace, cache: str) -> float:
+def _first_call_apart(name: str, arguments: argparse.Namespace, cache: str) -> dict[str, float]:
     command = [sys.executable, str(Path(__file__).resolve()), "--first-call", name]
     command += ["--model", arguments.model, "--batch", str(arguments.batch)]
     command += ["--mode", arguments.mode] if arguments.mode else []
+    command += ["--depth", str(arguments.depth)] if arguments.depth is not None else []
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
     environment.pop("TRITON_CACHE_DIR", None)
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def first_call(contenders: Contenders, name: str) -> float:
-    """Seconds from building the step to its first result; importing torch and its compiler is outside."""
-    import torch._inductor.compile_fx  # noqa: F401
+def first_call(contenders: Contenders, name: str) -> dict[str, float]:
+    """Seconds from building the step to its first result, of the clock and of CPU time with all children's; importing
+    torch and its compiler is outside."""
+    import torch._inductor.async_compile
+    import torch._inductor.compile_fx
 
     wait(contenders.device)
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), _cpu_seconds()
     contenders.build(name).step(*contenders.batch)
     wait(contenders.device)
-    return time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    torch._inductor.async_compile.shutdown_compile_workers()  # the system counts children that have ended
+    return {"seconds": seconds, "cpu_seconds": _cpu_seconds() - worked}
+
+
+def _cpu_seconds() -> float:
+    """User time of this process and of its children that have ended."""
+    return sum(resource.getrusage(whose).ru_utime for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from fusion_compile._program._compat import boxed, is_higher_order
 from fusion_compile._program.lower import lower_graph
 from fusion_compile._program.program import REGIONS, CompiledRegion, region_of
 from fusion_compile._program.straight_line import straight_line
+from fusion_compile._program.traced_strides import TracedStrides
 from fusion_compile.passes import (
     count_launches,
     count_regions,
@@ -105,4 +106,5 @@ def _described(region: fx.GraphModule, name: str, called: int, *, repeats: bool)
 
 def _compile(region: fx.GraphModule, *, mode: str, backend: str) -> Callable[[list[Any]], Sequence[Tensor]]:
     inputs = [node.meta["val"] for node in region.graph.find_nodes(op="placeholder")]
-    return boxed(lower_graph(region, inputs, mode=mode, backend=backend))
+    results = [node.meta["val"] for node in region.graph.output_node().all_input_nodes]
+    return TracedStrides(boxed(lower_graph(region, inputs, mode=mode, backend=backend)), results)
