@@ -12,8 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 import fusion_compile as fc
-from fusion_compile._program import regions
-from fusion_compile._program._compat import boxed
+from fusion_compile._program import regions, shared_regions
 from fusion_compile._program.lower import lower_graph
 from fusion_compile._step import by_running
 from tests.small_models import bits, differing
@@ -88,7 +87,7 @@ def by_region(model: nn.Module | None = None, **options: Any) -> fc.TrainingStep
     return fc.compile_training_step(model or Blocks(), squared, **given)
 
 
-def unfolded(graph: fx.GraphModule, inputs: Sequence[Tensor], **options: Any) -> regions.ByRegion:
+def unfolded(graph: fx.GraphModule, inputs: Sequence[Tensor], shared: object, **options: Any) -> regions.ByRegion:
     """The graph that would be lowered by region, as one program."""
     return regions.ByRegion(lower_graph(graph, inputs, **options), ())
 
@@ -198,6 +197,8 @@ def test_each_shape_has_its_regions_and_a_resumed_run_goes_on_bit_for_bit() -> N
     for i, rows in enumerate((4, 2, 4)):
         step(*data(i, rows))
     assert [repeated_in(program) for program in step.programs] == [[2, 2], [2, 2]]
+    optimizers = [[r.is_shared for r in program.compiled if "optimizer" in r.parts] for program in step.programs]
+    assert optimizers == [[False], [True]]
     saved = step.state_dict()
     other = by_region(optimizer="adamw")
     other.load_state_dict(saved)
@@ -229,12 +230,11 @@ def test_where_nothing_repeats_there_is_one_region() -> None:
 
 
 def test_regions_that_are_not_the_loops_give_way_to_one_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(region: Any, **options: Any) -> Any:
-        given = [node.meta["val"] for node in region.graph.find_nodes(op="placeholder")]
-        compiled = lower_graph(region, given, **options)
-        return boxed(lambda *inputs: [value * 2 for value in compiled(*inputs)])
+    def wrong(graph: fx.GraphModule, *given: Any, **options: Any) -> Any:
+        compiled = lower_graph(graph, *given, **options)
+        return lambda *inputs: [value * 2 for value in compiled(*inputs)]
 
-    monkeypatch.setattr(regions, "_compile", wrong)
+    monkeypatch.setattr(shared_regions, "lower_graph", wrong)
     step, plain = by_region(), by_region(granularity="program", capture="run")
     with pytest.warns(UserWarning, match=r"the step is compiled as one, because in regions its loss is"):
         step(*data(1))

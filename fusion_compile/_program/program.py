@@ -32,6 +32,7 @@ class CompiledRegion:
         repeats: Whether blocks of the graph repeat it.
         kernels: Operators that compute; views are none.
         parts: Of which of `REGIONS` they are, in order.
+        is_shared: Whether another program of the step had compiled it.
     """
 
     name: str
@@ -39,6 +40,7 @@ class CompiledRegion:
     repeats: bool
     kernels: int
     parts: tuple[str, ...]
+    is_shared: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fusion_compile._program._compat import boxed, is_higher_order
+from fusion_compile._program._compat import is_higher_order
 from fusion_compile._program.lower import lower_graph
 from fusion_compile._program.program import REGIONS, CompiledRegion, region_of
-from fusion_compile._program.straight_line import straight_line
-from fusion_compile._program.traced_strides import TracedStrides
+from fusion_compile._program.shared_regions import SharedRegions
+from fusion_compile._program.straight_line import Boxed, straight_line
 from fusion_compile.passes import (
     count_launches,
     count_regions,
@@ -45,8 +45,12 @@ class ByRegion:
     regions: tuple[CompiledRegion, ...]
 
 
-def lower_by_region(graph: fx.GraphModule, inputs: Sequence[Tensor], *, mode: str, backend: str) -> ByRegion:
+def lower_by_region(
+    graph: fx.GraphModule, inputs: Sequence[Tensor], shared: SharedRegions, *, mode: str, backend: str
+) -> ByRegion:
     """Compile a copy of `graph`, captured by running a step, for `inputs`. `mode` must be one without CUDA graphs.
+
+    `shared`: regions that other programs of the step have, compiled in the same mode by the same backend.
 
     Inputs whose ``meta["label"]`` does not begin with ``batch/`` are expected to be the same tensors at each call.
     Where one is not, or has moved, its views are made again.
@@ -62,9 +66,17 @@ def lower_by_region(graph: fx.GraphModule, inputs: Sequence[Tensor], *, mode: st
     if repeated:
         write_into_joins(pieces, is_join=_joins)
     counts = count_regions(pieces)
-    regions = tuple(_described(_region(pieces, name), name, n, repeats=name in repeated) for name, n in counts.items())
-    compiled = {name: _compile(_region(pieces, name), mode=mode, backend=backend) for name in counts}
-    return ByRegion(straight_line(pieces, compiled, stays=_stays), regions)
+    regions: list[CompiledRegion] = []
+    compiled: dict[str, Boxed] = {}
+    for name, called in counts.items():
+        region = pieces.get_submodule(name)
+        assert isinstance(region, fx.GraphModule)
+        described = CompiledRegion(
+            name, called, name in repeated, count_launches(region), _parts(region), region in shared
+        )
+        regions.append(described)
+        compiled[name] = shared.compiled(region)
+    return ByRegion(straight_line(pieces, compiled, stays=_stays), tuple(regions))
 
 
 def _stays(node: fx.Node) -> bool:
@@ -93,18 +105,6 @@ def _from_a_block(node: fx.Node) -> bool:
     return _is_of_a_block(node) or node.target is invoke_subgraph
 
 
-def _region(pieces: fx.GraphModule, name: str) -> fx.GraphModule:
-    region = pieces.get_submodule(name)
-    assert isinstance(region, fx.GraphModule)
-    return region
-
-
-def _described(region: fx.GraphModule, name: str, called: int, *, repeats: bool) -> CompiledRegion:
-    parts = {region_of(node) for node in region.graph.nodes if node.op == "call_function"}
-    return CompiledRegion(name, called, repeats, count_launches(region), tuple(p for p in REGIONS if p in parts))
-
-
-def _compile(region: fx.GraphModule, *, mode: str, backend: str) -> Callable[[list[Any]], Sequence[Tensor]]:
-    inputs = [node.meta["val"] for node in region.graph.find_nodes(op="placeholder")]
-    results = [node.meta["val"] for node in region.graph.output_node().all_input_nodes]
-    return TracedStrides(boxed(lower_graph(region, inputs, mode=mode, backend=backend)), results)
+def _parts(region: fx.GraphModule) -> tuple[str, ...]:
+    found = {region_of(node) for node in region.graph.nodes if node.op == "call_function"}
+    return tuple(part for part in REGIONS if part in found)

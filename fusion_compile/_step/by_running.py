@@ -16,6 +16,7 @@ from fusion_compile._compat import mark_input_static
 from fusion_compile._program.lower import lower_graph
 from fusion_compile._program.program import CompiledRegion
 from fusion_compile._program.regions import lower_by_region
+from fusion_compile._program.shared_regions import SharedRegions
 from fusion_compile._step import batches
 from fusion_compile._step.host_reads import not_on_fakes_message, refused_graph_message
 from fusion_compile._step.operands import NotAnOperand
@@ -68,14 +69,20 @@ class CapturedStep:
         self.regions: tuple[CompiledRegion, ...] = ()
 
     def compile(
-        self, state: Tensors, batch: tuple[Any, ...], *, mode: str, backend: str, by_region: bool = False
+        self,
+        state: Tensors,
+        batch: tuple[Any, ...],
+        *,
+        mode: str,
+        backend: str,
+        shared: SharedRegions | None = None,
     ) -> None:
-        """Compile the graph, as one or region by region. Runs nothing. Raises ValueError if the compiler does not take
-        it."""
+        """Compile the graph, as one, or region by region with those of `shared`. Runs nothing. Raises ValueError if the
+        compiler does not take it."""
         inputs = self._inputs(state, batch)
         try:
-            if by_region:
-                lowered = lower_by_region(self.graph, inputs, mode=mode, backend=backend)
+            if shared is not None:
+                lowered = lower_by_region(self.graph, inputs, shared, mode=mode, backend=backend)
                 self._body, self.regions = lowered.run, lowered.regions
             else:
                 self._body, self.regions = lower_graph(self.graph, inputs, mode=mode, backend=backend), ()

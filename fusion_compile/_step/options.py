@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from fusion_compile._program.shared_regions import SharedRegions
 from fusion_compile._state.half_precision import check_form
 from fusion_compile._state.kept_average import KeptAverage
 from fusion_compile._state.routing import check_list
@@ -55,6 +56,10 @@ class StepOptions:
     def compiler(self, mode: str) -> str:
         """What a progress line calls the compiler. `mode` counts for Inductor only."""
         return mode if self.backend == "inductor" else self.backend
+
+    def shared_regions(self, mode: str) -> SharedRegions | None:
+        """What the programs of a step that is compiled by regions share; None for one that is compiled as one."""
+        return SharedRegions(mode, self.backend) if self.granularity == "region" else None
 
     def __post_init__(self) -> None:
         check_form(self.half_precision)

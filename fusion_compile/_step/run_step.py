@@ -10,12 +10,12 @@ from fusion_compile._capture.python_state.slots import Slot
 from fusion_compile._capture.watch.reads import Reads
 from fusion_compile._capture.watch.watch import Watch
 from fusion_compile._program.program import Program, refuse_host_syncs
+from fusion_compile._program.shared_regions import SharedRegions
 from fusion_compile._step.by_running import CapturedStep
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.carried_values import PartOf
 from fusion_compile._step.counted import CountedNumbers
 from fusion_compile._step.metrics import fit_metrics
-from fusion_compile._step.options import StepOptions
 from fusion_compile._step.update import UpdatePlan, donated
 from fusion_compile._types import Tensors
 
@@ -109,12 +109,12 @@ class RunStep:
         refuse_host_syncs(self.program.findings(thorough=False), on_cpu=not captured.is_cuda)
 
     def compile(
-        self, state: Tensors, batch: tuple[Any, ...], options: StepOptions, mode: str, *, by_region: bool
+        self, state: Tensors, batch: tuple[Any, ...], mode: str, backend: str, shared: SharedRegions | None
     ) -> None:
-        """Compile what was captured, in one or in regions. Runs nothing. Raises ValueError if the compiler does not
-        take it."""
+        """Compile what was captured, as one, or in regions with those of `shared`. Runs nothing. Raises ValueError if
+        the compiler does not take it."""
         given = self._numbers.given(batch)
-        self._captured.compile(state, given, mode=mode, backend=options.backend, by_region=by_region)
+        self._captured.compile(state, given, mode=mode, backend=backend, shared=shared)
         self.program.compiled[:] = self._captured.regions
 
     @property

@@ -59,7 +59,7 @@ class StepPrograms:
         self._model, self._loss_fn, self._plan, self._mode = model, loss_fn, plan, mode
         self._roots, self.written_in = {"model": model, "loss_fn": loss_fn}, [loss_fn, *model.modules()]
         self._residence, self._state = residence, state
-        self._programs = Programs(plan.options.backend)
+        self._programs, self._regions = Programs(plan.options.backend), plan.options.shared_regions(mode)
         self._steps: dict[Key, list[Step]] = {}
         self._hooks = GradientHooks(dict(model.named_parameters()))
         self._second: dict[int, RehearsedStep] = {}
@@ -185,7 +185,7 @@ class StepPrograms:
             self.notices.rounds_otherwise(found.rounding)
         if found.objection and isinstance(step, RunStep) and step.program.compiled:
             self.notices.not_by_region(found.objection)
-            step.compile(self._state, batch, self._plan.options, self._mode, by_region=False)
+            step.compile(self._state, batch, self._mode, self._plan.options.backend, None)
             return self._compared(proof, step, batch, seen)
         return found
 
@@ -347,7 +347,7 @@ class StepPrograms:
                 numbers = fixed_numbers(self._given.slots)  # an operator wants the plain number
                 captured = self._capture(key, pure, batch, numbers)
             step = RunStep(captured, self._carried.without_numbers(self._carried.forms), numbers)
-            step.compile(self._state, batch, options, self._mode, by_region=options.granularity == "region")
+            step.compile(self._state, batch, self._mode, options.backend, self._regions)
             found = self._compared(Proof(seen.wanted, self._state, seen.rehearsal.dtypes), step, batch, seen)
         if found.objection:
             raise ValueError(not_the_loops(found.objection))

@@ -13,6 +13,7 @@ from fusion_compile._capture.by_running.trace import run_on_fakes
 from fusion_compile._compat import region
 from fusion_compile._program.program import CompiledRegion
 from fusion_compile._program.regions import ByRegion, lower_by_region
+from fusion_compile._program.shared_regions import SharedRegions
 
 WIDTH = 4
 
@@ -49,7 +50,8 @@ def captured(depth: int) -> fx.GraphModule:
 
 
 def lowered(depth: int, backend: str) -> ByRegion:
-    return lower_by_region(captured(depth), inputs(depth), mode="default", backend=backend)
+    shared = SharedRegions("default", backend)
+    return lower_by_region(captured(depth), inputs(depth), shared, mode="default", backend=backend)
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -95,5 +97,6 @@ def test_an_operator_with_graphs_of_its_own_makes_it_one_program() -> None:
         return [torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))]
 
     x = torch.ones(2)
-    program = lower_by_region(run_on_fakes(fn, {"batch/0": x}), [x], mode="default", backend="eager")
+    shared = SharedRegions("default", "eager")
+    program = lower_by_region(run_on_fakes(fn, {"batch/0": x}), [x], shared, mode="default", backend="eager")
     assert program.regions == () and torch.equal(program.run(x)[0], x.sin())

@@ -189,8 +189,10 @@ def _regions(what: str, program: Program) -> Section:
     """The regions that a program was compiled in, blocks first."""
     regions = sorted(program.compiled, key=lambda region: not region.repeats)
     rows = [(r.name, "a block" if r.repeats else "the rest", ", ".join(r.parts), r.called, r.kernels) for r in regions]
+    known = sum(r.is_shared for r in regions)
     called, calls = sum(r.called for r in regions), sum(r.called * r.kernels for r in regions)
     compiled = sum(r.kernels for r in regions)
-    heading = f"{what}: {len(regions)} regions, each compiled once, called {called} times in a step; "
+    once = f"each compiled once, {known} of them for an earlier program" if known else "each compiled once"
+    heading = f"{what}: {len(regions)} regions, {once}, called {called} times in a step; "
     heading += f"{compiled} operators compiled for {calls}"
     return section(heading, ("region", "what", "of", "calls in a step", "operators that compute"), rows)
