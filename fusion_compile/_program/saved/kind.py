@@ -15,18 +15,24 @@ _SAID = {
     "torch": "torch {}",
     "python": "Python {}",
     "device": "the device {}",
-    "instructions": "a CPU with {}",
+    "instructions": "a CPU for which torch uses {}",
+    "cpu": "a CPU with {}",
     "threads": "{} threads",
 }
 
 
 def machine_kind(device: torch.device) -> dict[str, str]:
-    """What a compiled program fits: versions, the device, the CPU's instructions and the number of threads."""
+    """What a compiled program fits: versions, the device, the CPU's instructions and the number of threads.
+
+    Inductor's C++ is compiled for all instructions of the CPU that it lies on (``-march=native``), which are more than
+    torch chooses its own kernels by. Another CPU would end the process.
+    """
     kind = {
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": "cpu",
         "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cpu": " ".join(_instructions()),
         "threads": str(torch.get_num_threads()),
     }
     if device.type == "cuda":
@@ -40,10 +46,20 @@ def other_kind(saved: Mapping[str, str], now: Mapping[str, str]) -> str:
     """How `saved` differs from `now`, in words; empty where it does not."""
     differing = [key for key in _SAID if saved.get(key) != now.get(key)]
 
-    def said(of: Mapping[str, str]) -> str:
-        return ", ".join(_SAID[key].format(of.get(key, "?")) for key in differing)
+    def said(of: Mapping[str, str], other: Mapping[str, str]) -> str:
+        own = dict(of)
+        if "cpu" in differing:
+            more = set(of.get("cpu", "").split()) - set(other.get("cpu", "").split())
+            own["cpu"] = " ".join(sorted(more)) or "nothing more"
+        return ", ".join(_SAID[key].format(own.get(key, "?")) for key in differing)
 
-    return f"it was compiled for {said(saved)}, and this is {said(now)}" if differing else ""
+    return f"it was compiled for {said(saved, now)}, and this is {said(now, saved)}" if differing else ""
+
+
+def _instructions() -> list[str]:
+    """The names of what the CPU has, as torch's library tells them; none where this torch does not tell."""
+    told = getattr(torch.cpu, "get_capabilities", dict)()
+    return sorted(name for name, has in told.items() if has is True)
 
 
 def sources(objects: Iterable[Any]) -> dict[str, str]:

@@ -29,6 +29,17 @@ def test_what_differs_is_named_and_nothing_else() -> None:
     )
 
 
+def test_a_cpu_of_other_instructions_is_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C++ is compiled for all that the CPU has, not for the few sets of instructions that torch tells apart."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_tile": False, "cores": 2})
+    here = machine_kind(torch.device("cpu"))
+    assert here["cpu"] == "avx2"
+    there = {**here, "cpu": "avx2 avx512_bf16 avx512_f"}
+    assert other_kind(there, here) == (
+        "it was compiled for a CPU with avx512_bf16 avx512_f, and this is a CPU with nothing more"
+    )
+
+
 def test_a_changed_module_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a_users_model.py"
     file.write_text("import torch\nclass Model(torch.nn.Module): ...\ndef loss(model): ...\n")
