@@ -58,7 +58,7 @@ def other_kind(saved: Mapping[str, str], now: Mapping[str, str]) -> str:
 
 def _instructions() -> list[str]:
     """The names of what the CPU has, as torch's library tells them; none where this torch does not tell."""
-    told = getattr(torch.cpu, "get_capabilities", dict)()
+    told: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return sorted(name for name, has in told.items() if has is True)
 
 
