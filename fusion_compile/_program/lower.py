@@ -24,6 +24,7 @@ from fusion_compile._program.casts import merge_casts
 from fusion_compile._program.kernel_sources._compat import kernels_compiled_together
 from fusion_compile._program.memory._compat import written_over_what_is_read_for_the_last_time
 from fusion_compile._program.recomputation import checkpoints, recomputes, waits_for_gradient
+from fusion_compile._program.saved._compat import kept_in_caches
 from fusion_compile._program.sums._compat import sums_in_one_order
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "eager")
@@ -91,8 +92,9 @@ def lower_graph(
         return graph
     _compat.hand_on_static_inputs(graph)
     quiet = compilers_warnings.are_no_errors()
-    with torch.no_grad(), quiet, _compat.shapes_as_the_kernels_have_them(), inductor_as_told(graph, backend):
-        compiled: Callable[..., Any] = _compat.backend_for(backend, mode)(graph, list(inputs))
+    told, kept = inductor_as_told(graph, backend), kept_in_caches(inputs)
+    with torch.no_grad(), quiet, _compat.shapes_as_the_kernels_have_them(), kept as given, told:
+        compiled: Callable[..., Any] = _compat.backend_for(backend, mode)(graph, given)
     return compiled
 
 

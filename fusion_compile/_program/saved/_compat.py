@@ -3,10 +3,13 @@ found to be able to."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 
 def cache_folder() -> Path:
@@ -60,6 +63,23 @@ def _isas() -> object:
     from torch._inductor import cpu_vec_isa
 
     return cpu_vec_isa
+
+
+@contextlib.contextmanager
+def kept_in_caches(inputs: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Inside, torch keeps what it compiles of a graph that Dynamo did not capture, as it keeps what Dynamo did. Gives
+    what to compile the graph for in the place of `inputs`.
+
+    Its caches ask the trace for assumptions about sizes. Without a trace there is nothing to ask, and nothing is kept:
+    every process compiled such a graph anew. All sizes are numbers here, so that there are no assumptions.
+    """
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    with tracing(TracingContext(mode)):
+        yield [mode.from_tensor(t, static_shapes=True) for t in inputs]
 
 
 def artifacts() -> bytes | None:

@@ -7,8 +7,14 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
 from torch._inductor import cpu_vec_isa
+from torch._inductor.utils import fresh_cache
+from torch.fx.experimental.proxy_tensor import make_fx
 
+from fusion_compile._program.lower import lower_graph
 from fusion_compile._program.saved import _compat
 
 
@@ -35,3 +41,19 @@ def test_instructions_that_this_cpu_does_not_have_are_not_taken_over(monkeypatch
         known.cache_clear()
         if before:
             known()
+
+
+def test_a_graph_that_dynamo_did_not_capture_is_found_again() -> None:
+    def product(x: Tensor, w: Tensor) -> tuple[Tensor]:
+        return (x @ w,)
+
+    x, w = torch.ones(2, 3), torch.ones(3, 4)
+    with fresh_cache():
+        counters.clear()
+        for hits in (0, 1):
+            graph = make_fx(product, tracing_mode="fake")(x, w)
+            run = lower_graph(graph, [x, w], mode="default")
+            assert torch.equal(run(x, w)[0], x @ w)
+            found = counters["aot_autograd"]["autograd_cache_hit"] + counters["inductor"]["fxgraph_cache_hit"]
+            assert found == hits
+    counters.clear()
