@@ -14,6 +14,7 @@ from fusion_compile._program.lower import resolve_mode
 from fusion_compile._program.program import Program
 from fusion_compile._program.programs import Programs
 from fusion_compile._program.saved.folder import load_program, refuse_uncompiled
+from fusion_compile._ranks.meeting import Meeting
 from fusion_compile._state import flat_tree, keys
 from fusion_compile._state.banks import Layout
 from fusion_compile._state.blocks import SplitBlocks
@@ -38,6 +39,17 @@ from fusion_compile._step.precision import Precision
 from fusion_compile._step.pure_step import StepPlan, initial_state
 from fusion_compile._step.saves import Saves
 from fusion_compile._step.step_programs import StepPrograms
+from fusion_compile._step.together import (
+    communication,
+    divided,
+    meeting_of,
+    narrowed_of,
+    notes_of,
+    refuse_on_ranks,
+    share_state,
+    share_weights,
+    together,
+)
 from fusion_compile._step.turn import in_turn
 from fusion_compile._step.update import UpdatePlan
 from fusion_compile._step.way import Capture
@@ -81,25 +93,34 @@ class TrainingStep(Evaluates, Saves):
         layout: Layout,
         hyperparameters: Mapping[str, float | Schedule],
         options: StepOptions,
+        meeting: Meeting | None = None,
     ) -> None:
         precision = Precision(model, options.compute_dtype, layout.device, options.keep_fp32)
         self.model, self.transform, self.routes, self.layout = model, transform, routes, layout
         self.mode, self.backend = resolve_mode(options.mode, layout.device, options.backend), options.backend
         self.hyperparameters = Hyperparameters(hyperparameters, layout.device, layout.state_dtype)
         Lifetime.__init__(self, model, Residence(model, layout))
-        params = {k: b.to(layout.state_dtype) for k, b in self._residence.banks.items()}
-        optimizer = transform.init(params)
+        self._meeting, division = meeting, None if meeting is None else meeting.division
+        if meeting is not None:
+            share_weights(meeting, model, self._residence.banks)
+        banks = self._residence.banks if division is None else division.own(self._residence.banks)
+        own = layout if division is None else division.owned
+        optimizer = transform.init({k: b.to(layout.state_dtype) for k, b in banks.items()})
         form = flat_tree.form(optimizer, keys.OPTIMIZER)
-        noise = noise_for(options.half_precision, layout, self._residence.banks)
-        self._plan = StepPlan(UpdatePlan(layout, transform, form, self.hyperparameters, noise), options, precision)
-        self._state = initial_state(
-            self._plan.update, self._residence.banks, optimizer, options.half_precision, self._plan.loss_scale
-        )
+        noise = noise_for(options.half_precision, own, banks)
+        update = UpdatePlan(own, transform, form, self.hyperparameters, noise, narrowed_of(meeting))
+        self._plan = StepPlan(update, options, precision, division)
+        self._state = initial_state(update, banks, optimizer, options.half_precision, self._plan.loss_scale)
+        if division is not None:
+            share_state(division, self._state, self._residence.banks, moves=transform.gradient_point is not None)
         self._residence.keep(options.averages, self._state, gradients=options.keep_gradients)
-        self._programs = StepPrograms(model, loss_fn, self._plan, self._residence, self._state, mode=self.mode)
+        self._programs = StepPrograms(
+            model, loss_fn, self._plan, self._residence, self._state, mode=self.mode, meeting=meeting
+        )
         self._evaluation = Evaluation(model, loss_fn, self._plan, mode=self.mode)
         self._periodic, self._is_first = Programs(self.backend), FirstTaken(self._plan.update)
         self.steps_called = 0
+        self._versions_seen = self._residence.versions()
 
     @in_turn
     def __call__(self, *batch: Any) -> Tensor:
@@ -120,6 +141,10 @@ class TrainingStep(Evaluates, Saves):
             TypeError: An object in the batch that no program takes, or a loss that is no tensor.
             RuntimeError: The model was rebound, frozen or switched between train and eval, or the step was released.
         """
+        with self._together("takes a step"):
+            return self._taken(batch)
+
+    def _taken(self, batch: tuple[Any, ...]) -> Tensor:
         self._check_alive()
         self._check_mode(self.model)
         self._take_up_weights()
@@ -130,11 +155,14 @@ class TrainingStep(Evaluates, Saves):
         due = self.transform.period > 0 and self.steps_called % self.transform.period == 0
         self.hyperparameters.apply_schedules(self.steps_called)
         with self._turn.writing(), from_numpy_takes_tensors(there_are=numpys):
+            if keys.section(self._state, keys.POINT):
+                self._gather_point(again=True)
             self._programs.run(signature, batch, due)
             self.steps_called += 1
             first = self._is_first(self._state)
             run_due_work(self._plan.update, self.steps_called, self._state, self._periodic, mode=self.mode, first=first)
             self._residence.say_written()
+            self._versions_seen = self._residence.versions()
         return self._state[keys.metrics("loss")].clone()
 
     @property
@@ -191,6 +219,8 @@ class TrainingStep(Evaluates, Saves):
             The copies by full parameter name.
         """
         self._check_alive()
+        if keys.section(self._state, keys.POINT):
+            return {n: v.clone() for n, v in self.layout.views(self._whole_point()).items()}
         plan = self._plan.update
         point = plan.gradient_point(self._state, plan.context(self._state))
         return {n: v.clone() for n, v in self.layout.views(point).items()}
@@ -217,7 +247,8 @@ class TrainingStep(Evaluates, Saves):
             periodic_programs=self.periodic_programs,
             unused=() if facts is None else facts.unused,
             because=self._programs.notices.because,
-            choices=[*notes, *self._plan.precision.notes(), *self._programs.notices.lines],
+            choices=[*notes, *notes_of(self._meeting), *self._plan.precision.notes(), *self._programs.notices.lines],
+            communication=communication(self._meeting, self.programs),
         )
         return explain_step(repr(self), parts, device=device)
 
@@ -259,6 +290,9 @@ def compile_training_step(
     force_spectral: Sequence[str] = (),
     split_blocks: SplitBlocks = None,
     program: str | PathLike[str] | None = None,
+    mesh: Any = None,
+    shard: str | None = None,
+    reduce_dtype: torch.dtype | None = None,
 ) -> TrainingStep:
     """Turn forward, backward and optimizer of `model` into one compiled program.
 
@@ -304,6 +338,11 @@ def compile_training_step(
             (CMuon): ``"auto"`` by name, or ``{regular expression: blocks}``; see docs/optimizers.md.
         program: A folder that ``step.save_program(folder)`` wrote in another process: what it holds is not compiled
             again. It is trusted as code is.
+        mesh: A ``torch.distributed`` DeviceMesh over whose ranks the batch is divided: of one axis, or of two (copies,
+            shards). Every rank makes the step and calls it with its own part; see docs/distributed.md.
+        shard: ``"optimizer"``: the optimizer's state is divided over ranks, matrix by matrix (ZeRO-1); the default with
+            several ranks. ``"replicate"``: every rank has all of it.
+        reduce_dtype: dtype in which gradients travel, such as ``torch.bfloat16``; None for that of the state.
 
     Returns:
         The step. Nothing is compiled before its first call.
@@ -326,30 +365,35 @@ def compile_training_step(
         True
     """
     refuse_other_kinds(model, loss_fn)
-    refuse_model(model)
-    options = StepOptions(
-        accumulate=accumulate,
-        skip_nonfinite=skip_nonfinite,
-        keep_gradients=keep_gradients,
-        compute_dtype=compute_dtype,
-        mode=mode,
-        backend=backend,
-        capture="run" if granularity == "region" and capture is None else capture,
-        granularity=granularity,
-        rehearse=rehearse,
-        keep_fp32=keep_fp32,
-        half_precision=half_precision,
-        loss_scale=loss_scale,
-        averages=averages_of(ema),
-        weigh_by=weigh_by,
-        max_shapes=max_shapes,
-        dynamic=dynamic,
-    )
-    forced = Forced(force_scalar, force_spectral, split_blocks)
-    planned = plan_update(model, optimizer, lr, groups, clip_grad_norm, forced, half_precision, options.rules)
-    refuse_regions(options, planned.layout.device)
-    step = TrainingStep(model, loss_fn, *planned, options)
-    if program is not None:
-        refuse_uncompiled(step.mode, backend)
-        load_program(program, step.layout.device, [*model.modules(), loss_fn])
-    return step
+    meeting = meeting_of(mesh, shard, reduce_dtype, model)
+    refuse_on_ranks(meeting, granularity=granularity, program=program)
+    with together(meeting, "makes a step"):
+        refuse_model(model, over_ranks=mesh is not None)
+        options = StepOptions(
+            accumulate=accumulate,
+            skip_nonfinite=skip_nonfinite,
+            keep_gradients=keep_gradients,
+            compute_dtype=compute_dtype,
+            mode=mode,
+            backend=backend,
+            capture="run" if granularity == "region" and capture is None else capture,
+            granularity=granularity,
+            rehearse=rehearse,
+            keep_fp32=keep_fp32,
+            half_precision=half_precision,
+            loss_scale=loss_scale,
+            averages=averages_of(ema),
+            weigh_by=weigh_by,
+            max_shapes=max_shapes,
+            dynamic=dynamic,
+        )
+        forced = Forced(force_scalar, force_spectral, split_blocks)
+        planned = plan_update(model, optimizer, lr, groups, clip_grad_norm, forced, half_precision, options.rules)
+        refuse_regions(options, planned.layout.device)
+        if meeting is not None:
+            planned = divided(meeting, planned, options, shard, reduce_dtype)
+        step = TrainingStep(model, loss_fn, *planned[:4], options, meeting)
+        if program is not None:
+            refuse_uncompiled(step.mode, backend)
+            load_program(program, step.layout.device, [*model.modules(), loss_fn])
+        return step

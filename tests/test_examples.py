@@ -54,3 +54,16 @@ def test_the_diversity_example_runs_every_arm() -> None:
         outcome = outcomes[name]
         assert outcome.ended is None and outcome.skipped == 0 and outcome.task > 0
         assert (outcome.distance < 0.05) == warm, (name, outcome)
+
+
+@pytest.mark.exhaustive
+def test_the_example_on_two_processes_learns_and_saves(tmp_path: Path) -> None:
+    """Compiled by Inductor, on gloo."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29561"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [*launch, "examples/train_distributed.py", "--out", str(tmp_path / "checkpoint")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = done.stdout.splitlines()[-1]
+    assert said.startswith("2 ranks, step 300: test accuracy ") and float(said.rpartition(" ")[2]) > 0.9
+    assert "4.weight" in checkpoint_folder.load(tmp_path / "checkpoint", torch.device("cpu"))["model"]

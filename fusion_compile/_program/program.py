@@ -17,7 +17,8 @@ from fusion_compile.passes import Finding, find_host_syncs, lower_to_aten
 from fusion_compile.passes.find_host_syncs import matters_on_a_gpu_alone
 
 REGIONS = ("forward", "backward", "optimizer", "state")
-"""Parts of a step's graph. "state" is the rest: gradient point, views, non-finite skip and write-back."""
+"""Parts of a step's graph. "state" is the rest: gradient point, views, non-finite skip and write-back. With several
+ranks there is "communication", too."""
 
 _CONTAINERS = {"", "_modules", "_parameters", "_buffers"}
 
@@ -120,7 +121,7 @@ class Program:
         for node in self.aten.graph.nodes:
             if node.op == "call_function":
                 name = str(getattr(node.target, "__name__", node.target)).removesuffix(".default")
-                counts[region_of(node)][name] += 1
+                counts.setdefault(region_of(node), Counter())[name] += 1
         return counts
 
 

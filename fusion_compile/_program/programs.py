@@ -10,7 +10,7 @@ import torch
 from fusion_compile import _compat
 from fusion_compile._program import compilers_warnings
 from fusion_compile._program._compat import numbers_in_tensors_are_tensors
-from fusion_compile._program.beside_its_graph import BeforeFirst, BesideItsGraph
+from fusion_compile._program.beside_its_graph import Beside, BesideItsGraph
 from fusion_compile._program.lower import lower, no_recompile
 from fusion_compile._program.program import Program
 from fusion_compile._progress import stage
@@ -101,16 +101,17 @@ class Programs:
         mode: str,
         what: str,
         check: Callable[[Program], None] | None = None,
-        before_first: BeforeFirst | None = None,
+        beside: Beside | None = None,
         dynamic: bool = False,
     ) -> Any:
         """Compile `function` by its first call, on `given`, keep it under `key`, and return what that call does.
 
         `what`: what the progress line says is compiled. `check` is called with the captured graph before the backend
-        sees it, and may raise ValueError to refuse it; nothing has run then. `before_first` is called when everything
-        is compiled and nothing has run, with what runs the captured graph uncompiled; it may raise, and what it makes
-        of the tensors is there for the first run. `run_graph` does the same later, until `forget_graph`. `dynamic`:
-        sizes that ``_compat.mark_symbolic`` marked are symbols.
+        sees it, and may raise ValueError to refuse it; nothing has run then. `beside.before_first` is called when all
+        is compiled and nothing has run, with what runs the captured graph uncompiled, and what runs the compiled
+        function; it may raise, and what it makes of the tensors is there for the first run. `run_graph` does the same
+        later, until `forget_graph`. `beside.around_each`: what is around every run. `dynamic`: sizes
+        that ``_compat.mark_symbolic`` marked are symbols.
         """
 
         # torch keeps every backend, and beside a function's code, where the collector of cycles does not look. What
@@ -123,18 +124,18 @@ class Programs:
                 check(program)
             self.captured[key] = program
 
-        def beside(graph: torch.fx.GraphModule, compiled: Callable[..., Any]) -> Callable[..., Any]:
-            assert before_first is not None
-            self._graphs[key] = BesideItsGraph(graph, compiled, before_first)
+        def both(graph: torch.fx.GraphModule, compiled: Callable[..., Any]) -> Callable[..., Any]:
+            assert beside is not None
+            self._graphs[key] = BesideItsGraph(graph, compiled, *beside)
             return self._graphs[key]
 
-        lent |= {"observe": observe, "beside": beside}
+        lent |= {"observe": observe, "both": both}
         run = lower(
             _compat.own_code(function),
             mode=mode,
             backend=self.backend,
             on_graph=lambda *seen: lent["observe"](*seen),
-            beside=None if before_first is None else lambda *made: lent["beside"](*made),
+            beside=None if beside is None else lambda *made: lent["both"](*made),
             dynamic=dynamic,
         )
         try:

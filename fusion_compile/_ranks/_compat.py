@@ -7,6 +7,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
+
+__all__ = ["DispatchMode"]
 
 NAMESPACE = "_c10d_functional"
 """Of the operators that Dynamo, Inductor and a trace on fake tensors know as collectives."""
@@ -45,6 +48,11 @@ def name_of(group: Any) -> str:
     return str(group.group_name)
 
 
+def group_of(name: str) -> Any:
+    """The process group of that name."""
+    return torch._C._distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
+
+
 def group_among(ranks: list[int], backend: str | None = None, timeout: Any = None) -> Any:
     """A process group of `ranks`, which these ranks alone make. `backend`: None for the default group's."""
     return dist.new_group(ranks, timeout=timeout, backend=backend, use_local_synchronization=True)
@@ -53,3 +61,11 @@ def group_among(ranks: list[int], backend: str | None = None, timeout: Any = Non
 def as_bytes(tensor: Tensor) -> Tensor:
     """A contiguous tensor of any dtype as the bytes that it lies in, in the same memory."""
     return tensor.view(-1).view(torch.uint8) if tensor.numel() else tensor.view(-1).to(torch.uint8)
+
+
+def timeout_of(device_type: str) -> Any:
+    """How long the default group waits for a rank; None where torch does not say."""
+    try:
+        return dist.distributed_c10d._get_default_group()._get_backend(torch.device(device_type)).options._timeout
+    except (AttributeError, RuntimeError, ValueError):
+        return None

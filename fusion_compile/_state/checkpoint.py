@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
 
@@ -56,9 +56,17 @@ def state_dict(
 
 
 def load_state_dict(
-    saved: Mapping[str, Any], model: nn.Module, layout: Layout, state: Tensors, hyperparameters: Hyperparameters
+    saved: Mapping[str, Any],
+    model: nn.Module,
+    layout: Layout,
+    state: Tensors,
+    hyperparameters: Hyperparameters,
+    agreed: Callable[[], None] | None = None,
 ) -> int:
-    """Check everything, then copy everything into place. Returns the number of calls so far."""
+    """Check everything, then copy everything into place. Returns the number of calls so far.
+
+    `agreed`: called in between; it may raise, and nothing is loaded then.
+    """
     refuse_other_kinds(saved)
     targets = {
         "model": model_tensors(model),
@@ -84,6 +92,8 @@ def load_state_dict(
             f"what state_dict() gave."
         )
     rng = RandomState(saved.get("rng", {}), layout.device)
+    if agreed is not None:
+        agreed()
     with torch.no_grad():
         for section, wanted in targets.items():
             _put(model if section == "model" else None, wanted, saved[section])
@@ -111,11 +121,17 @@ def of(source: str | PathLike[str] | Mapping[str, Any], device: torch.device) ->
 
 def load_model(saved: Mapping[str, Any], model: nn.Module) -> None:
     """Copy only the ``model`` section into place. A mismatch is a ValueError, and nothing is loaded."""
+    wanted = refuse_another_model(saved, model)
+    with torch.no_grad():
+        _put(model, wanted, saved["model"])
+
+
+def refuse_another_model(saved: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """Raise ValueError unless the ``model`` section fits; the model's tensors by name."""
     wanted = model_tensors(model)
     _refuse_mismatches(saved, {"model": wanted}, "Build the step with the model that the checkpoint is of.")
     _refuse_copies(model, wanted)
-    with torch.no_grad():
-        _put(model, wanted, saved["model"])
+    return wanted
 
 
 def refuse_other_kinds(saved: Any) -> None:

@@ -138,6 +138,9 @@ def packed(layout: Layout, new: Tensors, before: Tensors, kept: Tensors, noise: 
             after[name] = weights.to(bank.dtype)
             continue
         del after[keys.params(bank.key)]
+        if bank.dtype == weights.dtype:  # a part of a bank that lies elsewhere whole
+            after[name] = weights
+            continue
         mantissa, compensation = keys.mantissa(bank.key), keys.compensation(bank.key)
         if mantissa in kept:
             after[name], after[mantissa] = split(weights)

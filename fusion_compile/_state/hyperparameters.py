@@ -91,6 +91,10 @@ class Hyperparameters(MutableMapping[str, float | Schedule]):
         for name, number in due.items():
             self._write(name, number)
 
+    def now(self) -> dict[str, float]:
+        """The numbers that the next step reads, by name."""
+        return dict(self._written)
+
     def by_name(self, tensor: Tensor) -> dict[str, Tensor]:
         """Split a tensor like `tensor` (inside the program, its input) into 0-dim tensors by name."""
         return dict(zip(self._index, tensor.unbind(), strict=True))

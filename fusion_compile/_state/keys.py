@@ -2,10 +2,10 @@
 
 ``params/<bank>``: the weights that the optimizer updates. ``module/<bank>``: the bank that the module's parameters
 view, where it is other memory. ``mantissa/<bank>`` and ``compensation/<bank>``: what its rounding lost.
+``point/<bank>``: the whole weights at which the loss is differentiated, where ranks divide what they are computed from.
 ``gradients/<bank>``: what ``.grad`` shows, where the step keeps it. ``optimizer/<path>``: the transform's state
-(`flat_tree`). ``buffers/<name>``, ``carried/<label>`` (tensors that user
-code keeps in Python), ``metrics/<name>``, ``counts/<name>``, ``hyperparameters``, one tensor, and ``taken``, whether
-the last step was taken and not skipped.
+(`flat_tree`). ``buffers/<name>``, ``carried/<label>`` (tensors that user code keeps in Python), ``metrics/<name>``,
+``counts/<name>``, ``hyperparameters``, one tensor, and ``taken``, whether the last step was taken and not skipped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fusion_compile._types import Tensors
 
 PARAMS, MODULE, OPTIMIZER = "params", "module", "optimizer"
 MANTISSA, COMPENSATION = LOST = "mantissa", "compensation"
-CARRIED, GRADIENTS = "carried", "gradients"
+CARRIED, GRADIENTS, POINT = "carried", "gradients", "point"
 BUFFERS, METRICS, COUNTS = "buffers", "metrics", "counts"
 HYPERPARAMETERS, TAKEN = "hyperparameters", "taken"
 """The keys without a rest."""
@@ -42,6 +42,10 @@ def compensation(bank: str) -> str:
 
 def gradients(bank: str) -> str:
     return f"{GRADIENTS}/{bank}"
+
+
+def point(bank: str) -> str:
+    return f"{POINT}/{bank}"
 
 
 def optimizer(path: str) -> str:

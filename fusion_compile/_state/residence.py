@@ -16,7 +16,7 @@ from fusion_compile._state.kept_average import KeptAverage, banks_of, counter_of
 from fusion_compile._state.kept_gradients import KeptGradients
 from fusion_compile._types import Tensors
 
-_requires_grad = attrgetter("requires_grad")
+_requires_grad, _version = attrgetter("requires_grad"), attrgetter("_version")
 _A_PORTION = 16
 """Parameters whose shape and strides are compared at a step; all are when the state is saved or loaded."""
 
@@ -90,6 +90,10 @@ class Residence:
         """Names of the parameters that somebody wrote in place since `note_versions`. A write through ``.data`` has no
         version and is not seen."""
         return {n for n, p in zip(self._names, self._places, strict=True) if p._version != self._versions[n]}
+
+    def versions(self) -> int:
+        """A number that grows with each write of a parameter that has a version (not through ``.data``)."""
+        return sum(map(_version, self._places))
 
     def move_out(self) -> None:
         """Give every parameter memory of its own again, and no gradient. The banks then belong to this object

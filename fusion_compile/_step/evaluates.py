@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fusion_compile._progress import following
+from fusion_compile._state import keys
 from fusion_compile._state.banks import Layout
 from fusion_compile._state.kept_average import KeptAverage, banks_of
 from fusion_compile._step import batches
@@ -17,6 +18,7 @@ from fusion_compile._step.evaluation import Evaluation
 from fusion_compile._step.lifetime import Lifetime
 from fusion_compile._step.micro_batches import leading_size
 from fusion_compile._step.pure_step import StepPlan
+from fusion_compile._step.together import put_point
 from fusion_compile._step.turn import in_turn
 from fusion_compile._types import Tensors
 
@@ -30,6 +32,19 @@ class Evaluates(Lifetime):
     layout: Layout
     _plan: StepPlan
     _evaluation: Evaluation
+
+    def _gather_point(self, *, again: bool) -> None:
+        """Let this rank have the whole weights at the gradient point; all ranks do."""
+        assert self._meeting is not None
+        self._meeting.meet("gathers the gradient point", again=again)
+        put_point(self._plan, self._state)
+
+    def _whole_point(self) -> Tensors:
+        with self._together("reads the gradient point"):
+            self._gather_point(again=False)
+        point = self._plan.update.gradient_point(self._state, self._plan.update.context(self._state))
+        whole = {**point, **keys.section(self._state, keys.POINT)}
+        return {b.key: whole[b.key].to(b.dtype) for b in self.layout.banks}
 
     def evaluate(
         self,
@@ -134,6 +149,8 @@ class Evaluates(Lifetime):
             raise ValueError(f"evaluate(weights={weights!r}) is not known; give 'deployed', 'current' or an EMA.")
         if weights == "deployed" or plan.transform.gradient_point is None:
             return self._residence.banks
+        if keys.section(self._state, keys.POINT):
+            return self._whole_point()
         with torch.no_grad():
             point = plan.gradient_point(self._state, plan.context(self._state))
         return {b.key: point[b.key].to(b.dtype) for b in layout.banks}

@@ -73,7 +73,7 @@ class Evaluation:
     def run(self, banks: Tensors, batch: tuple[Any, ...], seed: int) -> Tensors:
         """Loss (under ``"loss"``) and metrics of `batch` with the weights in `banks`. All random numbers are drawn from
         generators seeded with `seed`, which are then as before."""
-        device = self._plan.update.layout.device
+        device = self._plan.whole.device
         batch, _ = batches.taken(batch, device)
         looked = batches.signature(batch, device), tuple(bank.dtype for bank in banks.values())
         key = batches.signature(batch, device, fixed=True), looked[1]
@@ -137,7 +137,7 @@ class Evaluation:
 
     def _copies(self, banks: Tensors, batch: tuple[Any, ...]) -> tuple[tuple[Any, ...], Tensors, Tensors]:
         """Batch, weights and buffers that the loss may write."""
-        weights = {n: w.clone() for n, w in self._plan.update.layout.views(banks).items()}
+        weights = {n: w.clone() for n, w in self._plan.whole.views(banks).items()}
         own = dict(self._model.named_buffers())
         buffers = sharing(own, {n: b.clone() for n, b in own.items()}, parts_in(own))
         return map_tensors(batches.clone, batch), weights, buffers
@@ -157,7 +157,7 @@ class Evaluation:
 
     def _compiled(self, banks: Tensors, batch: tuple[Any, ...], key: Any, seed: int, wanted: Tensors) -> Tensors:
         """Compile, and give what the program computes; `wanted` where it cannot be captured or is another's."""
-        layout, module = self._plan.update.layout, LossModule(self._model, self._loss_fn, (), self._plan.precision)
+        layout, module = self._plan.whole, LossModule(self._model, self._loss_fn, (), self._plan.precision)
         names = [name for name, _ in self._model.named_buffers()]
         parts = parts_in(dict(self._model.named_buffers()))
 

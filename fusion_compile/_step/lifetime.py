@@ -3,12 +3,17 @@ model's first mode."""
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import nn
 
+from fusion_compile._ranks.meeting import Meeting
 from fusion_compile._state.half_precision import forget_lost
+from fusion_compile._state.hyperparameters import Hyperparameters
 from fusion_compile._state.residence import Residence
 from fusion_compile._step.models import several_ranks
+from fusion_compile._step.together import contents
 from fusion_compile._step.turn import Turn
 from fusion_compile._types import Tensors
 
@@ -19,12 +24,17 @@ class Lifetime:
     `residence`: where the model's parameters lie.
     """
 
+    hyperparameters: Hyperparameters
+    steps_called: int
+
     def __init__(self, model: nn.Module, residence: Residence) -> None:
         self._training = model.training
         self._residence = residence
         self._released = False
         self._state: Tensors = {}
         self._turn = Turn(lambda: self._state)
+        self._meeting: Meeting | None = None
+        self._versions_seen = 0
 
     def _check_whole(self, *, torn: bool = False) -> None:
         """Refuse to save or load where the state is gone, or the model's parameters are no longer the trained ones.
@@ -45,7 +55,7 @@ class Lifetime:
     def _check_mode(self, model: nn.Module) -> None:
         if torch.is_inference_mode_enabled():
             raise RuntimeError("a training step was asked for inside torch.inference_mode(); call it outside.")
-        if sentence := several_ranks():  # a group that was made after the step
+        if self._meeting is None and (sentence := several_ranks()):  # a group that was made after the step
             raise RuntimeError(sentence)
         if model.training != self._training:
             now, then = ("train", "eval") if model.training else ("eval", "train")
@@ -53,6 +63,15 @@ class Lifetime:
                 f"the model is in {now} mode, but the step was compiled in {then} mode; call model.{then}() before "
                 f"the step."
             )
+
+    def _together(self, act: str) -> contextlib.AbstractContextManager[None]:
+        """With ranks: inside, this one does `act` as the others do, and what it refuses, all refuse."""
+        if self._meeting is None:
+            return contextlib.nullcontext()
+        writes = 0 if self._released else self._residence.versions() - self._versions_seen
+        facts = {"steps": self.steps_called, "numbers": self.hyperparameters.now()}
+        layout, banks = self._residence.layout, self._residence.banks
+        return self._meeting.about_to(act, facts, writes, lambda: contents(layout.views(banks)))
 
     def _check_alive(self) -> None:
         if self._released:

@@ -16,11 +16,11 @@ def refuse_other_kinds(model: object, loss_fn: object) -> None:
         raise TypeError(f"loss_fn is a {type(loss_fn).__name__}; it must be callable as loss_fn(model, *batch).")
 
 
-def refuse_model(model: nn.Module) -> None:
+def refuse_model(model: nn.Module, *, over_ranks: bool = False) -> None:
     """Raise ValueError for a wrapper that averages gradients, a scripted module, or a run of several processes.
 
     A step computes gradients by ``torch.autograd.grad``. What other processes or hooks on ``.grad`` add to them never
-    happens there, and the ranks would drift apart without a word.
+    happens there, and the ranks would drift apart without a word. `over_ranks`: whether the step was given a mesh.
     """
     for name, module in model.named_modules():
         where = f"the model's {name}" if name else "the model"
@@ -32,8 +32,8 @@ def refuse_model(model: nn.Module) -> None:
         if isinstance(module, _compat.gradient_averaging_modules()):
             raise ValueError(
                 f"{where} is wrapped in {type(module).__name__}, whose hooks average gradients, and a step does not "
-                f"run them; give the module inside ({name + '.' if name else 'model.'}module). A step trains on one "
-                f"process."
+                f"run them; give the module inside ({name + '.' if name else 'model.'}module), and mesh=, with which "
+                f"a step averages them itself."
             )
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse and module.weight.requires_grad:
             raise ValueError(
@@ -48,10 +48,11 @@ def refuse_model(model: nn.Module) -> None:
             )
         if _compat.is_spread_over_devices(parameter):
             raise ValueError(
-                f"{name} {list(parameter.shape)} is a DTensor, spread over several devices; a step trains on one "
-                f"device. Give the model before fully_shard() or parallelize_module()."
+                f"{name} {list(parameter.shape)} is a DTensor, spread over several devices, and a step wants "
+                f"whole parameters. Give the model before fully_shard() or parallelize_module(), and mesh=, with which "
+                f"a step divides the optimizer's state itself; or keep a loop of your own with as_torch_optimizer()."
             )
-    if sentence := several_ranks():
+    if not over_ranks and (sentence := several_ranks()):
         raise ValueError(sentence)
 
 
@@ -60,7 +61,8 @@ def several_ranks() -> str:
     if (ranks := _compat.ranks()) <= 1:
         return ""
     return (
-        f"torch.distributed runs with {ranks} ranks, and a step does not average gradients over them: each rank would "
-        f"train a model of its own. Train on one process, or call torch.distributed.destroy_process_group() before the "
-        f"step if the ranks are meant to be independent."
+        f"torch.distributed runs with {ranks} ranks, and without mesh= a step does not average gradients over them: "
+        f"each rank would train a model of its own. Give mesh=torch.distributed.device_mesh.init_device_mesh(device, "
+        f"({ranks},)), or call torch.distributed.destroy_process_group() before the step if the ranks are meant to be "
+        f"independent."
     )

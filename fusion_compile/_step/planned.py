@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -18,7 +18,7 @@ from fusion_compile._step.pure_step import CLIP
 from fusion_compile.optim._grouped import banks_of, grouped
 from fusion_compile.optim._resolve import OptimizerChoice, resolve_optimizer, with_rate
 from fusion_compile.optim._schedules import Schedule
-from fusion_compile.optim._transform import ELEMENTWISE, Transform, bound
+from fusion_compile.optim._transform import ELEMENTWISE, BankInfos, Transform, bound
 from fusion_compile.optim.averaged import Average, averaged
 
 
@@ -31,12 +31,16 @@ class Forced(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """A transform that knows its banks, and the numbers that it declares with those of groups and of the step."""
+    """A transform that knows its banks, and the numbers that it declares with those of groups and of the step.
+
+    `bind`: the same transform for other banks, of which the infos are given (a rank's part of the model's).
+    """
 
     transform: Transform
     routes: tuple[Route, ...]
     layout: Layout
     numbers: dict[str, float | Schedule]
+    bind: Callable[[BankInfos], Transform]
 
 
 def plan_update(
@@ -75,11 +79,13 @@ def plan_update(
         banks = banks_of(empty, group.name)
         if (used := numbers_used(whole, banks)) is not None:
             refuse_unread(f"group {group.name!r}", group.numbers, used, transform.name)
-    together = grouped(whole, {g.name: g.numbers for g in named}) if named else whole
-    if averages:
-        together = averaged(together, averages)
-        numbers |= {average.number: average.rate for average in averages if average.number}
-    return Planned(together, routes, layout, numbers)
+
+    def together(of_banks: Transform) -> Transform:
+        in_groups = grouped(of_banks, {g.name: g.numbers for g in named}) if named else of_banks
+        return averaged(in_groups, averages) if averages else in_groups
+
+    numbers |= {average.number: average.rate for average in averages if average.number}
+    return Planned(together(whole), routes, layout, numbers, lambda infos: together(bound(transform, infos)))
 
 
 def banks_for(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -112,6 +114,7 @@ def take_compared(
     uncompiled: Callable[[], None] | None,
     *,
     draws_apart: bool,
+    alone: Callable[[], contextlib.AbstractContextManager[None]] | None = None,
 ) -> Compared:
     """Take one step of `state` in place and compare it with the ordinary loop.
 
@@ -122,7 +125,13 @@ def take_compared(
         uncompiled: The captured graph, operator by operator; None where there is none.
         draws_apart: Whether the compiled step draws other random numbers than the ordinary loop. Then the captured
             graph is compared in its place; without one, nothing is.
+        alone: With ranks, inside of what nothing is sent. The step is then compared there and undone, before it is
+            taken with the others, who must not wait for a step that is refused.
     """
+    if alone is not None:
+        with alone():
+            found = _compared_alone(state, proof, compiled, uncompiled, draws_apart)
+        return found if found.objection else found._replace(fresh=compiled())
     if draws_apart:
         if uncompiled is not None and (objection := _of_uncompiled(state, proof, uncompiled)):
             return Compared({}, objection)
@@ -136,7 +145,24 @@ def take_compared(
     return Compared(compiled(), rounding=objection)
 
 
-def _of_uncompiled(state: Tensors, proof: Proof, uncompiled: Callable[[], None]) -> str:
+def _compared_alone(
+    state: Tensors,
+    proof: Proof,
+    compiled: Callable[[], Tensors],
+    uncompiled: Callable[[], None] | None,
+    draws_apart: bool,
+) -> Compared:
+    """`take_compared` without a step that is taken."""
+    of_graph = partial(_of_uncompiled, state, proof)
+    if draws_apart:
+        return Compared({}, "" if uncompiled is None else of_graph(uncompiled))
+    objection = of_graph(compiled)
+    if not objection or uncompiled is None or of_graph(uncompiled):
+        return Compared({}, objection)
+    return Compared({}, rounding=objection)
+
+
+def _of_uncompiled(state: Tensors, proof: Proof, uncompiled: Callable[[], object]) -> str:
     """The objection to the captured graph; the state is put back. Empty where there is no memory for it."""
     try:
         uncompiled()

@@ -16,12 +16,15 @@ from torch import Tensor
 
 from fusion_compile import _compat
 from fusion_compile._capture.by_running.leaves import parameters_are_leaves
+from fusion_compile._ranks.division import Division
 from fusion_compile._shared_memory import parts_in, sharing
 from fusion_compile._state import flat_tree, keys
+from fusion_compile._state.banks import Layout
 from fusion_compile._state.half_precision import counted, entries, packed, shown_weights, unpacked
 from fusion_compile._state.kept_average import parameters_of, views_of
 from fusion_compile._state.kept_gradients import kept_gradients
 from fusion_compile._state.masters import with_written_weights
+from fusion_compile._step.across_ranks import Before, Local, norm_of_all, reduced, weight_of
 from fusion_compile._step.apart import norm_of, stays_apart
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.gradient_hooks import hooked_leaf
@@ -45,12 +48,18 @@ METRICS = ("loss", "grad_norm", "update_norm")
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Everything that is fixed when a step is compiled: the optimizer's update, the options, and in what the loss
-    computes."""
+    """Everything that is fixed when a step is compiled: the optimizer's update, the options, in what the loss
+    computes, and how the state is divided among ranks, if there are several."""
 
     update: UpdatePlan
     options: StepOptions
     precision: Precision
+    division: Division | None = None
+
+    @property
+    def whole(self) -> Layout:
+        """The model's banks. The update's are this rank's part of them."""
+        return self.update.layout if self.division is None else self.division.whole
 
     @property
     def loss_scale(self) -> LossScale | None:
@@ -90,12 +99,11 @@ def initial_state(
 def weights_at(plan: StepPlan, point: Tensors, kept: Tensors) -> Tensors:
     """The weights that the loss sees, by full name, from banks at the gradient point. `kept`: the state as it is kept,
     whose module's banks are these weights where the gradient is taken at them."""
-    layout = plan.update.layout
-    own = shown_weights(layout, kept) if plan.update.transform.gradient_point is None else {}
-    seen = {**point, **own}
+    own = shown_weights(plan.update.layout, kept) if plan.update.transform.gradient_point is None else {}
+    seen = {**point, **own} | ({} if plan.division is None else plan.division.seen(kept))
     return {
         p.name: v if v.dtype == b.dtype else v.to(b.dtype)
-        for b in layout.banks
+        for b in plan.whole.banks
         for p, v in zip(b.places, b.split(seen[b.key]), strict=True)
     }
 
@@ -111,11 +119,13 @@ class Form:
             step that checkpoints and accumulates needs this form.
         runs: Whether Python runs when the step is captured (or is not captured at all), and is not read by Dynamo. The
             model's weights are then leaves that pass for its parameters, and the state that user code keeps is carried.
+        before: With ranks, where nothing is captured: called when this rank has its gradient, before it communicates.
     """
 
     due: bool = False
     one_backward: bool = False
     runs: bool = False
+    before: Before | None = None
 
 
 def pure_step(
@@ -123,12 +133,15 @@ def pure_step(
 ) -> Callable[[Tensors, tuple[Any, ...]], Tensors]:
     """The step as a function that changes none of its arguments and returns the new values by key."""
     layout, options, scale = plan.update.layout, plan.options, plan.loss_scale
+    division, whole_layout = plan.division, plan.whole
+    joined = layout.join if division is None else division.pieces
     parameters = dict(loss.model.named_parameters())
     own_buffers = dict(loss.model.named_buffers())
     parts_of_buffers = parts_in(own_buffers)
     originals = {**parameters, **own_buffers, **parameters_of(options.averages)}
-    # Regions write gradients into their banks, and a norm of each parameter's would grow with depth.
-    apart = options.granularity == "program" and stays_apart(layout, facts.saved, accumulate=options.accumulate)
+    # Regions write gradients into their banks, and a norm of each parameter's would grow with depth; ranks send pieces.
+    apart = options.granularity == "program" and division is None
+    apart = apart and stays_apart(layout, facts.saved, accumulate=options.accumulate)
     hooked = form.runs and any(map(_compat.gradient_hooks, parameters.values()))
 
     def forward(leaves: Tensors, batch: tuple[Any, ...]) -> tuple[Tensor, Tensors, Tensors]:
@@ -162,13 +175,14 @@ def pure_step(
         total: Tensors = {}
         for i, leaves in enumerate(forwards):
             named = {n: by_place[i, n] if (i, n) in by_place else torch.zeros_like(w) for n, w in leaves.items()}
-            own = {n: g.to(layout.state_dtype) for n, g in named.items()} if apart else layout.join(named)
+            own = {n: g.to(layout.state_dtype) for n, g in named.items()} if apart else joined(named)
             total = own if i == 0 else {k: g + own[k] for k, g in total.items()}
         return unscaled(total, scales)
 
     def advance(state: Tensors, batch: tuple[Any, ...]) -> Tensors:
         skips = options.skip_nonfinite or scale is not None
-        as_kept = with_written_weights(layout, state)
+        wide = {} if division is None else division.whole_entries(state)
+        as_kept = with_written_weights(layout, state if division is None else division.narrowed(state))
         state = unpacked(layout, as_kept)
         context = plan.update.context(state, due=form.due)._replace(finite=skips)
         point = plan.update.gradient_point(state, context)
@@ -181,8 +195,8 @@ def pure_step(
         found: list[Tensors] = []
         forwards: list[Tensors] = []
         grads: Tensors = {}
-        averages = views_of(options.averages, layout, as_kept)  # as they are before this step
-        weights, before_writes = weights_at(plan, point, as_kept), state
+        averages = views_of(options.averages, whole_layout, {**as_kept, **wide})  # as they are before this step
+        weights, before_writes = weights_at(plan, point, {**as_kept, **wide}), state
         seen = weights
         parts = micro_batches(batch, options.accumulate)
         shares = Shares.of(parts, options.weigh_by)
@@ -223,9 +237,17 @@ def pure_step(
             value = value / total
             grads = grads if known is not None else {k: g / total for k, g in grads.items()}
         metrics = shares.mean(found, counts, layout.state_dtype)
+        norm_of_ranks, whole_grads = None, grads
+        if division is not None:
+            weight = weight_of(batch, metrics, options.weigh_by, value)
+            local = Local(grads, value, metrics, buffers, weight)
+            if form.before is not None:
+                form.before(local)
+            of_all = reduced(division, local, options.weigh_by, whole=options.keep_gradients)
+            grads, norm_of_ranks, value, metrics, buffers, whole_grads = of_all
 
         with _compat.region("optimizer"):
-            norm = norm_of(grads) if apart else global_norm(grads)
+            norm = norm_of(grads) if apart else norm_of_ranks if norm_of_ranks is not None else global_norm(grads)
             if joins_at_once := apart and options.keep_gradients:
                 grads = layout.join(grads)
             factor = clip_factor(norm, context.hyperparameters[CLIP])
@@ -236,16 +258,22 @@ def pure_step(
         new |= {keys.carried(path): t.detach() for path, t in kept.items()}
         new[keys.counts("step")] = state[keys.counts("step")] + 1
         new |= counted(state)
-        new[keys.metrics("update_norm")] = global_norm(updates)
-        new = skip_nonfinite(new, before_writes, norm) if skips else settled(new, before_writes)
+        taken = takes(new, before_writes, norm) if skips else None
+        new[keys.metrics("update_norm")], taken = norm_of_all(division, updates, taken)
+        new = settled(new, before_writes) if taken is None else skip_nonfinite(new, before_writes, taken)
         new |= {} if scale is None else moved(scale, state, norm)
         if twice := sorted({*METRICS} & metrics.keys()):
             raise ValueError(f"the metric name {twice[0]!r} is taken by the step itself; give the loss's another one.")
         shown = {"loss": value.to(layout.state_dtype), "grad_norm": norm, **metrics}
         seen_later = {keys.metrics(k): m for k, m in shown.items()}
-        seen_later |= kept_gradients(layout, grads, as_kept) if options.keep_gradients else {}
+        kept_whole = grads if division is None else whole_grads
+        seen_later |= kept_gradients(whole_layout, kept_whole, as_kept) if options.keep_gradients else {}
         new |= settled(seen_later, before_writes)
-        return packed(layout, new, before_writes, as_kept, plan.update.noise)
+        after = packed(layout, new, before_writes, as_kept, plan.update.noise)
+        if division is None or not wide:
+            return after
+        with _compat.region("communication"):
+            return division.widened(after, wide)
 
     def leaf(name: str, value: Tensor) -> Tensor:
         return hooked_leaf(parameters[name], value) if form.runs else value.detach().requires_grad_()
@@ -276,22 +304,30 @@ def _refuse_other_unread(unread: Sequence[str], at_first: Sequence[str]) -> None
         )
 
 
-def skip_nonfinite(new: Tensors, state: Tensors, norm: Tensor) -> Tensors:
-    """`new`, or what `state` held where the step must not be taken, and the count of such steps.
+def takes(new: Tensors, state: Tensors, norm: Tensor) -> Tensor:
+    """Whether a step may be taken, 0-dim bool.
 
-    A step is not taken if the gradient's norm is not finite, or if a number that the optimizer keeps (a step size from
-    the loss) becomes infinite or nan. In a step that is taken, an entry of a weight or of the optimizer's tensors that
-    would become infinite or nan (0/0 in an update whose gradient is finite) stays as it was. Both count.
+    It may not if the gradient's norm is not finite, or if a number that the optimizer keeps (a step size from the
+    loss) becomes infinite or nan.
+    """
+    taken = torch.isfinite(norm)
+    for key, tensor in new.items():
+        if keys.split(key)[0] == keys.OPTIMIZER and not tensor.ndim and tensor.is_floating_point():
+            taken = taken & (tensor.isfinite() | ~state[key].isfinite())
+    return taken
+
+
+def skip_nonfinite(new: Tensors, state: Tensors, taken: Tensor) -> Tensors:
+    """`new`, or what `state` held where the step is not `taken`, and the count of such steps.
+
+    In a step that is taken, an entry of a weight or of the optimizer's tensors that would become infinite or nan (0/0
+    in an update whose gradient is finite) stays as it was. Both count.
 
     A select on every write: it fuses into the kernels that write anyway. Scaling by zero would not do: 0 · nan is nan.
     For the same reason an entry decides for itself: asking all entries before the first is written would compute the
     update twice. State that is there for the first time, or has another shape, has nothing to fall back on and stays
     new.
     """
-    taken = torch.isfinite(norm)
-    for key, tensor in new.items():
-        if keys.split(key)[0] == keys.OPTIMIZER and not tensor.ndim and tensor.is_floating_point():
-            taken = taken & (tensor.isfinite() | ~state[key].isfinite())
 
     def kept(key: str, tensor: Tensor) -> Tensor:
         if key not in state or not is_alike(tensor, state[key]):

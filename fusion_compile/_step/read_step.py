@@ -12,10 +12,11 @@ from fusion_compile import _compat
 from fusion_compile._capture.watch.late_hooks import LateHooks
 from fusion_compile._capture.watch.reads import Reads
 from fusion_compile._capture.watch.watch import Watch
-from fusion_compile._program.beside_its_graph import BeforeFirst
+from fusion_compile._program.beside_its_graph import Beside
 from fusion_compile._program.lower import NoLongerFits
 from fusion_compile._program.program import Program, refuse_host_syncs
 from fusion_compile._program.programs import GraphRefused, Programs
+from fusion_compile._ranks.meeting import AtEachRun
 from fusion_compile._step.containers import map_tensors
 from fusion_compile._step.host_reads import not_captured_message
 from fusion_compile._step.methods import Methods
@@ -36,8 +37,8 @@ class NotRead(ValueError):
 class ReadStep:
     """A program of `programs`, compiled by its first step, which has been taken when the constructor is done.
 
-    `shows`: the loss's metrics that it has. `before_first`: called before the compiled step runs for the first time,
-    with what runs the captured graph; it may raise NotRead.
+    `shows`: the loss's metrics that it has. `beside`: called before the compiled step runs for the first time, where it
+    may raise NotRead, and around each run: with ranks, their meeting.
 
     Raises NotRead, or ValueError for a graph that was refused; the state is then as before.
     """
@@ -56,9 +57,9 @@ class ReadStep:
         given: tuple[Tensors, tuple[Any, ...]],
         mode: str,
         dims: Dims = (),
-        before_first: BeforeFirst | None = None,
+        beside: Beside | None = None,
     ) -> None:
-        self._dims, self._before_first = dims, before_first
+        self._dims, self._beside = dims, beside
         self._keys = tuple(given[0])
         self.shows: frozenset[str] = frozenset()
         self._programs, self._key, self._mode = programs, key, mode
@@ -110,7 +111,7 @@ class ReadStep:
     @property
     def has_graph(self) -> bool:
         """Whether the captured graph can be run uncompiled."""
-        return self._before_first is not None
+        return self._beside is not None
 
     def uncompiled(self, state: Tensors, batch: tuple[Any, ...]) -> None:
         """Take one step in place, operator by operator, if there is a graph."""
@@ -142,7 +143,7 @@ class ReadStep:
                     mode=self._mode,
                     what="the training step" + (" for a band of sizes" if self._dims else ""),
                     check=self._check,
-                    before_first=self._before_first,
+                    beside=self._beside,
                     dynamic=bool(self._dims),
                 )
         except NotRead:
@@ -174,6 +175,8 @@ class ReadStep:
             )
         # On a GPU a sync in the backward breaks the capture minutes later, so the whole graph is searched at once.
         refuse_host_syncs(program.findings(thorough=self._thorough), on_cpu=not self._thorough)
+        if self._beside is not None and isinstance(self._beside.around_each, AtEachRun):
+            self._beside.around_each.of(program.graph)
 
 
 def watch_around(step: ReadStep, roots: Mapping[str, Any], model: nn.Module, reads: Reads | None) -> None:
@@ -183,11 +186,12 @@ def watch_around(step: ReadStep, roots: Mapping[str, Any], model: nn.Module, rea
     step.watch(Methods(() if reads is None else reads.slots, model), LateHooks(roots), around)
 
 
-def graph_proved(proof: Proof, state: Tensors, run_graph: Callable[[], object]) -> None:
+def graph_proved(proof: Proof, state: Tensors, run_graph: Callable[[], object], compiled: Callable[[], object]) -> None:
     """Run a captured graph once and put everything back. Raises NotRead if it is not the ordinary loop's.
 
     A graph that its compiler alone can run, or for which there is no memory, proves nothing.
     """
+    del compiled  # it draws other random numbers
     try:
         run_graph()
         objection = proof.objection_when_read(state)

@@ -110,6 +110,7 @@ class OrdinaryStep:
         self.accumulated = False
         self._assigned: set[str] = set()
         averages = parameters_of(plan.options.averages)
+        self._division = plan.division
         self._scales = {key: state[key] for key in (SCALE,) if key in state}
         self._averages = {name: average.detach() for name, average in averages.items()}
         self._originals = {**self._parameters, **own_buffers, **averages}
@@ -165,8 +166,12 @@ class OrdinaryStep:
                     before = sums.get(name)
                     sums[name] = gradient if before is None else before + gradient
         sums = unscaled({name: g.detach().float() for name, g in sums.items()}, self._scales)
-        squares = [g.detach().float().square().sum() for g in sums.values()]
-        norm = torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
+        if self._division is None:
+            squares = [g.detach().float().square().sum() for g in sums.values()]
+            norm = torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
+        else:  # what the program has when it runs on this rank alone
+            none = {name: torch.zeros_like(leaf) for name, leaf in self._leaves.items() if name not in sums}
+            norm = self._division.norm_alone({**{name: g.detach() for name, g in none.items()}, **sums})
         divisor, random = shares.total(counts) if known is None else 1, torch.get_rng_state()
         return Outcome(total / divisor, norm / divisor, {n: b.clone() for n, b in self._buffers.items()}, random)
 

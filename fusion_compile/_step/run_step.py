@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from fusion_compile._capture.watch.reads import Reads
 from fusion_compile._capture.watch.watch import Watch
 from fusion_compile._program.program import Program, refuse_host_syncs
 from fusion_compile._program.shared_regions import SharedRegions
+from fusion_compile._ranks.meeting import AtEachRun
 from fusion_compile._step.by_running import CapturedStep
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.carried_values import PartOf
@@ -98,6 +100,7 @@ class RunStep:
     Attributes:
         program: What was captured.
         forms: How user code holds its state after the step.
+        meets: With ranks, what is around each run: their meeting.
     """
 
     def __init__(self, captured: CapturedStep, forms: dict[str, Any], numbers: CountedNumbers) -> None:
@@ -105,6 +108,7 @@ class RunStep:
         self._watch: Watch | None = None
         self.forms = forms
         self.shows: frozenset[str] = frozenset()
+        self.meets: AtEachRun | None = None
         self.program = Program(captured.graph, captured_by="run")
         refuse_host_syncs(self.program.findings(thorough=False), on_cpu=not captured.is_cuda)
 
@@ -150,11 +154,13 @@ class RunStep:
         """
         if self._watch is not None and (change := self._watch.changed()) is not None:
             raise RuntimeError(change.sentence("step.recapture()"))
-        return self._captured(state, self._numbers.given(batch))
+        with contextlib.nullcontext() if self.meets is None else self.meets():
+            return self._captured(state, self._numbers.given(batch))
 
     def uncompiled(self, state: Tensors, batch: tuple[Any, ...]) -> None:
         """Take one step in place, operator by operator."""
-        self._captured.uncompiled(state, self._numbers.given(batch))
+        with contextlib.nullcontext() if self.meets is None else self.meets():
+            self._captured.uncompiled(state, self._numbers.given(batch))
 
     def done(self) -> None:
         """The step counts: plain numbers go on."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from os import PathLike
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fusion_compile._program.saved import folder
 from fusion_compile._program.saved.folder import refuse_uncompiled
@@ -18,7 +19,16 @@ from fusion_compile._state.warm_start import WarmStart, begin_from
 from fusion_compile._step.lifetime import Lifetime
 from fusion_compile._step.periodic import FirstTaken
 from fusion_compile._step.pure_step import StepPlan
+from fusion_compile._step.saved_by_ranks import (
+    assembled,
+    begin_parts,
+    put_parts,
+    random_states,
+    room_for_whole,
+    with_own_random_state,
+)
 from fusion_compile._step.step_programs import StepPrograms
+from fusion_compile._step.together import contents
 from fusion_compile._step.turn import in_turn
 
 
@@ -42,10 +52,23 @@ class Saves(Lifetime):
         Returns:
             ``model``, ``optimizer`` (``<part>.<parameter>``; of a named group ``<group>.<part>.<parameter>``),
             ``counts``, ``buffers``, ``carried`` (tensors that the loss keeps in Python), ``numbers`` (plain ones that
-            it counts), ``hyperparameters``, ``steps_called`` and ``rng``.
+            it counts), ``hyperparameters``, ``steps_called`` and ``rng``. With ``mesh=`` all ranks call this together,
+            and each gets the whole.
         """
+        with self._together("gives its state"):
+            return self._everything(again=False)
+
+    def _everything(self, *, again: bool) -> dict[str, Any]:
+        """What `state_dict` gives. `again`: with ranks, whether they meet once more afterwards."""
         self._check_whole()
-        saved = checkpoint.state_dict(self.model, self.layout, self._state, self.hyperparameters, self.steps_called)
+        meeting, state = self._meeting, self._state
+        if meeting is not None and meeting.division is not None:
+            weights = contents(self.layout.views(self._residence.banks))
+            meeting.meet("gathers its state", again=again, weights=weights)
+            state = assembled(meeting.division, state)
+        saved = checkpoint.state_dict(self.model, self.layout, state, self.hyperparameters, self.steps_called)
+        if meeting is not None:
+            saved["rng"] = random_states(meeting, saved["rng"])
         return {**saved, **self._programs.kept.now()}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -57,24 +80,46 @@ class Saves(Lifetime):
         Raises:
             ValueError: Names or shapes differ. The sentence lists them, and nothing is loaded.
         """
+        with self._together("loads a state"):
+            self._load_state_dict(saved)
+
+    def _load_state_dict(self, saved: Mapping[str, Any]) -> None:
         self._check_whole(torn=True)
         checkpoint.refuse_other_kinds(saved)
         kept = self._programs.kept.given(saved)
-        state, numbers = self._state, self.hyperparameters
+        meeting, division = self._meeting, self._plan.division
+        state, numbers, agreed = self._state, self.hyperparameters, None
+        if meeting is not None and division is not None:
+            saved, state = with_own_random_state(meeting, saved), room_for_whole(division, state)
+            weights = contents({n: t for n, t in saved.get("model", {}).items() if isinstance(t, Tensor)})
+            called = saved.get("steps_called")
+            agreed = partial(meeting.meet, "loads a state", weights=weights, steps=called)
         with self._turn.writing(everything=True), torch.no_grad():
-            self.steps_called = checkpoint.load_state_dict(saved, self.model, self.layout, state, numbers)
+            called = checkpoint.load_state_dict(saved, self.model, self.layout, state, numbers, agreed)
+            self.steps_called = called
+            if division is not None:
+                put_parts(division, self._state, state)
             self._is_first = FirstTaken(self._plan.update)
             self._programs.kept.put(kept)
         self._residence.say_written()
+        self._versions_seen = self._residence.versions()
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a checkpoint folder: safetensors files, and a JSON index that is renamed into place last.
 
         Args:
-            path: The folder; it is made where it is missing.
+            path: The folder; it is made where it is missing. With ``mesh=`` all ranks call this together, and the first
+                one writes.
         """
         computed_on = machine.computing_on(self.layout.device)
-        checkpoint_folder.save(path, {**self.state_dict(), "computed_on": computed_on})
+        if self._meeting is None:
+            checkpoint_folder.save(path, {**self.state_dict(), "computed_on": computed_on})
+            return
+        with self._together("saves"), self._turn:
+            saved = self._everything(again=True)
+            if self._meeting.ranks.rank == 0:
+                checkpoint_folder.save(path, {**saved, "computed_on": computed_on})
+            self._meeting.meet("has saved")  # what the first rank could not write, no rank has saved
 
     def load(self, path: str | PathLike[str], *, verify: bool = True) -> None:
         """Load a folder that `save` wrote, with the random state, so that a resumed run is bitwise the same.
@@ -89,10 +134,11 @@ class Saves(Lifetime):
             FileNotFoundError: `path` holds no checkpoint.
             ValueError: It is damaged, or of another model or optimizer; nothing is loaded.
         """
-        self._check_alive()
-        saved = checkpoint_folder.load(path, self.layout.device, verify=verify)
-        machine.warn_of_another(saved.pop("computed_on"), self.layout.device)
-        self.load_state_dict(saved)
+        with self._together("loads a state"):
+            self._check_alive()
+            saved = checkpoint_folder.load(path, self.layout.device, verify=verify)
+            machine.warn_of_another(saved.pop("computed_on"), self.layout.device)
+            self.load_state_dict(saved)
 
     @in_turn
     def save_program(self, path: str | PathLike[str]) -> None:
@@ -129,9 +175,22 @@ class Saves(Lifetime):
         Raises:
             ValueError: The checkpoint is of another model; nothing is loaded.
         """
-        self._check_whole()
-        saved = checkpoint.of(source, self.layout.device)
-        checkpoint.load_model(saved, self.model)
-        self._plan.update.begin_at(self._residence.banks, self._state)
-        self._residence.say_written()
-        return begin_from(saved["optimizer"], self.layout, self._state)
+        with self._together("starts from a state"):
+            self._check_whole()
+            saved = checkpoint.of(source, self.layout.device)
+            meeting, division = self._meeting, self._plan.division
+            if meeting is not None:
+                checkpoint.refuse_another_model(saved, self.model)
+                meeting.meet("starts from a state", weights=contents(dict(saved["model"])))
+            checkpoint.load_model(saved, self.model)
+            if division is None:
+                self._plan.update.begin_at(self._residence.banks, self._state)
+                started = begin_from(saved["optimizer"], self.layout, self._state)
+            else:
+                begin_parts(division, self._plan.update, self._residence.banks, self._state)
+                whole = assembled(division, self._state)
+                started = begin_from(saved["optimizer"], self.layout, whole)
+                put_parts(division, self._state, whole)
+            self._residence.say_written()
+            self._versions_seen = self._residence.versions()
+            return started

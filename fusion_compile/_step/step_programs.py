@@ -3,62 +3,65 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import nn
 
 from fusion_compile import _compat
-from fusion_compile._capture.python_state.slots import Slot
 from fusion_compile._capture.rehearsal.contents import Contents
 from fusion_compile._program.program import Program
 from fusion_compile._program.programs import Programs
-from fusion_compile._progress import stage
+from fusion_compile._ranks.meeting import Meeting
 from fusion_compile._state import keys
 from fusion_compile._state.residence import Residence
 from fusion_compile._step import batches
 from fusion_compile._step.batch_numbers import BatchNumbers
-from fusion_compile._step.by_running import CapturedStep, captured_step
+from fusion_compile._step.before_sending import BeforeSending, expected_collectives, refuse_across_ranks
+from fusion_compile._step.captures import Captures, Key
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.carried_entries import CarriedEntries
-from fusion_compile._step.counted import CountedNumbers, count_numbers, fixed_numbers, operand_sentence
 from fusion_compile._step.gradient_hooks import GradientHooks
 from fusion_compile._step.kept_state import KeptNow
 from fusion_compile._step.learnable import note_trained
-from fusion_compile._step.loss import LossFacts, LossFn, LossModule, examine, run_on_fakes, unread_sentence
+from fusion_compile._step.loss import LossFacts, LossFn, LossModule, examine, unread_sentence
 from fusion_compile._step.metrics import drop_metrics, keep_metrics
 from fusion_compile._step.micro_batches import Shares, micro_batches, uncut
 from fusion_compile._step.notices import Notices
-from fusion_compile._step.operands import NotAnOperand
-from fusion_compile._step.proof import Compared, Proof, not_the_loops, not_the_loops_uncaptured, take_compared
+from fusion_compile._step.proof import Proof, not_the_loops, not_the_loops_uncaptured
 from fusion_compile._step.pure_step import Form, StepPlan, pure_step
-from fusion_compile._step.read_step import NotRead, Pure, ReadStep, graph_proved, watch_around
+from fusion_compile._step.read_step import Pure, ReadStep
 from fusion_compile._step.rehearsed import Outcome, RehearsedStep, outcome_now, rehearse_step
 from fusion_compile._step.run_step import RunStep, Step, UncapturedStep
-from fusion_compile._step.shapes import MAX_PROGRAMS, Band, Bands, constant_sentence, no_band_sentence, refuse_too_many
+from fusion_compile._step.shapes import MAX_PROGRAMS, Bands, constant_sentence, refuse_too_many
 from fusion_compile._step.turn import compiling
-from fusion_compile._step.way import Asked, Grown, Way, choose, refuse_aliases, refuse_sources, refuse_unread, tagged
+from fusion_compile._step.way import Asked, Grown, Way, choose, tagged
 from fusion_compile._step.written import refuse_other_points, refuse_rebound
 from fusion_compile._types import Tensors
 
-Key: TypeAlias = tuple[batches.Signature, bool, Hashable]
-"""The batch's signature, whether the transform's period is due, and what the state that user code keeps looks like."""
 
-
-class StepPrograms:
+class StepPrograms(Captures):
     """Compile and run the step for each kind of batch. `facts`: what the loss does; None before its first run.
 
     `state`: flat; entries for metrics, changed buffers and what user code keeps join it when the loss is first seen.
     """
 
     def __init__(
-        self, model: nn.Module, loss_fn: LossFn, plan: StepPlan, residence: Residence, state: Tensors, *, mode: str
+        self,
+        model: nn.Module,
+        loss_fn: LossFn,
+        plan: StepPlan,
+        residence: Residence,
+        state: Tensors,
+        *,
+        mode: str,
+        meeting: Meeting | None = None,
     ) -> None:
         self._model, self._loss_fn, self._plan, self._mode = model, loss_fn, plan, mode
         self._roots, self.written_in = {"model": model, "loss_fn": loss_fn}, [loss_fn, *model.modules()]
-        self._residence, self._state = residence, state
+        self._residence, self._state, self._meeting = residence, state, meeting
+        self._before = None if meeting is None or plan.division is None else BeforeSending(plan, state, meeting)
         self._programs, self._regions = Programs(plan.options.backend), plan.options.shared_regions(mode)
         self._steps: dict[Key, list[Step]] = {}
         self._hooks = GradientHooks(dict(model.named_parameters()))
@@ -115,20 +118,14 @@ class StepPrograms:
                 else:
                     self._take(step, step(self._state, batch))
             except RuntimeError:
-                if step is None or not self._bands.gives_up(signature):
+                met = self._meeting is not None and self._meeting.met
+                if step is None or met or not self._bands.gives_up(signature):
                     raise
                 step = self._compile(own, batch)
             self._bands.serve(signature)
         self.shown = None if self._mode == "eager" else step.shows
         if self.facts is not None:
             self._residence.hand_out(self.facts.assigned, unread=self.facts.unused)
-
-    def _take(self, step: Step, fresh: Tensors) -> None:
-        """The step was taken, and counts. `fresh`: entries that the state did not have."""
-        step.done()
-        if self._entries.exchange(self._residence, fresh) and self._mode != "eager":
-            self._drop()
-        self._entries.give_back(step.forms, fresh)
 
     def _take_second(self, key: Key, step: Step, batch: tuple[Any, ...], own: Key) -> None:
         """Take a program's second step, compared as the first was: what a first step alone has shows now. `own`: the
@@ -171,24 +168,6 @@ class StepPrograms:
         known, moved = self._carried.labels() | {slot.label for slot in step.counted}, (*way.carried, *way.numbers)
         return getattr(later, "wanted", None), not {record.label for record in moved} <= known
 
-    def _compared(self, proof: Proof, step: Step, batch: tuple[Any, ...], seen: RehearsedStep) -> Compared:
-        """Take one step; what the compiler's rounding alone makes different is said once."""
-        graph = step if isinstance(step, (RunStep, ReadStep)) and step.has_graph else None
-        found = take_compared(
-            self._state,
-            proof,
-            lambda: step(self._state, batch),
-            None if graph is None else partial(graph.uncompiled, self._state, batch),
-            draws_apart=self._draws_apart(seen) and step.compiler_draws,
-        )
-        if found.rounding:
-            self.notices.rounds_otherwise(found.rounding)
-        if found.objection and isinstance(step, RunStep) and step.program.compiled:
-            self.notices.not_by_region(found.objection)
-            step.compile(self._state, batch, self._mode, self._plan.options.backend, None)
-            return self._compared(proof, step, batch, seen)
-        return found
-
     # ------------------------------------------------------------------ a new program
 
     def _compile(self, key: Key, batch: tuple[Any, ...], not_read: str = "") -> Step:
@@ -214,21 +193,25 @@ class StepPrograms:
         key = (*key[:2], self._carried.signature())  # what it carries is known now
         if self._mode != "eager" and not way.not_yet:
             self._carried.refuse_more_programs(MAX_PROGRAMS, key[:2])
-        weights = self._plan.update.layout.views(self._residence.banks)
+        weights = self._plan.whole.views(self._residence.banks)
         given = self._model, self._loss_fn, weights, parts[0].batch, self._plan.precision, self._carried
         found = examine(*given, rehearsed=seen is not None, uncaptured=self._mode == "eager")
+        if self._plan.division is not None:
+            refuse_across_ranks(self._model, found, self._carried.labels(), self.notices)
         refuse_other_points(self._plan.update, self._state, found.written)
         if self._mode != "eager":
             refuse_rebound(found.rebound)
             way = self._grown.waits(way, found.reshaped)
         facts = self._adopt(found, known_shape=signature in self._signatures)
+        if self._meeting is not None:
+            self._meeting.expected = expected_collectives(self._plan, self._model, facts)
         numbers_given = self._given if follows else None
         loss = LossModule(self._model, self._loss_fn, facts.changed_buffers, self._plan.precision, numbers_given)
         pure: Pure = partial(pure_step, self._plan, loss, facts, self._carried)
         if self._mode == "eager" or way.not_yet:
             numbers = [record.slot for record in way.numbers if record.slot is not None]
             update = self._plan.update if self._mode == "eager" else None  # other programs know the metrics
-            step: Step = UncapturedStep(pure(Form(due=due, runs=True)), self._carried, numbers, update)
+            step: Step = UncapturedStep(pure(Form(due, runs=True, before=self._before)), self._carried, numbers, update)
             self._take(step, self._uncaptured(step, batch, seen))
         else:
             step, key = self._captured(key, pure, batch, seen, way)
@@ -254,6 +237,13 @@ class StepPrograms:
         if seen is None or seen.sources:
             return step(self._state, batch)
         contents = Contents(self._roots)
+        if self._before is not None:  # compared before it communicates
+            self._before.proof = Proof(seen.wanted, self._state, seen.rehearsal.dtypes)
+            try:
+                return step(self._state, batch)
+            except ValueError:
+                contents.restore()
+                raise
         found = self._compared(Proof(seen.wanted, self._state, seen.rehearsal.dtypes), step, batch, seen)
         if found.objection:
             contents.restore()
@@ -283,96 +273,6 @@ class StepPrograms:
         )
         return seen, choose(seen.rehearsal, asked)
 
-    def _captured(
-        self, key: Key, pure: Pure, batch: tuple[Any, ...], seen: RehearsedStep | None, way: Way
-    ) -> tuple[Step, Key]:
-        """Capture the step, compile it, take the first step, and prove that it is the ordinary loop's. The step, and
-        the key of the batches that it is for."""
-        options, because = self._plan.options, way.because
-        if not way.runs:
-            proof = None if seen is None else Proof(seen.wanted, self._state, seen.rehearsal.dtypes)
-            apart = seen is not None and self._draws_apart(seen)
-            try:
-                band, read = self._read(key, pure, batch, proof if apart else None)
-                objection = "" if proof is None or apart else proof.objection_when_read(self._state)
-                if not objection:
-                    watch_around(read, self._roots, self._model, None if seen is None else seen.reads)
-                    if band is not None:
-                        self._bands.open(band, key[0])
-                    return read, key if band is None else (band.signature, *key[1:])
-                assert proof is not None
-                read.forget()
-                proof.undo(self._state)
-                because = f"when it is read, {objection}"
-            except NotRead as error:
-                because = str(error)
-            refuse_unread(because, options.capture, None if seen is None else seen.rehearsal)
-        assert seen is not None
-        refuse_sources(seen.sources, because)
-        refuse_aliases(seen.rehearsal, because)
-        changing = [record.slot for record in way.numbers if record.slot is not None]
-        step = self._run(key, pure, batch, changing, seen)
-        step.watch(self._roots, seen.reads, self._carried)
-        self.notices.runs(because, seen.changes_batch)
-        if options.dynamic and self._signatures:
-            self.notices.warn("fixed", no_band_sentence(options.max_shapes))
-        return step, key
-
-    def _read(self, key: Key, pure: Pure, batch: tuple[Any, ...], proof: Proof | None) -> tuple[Band | None, ReadStep]:
-        """Read the step for `batch`, or for a band of sizes, which is then given, too. `proof`: what the captured graph
-        must show before the compiled step runs."""
-        first = None if proof is None else partial(graph_proved, proof, self._state)
-        band = self._bands.opened_by(key[0], self._signatures)
-        given, due, mode = (self._state, batch), key[1], self._mode
-        if band is not None:
-            wide = (band.signature, *key[1:])
-            try:
-                return band, ReadStep(self._programs, wide, pure, due, given, mode, band.dims, first)
-            except NotRead as error:
-                self.notices.warn("band", f"no one program serves these sizes, so each has its own: {error}")
-        return None, ReadStep(self._programs, key, pure, due, given, mode, (), first)
-
-    def _draws_apart(self, seen: RehearsedStep) -> bool:
-        """Whether the compiled step draws other random numbers than the ordinary loop."""
-        return seen.rehearsal.drew_random and self._plan.options.backend == "inductor"
-
-    def _run(self, key: Key, pure: Pure, batch: tuple[Any, ...], changing: list[Slot], seen: RehearsedStep) -> RunStep:
-        numbers, options = self._numbers(changing, batch), self._plan.options
-        with stage(f"compiling the training step ({options.compiler(self._mode)})"):
-            try:
-                captured = self._capture(key, pure, batch, numbers)
-            except NotAnOperand as error:
-                if changing or not self._given.slots:
-                    raise ValueError(operand_sentence(numbers, str(error))) from error
-                numbers = fixed_numbers(self._given.slots)  # an operator wants the plain number
-                captured = self._capture(key, pure, batch, numbers)
-            step = RunStep(captured, self._carried.without_numbers(self._carried.forms), numbers)
-            step.compile(self._state, batch, self._mode, options.backend, self._regions)
-            found = self._compared(Proof(seen.wanted, self._state, seen.rehearsal.dtypes), step, batch, seen)
-        if found.objection:
-            raise ValueError(not_the_loops(found.objection))
-        self._programs.captured[key, len(self._steps.get(key, ()))] = step.program
-        self._take(step, found.fresh)
-        return step
-
-    def _capture(self, key: Key, pure: Pure, batch: tuple[Any, ...], numbers: CountedNumbers) -> CapturedStep:
-        step = numbers.followed(pure(Form(due=key[1], runs=True)))
-        return captured_step(self._roots, step, self._state, numbers.given(batch), self._model)
-
-    def _numbers(self, slots: list[Slot], batch: tuple[Any, ...]) -> CountedNumbers:
-        contents, given = Contents(self._roots), self._given
-        loss = LossModule(self._model, self._loss_fn, (), self._plan.precision, given)
-
-        def run(mode: Any) -> None:
-            for part in micro_batches(batch, self._plan.options.accumulate):
-                run_on_fakes(mode, loss, part.batch, self._carried)
-
-        try:
-            device, every = self._plan.update.layout.device, [*slots, *given.slots]
-            return count_numbers(slots, run, lambda: contents.restore(keep=every), device, given.slots)
-        finally:
-            contents.restore()
-
     def _adopt(self, found: LossFacts, *, known_shape: bool) -> LossFacts:
         """The facts for a program. Buffers that a loss did not change before join the state, and programs that do not
         know them are dropped."""
@@ -384,7 +284,8 @@ class StepPrograms:
             raise ValueError(f"{when} {difference}; compile another step for it ({apart}).") from None
         if self.facts is None or self._mode != "eager":
             update, options = self._plan.update, self._plan.options
-            shares = Shares((1,) * options.accumulate, options.weigh_by)
+            parts = 1 if self._plan.division is None else self._plan.division.ranks.world
+            shares = Shares((1,) * options.accumulate * parts, options.weigh_by)
             more = {n: what for n, what in facts.metrics.items() if self.facts is None or n not in self.facts.metrics}
             keep_metrics(update, self._state, shares.metrics(more, update.layout.state_dtype))
         if self.facts is None and facts.unused:

@@ -36,13 +36,17 @@ class UpdatePlan:
     form: Any
     hyperparameters: Hyperparameters
     noise: RoundingNoise | None = None
+    narrowed: Callable[[Tensors], Tensors] | None = None
+    """With ranks that divide the state: the flat state as this rank's optimizer sees it."""
 
     def params(self, state: Tensors) -> Tensors:
         """The weights that the optimizer updates, by bank."""
+        state = state if self.narrowed is None else self.narrowed(state)
         return {b.key: weights_of(b, state) for b in self.layout.banks}
 
     def optimizer(self, state: Tensors) -> State:
         """The transform's own state."""
+        state = state if self.narrowed is None else self.narrowed(state)
         return flat_tree.unflatten(self.form, state)
 
     def context(self, state: Tensors, loss: Tensor | None = None, *, due: bool = False) -> Context:

@@ -41,7 +41,9 @@ def test_ranks_that_came_after_the_step_are_refused(monkeypatch: pytest.MonkeyPa
     step(*batches(1)[0])
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     monkeypatch.setattr(_compat, "ranks", lambda: 2)
-    with pytest.raises(RuntimeError, match=r"runs with 2 ranks, and a step does not average .*destroy_process_group"):
+    with pytest.raises(
+        RuntimeError, match=r"runs with 2 ranks, and without mesh= a step does not average .*destroy_process_group"
+    ):
         step(*batches(1)[0])
     assert step.steps_called == 1 and all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 

@@ -41,5 +41,7 @@ def test_a_wrapper_that_averages_gradients_is_refused_in_every_mode(tmp_path: Pa
 
 def test_several_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_compat, "ranks", lambda: 2)
-    with pytest.raises(ValueError, match=r"torch.distributed runs with 2 ranks, and a step does not average"):
+    with pytest.raises(
+        ValueError, match=r"torch.distributed runs with 2 ranks, and without mesh= a step does not average"
+    ):
         compiled(mlp())

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fusion_compile._program.program import REGIONS, Program, recomputed_region, region_of
+from fusion_compile._program.program import Program, recomputed_region, region_of
 from fusion_compile._state import keys
 from fusion_compile._state.banks import Layout
 from fusion_compile._state.routing import Route
@@ -36,7 +36,8 @@ class StepParts:
 
     `banks`: the module's, empty once the step was released. `state`: flat. `unused`: parameters that the loss never
     reads. `because`: why the step was captured by running, where nobody asked for it. `choices`: what the optimizer
-    chose by the device, in sentences.
+    chose by the device, in sentences. `communication`: collectives of the last program, as ``(what, how many, bytes
+    that a rank sends)``.
     """
 
     model: nn.Module
@@ -50,6 +51,7 @@ class StepParts:
     unused: Sequence[str]
     because: str = ""
     choices: Sequence[str] = ()
+    communication: Sequence[tuple[str, int, int]] = ()
 
 
 def explain_step(title: str, parts: StepParts, *, device: str | None = None) -> Explanation:
@@ -72,6 +74,9 @@ def _explain_step(title: str, parts: StepParts, device: str | None) -> Explanati
         _routes(parts.routes),
         _numbers(parts.hyperparameters),
     ]
+    if parts.communication:
+        columns = ("communication of the last program", "collectives", "bytes that a rank sends")
+        sections.append(section("Ranks", columns, list(parts.communication)))
     headings = {f"Program {i}": p for i, p in enumerate(programs)}
     headings |= {f"Now and then, without a CUDA graph: {n}": p for n, p in periodic_programs.items()}
     sections += [_graph(heading, program) for heading, program in headings.items() if not program.not_in_aten]
@@ -175,7 +180,7 @@ def _numbers(hyperparameters: Mapping[str, Any]) -> Section:
 def _graph(what: str, program: Program) -> Section:
     counts = program.operators()
     rows = []
-    for region in REGIONS:
+    for region in counts:
         most = ", ".join(f"{name} {n}" for name, n in counts[region].most_common(_MOST_OPERATORS))
         rows.append((region, counts[region].total(), most))
     recomputed = sum(recomputed_region(n) > 0 for n in program.aten.graph.nodes)

@@ -1,0 +1,78 @@
+"""Tests: state over ranks, in both forms, is one process's on the batches laid together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from fusion_compile._ranks.division import OPTIMIZER, REPLICATE
+from tests.ranks import programs as P
+from tests.ranks.conftest import assert_equal_to_one
+from tests.ranks.processes import on_ranks
+from tests.ranks.scenarios import QUICK, collectives, trained
+
+
+@pytest.mark.parametrize("form", ["replicated", "divided"])
+@pytest.mark.parametrize("optimizer", QUICK)
+def test_two_ranks_are_one_process(two_ranks: Any, one_process: Any, form: str, optimizer: str) -> None:
+    for found in two_ranks(form):
+        assert_equal_to_one(found[optimizer], one_process(optimizer))
+
+
+def test_a_rank_keeps_and_orthogonalizes_its_own_matrices(two_ranks: Any) -> None:
+    first, second = two_ranks("optimizer_bytes")
+    whole = first["replicate"]
+    assert (first["optimizer"]["matrices"], second["optimizer"]["matrices"], whole["matrices"]) == (9, 6, 15)
+    assert first["optimizer"]["bytes"] + second["optimizer"]["bytes"] == whole["bytes"]  # nothing is filled up
+
+
+@pytest.fixture
+def third_of_64() -> Iterator[None]:
+    dist.init_process_group("fake", store=FakeStore(), rank=3, world_size=64)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:all 64 ranks have the random seed")
+@pytest.mark.usefixtures("third_of_64")
+def test_rank_3_of_64_divides_among_as_many_as_have_a_matrix() -> None:
+    step = P.step_of("muon", P.mesh_of(64), rehearse=False, backend="aot_eager")
+    step(*P.part(P.whole_batches(1)[0], 0, 1))
+    momentum = [t.shape for k, t in step._state.items() if k.startswith("optimizer/") and t.ndim == 3]
+    assert {len(shape) for shape in momentum} == {3} and {shape[0] for shape in momentum} == {1}  # of 5, among 4
+    found = collectives(step)
+    counts = {name: found.count(name) for name in set(found)}
+    # three banks of matrices: to their owners, over the 16 groups, and back; the flat bank; two packed vectors
+    assert counts == {"reduce_scatter_tensor": 3, "all_reduce": 4, "all_gather_into_tensor": 5}
+
+
+def of_every_kind(rank: int, world: int, _: int) -> Any:
+    mesh = P.mesh_of(world)
+    optimizers = [*P.OPTIMIZERS, "lion", "sf_adamw"]
+    return {
+        (o, form): trained(P.step_of(o, mesh, model=P.net(rank), shard=form), rank, world)
+        for o in optimizers
+        for form in (REPLICATE, OPTIMIZER)
+    }
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("world", [2, 4])
+def test_every_recipe_in_both_forms(one_process: Any, world: int) -> None:
+    for found in on_ranks(world, of_every_kind, world):
+        for (optimizer, _), seen in found.items():
+            assert_equal_to_one(seen, one_process(optimizer))
+
+
+def test_forms_are_known_by_name() -> None:
+    with pytest.raises(ValueError, match="shard='full' is not known; use one of 'replicate', 'optimizer'"):
+        P.step_of("adamw", shard="full")
+    with pytest.raises(ValueError, match="shard='optimizer' without mesh= has no effect"):
+        P.step_of("adamw", shard="optimizer")
+    with pytest.raises(ValueError, match=r"reduce_dtype=torch\.int8 is no floating-point dtype"):
+        P.step_of("adamw", reduce_dtype=torch.int8)
