@@ -64,6 +64,7 @@ def as_torch_optimizer(
     group's, not its own. What a transform pools over all parameters it pools over a group. Frozen parameters take no
     memory; one joins, at the price of a compile, when it first has a gradient. At the first step parameters become
     views into banks: until then they may be converted and moved to another device; later ``p.data = …`` is a write.
+    Parameters of ``fully_shard`` and other DTensors: docs/howto/fully-shard.md.
 
     With Schedule-Free, parameters hold the gradient point y while training. ``optimizer.eval()`` puts the average x
     there and ``optimizer.train()`` puts y back. A transform that needs the loss takes it from ``step(closure)`` or

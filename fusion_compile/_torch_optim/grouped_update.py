@@ -230,7 +230,7 @@ class GroupedUpdate:
         dropped = self.has_lost(state)
         pairs = [(r, options, r.pairs(options)) for r, options in zip(self.records, param_groups, strict=True)]
         arrived = [gradients_of(named) for _, _, named in pairs]
-        if not begins_step(self, param_groups, arrived):
+        if not begins_step(self, param_groups, arrived, dropped=dropped):
             for at, given in enumerate(arrived):
                 if given:
                     self.ready(at, param_groups[at], state, given, dropped)

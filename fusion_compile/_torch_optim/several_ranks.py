@@ -38,6 +38,7 @@ class Inside(Protocol):
     source: OptimizerChoice
     transform: Transform
     numbers: Mapping[str, float | Schedule]
+    model: nn.Module | None
     records: list[GroupRecord]
     averages: tuple[KeptAverage, ...]
     half_precision: str
@@ -171,15 +172,34 @@ def refuse_copies(inside: Inside, what: str) -> None:
         )
 
 
-def begins_step(inside: Inside, param_groups: Sequence[Options], arrived: Sequence[Mapping[str, Tensor]]) -> bool:
+def begins_step(
+    inside: Inside, param_groups: Sequence[Options], arrived: Sequence[Mapping[str, Tensor]], *, dropped: bool
+) -> bool:
     """Whether this is a step, on which all ranks agree, and not a question for the form of the state.
 
     torch.distributed.checkpoint asks so before it loads: a first step, without a rate and with zeros as gradients.
+    `dropped`: somebody dropped state of this rank's.
     """
-    takes = agree_on(inside, param_groups, "step", arrived, not asks_for_form(inside, param_groups))
+    if not any(arrived):
+        _refuse_replaced(inside, param_groups)
+    doing = "step after state was dropped" if dropped else "step"
+    takes = agree_on(inside, param_groups, doing, arrived, not asks_for_form(inside, param_groups))
     if takes and not any(options[STEPS] for options in param_groups):
         _warn_of_unreduced(inside, param_groups)
     return takes
+
+
+def _refuse_replaced(inside: Inside, param_groups: Sequence[Options]) -> None:
+    """Raise RuntimeError for a step without any gradient whose parameters are no longer those of the model."""
+    own = {id(p) for options in param_groups for p in options["params"]}
+    now = dict(inside.model.named_parameters()) if inside.model is not None else {}
+    if now and own.isdisjoint(map(id, now.values())):
+        name, p = next(iter(now.items()))
+        raise RuntimeError(
+            f"no parameter has a gradient, and none is the model's any more: {name} {list(p.shape)} was replaced by "
+            f"another after the optimizer was made, as fully_shard() does, or stood there for a forward alone. Make "
+            f"the optimizer after fully_shard(), and where a forward came first, after model.reshard()."
+        )
 
 
 def asks_for_form(inside: Inside, param_groups: Sequence[Options]) -> bool:

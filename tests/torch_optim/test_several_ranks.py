@@ -193,6 +193,57 @@ def refusals(rank: int, world: int) -> None:
     assert difference(whole, model) == 0.0
 
 
+def parameters_that_were_replaced(rank: int, world: int) -> None:
+    """An optimizer of parameters that fully_shard has replaced would never move a weight."""
+    model = net()
+    early = made(model, "adamw")
+    sharded(model, mesh_of(world))
+    x, y = next(batches(1, 1))
+    loss_of(model, x, y).backward()
+    assert "0.weight [130, 16] was replaced by another after the optimizer was made" in said_by(early.step)
+    for p in model.parameters():
+        p.grad = None
+    made(model, "adamw").step()  # nothing to do
+
+
+def state_that_was_dropped(rank: int, world: int) -> None:
+    """On all ranks it starts afresh; on one of them it is refused on all."""
+    whole, theirs, model, ours = _trained(world, "sf_normuon")
+    theirs.state.clear()
+    ours.state.clear()
+    train_both(whole, theirs, model, ours, steps=2)
+    assert difference(whole, model) == 0.0
+    kept = dict(ours.state)
+    if rank == 0:
+        ours.state.clear()
+    x, y = next(batches(1, 1))
+    loss_of(model, x, y).backward()
+    assert "what they do: rank 0 has step after state was dropped, rank 1 has step." in said_by(ours.step)
+    ours.state.update(kept)
+    assert said_by(ours.step) == ""
+
+
+def parameter_groups(rank: int, world: int) -> None:
+    """Groups of plain lists with numbers of their own, one of which joins later."""
+    found: list[Any] = []
+    for model in (net(), sharded(net(), mesh_of(world))):
+        matrices = [p for p in model.parameters() if p.ndim == 2]
+        rest = [p for p in model.parameters() if p.ndim < 2]
+        groups: Any = [{"params": matrices[:-1], "lr": 2e-3}, {"params": rest, "scalar_lr": 1e-3}]
+        optimizer = as_torch_optimizer(
+            groups, partial(optim.normuon, matmul_dtype=torch.float32), mode="eager", model=model
+        )
+        found += [model, optimizer, matrices[-1]]
+    whole, theirs, last, model, ours, own_last = found
+    train_both(whole, theirs, model, ours, steps=2)
+    theirs.add_param_group({"params": [last], "scalar_lr": 1e-4})
+    ours.add_param_group({"params": [own_last], "scalar_lr": 1e-4})
+    theirs.param_groups[0]["lr"] = ours.param_groups[0]["lr"] = 5e-4
+    train_both(whole, theirs, model, ours, steps=2)
+    assert difference(whole, model) == 0.0
+    assert differing_state(theirs, ours) == []
+
+
 def no_numbers_to_look_at(rank: int, world: int) -> None:
     """What parts measure is of this rank's parameters; nothing is shown in the place of what all have."""
     model = sharded(net(), mesh_of(world))
@@ -211,6 +262,9 @@ CASES = [
     "ordinary_backward",
     "some_parameters_are_plain",
     "refusals",
+    "parameters_that_were_replaced",
+    "state_that_was_dropped",
+    "parameter_groups",
     "no_numbers_to_look_at",
 ]
 
