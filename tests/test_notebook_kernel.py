@@ -41,8 +41,9 @@ twin.load_state_dict(start)
 again = fc.compile_training_step(twin, loss, optimizer='adamw', mode='eager')
 for _ in range(taken):
     again(x)
-# A captured step rounds otherwise than an uncaptured one; whole steps that are missing would be far more.
-print(taken > 2, max(float((a - b).detach().abs().max()) for a, b in zip(model.parameters(), twin.parameters())) < 1e-5)"""
+pairs = zip(model.parameters(), twin.parameters())
+furthest = max(float((a - b).detach().abs().max()) for a, b in pairs)
+print(taken > 2, furthest < 1e-5)  # a captured step rounds otherwise; a missing step is far more"""
 RATIO = """\
 with torch.no_grad():
     value = model(x).square().mean()

@@ -189,9 +189,9 @@ class Residence:
                 )
             if not parameter.is_set_to(place):
                 raise RuntimeError(
-                    f"{name} {list(place.shape)} was rebound (.data = …, .to(), .half(), a later step of the same model, "
-                    f"which a cell makes that is run again) after compile_training_step(); the compiled program still "
-                    f"updates the old memory. Copy into it (parameter.copy_), compile the step again, or call the "
+                    f"{name} {list(place.shape)} was rebound (.data = …, .to(), .half(), a later step of the same "
+                    f"model, which a cell makes that is run again) after compile_training_step(); the compiled program "
+                    f"still updates the old memory. Copy into it (parameter.copy_), compile the step again, or call the "
                     f"later one."
                 )
             if frozen and not parameter.requires_grad:
