@@ -191,8 +191,8 @@ class Residence:
                 raise RuntimeError(
                     f"{name} {list(place.shape)} was rebound (.data = …, .to(), .half(), a later step of the same "
                     f"model, which a cell makes that is run again) after compile_training_step(); the compiled program "
-                    f"still updates the old memory. Copy into it (parameter.copy_), compile the step again, or call the "
-                    f"later one."
+                    f"still updates the old memory. Copy into it (parameter.copy_), compile the step again, or call "
+                    f"the later one."
                 )
             if frozen and not parameter.requires_grad:
                 raise RuntimeError(
