@@ -20,6 +20,7 @@ from fusion_compile._state import keys
 from fusion_compile._state.half_precision import unpacked
 from fusion_compile._state.masters import with_written_weights
 from fusion_compile._step.planned import Planned
+from fusion_compile._step.pooled import reason_to_wait
 from fusion_compile._step.pure_step import StepPlan
 from fusion_compile._types import Tensors
 
@@ -62,16 +63,7 @@ def divided(
     meeting: Meeting, planned: Planned, options: Any, shard: str | None, reduce_dtype: torch.dtype | None
 ) -> Planned:
     """`planned` for this rank's part of the banks, after all ranks have agreed on what they make."""
-    form = shard or OPTIMIZER
-    pools = planned.transform.extras.pools
-    if pools and form == OPTIMIZER:
-        form = REPLICATE
-        if shard is not None:
-            warnings.warn(
-                f"shard='optimizer' with {planned.transform.name}: {pools} would need the parts of all ranks, so each "
-                f"rank keeps the whole state, as with shard='replicate'.",
-                stacklevel=4,
-            )
+    form = _form(planned, shard)
     given = {name: str(getattr(options, name)) for name in _AGREED}
     given |= {"optimizer": planned.transform.name, "shard": form, "reduce_dtype": str(reduce_dtype)}
     model = {p.name: (list(p.shape), bank.key) for bank in planned.layout.banks for p in bank.places}
@@ -81,6 +73,27 @@ def divided(
     if not division.divided:
         return planned
     return planned._replace(transform=planned.bind(division.owned.infos))
+
+
+def _form(planned: Planned, shard: str | None) -> str:
+    """The form that ``shard=`` means for this optimizer. Raises ValueError where it pools over all parameters without
+    saying so, and the state was to be divided."""
+    if shard == REPLICATE:
+        return REPLICATE
+    transform = planned.transform.with_extras(bind=planned.bind)
+    reason = reason_to_wait(transform, "shard='optimizer'", "Give shard='replicate'.")
+    if reason and shard is not None and not transform.extras.pools:
+        raise ValueError(
+            f"shard='optimizer' with {transform.name}: {reason} would need the parts of all ranks, and the transform "
+            f"does not say that it pools (Extras.pools). Give shard='replicate', with which each rank has all of them."
+        )
+    if reason and (shard is not None or not transform.extras.pools):
+        warnings.warn(
+            f"{transform.name}: {reason} would need the parts of all ranks, so each rank keeps the whole state, as "
+            f"with shard='replicate'.",
+            stacklevel=5,
+        )
+    return REPLICATE if reason else OPTIMIZER
 
 
 _AGREED = (

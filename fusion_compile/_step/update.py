@@ -104,6 +104,7 @@ def pure_periodic(plan: UpdatePlan, work: Work) -> Callable[[Tensors], Tensors]:
     """
 
     def refresh(state: Tensors) -> Tensors:
+        state = state if plan.narrowed is None else plan.narrowed(state)  # once: what did not change is the same tensor
         with _compat.region("optimizer"):
             after = work(plan.optimizer(state), plan.params(state), plan.context(state))
             changed, taken = _changed(after, state), state.get(keys.TAKEN)

@@ -23,13 +23,13 @@ from fusion_compile._program.programs import Programs
 from fusion_compile._state import flat_tree, keys
 from fusion_compile._state.banks import Bank, Layout
 from fusion_compile._state.half_precision import COUNT, SEED, noise_for, weights_of
+from fusion_compile._step.pooled import refuse_pooled
 from fusion_compile._step.update import UpdatePlan, donated
 from fusion_compile._torch_optim._compat import is_scaling_losses
 from fusion_compile._torch_optim.group_record import gradients_of, names_in
 from fusion_compile._torch_optim.grouped_update import GroupedUpdate
 from fusion_compile._torch_optim.named_groups import STEPS
 from fusion_compile._torch_optim.parameter_group import ParameterGroup
-from fusion_compile._torch_optim.pooled import refuse_pooled
 from fusion_compile._torch_optim.torch_words import MAXIMIZE, gradient_belongs
 from fusion_compile._torch_optim.update_program import Arrivals, Turn, outside_autocast, update_of
 from fusion_compile._types import Tensors

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fusion_compile._state import flat_tree
-from fusion_compile._torch_optim.pooled import reason_to_wait, train_banks, two_parameters
+from fusion_compile._step.pooled import reason_to_wait, train_banks, two_parameters
 from fusion_compile._types import Tensors
 from fusion_compile.optim._transform import ELEMENTWISE, BankInfo, Place, Transform, bound
 

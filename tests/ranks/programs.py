@@ -61,7 +61,11 @@ def step_of(
     optimizer: str, mesh: Any = None, *, model: nn.Module | None = None, loss: Any = loss_fn, **options: Any
 ) -> fc.TrainingStep:
     """A step with fp32 Newton-Schulz; uncaptured unless `options` give a backend."""
-    given = {"mode": "eager", "clip_grad_norm": 0.5, "force_spectral": SPECTRAL if optimizer != "adamw" else ()}
+    given = {
+        "mode": "eager",
+        "clip_grad_norm": 0.5,
+        "force_spectral": () if optimizer in ("adamw", "lion", "sf_adamw") else SPECTRAL,
+    }
     if "backend" in options:
         del given["mode"]
     return fc.compile_training_step(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fusion_compile import optim
-from fusion_compile._torch_optim.pooled import _is_apart, refuse_pooled
+from fusion_compile._step.pooled import _is_apart, refuse_pooled
 from fusion_compile.optim._registry import factory_of, names
 from fusion_compile.optim._transform import Transform
 
