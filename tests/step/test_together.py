@@ -36,7 +36,7 @@ def test_an_optimizer_that_says_that_it_pools_is_replicated() -> None:
 
 
 def test_one_that_pools_without_saying_so_is_refused_by_name_and_replicated_by_default() -> None:
-    def update(updates, state, params, context):  # type: ignore[no-untyped-def]
+    def update(updates, state, params, context):
         mean = torch.stack([u.abs().mean() for u in updates.values()]).mean()
         return {key: u / mean for key, u in updates.items()}, state
 
