@@ -28,7 +28,8 @@ from torch import Tensor, fx, nn
 import fusion_compile as fc
 from fusion_compile._step.run_step import RunStep
 
-WAYS: tuple[Literal["read"], Literal["run"]] = ("read", "run")
+Way = Literal["read", "run", "run, in regions"]
+WAYS: tuple[Way, ...] = ("read", "run", "run, in regions")
 
 
 class Kernels:
@@ -76,11 +77,12 @@ def microseconds(call: Callable[[], object], calls: int, rounds: int) -> float:
     return min(found)
 
 
-def row(way: Literal["read", "run"], parameters: int, kernels: Kernels, calls: int, rounds: int) -> list[str]:
+def row(way: Way, parameters: int, kernels: Kernels, calls: int, rounds: int) -> list[str]:
     torch.compiler.reset()
     kernels.are_there = True
+    options: dict[str, Any] = {"capture": way.partition(",")[0], "granularity": "region" if "," in way else "program"}
     step = fc.compile_training_step(
-        Layers(parameters), loss, optimizer="adamw", capture=way, mode="default", backend="kernels_taken_out"
+        Layers(parameters), loss, optimizer="adamw", mode="default", backend="kernels_taken_out", **options
     )
     x = torch.randn(1, 16)
     for _ in range(3):
