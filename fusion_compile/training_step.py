@@ -389,7 +389,7 @@ def compile_training_step(
         )
         forced = Forced(force_scalar, force_spectral, split_blocks)
         planned = plan_update(model, optimizer, lr, groups, clip_grad_norm, forced, half_precision, options.rules)
-        refuse_regions(options, planned.layout.device)
+        refuse_regions(options, planned.layout.device, several_ranks=mesh is not None)
         if meeting is not None:
             planned = divided(meeting, planned, options, shard, reduce_dtype)
         step = TrainingStep(model, loss_fn, *planned[:4], options, meeting)

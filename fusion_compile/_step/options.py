@@ -126,10 +126,17 @@ class StepOptions:
             )
 
 
-def refuse_regions(options: StepOptions, device: torch.device) -> None:
-    """Raise ValueError for a step that is to be compiled by regions on a device where that is not known to be right."""
-    if options.granularity == "region" and device.type != "cpu":
+def refuse_regions(options: StepOptions, device: torch.device, *, several_ranks: bool = False) -> None:
+    """Raise ValueError for a step that is to be compiled by regions where that is not known to be right."""
+    if options.granularity == "program":
+        return
+    if device.type != "cpu":
         raise ValueError(
             f"granularity='region' with parameters on {device}: the regions of a step are not recorded as one CUDA "
             f"graph yet, so each would be launched by itself. Leave it out, which compiles the step as one."
+        )
+    if several_ranks:
+        raise ValueError(
+            "granularity='region' with mesh=…: what ranks send each other has not been tried between regions. Leave "
+            "it out, which compiles the step as one."
         )

@@ -36,8 +36,10 @@ def test_others_are_refused(options: dict[str, Any], words: str) -> None:
         StepOptions(**options)
 
 
-def test_regions_are_refused_on_a_gpu() -> None:
+def test_regions_are_refused_on_a_gpu_and_on_several_ranks() -> None:
     refuse_regions(StepOptions(granularity="region"), torch.device("cpu"))
     refuse_regions(StepOptions(), torch.device("cuda"))
     with pytest.raises(ValueError, match=r"'region' with parameters on cuda: the regions of a step are not recorded"):
         refuse_regions(StepOptions(granularity="region"), torch.device("cuda"))
+    with pytest.raises(ValueError, match=r"granularity='region' with mesh=…: what ranks send each other"):
+        refuse_regions(StepOptions(granularity="region"), torch.device("cpu"), several_ranks=True)
