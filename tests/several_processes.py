@@ -48,6 +48,14 @@ def failures(module: str, world: int, cases: Sequence[str]) -> str:
     return ""
 
 
+def _wait_for_the_others(rank: int, world: int, folder: Path) -> None:
+    """Whoever leaves first closes connections on which others may still be reading the barrier's last message."""
+    Path(folder, f"done{rank}").touch()
+    until = time.monotonic() + 10.0
+    while len([*folder.glob("done*")]) < world and time.monotonic() < until:
+        time.sleep(0.01)
+
+
 def _run(rank: int, world: int, folder: str, module: str, cases: Sequence[str]) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
@@ -64,6 +72,7 @@ def _run(rank: int, world: int, folder: str, module: str, cases: Sequence[str]) 
             name, *argument = case.split(":")
             getattr(functions, name)(rank, world, *argument)
         dist.barrier()
+        _wait_for_the_others(rank, world, Path(folder))
     except BaseException:
         Path(folder, f"rank{rank}").write_text(f"rank {rank} in {case}:\n{traceback.format_exc()[-4000:]}")
         os._exit(1)
