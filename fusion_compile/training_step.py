@@ -117,9 +117,8 @@ class TrainingStep(Evaluates, Saves):
         self._programs = StepPrograms(
             model, loss_fn, self._plan, self._residence, self._state, mode=self.mode, meeting=meeting
         )
-        self._evaluation = Evaluation(model, loss_fn, self._plan, mode=self.mode)
+        self.steps_called, self._evaluation = 0, Evaluation(model, loss_fn, self._plan, mode=self.mode)
         self._periodic, self._is_first = Programs(self.backend), FirstTaken(self._plan.update)
-        self.steps_called = 0
         self._versions_seen = self._residence.versions()
 
     @in_turn
@@ -289,6 +288,7 @@ def compile_training_step(
     force_scalar: Sequence[str] = (),
     force_spectral: Sequence[str] = (),
     split_blocks: SplitBlocks = None,
+    activation_memory: float | None = None,
     program: str | PathLike[str] | None = None,
     mesh: Any = None,
     shard: str | None = None,
@@ -320,8 +320,7 @@ def compile_training_step(
         clip_grad_norm: Bound on the global gradient norm, live under that name; None is no bound.
         skip_nonfinite: A step whose gradient norm or step size is not finite changes nothing, an entry whose update is
             not finite stays. Both count in ``metrics["skipped"]``.
-        keep_gradients: After each call ``p.grad`` is the step's gradient, before clipping, in the same memory each
-            time (as much as the parameters). False leaves ``p.grad`` alone.
+        keep_gradients: After each call ``p.grad`` is the step's gradient, before clipping, always in the same memory.
         mode: One of torch.compile's modes or ``"eager"``. None: ``"max-autotune"`` on CUDA, ``"default"`` on a CPU.
         backend: A torch.compile backend; `mode` counts for ``"inductor"`` only.
         capture: ``"read"``: Dynamo reads the loss's bytecode. ``"run"``: the loss runs once on fake tensors and its
@@ -336,8 +335,8 @@ def compile_training_step(
         force_spectral: Regular expressions over full parameter names that are updated as matrices.
         split_blocks: Fused matrices (q, k and v; gate and up; adaLN's six) that are orthogonalized block by block
             (CMuon): ``"auto"`` by name, or ``{regular expression: blocks}``; see docs/optimizers.md.
-        program: A folder that ``step.save_program(folder)`` wrote in another process: what it holds is not compiled
-            again. It is trusted as code is.
+        activation_memory: The share of activations that are kept, above 0 up to 1; see docs/training.md. None: all.
+        program: A folder of ``step.save_program`` in another process: its code is trusted, and not compiled again.
         mesh: A ``torch.distributed`` DeviceMesh over whose ranks the batch is divided: of one axis, or of two (copies,
             shards). Every rank makes the step and calls it with its own part; see docs/distributed.md.
         shard: ``"optimizer"``: the optimizer's state is divided over ranks, matrix by matrix (ZeRO-1); the default with
@@ -386,6 +385,7 @@ def compile_training_step(
             weigh_by=weigh_by,
             max_shapes=max_shapes,
             dynamic=dynamic,
+            activation_memory=activation_memory,
         )
         forced = Forced(force_scalar, force_spectral, split_blocks)
         planned = plan_update(model, optimizer, lr, groups, clip_grad_norm, forced, half_precision, options.rules)

@@ -60,16 +60,18 @@ def inductor_orders(order: Order) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def inductor_rewrites(change: Callable[[fx.Graph], object]) -> Iterator[None]:
+def inductor_rewrites(change: Callable[[fx.Graph], object], said: str = "") -> Iterator[None]:
     """Inside, `change` rewrites every graph that Inductor compiles, as it is in ATen operators, before its own passes.
 
-    A pass that users gave Inductor (``post_grad_custom_pre_pass``) runs before.
+    `said`: what `change` was told, which makes it another one. A pass that users gave Inductor
+    (``post_grad_custom_pre_pass``) runs before.
     """
     from torch._inductor import config
     from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
     given: Any = config.post_grad_custom_pre_pass
     users = given if isinstance(given, tuple) else () if given is None else (given,)
+    file = inspect.getfile(getattr(change, "func", change))
 
     class Rewritten(CustomGraphPass):  # type: ignore[misc, unused-ignore]
         def __call__(self, graph: fx.Graph) -> None:
@@ -79,7 +81,7 @@ def inductor_rewrites(change: Callable[[fx.Graph], object]) -> Iterator[None]:
 
         def uuid(self) -> Any:
             theirs = [getattr(user, "uuid", lambda: None)() for user in users]
-            return None if None in theirs else (*theirs, get_hash_for_files((*_WHAT_TELLS, inspect.getfile(change))))
+            return None if None in theirs else (*theirs, said, get_hash_for_files((*_WHAT_TELLS, file)))
 
     with config.patch(post_grad_custom_pre_pass=Rewritten()):
         yield

@@ -23,7 +23,8 @@ from fusion_compile._program._compat import (
 from fusion_compile._program.casts import merge_casts
 from fusion_compile._program.kernel_sources._compat import kernels_compiled_together
 from fusion_compile._program.memory._compat import written_over_what_is_read_for_the_last_time
-from fusion_compile._program.recomputation import checkpoints, recomputes, waits_for_gradient
+from fusion_compile._program.memory.activations import compute_again, share_kept, waits_in_the_backward
+from fusion_compile._program.recomputation import checkpoints, recomputes
 from fusion_compile._program.saved._compat import kept_in_caches
 from fusion_compile._program.sums._compat import sums_in_one_order
 
@@ -115,8 +116,10 @@ def inductor_as_told(graph: torch.fx.GraphModule, backend: str = "inductor") -> 
         told.enter_context(sums_in_one_order())
         told.enter_context(kernels_compiled_together())
         told.enter_context(written_over_what_is_read_for_the_last_time())
-        if recomputes(graph.graph) or checkpoints(graph.graph):
-            told.enter_context(inductor_orders(waits_for_gradient))
+        if (share := share_kept()) is not None:
+            told.enter_context(inductor_rewrites(partial(compute_again, budget=share), f"keeps {share}"))
+        if share is not None or recomputes(graph.graph) or checkpoints(graph.graph):
+            told.enter_context(inductor_orders(waits_in_the_backward))
         yield
 
 

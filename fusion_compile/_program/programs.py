@@ -12,6 +12,7 @@ from fusion_compile._program import compilers_warnings
 from fusion_compile._program._compat import numbers_in_tensors_are_tensors
 from fusion_compile._program.beside_its_graph import Beside, BesideItsGraph
 from fusion_compile._program.lower import lower, no_recompile
+from fusion_compile._program.memory.activations import activations_kept
 from fusion_compile._program.program import Program
 from fusion_compile._progress import stage
 
@@ -27,12 +28,12 @@ class GraphRefused(ValueError):
 class Programs:
     """Compile functions, each once by its key, and run them.
 
-    `captured`: the graph of each compiled function, in the order of compilation; ``mode="eager"`` captures none. A
-    function that fails at its first call is forgotten.
+    `activations`: the share of activations that is kept; None for all. `captured`: the graph of each compiled function,
+    in the order of compilation; ``mode="eager"`` captures none. A function that fails at its first call is forgotten.
     """
 
-    def __init__(self, backend: str) -> None:
-        self.backend = backend
+    def __init__(self, backend: str, activations: float | None = None) -> None:
+        self.backend, self.activations = backend, activations
         self.captured: dict[Hashable, Program] = {}
         self._compiled: dict[Hashable, Callable[..., Any]] = {}
         self._graphs: dict[Hashable, BesideItsGraph] = {}
@@ -143,6 +144,7 @@ class Programs:
                 stage(f"compiling {what} ({mode if self.backend == 'inductor' else self.backend})"),
                 _compat.shapes_as_the_kernels_have_them(),
                 numbers_in_tensors_are_tensors(),
+                activations_kept(self.activations),
                 compilers_warnings.are_no_errors(),
             ):
                 result = run(*given)

@@ -11,6 +11,7 @@ from torch import nn
 from fusion_compile._capture.python_state.slots import Slot
 from fusion_compile._capture.rehearsal.contents import Contents
 from fusion_compile._program.beside_its_graph import Beside
+from fusion_compile._program.memory.activations import activations_kept
 from fusion_compile._program.programs import Programs
 from fusion_compile._program.shared_regions import SharedRegions
 from fusion_compile._progress import stage
@@ -170,7 +171,8 @@ class Captures:
                 numbers = fixed_numbers(self._given.slots)  # an operator wants the plain number
                 captured = self._capture(key, pure, batch, numbers)
             step = RunStep(captured, self._carried.without_numbers(self._carried.forms), numbers)
-            step.compile(self._state, batch, self._mode, options.backend, self._regions)
+            with activations_kept(options.activation_memory):
+                step.compile(self._state, batch, self._mode, options.backend, self._regions)
             step.meets = None if self._meeting is None else AtEachRun(self._meeting).of(captured.graph)
             found = self._compared(Proof(seen.wanted, self._state, seen.rehearsal.dtypes), step, batch, seen)
         if found.objection:

@@ -42,6 +42,7 @@ class StepOptions:
     averages: Sequence[KeptAverage] = ()
     keep_gradients: bool = False
     loss_scale: LossScale | bool | None = None
+    activation_memory: float | None = None
 
     @property
     def rules(self) -> list[Average]:
@@ -85,6 +86,7 @@ class StepOptions:
             raise TypeError(
                 f"keep_gradients={self.keep_gradients!r} is a {type(self.keep_gradients).__name__}; give True or False."
             )
+        self._check_activation_memory()
         if self.loss_scale is not None and not isinstance(self.loss_scale, (bool, LossScale)):
             raise TypeError(
                 f"loss_scale={self.loss_scale!r} is a {type(self.loss_scale).__name__}; give a LossScale, or False."
@@ -107,6 +109,18 @@ class StepOptions:
             raise ValueError(
                 f"keep_fp32={list(self.keep_fp32)} without a compute_dtype has no effect; give "
                 f"compute_dtype=torch.bfloat16, or leave it out."
+            )
+
+    def _check_activation_memory(self) -> None:
+        share = self.activation_memory
+        if share is None:
+            return
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+            raise ValueError(f"activation_memory={share!r} is no share of activations; give a number above 0, up to 1.")
+        if self.mode == "eager" or self.backend != "inductor" or self.granularity != "program" or self.dynamic:
+            raise ValueError(
+                f"activation_memory={share} chooses in the one graph that Inductor compiles for one shape; leave it "
+                f"out, or leave out mode='eager', another backend, granularity='region' and dynamic=True."
             )
 
     def _check_granularity(self) -> None:

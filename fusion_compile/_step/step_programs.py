@@ -62,7 +62,8 @@ class StepPrograms(Captures):
         self._roots, self.written_in = {"model": model, "loss_fn": loss_fn}, [loss_fn, *model.modules()]
         self._residence, self._state, self._meeting = residence, state, meeting
         self._before = None if meeting is None or plan.division is None else BeforeSending(plan, state, meeting)
-        self._programs, self._regions = Programs(plan.options.backend), plan.options.shared_regions(mode)
+        self._programs = Programs(plan.options.backend, plan.options.activation_memory)
+        self._regions = plan.options.shared_regions(mode)
         self._steps: dict[Key, list[Step]] = {}
         self._hooks = GradientHooks(dict(model.named_parameters()))
         self._second: dict[int, RehearsedStep] = {}

@@ -1,11 +1,135 @@
-"""Private API of Inductor: over which memory a kernel writes its result."""
+"""Private API of AOTAutograd's partitioner: which values of a forward its backward should keep; and of Inductor: a
+value that gets memory where it stands, and over which memory a kernel writes its result."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Collection, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
+
+import torch
+from torch import fx
+from torch.utils.checkpoint import CheckpointPolicy
+
+_NEEDED = ("NodeInfo", "choose_saved_values_set", "get_default_op_list")
+
+
+def can_choose() -> bool:
+    """Whether this torch has the partitioner's choice where it is looked for."""
+    try:
+        from torch._functorch import partitioners
+        from torch.utils._ordered_set import OrderedSet  # noqa: F401
+    except ImportError:
+        return False
+    return all(hasattr(partitioners, name) for name in _NEEDED)
+
+
+def saved_values(
+    nodes: Sequence[fx.Node], forward: Collection[fx.Node], backward: Collection[fx.Node], budget: float
+) -> set[fx.Node]:
+    """The nodes whose values the backward should read from the forward, as torch.compile's partitioner chooses them.
+
+    Args:
+        nodes: Of a graph, in order; each has a value.
+        forward: Those that may be computed again. What is neither in here nor in `backward` is there anyway.
+        backward: Those that cannot run in the forward.
+        budget: Between 0 (keep least) and 1 (compute again what costs next to nothing).
+    """
+    from torch._functorch import partitioners
+    from torch.utils._ordered_set import OrderedSet
+
+    before = [n for n in nodes if n not in backward]
+    given = [n for n in before if n not in forward]
+    for node in reversed(nodes):
+        _mark(node, 0 if node in backward else min([10**9, *(_distance(user) + 1 for user in node.users)]))
+    order = {node: i for i, node in enumerate(before)}
+    free = OrderedSet(given)
+    behind = OrderedSet(backward)
+    info = partitioners.NodeInfo(
+        [n for n in given if n.op == "placeholder"], OrderedSet(before), behind, behind, OrderedSet(), order, free
+    )
+    graph: Any = SimpleNamespace(nodes=list(nodes), owning_module=None)
+    once = set(filter(_must_not_run_again, forward))
+    with _kept([*(n for n in given if n.op == "call_function"), *once]):
+        chosen = partitioners.choose_saved_values_set(graph, info, memory_budget=budget)
+    return {*chosen, *once}
+
+
+def _mark(node: Any, distance: int) -> None:
+    node.dist_from_bw = distance
+
+
+def _distance(node: Any) -> int:
+    return getattr(node, "dist_from_bw", 10**9)
+
+
+@contextlib.contextmanager
+def _kept(nodes: Collection[fx.Node]) -> Iterator[None]:
+    """Inside, the partitioner keeps these nodes if it needs them."""
+    before = [(node, node.meta.get("recompute")) for node in nodes]
+    for node in nodes:
+        node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+    try:
+        yield
+    finally:
+        for node, policy in before:
+            if policy is None:
+                node.meta.pop("recompute", None)
+            else:
+                node.meta["recompute"] = policy
+
+
+def _must_not_run_again(node: fx.Node) -> bool:
+    """Whether a second run of `node` could give or do something else: it draws, writes, or is no plain operator."""
+    op = node.target
+    if not isinstance(op, torch._ops.OpOverload):
+        return not (callable(op) and getattr(op, "__module__", "") == "_operator")
+    if op._schema.is_mutable or "inductor_random" in str(op) or "inductor_seed" in str(op):
+        return True
+    if torch.Tag.nondeterministic_seeded not in op.tags:
+        return False
+    for i, argument in enumerate(op._schema.arguments):
+        if argument.name == "dropout_p":
+            given = node.kwargs.get("dropout_p", node.args[i] if i < len(node.args) else argument.default_value)
+            return bool(given)
+    return True
+
+
+def fuses(node: fx.Node) -> bool:
+    """Whether Inductor can compute `node` within another kernel: it is elementwise, a view or a sum."""
+    found: bool = _operators().is_fusible(node)
+    return found
+
+
+@functools.cache
+def _operators() -> Any:
+    from torch._functorch import partitioners
+
+    return partitioners.get_default_op_list()
+
+
+_LIBRARY = torch.library.Library("fusion_compile", "FRAGMENT")
+_LIBRARY.define("in_memory(Tensor x) -> Tensor")
+_LIBRARY.impl("in_memory", lambda x: x.clone(), "CompositeExplicitAutograd")
+_LIBRARY.impl("in_memory", lambda x: torch.empty_like(x), "Meta")
+
+
+def in_memory() -> Any:
+    """The operator by which a value gets memory where it stands in a graph for Inductor; it changes nothing else."""
+    from torch._inductor import lowering
+
+    op = torch.ops.fusion_compile.in_memory.default
+    if op not in lowering.lowerings:
+
+        @lowering.register_lowering(op, type_promotion_kind=None)
+        def realized(x: Any) -> Any:
+            x.realize()
+            return x
+
+    return op
 
 
 @contextlib.contextmanager
