@@ -111,7 +111,7 @@ def _operators() -> Any:
     return partitioners.get_default_op_list()
 
 
-_LIBRARY = torch.library.Library("fusion_compile", "FRAGMENT")
+_LIBRARY: Any = torch.library.Library("fusion_compile", "FRAGMENT")  # type: ignore[no-untyped-call, unused-ignore]
 _LIBRARY.define("in_memory(Tensor x) -> Tensor")
 _LIBRARY.impl("in_memory", lambda x: x.clone(), "CompositeExplicitAutograd")
 _LIBRARY.impl("in_memory", lambda x: torch.empty_like(x), "Meta")

@@ -12,6 +12,7 @@ import contextlib
 import operator
 from collections.abc import Collection, Iterator, Sequence
 from contextvars import ContextVar
+from functools import partial
 
 import torch
 from torch import fx
@@ -116,7 +117,7 @@ def _give_memory(graph: fx.Graph, copies: Collection[fx.Node]) -> None:
         with graph.inserting_after(copy):
             placed = graph.call_function(op, (copy,))
         placed.meta = dict(copy.meta)
-        copy.replace_all_uses_with(placed, delete_user_cb=lambda user, placed=placed: user is not placed)
+        copy.replace_all_uses_with(placed, delete_user_cb=partial(operator.is_not, placed))
 
 
 def waits_in_the_backward(graph: fx.Graph) -> dict[fx.Node, fx.Node]:

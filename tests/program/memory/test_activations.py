@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -141,9 +142,11 @@ def test_a_compiled_step_holds_less_and_computes_the_same() -> None:
         step = fc.compile_training_step(
             model, lambda model, x: model(x).square().mean(), optimizer="adamw", activation_memory=share
         )
-        peaks.append(peak_of_call(lambda step=step, x=x: step(x), x.device, lambda: []))  # type: ignore[misc]
+        for _ in range(2):
+            step(x)  # the first two are compared with the ordinary loop
+        peaks.append(peak_of_call(partial(step, x), x.device, list))
         weights.append([p.detach().clone() for p in model.parameters()])
     assert peaks[1] < 0.75 * peaks[0]
-    # Two steps of AdamW at lr 1e-3; kernels round otherwise, and a step's size does not depend on the gradient's.
+    # Four steps of AdamW at lr 1e-3; kernels round otherwise, and a step's size does not depend on the gradient's.
     for a, b in zip(*weights, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=2e-4)
+        torch.testing.assert_close(a, b, rtol=0, atol=4e-4)
