@@ -20,6 +20,8 @@ _HALF = (torch.float16, torch.bfloat16)
 ROOM = {False: 2e-3, True: 5e-2}
 """Relative difference that a compiler's rounding may make, in fp32 and in half precision. A fault is as large as the
 term that was lost; a smaller term goes unseen."""
+_NO_ROUNDING = 0.5
+"""Relative difference of the gradient's norm that no compiler's rounding makes, where the graph itself is right."""
 
 
 class Proof:
@@ -57,6 +59,12 @@ class Proof:
             if not is_near(got, wanted, self._room):
                 return f"its {name} is {_shown(got)} where the ordinary loop has {_shown(wanted)}"
         return ""
+
+    def is_no_rounding(self, state: Tensors) -> bool:
+        """Whether the gradient's norm is so far from the ordinary loop's that the step was compiled wrongly, and does
+        not only round otherwise. The loss does not tell: a difference of large terms may be all rounding."""
+        got, wanted = state[keys.metrics("grad_norm")], self._wanted.grad_norm
+        return SCALE not in state and not is_near(got, wanted, _NO_ROUNDING)
 
     def objection_when_read(self, state: Tensors) -> str:
         """`objection`, and that the step leaves the random numbers elsewhere: where a draw is used by nothing, Dynamo
@@ -111,7 +119,7 @@ def take_compared(
     state: Tensors,
     proof: Proof,
     compiled: Callable[[], Tensors],
-    uncompiled: Callable[[], None] | None,
+    uncompiled: Callable[[], object] | None,
     *,
     draws_apart: bool,
     alone: Callable[[], contextlib.AbstractContextManager[None]] | None = None,
@@ -139,27 +147,37 @@ def take_compared(
     fresh = compiled()
     if not (objection := proof.objection(state)):
         return Compared(fresh)
+    wrong = proof.is_no_rounding(state)
     proof.undo(state)
     if uncompiled is None or _of_uncompiled(state, proof, uncompiled):
         return Compared({}, objection)
-    return Compared(compiled(), rounding=objection)
+    return Compared({}, f"{objection}{_COMPILED_WRONGLY}") if wrong else Compared(compiled(), rounding=objection)
 
 
 def _compared_alone(
     state: Tensors,
     proof: Proof,
     compiled: Callable[[], Tensors],
-    uncompiled: Callable[[], None] | None,
+    uncompiled: Callable[[], object] | None,
     draws_apart: bool,
 ) -> Compared:
     """`take_compared` without a step that is taken."""
     of_graph = partial(_of_uncompiled, state, proof)
     if draws_apart:
         return Compared({}, "" if uncompiled is None else of_graph(uncompiled))
-    objection = of_graph(compiled)
+    wrong: list[bool] = []
+
+    def compiled_and_seen() -> None:
+        compiled()
+        wrong.append(proof.is_no_rounding(state))
+
+    objection = of_graph(compiled_and_seen)
     if not objection or uncompiled is None or of_graph(uncompiled):
         return Compared({}, objection)
-    return Compared({}, rounding=objection)
+    return Compared({}, f"{objection}{_COMPILED_WRONGLY}") if wrong[0] else Compared({}, rounding=objection)
+
+
+_COMPILED_WRONGLY = ", though its graph, operator by operator, has the ordinary loop's, so the compiler made an error"
 
 
 def _of_uncompiled(state: Tensors, proof: Proof, uncompiled: Callable[[], object]) -> str:

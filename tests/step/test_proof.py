@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -116,6 +117,24 @@ def test_a_step_is_taken_once_or_not_at_all(
     )
     assert (found.objection, found.rounding) == said
     assert int(now["counts/step"]) == taken and bool(found.fresh) is bool(taken)
+
+
+@pytest.mark.parametrize(("norm", "is_refused"), [(0.0, True), (2.0, True), (1.2, False)])
+def test_a_compiled_step_that_is_too_far_off_for_rounding_is_refused(norm: float, is_refused: bool) -> None:
+    """A region that was dropped gives no gradient, while its graph has the right one."""
+    now = state()
+
+    def computes(value: float) -> Callable[[], dict[str, Tensor]]:
+        def step() -> dict[str, Tensor]:
+            now[keys.metrics("grad_norm")].fill_(value)
+            return {}
+
+        return step
+
+    for alone in (None, contextlib.nullcontext):
+        found = take_compared(now, proof(now), computes(norm), computes(1.0), draws_apart=False, alone=alone)
+        assert ("so the compiler made an error" in found.objection) is is_refused
+        assert bool(found.rounding) is not is_refused
 
 
 def test_a_graph_that_there_is_no_memory_for_is_not_compared() -> None:
