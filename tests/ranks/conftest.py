@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tests.ranks import programs, scenarios
 from tests.ranks.processes import on_ranks
@@ -74,6 +77,14 @@ def two_ranks() -> TwoRanks:
 @pytest.fixture(scope="session")
 def two_ranks_slowly() -> TwoRanks:
     return _run_once(tuple(SLOW))
+
+
+@pytest.fixture
+def third_of_64() -> Iterator[None]:
+    """This process is rank 3 of 64, and hears nobody: torch's own stand-in for a process group."""
+    dist.init_process_group("fake", store=FakeStore(), rank=3, world_size=64)
+    yield
+    dist.destroy_process_group()
 
 
 class OneProcess:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fusion_compile._ranks.division import OPTIMIZER, REPLICATE
 from tests.ranks import programs as P
@@ -30,13 +27,6 @@ def test_a_rank_keeps_and_orthogonalizes_its_own_matrices(two_ranks: Any) -> Non
     whole = first["replicate"]
     assert (first["optimizer"]["matrices"], second["optimizer"]["matrices"], whole["matrices"]) == (9, 6, 15)
     assert first["optimizer"]["bytes"] + second["optimizer"]["bytes"] == whole["bytes"]  # nothing is filled up
-
-
-@pytest.fixture
-def third_of_64() -> Iterator[None]:
-    dist.init_process_group("fake", store=FakeStore(), rank=3, world_size=64)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.filterwarnings("ignore:all 64 ranks have the random seed")

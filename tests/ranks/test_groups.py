@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fusion_compile._ranks.groups import ranks_of
-
-
-@pytest.fixture
-def third_of_64() -> Iterator[None]:
-    dist.init_process_group("fake", store=FakeStore(), rank=3, world_size=64)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("third_of_64")

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fusion_compile._ranks.shards.groups import group_of, refuse_other_devices
 
 pytestmark = pytest.mark.usefixtures("third_of_64")
-
-
-@pytest.fixture
-def third_of_64() -> Iterator[None]:
-    dist.init_process_group("fake", store=FakeStore(), rank=3, world_size=64)
-    yield
-    dist.destroy_process_group()
 
 
 def test_a_group_that_exists_is_taken() -> None:

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fusion_compile._ranks.shards.holdings import Wanted, device_of, exchanges, holdings
 
 pytestmark = pytest.mark.usefixtures("third_of_64")
-
-
-@pytest.fixture
-def third_of_64() -> Iterator[None]:
-    dist.init_process_group("fake", store=FakeStore(), rank=3, world_size=64)
-    yield
-    dist.destroy_process_group()
 
 
 def _parameter(shape: tuple[int, int]) -> Any:

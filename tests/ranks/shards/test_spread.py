@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,18 +9,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fusion_compile._ranks.shards.spread import Box, local_part, spread, spread_of
 
 pytestmark = pytest.mark.usefixtures("third_of_64")
-
-
-@pytest.fixture
-def third_of_64() -> Iterator[None]:
-    dist.init_process_group("fake", store=FakeStore(), rank=3, world_size=64)
-    yield
-    dist.destroy_process_group()
 
 
 def test_rows_are_cut_and_the_last_ranks_have_none() -> None:
