@@ -45,13 +45,13 @@ def main() -> None:
     hidden = [layer for _ in range(4) for layer in (nn.Linear(128, 128), nn.SiLU())]
     model = nn.Sequential(nn.Linear(64, 128), nn.SiLU(), *hidden, nn.Linear(128, 10)).to(device)
     torch.manual_seed(1234 + rank)
-    mode = "eager" if given.quick else None
-    step = fc.compile_training_step(
-        model, loss_fn, optimizer="muon", lr=0.02, mesh=init_device_mesh(device, (world,)), mode=mode
-    )
+    mode, steps = ("eager", 10) if given.quick else (None, 400)
+    mesh = init_device_mesh(device, (world,))
+    rate = fc.optim.cosine(0.02, steps)
+    step = fc.compile_training_step(model, loss_fn, optimizer="muon", lr=rate, mesh=mesh, mode=mode)
 
     shuffled = torch.Generator().manual_seed(0)  # the same on every rank, of which each takes every world-th example
-    for _ in range(10 if given.quick else 300):
+    for _ in range(steps):
         batch = torch.randint(1500, (128,), generator=shuffled)[rank::world]
         step(images[train][batch], labels[train][batch])
     if rank == 0:  # a rank may evaluate alone

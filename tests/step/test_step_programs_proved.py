@@ -37,7 +37,7 @@ def test_half_precision_inside_of_the_loss_has_its_rounding() -> None:
             rooms.append(self._room)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fusion_compile._step.step_programs.Proof", Seen)
+        patch.setattr("fusion_compile._step.captures.Proof", Seen)
         step_of(mlp(), in_half)(*batches(1)[0])
         step_of(mlp())(*batches(1)[0])
     assert rooms == [proof.ROOM[True], proof.ROOM[False]]
