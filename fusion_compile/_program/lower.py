@@ -93,7 +93,9 @@ def lower_graph(
         return graph
     _compat.hand_on_static_inputs(graph)
     quiet = compilers_warnings.are_no_errors()
-    told, kept = inductor_as_told(graph, backend), kept_in_caches(inputs)
+    told = inductor_as_told(graph, backend)
+    # With a trace around it, another backend would leave out random draws that nothing uses, and has no cache.
+    kept = kept_in_caches(inputs) if backend == "inductor" else contextlib.nullcontext([*inputs])
     with torch.no_grad(), quiet, _compat.shapes_as_the_kernels_have_them(), kept as given, told:
         compiled: Callable[..., Any] = _compat.backend_for(backend, mode)(graph, given)
     return compiled

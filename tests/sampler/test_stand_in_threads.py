@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 
 from tests.small_denoiser import make
 
 
+# Which thread comes when decides whether a request changes in the middle of a schedule.
+@pytest.mark.filterwarnings("ignore:y changed in the middle of a schedule:UserWarning")
 def test_threads_that_share_a_sampler_get_their_own_outputs() -> None:
     """Each thread has a request and timesteps of its own, so they would take rows and slots from each other."""
     sampler = make(4)
