@@ -160,14 +160,10 @@ def _allocate(graph: fx.Graph, join: fx.Node, writers: list[fx.Node]) -> list[fx
             split = graph.call_function(aten.split_with_sizes.default, (whole, sizes, 0))
         views = [graph.call_function(operator.getitem, (split, at)) for at in range(len(_pieces(join)))]
     whole.meta.update(join.meta)
-    split.meta["val"] = tuple(own.new_empty(*_shape(join, at)) for at in range(len(views)))
+    split.meta["val"] = tuple(own.new_empty(_slot(join, at)[0]) for at in range(len(views)))
     for view, value in zip(views, split.meta["val"], strict=True):
         view.meta["val"] = value
     return [*views, whole]
-
-
-def _shape(join: fx.Node, at: int) -> tuple[Any]:
-    return (_slot(join, at)[0],)
 
 
 def _write_inside(region: fx.GraphModule, parts: dict[int, _Part]) -> None:

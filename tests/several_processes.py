@@ -14,8 +14,9 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -45,6 +46,15 @@ def failures(module: str, world: int, cases: Sequence[str]) -> str:
         said = [path.read_text() for path in sorted(Path(folder).glob("rank*"))]
     if any(code != 0 for code in codes) or said:
         return "\n".join(said) or f"exit codes {codes}; None is a process that hung"
+    return ""
+
+
+def said_by(act: Callable[[], Any]) -> str:
+    """The error that `act` ends in."""
+    try:
+        act()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
     return ""
 
 

@@ -116,15 +116,6 @@ def differing_state(theirs: TorchOptimizer, ours: TorchOptimizer) -> list[str]:
     return found
 
 
-def said_by(act: Callable[[], Any]) -> str:
-    """The error that `act` ends in."""
-    try:
-        act()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
-
-
 def equal_on_all(t: Tensor) -> bool:
     """Whether a plain tensor is the same on all ranks."""
     rows = [torch.empty_like(t) for _ in range(dist.get_world_size())]

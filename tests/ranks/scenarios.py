@@ -7,7 +7,6 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 import fusion_compile as fc
 from tests.ranks import programs as P
+from tests.several_processes import said_by
 
 CAPTURED: dict[str, Any] = {"backend": "aot_eager"}
 QUICK = ("adamw", "muon", "sf_normuon")
@@ -37,15 +37,6 @@ def run_all(rank: int, world: int, names: list[str]) -> Any:
             found[name] = "raised", traceback.format_exc()[-3000:]
         found[f"{name} seconds"] = time.process_time() - began
     return found
-
-
-def raised(act: Callable[[], Any]) -> str:
-    """What `act` raises, as ``Kind: sentence``; "" if nothing."""
-    try:
-        act()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
 
 
 def trained(step: fc.TrainingStep, rank: int, world: int, count: int = 5) -> Any:
@@ -279,7 +270,7 @@ def refusals(rank: int, world: int, **options: Any) -> Any:
     step(*good)
     before = P.flat(step.model)
     bad = (good[0].clone().requires_grad_(), good[1]) if rank == 1 else good
-    said = raised(partial(step, *bad))
+    said = said_by(partial(step, *bad))
     unchanged = torch.equal(before, P.flat(step.model))
     step(*good)
     return {"said": said, "unchanged": unchanged, "step": int(step.metrics["step"])}
@@ -290,9 +281,9 @@ def numbers(rank: int, world: int) -> Any:
     good = P.part(P.whole_batches(1)[0], rank, world)
     step(*good)
     step.hyperparameters["lr"] = 1e-3 if rank == 0 else 2e-3
-    apart = raised(lambda: step(*good))
+    apart = said_by(lambda: step(*good))
     step.hyperparameters["lr"] = lambda n: 1e-3 * (1 + n * rank)
-    schedule = raised(lambda: step(*good))
+    schedule = said_by(lambda: step(*good))
     step.hyperparameters["lr"] = 1e-3
     step(*good)
     return {
@@ -310,10 +301,10 @@ def writes(rank: int, world: int) -> Any:
     weight: Any = step.model.get_parameter("first.weight")
     with torch.no_grad():
         weight.mul_(0.5)
-    alike = raised(lambda: step(*good))
+    alike = said_by(lambda: step(*good))
     with torch.no_grad():
         weight.mul_(1.0 + rank)
-    apart = raised(lambda: step(*good))
+    apart = said_by(lambda: step(*good))
     dist.broadcast(weight.data, 0)
     with torch.no_grad():
         weight.mul_(1.0)
@@ -330,13 +321,13 @@ def other_acts(rank: int, world: int) -> Any:
     found: dict[Any, Any] = {"evaluated": float(step.evaluate(*good)["loss"]) if rank == 0 else 0.0}
     step(*good)
     with tempfile.TemporaryDirectory() as folder:
-        found["saves alone"] = raised(lambda: step.save(folder) if rank == 0 else step(*good))
+        found["saves alone"] = said_by(lambda: step.save(folder) if rank == 0 else step(*good))
     step(*good)
-    found["loads alone"] = raised(lambda: step.load_state_dict(start) if rank == 0 else step(*good))
-    found["goes on"] = raised(lambda: step(*good))
+    found["loads alone"] = said_by(lambda: step.load_state_dict(start) if rank == 0 else step(*good))
+    found["goes on"] = said_by(lambda: step(*good))
     if rank == 0:
         step.release()
-    found["released"] = raised(lambda: step(*good))
+    found["released"] = said_by(lambda: step(*good))
     return found
 
 
@@ -352,7 +343,7 @@ def loss_that_raises(rank: int, world: int) -> Any:
     step = P.step_of("adamw", P.mesh_of(world), loss=loss)
     good = P.part(P.whole_batches(1)[0], rank, world)
     step(*good)
-    said = raised(lambda: step(good[0] + 1000, good[1]))
+    said = said_by(lambda: step(good[0] + 1000, good[1]))
     step(*good)
     return {"said": said, "step": int(step.metrics["step"])}
 
@@ -365,7 +356,7 @@ def other_programs(rank: int, world: int, **options: Any) -> Any:
         return value, {"extra": value.detach()} if rank == 1 else {}
 
     good = P.part(P.whole_batches(1)[0], rank, world)
-    return raised(lambda: P.step_of("adamw", P.mesh_of(world), loss=loss, **options)(*good))
+    return said_by(lambda: P.step_of("adamw", P.mesh_of(world), loss=loss, **options)(*good))
 
 
 def talks(rank: int, world: int) -> Any:
@@ -378,7 +369,7 @@ def talks(rank: int, world: int) -> Any:
         return value, {"summed": summed}
 
     good = P.part(P.whole_batches(1)[0], rank, world)
-    return raised(lambda: P.step_of("adamw", P.mesh_of(world), loss=loss, **CAPTURED)(*good))
+    return said_by(lambda: P.step_of("adamw", P.mesh_of(world), loss=loss, **CAPTURED)(*good))
 
 
 def unreadable_on_one(rank: int, world: int) -> Any:
@@ -389,7 +380,7 @@ def unreadable_on_one(rank: int, world: int) -> Any:
         return value * (2.0 if rank == 1 and value.item() > 0 else 1.0)
 
     good = P.part(P.whole_batches(1)[0], rank, world)
-    return raised(lambda: P.step_of("adamw", P.mesh_of(world), loss=waits, capture="read", **CAPTURED)(*good))
+    return said_by(lambda: P.step_of("adamw", P.mesh_of(world), loss=waits, capture="read", **CAPTURED)(*good))
 
 
 def compiles_alone(rank: int, world: int) -> Any:
@@ -414,7 +405,7 @@ def proof_fails_on_one(rank: int, world: int, **options: Any) -> Any:
     if rank == 1:
         Proof.objection = lambda self, state: "its loss is another"  # type: ignore[method-assign]
     try:
-        return raised(lambda: P.step_of("adamw", P.mesh_of(world), **options)(*good))
+        return said_by(lambda: P.step_of("adamw", P.mesh_of(world), **options)(*good))
     finally:
         Proof.objection = former  # type: ignore[method-assign]
 
@@ -431,10 +422,10 @@ def made_otherwise(rank: int, world: int) -> Any:
 
     mesh, good = P.mesh_of(world), P.part(P.whole_batches(1)[0], rank, world)
     return {
-        "depth": raised(lambda: P.step_of("adamw", mesh, model=P.net(depth=5 + rank))),
-        "accumulate": raised(lambda: P.step_of("adamw", mesh, accumulate=1 + rank)),
-        "bad option": raised(lambda: P.step_of("adamw", mesh, half_precision="none" if rank else "master")),
-        "bad on all": raised(lambda: P.step_of("adamw", mesh, half_precision="none")),
-        "without mesh": raised(lambda: P.step_of("adamw")),
-        "integer buffer": raised(lambda: P.step_of("adamw", mesh, model=Counts())(*good)),
+        "depth": said_by(lambda: P.step_of("adamw", mesh, model=P.net(depth=5 + rank))),
+        "accumulate": said_by(lambda: P.step_of("adamw", mesh, accumulate=1 + rank)),
+        "bad option": said_by(lambda: P.step_of("adamw", mesh, half_precision="none" if rank else "master")),
+        "bad on all": said_by(lambda: P.step_of("adamw", mesh, half_precision="none")),
+        "without mesh": said_by(lambda: P.step_of("adamw")),
+        "integer buffer": said_by(lambda: P.step_of("adamw", mesh, model=Counts())(*good)),
     }

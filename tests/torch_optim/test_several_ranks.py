@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 
 from fusion_compile import EMA, optim
 from fusion_compile.optim import as_torch_optimizer
-from tests.several_processes import failures
+from tests.several_processes import failures, said_by
 from tests.sharded_models import (
     batches,
     difference,
@@ -29,7 +29,6 @@ from tests.sharded_models import (
     made,
     mesh_of,
     net,
-    said_by,
     sharded,
     train_both,
 )

@@ -14,6 +14,8 @@ import torch
 from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
+from fusion_compile.passes._graph import impurity
+
 _NEEDED = ("NodeInfo", "choose_saved_values_set", "get_default_op_list")
 
 
@@ -87,15 +89,7 @@ def _must_not_run_again(node: fx.Node) -> bool:
     op = node.target
     if not isinstance(op, torch._ops.OpOverload):
         return not (callable(op) and getattr(op, "__module__", "") == "_operator")
-    if op._schema.is_mutable or "inductor_random" in str(op) or "inductor_seed" in str(op):
-        return True
-    if torch.Tag.nondeterministic_seeded not in op.tags:
-        return False
-    for i, argument in enumerate(op._schema.arguments):
-        if argument.name == "dropout_p":
-            given = node.kwargs.get("dropout_p", node.args[i] if i < len(node.args) else argument.default_value)
-            return bool(given)
-    return True
+    return impurity(node) is not None or "inductor_random" in str(op) or "inductor_seed" in str(op)
 
 
 def fuses(node: fx.Node) -> bool:
