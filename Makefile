@@ -40,13 +40,17 @@ exhaustive: export OMP_NUM_THREADS ?= 1
 exhaustive: $(INSTALLED) compiler
 	@$(BIN)/python -m pytest -q -m exhaustive -n $(WORKERS) $(ARGS)
 
-# Lightning, ignite and timm are not among the ordinary tests' packages. They need no other torch (timm's torchvision without its operators); torchmetrics, which Lightning
-# brings, looks for a torchvision that fits torch, and does without one.
+# Lightning, ignite and timm are not among the ordinary tests' packages, and need no other torch. timm asks for torchvision, whose wheels are made for torch's CUDA build: with
+# it in .venv, without its operators, transformers could not be imported by any other target. Both lie in a folder of their own beside .venv.
+TRAINERS := .trainers
 trainers: export OMP_NUM_THREADS ?= 1
-trainers: $(INSTALLED)
+trainers: $(INSTALLED) $(TRAINERS)/.installed
 	@$(PIP) install --quiet --constraint constraints.txt lightning pytorch-ignite
-	@$(PIP) install --quiet --no-deps timm torchvision==0.28.0
-	@$(BIN)/python -m pytest -q -m trainers $(ARGS) tests/integrations
+	@PYTHONPATH=$(TRAINERS) $(BIN)/python -m pytest -q -m trainers $(ARGS) tests/integrations
+
+$(TRAINERS)/.installed: | $(INSTALLED)
+	@$(PIP) install --quiet --no-deps --target $(TRAINERS) timm torchvision==0.28.0
+	@touch $@
 
 # What a GPU would run, from torch's CPU build and the Triton that torch's CUDA build of the same version pins. Triton lies in a folder of
 # its own, beside .venv: with it installed, torch would take another way on a CPU, too. The kernels' binaries are kept between two runs.
