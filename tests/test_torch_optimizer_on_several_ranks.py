@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fusion_compile import optim
 from fusion_compile.optim import as_torch_optimizer
 from fusion_compile.torch_optimizer import TorchOptimizer
-from tests.several_processes import failures
+from tests.several_processes import on_ranks
 from tests.sharded_models import batches, choice, difference, equal_on_all, give, loss_of, mesh_of, net, sharded
 
 CLOSE = 1e-6
@@ -199,22 +199,19 @@ def unused_parameters(rank: int, world: int) -> None:
     assert difference(whole, model) <= CLOSE
 
 
-QUICK = ["an_optimizer_class", "distributed_data_parallel", "unused_parameters"]
-
-
-def test_on_two_ranks() -> None:
-    problem = failures(__name__, 2, QUICK)
-    assert not problem, problem
+@pytest.mark.parametrize("case", [an_optimizer_class, distributed_data_parallel, unused_parameters])
+def test_on_two_ranks(case: Callable[[int, int], None]) -> None:
+    on_ranks(2, case)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("world", [2, 4])
-def test_models_of_libraries(world: int) -> None:
-    problem = failures(__name__, world, ["a_llama", "a_dit"])
-    assert not problem, problem
+@pytest.mark.parametrize("case", [a_llama, a_dit])
+def test_models_of_libraries(case: Callable[[int, int], None], world: int) -> None:
+    on_ranks(world, case)
 
 
 @pytest.mark.exhaustive
-def test_compiled() -> None:
-    problem = failures(__name__, 2, ["one_program", "compiled_by_inductor"])
-    assert not problem, problem
+@pytest.mark.parametrize("case", [one_program, compiled_by_inductor])
+def test_compiled(case: Callable[[int, int], None]) -> None:
+    on_ranks(2, case)

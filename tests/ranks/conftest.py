@@ -1,9 +1,9 @@
-"""What these tests look at: one run of many scenarios on two processes, and the one process beside them."""
+"""What these tests look at: scenarios on two processes, and the one process beside them."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,72 +11,18 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tests.ranks import programs, scenarios
-from tests.ranks.processes import on_ranks
-
-QUICK = [
-    "replicated",
-    "divided",
-    "optimizer_bytes",
-    "uneven",
-    "weighed",
-    "not_finite",
-    "buffers",
-    "gradients_and_averages",
-    "seeds",
-    "saved",
-    "other_acts",
-    "made_otherwise",
-    "refusals",
-    "numbers",
-    "writes",
-    "loss_that_raises",
-    "other_programs",
-    "proof_fails_on_one",
-]
-SLOW = [
-    "unreadable_on_one",
-    "talks",
-    "captured",
-    "half_precision",
-    "accumulated",
-    "reduced_in_bf16",
-    "compiles_alone",
-    "uneven@captured",
-    "refusals@captured",
-    "other_programs@captured",
-    "proof_fails_on_one@captured",
-]
+from tests.several_processes import on_ranks
 
 
-class TwoRanks:
-    """What each of two ranks saw in each scenario."""
-
-    def __init__(self, names: list[str]) -> None:
-        self._found = on_ranks(2, scenarios.run_all, names)
-
-    def __call__(self, name: str) -> list[Any]:
-        """What both saw in scenario `name`."""
-        seen = [found[name] for found in self._found]
-        failed = [
-            f"[rank {r}] {what[1]}" for r, what in enumerate(seen) if isinstance(what, tuple) and what[0] == "raised"
-        ]
-        assert not failed, "\n".join(failed)
-        return seen
-
-
-@functools.cache  # tests of other folders import the fixtures, and a fixture that is imported is another one
-def _run_once(names: tuple[str, ...]) -> TwoRanks:
-    return TwoRanks([*names])
+@functools.cache  # tests of other folders import the fixture, and a fixture that is imported is another one
+def _seen_by_two(name: str) -> list[Any]:
+    return on_ranks(2, scenarios.seen, name)
 
 
 @pytest.fixture(scope="session")
-def two_ranks() -> TwoRanks:
-    return _run_once(tuple(QUICK))
-
-
-@pytest.fixture(scope="session")
-def two_ranks_slowly() -> TwoRanks:
-    return _run_once(tuple(SLOW))
+def two_ranks() -> Callable[[str], list[Any]]:
+    """What each of two ranks saw in the scenario of that name, which runs when it is first asked for."""
+    return _seen_by_two
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import time
-import traceback
 import warnings
 from functools import partial
 from typing import Any
@@ -23,20 +21,11 @@ CAPTURED: dict[str, Any] = {"backend": "aot_eager"}
 QUICK = ("adamw", "muon", "sf_normuon")
 
 
-def run_all(rank: int, world: int, names: list[str]) -> Any:
-    """What each scenario returns; ``("raised", traceback)`` if it fails. ``name@captured``: with captured steps."""
-    warnings.simplefilter("ignore")
-    found: dict[Any, Any] = {}
-    for name in names:
-        torch.manual_seed(100 + rank)
-        began = time.process_time()
-        try:
-            bare, _, way = name.partition("@")
-            found[name] = globals()[bare](rank, world, **(CAPTURED if way else {}))
-        except Exception:
-            found[name] = "raised", traceback.format_exc()[-3000:]
-        found[f"{name} seconds"] = time.process_time() - began
-    return found
+def seen(rank: int, world: int, name: str) -> Any:
+    """What a scenario returns. ``name@captured``: with captured steps."""
+    torch.manual_seed(100 + rank)
+    bare, _, way = name.partition("@")
+    return globals()[bare](rank, world, **(CAPTURED if way else {}))
 
 
 def trained(step: fc.TrainingStep, rank: int, world: int, count: int = 5) -> Any:

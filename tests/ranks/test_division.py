@@ -11,8 +11,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from fusion_compile._ranks.division import OPTIMIZER, REPLICATE
 from tests.ranks import programs as P
 from tests.ranks.conftest import assert_equal_to_one
-from tests.ranks.processes import on_ranks
 from tests.ranks.scenarios import QUICK, collectives, trained
+from tests.several_processes import on_ranks
 
 
 @pytest.mark.parametrize("form", ["replicated", "divided"])

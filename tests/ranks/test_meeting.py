@@ -80,18 +80,18 @@ def test_another_metric_on_one_rank(two_ranks: Any) -> None:
 
 
 @pytest.mark.exhaustive
-def test_a_loss_that_one_rank_cannot_read(two_ranks_slowly: Any) -> None:
-    said = both(two_ranks_slowly, "unreadable_on_one")
+def test_a_loss_that_one_rank_cannot_read(two_ranks: Any) -> None:
+    said = both(two_ranks, "unreadable_on_one")
     assert said.startswith("ValueError: rank 1 of 2 refuses, and no rank goes on: ") and "on the host" in said
 
 
 @pytest.mark.exhaustive
-def test_a_loss_that_communicates_itself(two_ranks_slowly: Any) -> None:
-    assert "the loss itself communicates (3 collectives instead of 2)" in both(two_ranks_slowly, "talks")
+def test_a_loss_that_communicates_itself(two_ranks: Any) -> None:
+    assert "the loss itself communicates (3 collectives instead of 2)" in both(two_ranks, "talks")
 
 
 @pytest.mark.exhaustive
-def test_captured_steps_refuse_alike(two_ranks_slowly: Any) -> None:
-    assert "batch[0] [4, 8] requires a gradient" in both(two_ranks_slowly, "refusals@captured", "said")
-    assert "rank 1 sends all_gather_into_tensor of [4]" in both(two_ranks_slowly, "other_programs@captured")
-    assert "its loss is another" in both(two_ranks_slowly, "proof_fails_on_one@captured")
+def test_captured_steps_refuse_alike(two_ranks: Any) -> None:
+    assert "batch[0] [4, 8] requires a gradient" in both(two_ranks, "refusals@captured", "said")
+    assert "rank 1 sends all_gather_into_tensor of [4]" in both(two_ranks, "other_programs@captured")
+    assert "its loss is another" in both(two_ranks, "proof_fails_on_one@captured")

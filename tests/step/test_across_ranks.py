@@ -11,7 +11,6 @@ from tests.ranks import programs as P
 from tests.ranks.conftest import assert_equal_to_one
 from tests.ranks.conftest import one_process as one_process
 from tests.ranks.conftest import two_ranks as two_ranks
-from tests.ranks.conftest import two_ranks_slowly as two_ranks_slowly
 from tests.ranks.scenarios import counted
 
 
@@ -55,22 +54,22 @@ def test_kept_gradients_and_averages_are_whole_on_every_rank(two_ranks: Any) -> 
 
 
 @pytest.mark.exhaustive
-def test_captured_steps_weigh_alike_and_reduce_once(two_ranks_slowly: Any, one_process: Any) -> None:
+def test_captured_steps_weigh_alike_and_reduce_once(two_ranks: Any, one_process: Any) -> None:
     one = one_process("adamw", 1)
     numbers = one["losses"][0], one["metrics"]["grad_norm"], one["metrics"]["mae"]
-    assert all(seen == pytest.approx(numbers, abs=1e-6) for seen in two_ranks_slowly("uneven@captured"))
-    for seen in two_ranks_slowly("accumulated"):
+    assert all(seen == pytest.approx(numbers, abs=1e-6) for seen in two_ranks("uneven@captured"))
+    for seen in two_ranks("accumulated"):
         assert_equal_to_one(seen, one_process("muon", 2))
         assert len(seen["collectives"]) == 9  # as many as without micro-batches
-    for seen in two_ranks_slowly("reduced_in_bf16"):
+    for seen in two_ranks("reduced_in_bf16"):
         assert seen["same"]
         assert seen["losses"] == pytest.approx(one_process("adamw", 2)["losses"], rel=1e-3)  # bf16 has 8 bits
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("form", ["master", "exact", "kahan", "stochastic"])
-def test_half_precision_is_the_same_divided_and_replicated(two_ranks_slowly: Any, form: str) -> None:
-    for seen in two_ranks_slowly("half_precision"):
+def test_half_precision_is_the_same_divided_and_replicated(two_ranks: Any, form: str) -> None:
+    for seen in two_ranks("half_precision"):
         one, other = seen[form, "replicate"], seen[form, "optimizer"]
         assert one["same"] and other["same"]
         assert float((one["weights"] - other["weights"]).float().abs().max()) <= 2**-8  # a step of bf16 at 1

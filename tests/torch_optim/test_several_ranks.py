@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 
 from fusion_compile import EMA, optim
 from fusion_compile.optim import as_torch_optimizer
-from tests.several_processes import failures, said_by
+from tests.several_processes import on_ranks, said_by
 from tests.sharded_models import (
     batches,
     difference,
@@ -254,26 +254,26 @@ def no_numbers_to_look_at(rank: int, world: int) -> None:
 
 
 CASES = [
-    "one_rank_differs",
-    "a_schedule_on_one_rank",
-    "a_step_that_is_not_finite",
-    "clipping_accumulation_and_closures",
-    "ordinary_backward",
-    "some_parameters_are_plain",
-    "refusals",
-    "parameters_that_were_replaced",
-    "state_that_was_dropped",
-    "parameter_groups",
-    "no_numbers_to_look_at",
+    one_rank_differs,
+    a_schedule_on_one_rank,
+    a_step_that_is_not_finite,
+    clipping_accumulation_and_closures,
+    ordinary_backward,
+    some_parameters_are_plain,
+    refusals,
+    parameters_that_were_replaced,
+    state_that_was_dropped,
+    parameter_groups,
+    no_numbers_to_look_at,
 ]
 
 
-def test_on_two_ranks() -> None:
-    problem = failures(__name__, 2, CASES)
-    assert not problem, problem
+@pytest.mark.parametrize("case", CASES)
+def test_on_two_ranks(case: Callable[[int, int], None]) -> None:
+    on_ranks(2, case)
 
 
 @pytest.mark.exhaustive
-def test_on_four_ranks() -> None:
-    problem = failures(__name__, 4, CASES)
-    assert not problem, problem
+@pytest.mark.parametrize("case", CASES)
+def test_on_four_ranks(case: Callable[[int, int], None]) -> None:
+    on_ranks(4, case)

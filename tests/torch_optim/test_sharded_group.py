@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from fusion_compile.optim._registry import names
-from tests.several_processes import failures
+from tests.several_processes import on_ranks
 from tests.sharded_models import (
     batches,
     difference,
@@ -151,21 +151,17 @@ def half_precision(rank: int, world: int) -> None:
             assert difference(whole, model) == 0.0, how
 
 
-QUICK = ["few_recipes", "shares_out", "a_write_counts", "no_gradient_no_update", "half_precision"]
+@pytest.mark.parametrize("case", [few_recipes, shares_out, a_write_counts, no_gradient_no_update, half_precision])
+def test_on_two_ranks(case: Callable[[int, int], None]) -> None:
+    on_ranks(2, case)
 
 
-def test_on_two_ranks() -> None:
-    problem = failures(__name__, 2, QUICK)
-    assert not problem, problem
-
-
-def test_on_four_ranks() -> None:
-    problem = failures(__name__, 4, ["shares_out", "copies_and_shards"])
-    assert not problem, problem
+@pytest.mark.parametrize("case", [shares_out, copies_and_shards])
+def test_on_four_ranks(case: Callable[[int, int], None]) -> None:
+    on_ranks(4, case)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("world", [2, 4])
 def test_every_recipe(world: int) -> None:
-    problem = failures(__name__, world, ["all_recipes"])
-    assert not problem, problem
+    on_ranks(world, all_recipes)

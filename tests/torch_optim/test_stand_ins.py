@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from tests.several_processes import failures
+from tests.several_processes import on_ranks
 from tests.sharded_models import (
     batches,
     difference,
@@ -208,26 +209,25 @@ def rows_that_are_not_reduced(rank: int, world: int) -> None:
 
 
 TWO = [
-    "options_of_fully_shard",
-    "tied_weights",
-    "convolutions",
-    "tensor_parallel",
-    "experts",
-    "rows_that_are_not_reduced",
+    options_of_fully_shard,
+    tied_weights,
+    convolutions,
+    tensor_parallel,
+    experts,
+    rows_that_are_not_reduced,
 ]
 
 
-def test_on_two_ranks() -> None:
-    problem = failures(__name__, 2, TWO)
-    assert not problem, problem
+@pytest.mark.parametrize("case", TWO)
+def test_on_two_ranks(case: Callable[[int, int], None]) -> None:
+    on_ranks(2, case)
 
 
 def test_on_four_ranks() -> None:
-    problem = failures(__name__, 4, ["sharded_tensor_parallel"])
-    assert not problem, problem
+    on_ranks(4, sharded_tensor_parallel)
 
 
 @pytest.mark.exhaustive
-def test_all_on_four_ranks() -> None:
-    problem = failures(__name__, 4, TWO)
-    assert not problem, problem
+@pytest.mark.parametrize("case", TWO)
+def test_all_on_four_ranks(case: Callable[[int, int], None]) -> None:
+    on_ranks(4, case)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.distributed as dist
 
 from fusion_compile._ranks.shards.agreement import agree
-from tests.several_processes import failures
+from tests.several_processes import on_ranks
 
 CPU = torch.device("cpu")
 
@@ -26,6 +28,6 @@ def another(rank: int, world: int) -> None:
         agree(dist.group.WORLD, {"names": "a" if rank == 0 else "a; b; c; d; e"}, CPU, [], remedy="")
 
 
-def test_on_two_ranks() -> None:
-    problem = failures(__name__, 2, ["same", "another"])
-    assert not problem, problem
+@pytest.mark.parametrize("case", [same, another])
+def test_on_two_ranks(case: Callable[[int, int], None]) -> None:
+    on_ranks(2, case)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch.distributed as dist
 
 from fusion_compile._ranks.shards.exchange import Exchange, Item
 from fusion_compile._ranks.shards.spread import Box
-from tests.several_processes import failures
+from tests.several_processes import on_ranks
 
 CPU = torch.device("cpu")
 CUTS = {0: [Box((0, 0), (2, 3)), Box((2, 0), (1, 3))], 1: [Box((0, 0), (3, 2)), Box((0, 2), (3, 1))]}
@@ -56,9 +57,9 @@ def one_message_each_way(rank: int, world: int) -> None:
     assert all(t.all() for t in whole.values())
 
 
-def test_on_two_ranks() -> None:
-    problem = failures(__name__, 2, ["there_and_back", "one_message_each_way"])
-    assert not problem, problem
+@pytest.mark.parametrize("case", [there_and_back, one_message_each_way])
+def test_on_two_ranks(case: Callable[[int, int], None]) -> None:
+    on_ranks(2, case)
 
 
 def test_a_receiver_is_the_owner_and_who_looks_on() -> None:
