@@ -117,8 +117,10 @@ def _what_it_is(kind: type) -> str:
         return ""
     if module.startswith("numpy.random") and kind.__name__ in ("Generator", "RandomState"):
         return "numpy"
+    if module not in _BUILT_IN:
+        return ""
     has_position = kind is enumerate or kind in _ITERTOOLS or {"__next__", "__length_hint__"} <= vars(kind).keys()
-    return "iterator" if has_position and module in _BUILT_IN else ""
+    return "iterator" if has_position else ""
 
 
 _BUILT_IN = ("builtins", "itertools", "collections", "_collections")

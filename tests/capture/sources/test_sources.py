@@ -37,12 +37,28 @@ def decay() -> Iterator[float]:
         factor *= 0.5
 
 
-WEIGHTS = iter([0.5, 1.0, 2.0] * 100)
-CYCLE = itertools.cycle([0.1, 1.0])
-STEPS = itertools.count(1)
-FRESH, RUNNING = decay(), decay()
-next(RUNNING)
-OWN, OWN_NUMPY = random.Random(1), np.random.default_rng(1)
+class Outside:
+    """What is alive before a run. Made when this file's tests begin: what was there before may have been put aside."""
+
+    weights: Iterator[float]
+    cycle: Iterator[float]
+    steps: Iterator[int]
+    fresh: Iterator[float]
+    running: Iterator[float]
+    own: random.Random
+    own_numpy: np.random.Generator
+
+
+@pytest.fixture(autouse=True, scope="module")
+def made_before_the_runs() -> None:
+    Outside.weights = iter([0.5, 1.0, 2.0] * 100)
+    Outside.cycle = itertools.cycle([0.1, 1.0])
+    Outside.steps = itertools.count(1)
+    Outside.fresh, Outside.running = decay(), decay()
+    next(Outside.running)
+    Outside.own, Outside.own_numpy = random.Random(1), np.random.default_rng(1)
+
+
 SCALE: contextvars.ContextVar[float] = contextvars.ContextVar("scale", default=1.0)
 HERE_ONLY = threading.local()
 HERE_ONLY.scale = 1.0
@@ -51,7 +67,7 @@ GENERATOR = torch.Generator()
 
 
 def loop_over_outside_iterator() -> Tensor:
-    for weight in WEIGHTS:
+    for weight in Outside.weights:
         if weight == 1.0:
             break
     return X * weight
@@ -79,20 +95,20 @@ def seeded_inside_a_checkpoint() -> Tensor:
 
 
 READS: dict[str, tuple[str, Callable[[], Any]]] = {
-    "next": ("iterator", lambda: X * next(WEIGHTS)),
+    "next": ("iterator", lambda: X * next(Outside.weights)),
     "for": ("iterator", loop_over_outside_iterator),
-    "islice": ("iterator", lambda: X * sum(itertools.islice(WEIGHTS, 2))),
-    "cycle": ("iterator", lambda: X * next(CYCLE)),
-    "count": ("iterator", lambda: X * next(STEPS)),
-    "fresh generator": ("iterator", lambda: X * next(FRESH)),
-    "running generator": ("iterator", lambda: X * next(RUNNING)),
+    "islice": ("iterator", lambda: X * sum(itertools.islice(Outside.weights, 2))),
+    "cycle": ("iterator", lambda: X * next(Outside.cycle)),
+    "count": ("iterator", lambda: X * next(Outside.steps)),
+    "fresh generator": ("iterator", lambda: X * next(Outside.fresh)),
+    "running generator": ("iterator", lambda: X * next(Outside.running)),
     "DataLoader": ("iterator", lambda: X * next(iter(PAIRS))[0]),
     "random": ("random", lambda: X * random.random()),
     "uniform": ("random", lambda: X * random.uniform(1, 2)),
-    "own Random": ("random", lambda: X * OWN.gauss(0, 1)),
+    "own Random": ("random", lambda: X * Outside.own.gauss(0, 1)),
     "Random without a seed": ("random", lambda: X * random.Random().random()),
     "numpy": ("random", lambda: X * float(np.random.rand())),
-    "own numpy": ("random", lambda: X * float(OWN_NUMPY.normal())),
+    "own numpy": ("random", lambda: X * float(Outside.own_numpy.normal())),
     "numpy without a seed": ("random", lambda: X * float(np.random.default_rng().normal())),
     "urandom": ("random", lambda: X * os.urandom(1)[0]),
     "uuid": ("random", lambda: X * (uuid.uuid4().int % 7)),
