@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -27,7 +27,6 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusion_compile.passes._user_frame import innermost
 
@@ -84,48 +83,6 @@ def _outside_torch(frame: Any) -> str:
     return innermost([(frame.filename, frame.lineno or 0)]) if isinstance(frame, traceback.FrameSummary) else ""
 
 
-class StatisticsSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, collect the running statistics that batch norms update in `tensors`.
-
-    Their operators' schemas do not declare that write, so it bumps no version.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.tensors: list[Tensor] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        names = [a.name for a in func._schema.arguments]
-        if "running_mean" in names:
-            given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
-            if given.get("training", True):
-                self.tensors += [given[n] for n in ("running_mean", "running_var") if given.get(n) is not None]
-        return func(*args, **(kwargs or {}))
-
-
-class WritesSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, collect which memory operators write in place, through whatever view or ``.data``."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._written: set[int] = set()
-        self._alive: list[Tensor] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for i, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                given = args[i] if i < len(args) else (kwargs or {}).get(argument.name)
-                for one in given if isinstance(given, (list, tuple)) else (given,):
-                    if isinstance(one, Tensor):
-                        self._written.add(one.untyped_storage()._cdata)
-                        self._alive.append(one)  # its memory's address means nothing once it is gone
-        return func(*args, **(kwargs or {}))
-
-    def holds(self, tensor: Tensor) -> bool:
-        """Whether the memory of `tensor` was written."""
-        return tensor.untyped_storage()._cdata in self._written
-
-
 def holding(module: nn.Module, tensors: dict[str, Tensor]) -> contextlib.AbstractContextManager[None]:
     """Inside, `tensors` (by full name) are in the places of `module`'s parameters and buffers, tied ones too."""
     # Put back last in, first out: one module under two names is exchanged twice, and the second time finds the first.
@@ -159,6 +116,28 @@ def gradient_hooks(tensor: Tensor) -> list[Callable[[Tensor], Tensor | None]]:
 def hooks_after_accumulation(tensor: Tensor) -> int:
     """How many hooks ``register_post_accumulate_grad_hook`` registered on `tensor`."""
     return len(getattr(tensor, "_post_accumulate_grad_hooks", None) or {})
+
+
+def same_kinds(tensors: Sequence[Tensor]) -> Callable[..., bool]:
+    """Whether as many others, each an argument of its own, are one by one like `tensors`, in one pass of C.
+
+    That is: of the same class, dtype, device, shape, strides and dispatch keys (sparse, conjugated, of inference mode),
+    and as learnable. Autocast and other modes may make equal ones differ. No tensor is held. One tensor in two places
+    is like nothing.
+    """
+    if (guards := getattr(torch._C._dynamo.guards, "TensorGuards", None)) is not None and tensors:
+        check: Callable[..., bool] = guards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+        return check
+    kinds = [_kind_of(t) for t in tensors]
+    return lambda *others: [_kind_of(t) for t in others] == kinds and len({*map(id, others)}) == len(kinds)
+
+
+def _kind_of(t: Any) -> Any:
+    if not isinstance(t, Tensor):
+        return type(t)
+    strides = t.stride() if t.layout is torch.strided else ()
+    keys = torch._C._dispatch_keys(t)
+    return type(t), t.dtype, t.device, t.layout, t.shape, strides, keys.raw_repr(), t.requires_grad
 
 
 def hooks_registered() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from os import PathLike
 from typing import Any
 
@@ -23,10 +24,10 @@ from fusion_compile._state.hyperparameters import Hyperparameters
 from fusion_compile._state.kept_average import averages_of
 from fusion_compile._state.residence import Residence
 from fusion_compile._state.routing import Route
-from fusion_compile._step import batches
 from fusion_compile._step.arrays import from_numpy_takes_tensors
 from fusion_compile._step.evaluates import Evaluates
 from fusion_compile._step.evaluation import Evaluation
+from fusion_compile._step.known_batches import KnownBatches
 from fusion_compile._step.lifetime import Lifetime
 from fusion_compile._step.loss import LossFn
 from fusion_compile._step.loss_scale import LossScale
@@ -120,6 +121,7 @@ class TrainingStep(Evaluates, Saves):
         self.steps_called, self._evaluation = 0, Evaluation(model, loss_fn, self._plan, mode=self.mode)
         self._periodic, self._is_first = Programs(self.backend), FirstTaken(self._plan.update)
         self._versions_seen = self._residence.versions()
+        self._batches = KnownBatches(layout.device, fixed=options.fixes_numbers, compiled=self.mode != "eager")
 
     @in_turn
     def __call__(self, *batch: Any) -> Tensor:
@@ -147,21 +149,19 @@ class TrainingStep(Evaluates, Saves):
         self._check_alive()
         self._check_mode(self.model)
         self._take_up_weights()
-        batch, numpys = batches.taken(batch, self.layout.device)
-        if self.mode != "eager":
-            batches.refuse_special(batch)
-        signature = batches.signature(batch, self.layout.device, fixed=self._plan.options.fixes_numbers)
+        batch, signature, numpys = self._batches.taken(batch)
         due = self.transform.period > 0 and self.steps_called % self.transform.period == 0
         self.hyperparameters.apply_schedules(self.steps_called)
-        with self._turn.writing(), from_numpy_takes_tensors(there_are=numpys):
-            if keys.section(self._state, keys.POINT):
+        with self._turn.writing(), from_numpy_takes_tensors() if numpys else nullcontext():
+            if self._meeting is not None and keys.section(self._state, keys.POINT):
                 self._gather_point(again=True)
             self._programs.run(signature, batch, due)
             self.steps_called += 1
             first = self._is_first(self._state)
             run_due_work(self._plan.update, self.steps_called, self._state, self._periodic, mode=self.mode, first=first)
             self._residence.say_written()
-            self._versions_seen = self._residence.versions()
+            if self._meeting is not None:
+                self._versions_seen = self._residence.versions()
         return self._state[keys.metrics("loss")].clone()
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,16 +15,6 @@ def test_fake_tensors_are_of_a_trace_and_real_ones_are_not() -> None:
     with _compat.fake_mode() as mode:
         assert _compat.is_of_a_trace(mode.from_tensor(torch.ones(2)))
     assert not _compat.is_of_a_trace(torch.ones(2))
-
-
-def test_statistics_of_a_batch_norm_are_seen_in_training_only() -> None:
-    norm = nn.BatchNorm1d(3)
-    with _compat.StatisticsSeen() as seen:
-        norm(torch.randn(4, 3))
-    assert {id(t) for t in seen.tensors} == {id(norm.running_mean), id(norm.running_var)}
-    with _compat.StatisticsSeen() as seen:
-        norm.eval()(torch.randn(4, 3))
-    assert seen.tensors == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
@@ -73,14 +65,6 @@ def test_the_line_that_fixes_a_size_is_found() -> None:
         torch.compile(lambda t: t * (2 if t.shape[0] == 5 else 1), backend="eager", fullgraph=True)(x)
     assert "test_compat.py:" in _compat.where_a_size_is_fixed(fixed.value)
     assert _compat.where_a_size_is_fixed(RuntimeError("no frame.")) == "no frame"
-
-
-def test_writes_are_seen_through_views_and_data() -> None:
-    through_view, through_data, read = torch.zeros(4, 2), torch.zeros(3), torch.zeros(3)
-    with _compat.WritesSeen() as seen:
-        through_view[1:].t().add_(1)
-        through_data.data.clamp_(min=read.sum())
-    assert seen.holds(through_view) and seen.holds(through_data) and not seen.holds(read)
 
 
 def test_own_code_is_another_code_object_with_the_same_behaviour() -> None:
@@ -155,3 +139,32 @@ def test_every_registered_hook_counts() -> None:
     nn.Tanh().register_forward_hook(lambda module, given, out: None)
     torch.ones(1, requires_grad=True).register_hook(lambda gradient: None)
     assert _compat.hooks_registered() == before + 2
+
+
+LIKE_NOTHING: dict[str, Callable[[], tuple[Tensor, ...]]] = {
+    "another shape": lambda: (torch.zeros(3, 2), torch.zeros(3)),
+    "a transposed view": lambda: (torch.zeros(3, 2).t(), torch.zeros(3)),
+    "another dtype": lambda: (torch.zeros(2, 3), torch.zeros(3, dtype=torch.float64)),
+    "another device": lambda: (torch.zeros(2, 3), torch.zeros(3, device="meta")),
+    "a learnable one": lambda: (torch.zeros(2, 3), torch.zeros(3, requires_grad=True)),
+    "one of another class": lambda: (torch.zeros(2, 3), torch.nn.Parameter(torch.zeros(3), requires_grad=False)),
+    "a sparse one": lambda: (torch.zeros(2, 3).to_sparse(), torch.zeros(3)),
+    "one of inference mode": lambda: (torch.zeros(2, 3), _made_in_inference_mode()),
+}
+
+
+def _made_in_inference_mode() -> Tensor:
+    with torch.inference_mode():
+        return torch.zeros(3)
+
+
+@pytest.mark.parametrize("of_torch", [True, False], ids=["in C", "where torch has moved it"])
+@pytest.mark.parametrize("others", LIKE_NOTHING)
+def test_tensors_of_another_kind_are_told(others: str, of_torch: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not of_torch:
+        monkeypatch.delattr(torch._C._dynamo.guards, "TensorGuards")
+    one = torch.zeros(3)
+    are_alike = _compat.same_kinds([torch.zeros(2, 3), one])
+    assert are_alike(torch.ones(2, 3), torch.ones(3)) and are_alike(torch.ones(2, 3), one)
+    assert not are_alike(*LIKE_NOTHING[others]())
+    assert not _compat.same_kinds([one, torch.ones(3)])(one, one)  # one tensor in two places

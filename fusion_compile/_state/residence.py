@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusion_compile._compat import same_kinds
 from fusion_compile._state.banks import Layout
 from fusion_compile._state.followers import Move, move, refuse_two_in_one_place, stay
 from fusion_compile._state.half_precision import keeps_lost
@@ -17,8 +18,6 @@ from fusion_compile._state.kept_gradients import KeptGradients
 from fusion_compile._types import Tensors
 
 _requires_grad, _version = attrgetter("requires_grad"), attrgetter("_version")
-_A_PORTION = 16
-"""Parameters whose shape and strides are compared at a step; all are when the state is saved or loaded."""
 
 
 class Residence:
@@ -63,7 +62,7 @@ class Residence:
         self._keys = [key for _, key, *_ in self._tenants]
         self._at_keys = [parameter for *_, parameter, _ in self._tenants]
         self._pointers = [p.data_ptr() for p in self._places]
-        self._portion = 0
+        self._are_like_their_places = same_kinds(self._places)
         self.notes_writes = True
         self.note_versions()
 
@@ -157,22 +156,17 @@ class Residence:
         if self.notes_writes:
             self.note_versions()
 
-    def check(self, *, frozen: bool = True, thorough: bool = False) -> None:
+    def check(self, *, frozen: bool = True) -> None:
         """Raise RuntimeError naming the first parameter that was replaced, moved, rebound, frozen or unfrozen.
 
         A buffer that was assigned again, as a forward outside the step may do, is copied back to its place. `frozen`:
         whether parameters that were frozen or unfrozen are refused; they can be saved and loaded as well as others.
-        `thorough`: shape and strides of all parameters are compared, and not of some at each call in turn. They decide
-        nothing in a program, which knows the banks alone.
         """
-        portion = slice(None) if thorough else slice(self._portion, self._portion + _A_PORTION)
-        self._portion = self._portion + _A_PORTION if self._portion + _A_PORTION < len(self._tenants) else 0
         if not (
             all(map(is_, map(dict.get, self._owners, self._keys), self._at_keys))
             and [*map(Tensor.data_ptr, self._places)] == self._pointers
-            and all(parameter.is_set_to(place) for *_, parameter, place in self._tenants[portion])
-            and (not frozen or all(map(_requires_grad, self._places)))
-            and (not frozen or not any(map(_requires_grad, self._frozen.values())))
+            and self._are_like_their_places(*self._places)
+            and not any(map(_requires_grad, self._frozen.values()))
         ):
             self._refuse(frozen)
         for owner, key, name, kept in self._buffers:

@@ -58,12 +58,8 @@ def _tensor(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
 
 
 @contextlib.contextmanager
-def from_numpy_takes_tensors(*, there_are: bool) -> Iterator[None]:
-    """Inside, ``torch.from_numpy`` gives back a tensor: a loss that converts its arrays finds that done. `there_are`:
-    whether the batch had arrays; else nothing is exchanged."""
-    if not there_are:
-        yield
-        return
+def from_numpy_takes_tensors() -> Iterator[None]:
+    """Inside, ``torch.from_numpy`` gives back a tensor: a loss that converts its arrays finds that done."""
     original = torch.from_numpy
 
     def from_numpy(ndarray: Any) -> Tensor:

@@ -22,7 +22,8 @@ class BatchNumbers:
     def hold(self, batch: tuple[Any, ...]) -> None:
         """From now on these are the numbers of `batch`."""
         self._held.clear()
-        self._held.update(batches.numbers(batch))
+        if not batches.are_tensors(batch):
+            self._held.update(batches.numbers(batch))
 
     @property
     def slots(self) -> list[Slot]:

@@ -21,12 +21,20 @@ Signature: TypeAlias = tuple[tuple[str, Any], ...]
 enumeration."""
 NUMBERS = (int, float)
 """Types of numbers whose value may be another one in each batch."""
+_TENSORS = {Tensor}
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 _CONSTANTS = (type(None), bool, str, enum.Enum, torch.dtype, torch.device, torch.Size)
 
 
+def are_tensors(batch: tuple[Any, ...]) -> bool:
+    """Whether a batch is plain tensors alone, in no container."""
+    return {*map(type, batch)} == _TENSORS
+
+
 def tensors(batch: tuple[Any, ...]) -> list[Tensor]:
     """The tensors of a batch, in the order of `leaves`."""
+    if are_tensors(batch):
+        return list(batch)
     return [leaf for _, leaf in leaves(batch) if isinstance(leaf, Tensor)]
 
 

@@ -73,7 +73,7 @@ class Captures:
     def _take(self, step: Step, fresh: Tensors) -> None:
         """The step was taken, and counts. `fresh`: entries that the state did not have."""
         step.done()
-        if self._entries.exchange(self._residence, fresh) and self._mode != "eager":
+        if fresh and self._entries.exchange(self._residence, fresh) and self._mode != "eager":
             self._drop()
         self._entries.give_back(step.forms, fresh)
 

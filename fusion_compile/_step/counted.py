@@ -62,12 +62,16 @@ class CountedNumbers:
 
     def fit(self) -> bool:
         """Whether the captured step is the step for the numbers as they are now."""
+        if not (self.slots or self._fixed):
+            return True
         return all(_is_same(read(slot), value) for slot, value in self._fixed) and self._rule.holds(
             [read(slot) for slot in self.slots]
         )
 
     def count_on(self) -> None:
         """What a step does to the numbers, without running the user's Python."""
+        if not self.counted:
+            return
         for slot, value in zip(self.counted, self._rule.next([read(slot) for slot in self.slots]), strict=False):
             write(slot, value)
 

@@ -77,7 +77,7 @@ class Evaluation:
         batch, _ = batches.taken(batch, device)
         looked = batches.signature(batch, device), tuple(bank.dtype for bank in banks.values())
         key = batches.signature(batch, device, fixed=True), looked[1]
-        with self._evaluating(device), from_numpy_takes_tensors(there_are=True):  # whoever has converted them
+        with self._evaluating(device), from_numpy_takes_tensors():  # whoever has converted them
             return self._run(banks, batch, looked, key, seed)
 
     def _run(self, banks: Tensors, batch: tuple[Any, ...], looked: Looked, key: Any, seed: int) -> Tensors:

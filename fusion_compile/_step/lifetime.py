@@ -42,7 +42,7 @@ class Lifetime:
         `torn`: whether a state that was written by half will do.
         """
         self._check_alive()
-        self._residence.check(frozen=False, thorough=True)
+        self._residence.check(frozen=False)
         if not torn:
             self._turn.check()
 

@@ -20,7 +20,7 @@ from fusion_compile._capture.rehearsal.real_writes import RealWritesPutBack
 from fusion_compile._capture.rehearsal.rehearsal import run_once
 from fusion_compile._shared_memory import parts_in, sharing, whole_of
 from fusion_compile._step import batches
-from fusion_compile._step._compat import MemorySeen
+from fusion_compile._step._compat import MemorySeen, StatisticsSeen, WritesSeen
 from fusion_compile._step.batch_numbers import BatchNumbers
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.containers import map_tensors
@@ -258,8 +258,8 @@ def _examine(
         torch.autograd.set_detect_anomaly(False),
         within,
         no_checkpoint_is_reentrant(),
-        _compat.StatisticsSeen() as seen,
-        _compat.WritesSeen() as writes,
+        StatisticsSeen() as seen,
+        WritesSeen() as writes,
         module.holding(leaves, buffers),
         parameters_are_leaves({**leaves, **buffers}, {**parameters, **every_buffer}),
         carried.held(held),

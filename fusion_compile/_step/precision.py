@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -64,12 +64,15 @@ class Precision:
             f"{name} its products may be many times slower."
         ]
 
-    @contextmanager
-    def kept(self) -> Iterator[None]:
+    def kept(self) -> AbstractContextManager[None]:
         """Inside, the forward of each module that is kept in fp32 leaves autocast and gets fp32 inputs.
 
         Stay inside until the step is done: a backward calls the forward of a checkpointed region again.
         """
+        return self._kept() if self._forwards else nullcontext()
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
         before = [(module, vars(module).get("forward")) for module, _ in self._forwards]
         for name, (_, now), own in zip(self._names, before, self._own, strict=True):
             if now is not own:

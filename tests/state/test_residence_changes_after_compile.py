@@ -67,6 +67,25 @@ def test_a_parameter_rebound_after_compile_is_refused_by_its_full_name(kind: str
     assert all(torch.equal(t, kept[n]) for n, t in step._state.items())
 
 
+@pytest.mark.parametrize("at", [0, 17, 39])
+def test_whichever_of_many_parameters_is_changed_is_noticed_at_the_next_call(at: int) -> None:
+    """Also where its memory begins where it did."""
+    model = nn.ParameterList(torch.zeros(3, 3) for _ in range(40))
+    step = compiled(model, lambda model, x: sum((x @ p).square().mean() for p in model), mode="eager")
+    step(x := torch.randn(2, 3))
+    one = model[at]
+    changes: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "was rebound": (lambda: setattr(one, "data", one.data.t()), lambda: setattr(one, "data", one.data.t())),
+        "was frozen": (lambda: one.requires_grad_(False), lambda: one.requires_grad_(True)),
+    }
+    for words, (change, undo) in changes.items():
+        change()
+        with refused(step, RuntimeError, f"{at} [3, 3] {words}"):
+            step(x)
+        undo()
+        assert torch.isfinite(step(x))
+
+
 def test_a_parameter_that_was_frozen_and_is_no_longer_is_refused(program: dict[str, Any]) -> None:
     """The ordinary loop would begin to train it, and a step never."""
     model = mlp()

@@ -1,4 +1,4 @@
-"""MemorySeen: what a forward leaves to its backward, in bytes."""
+"""What a forward leaves to its backward, in bytes, and which memory operators write."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fusion_compile._compat import fake_mode
-from fusion_compile._step._compat import MemorySeen
+from fusion_compile._step._compat import MemorySeen, StatisticsSeen, WritesSeen
 
 
 def left_by(model: nn.Module, rows: int) -> int:
@@ -30,3 +30,21 @@ def test_a_view_counts_once() -> None:
     with torch.no_grad():
         assert left_by(model, rows=10) == 0
     assert left_by(model, rows=10) == 0  # softmax keeps its result, which is the output
+
+
+def test_statistics_of_a_batch_norm_are_seen_in_training_only() -> None:
+    norm = nn.BatchNorm1d(3)
+    with StatisticsSeen() as seen:
+        norm(torch.randn(4, 3))
+    assert {id(t) for t in seen.tensors} == {id(norm.running_mean), id(norm.running_var)}
+    with StatisticsSeen() as seen:
+        norm.eval()(torch.randn(4, 3))
+    assert seen.tensors == []
+
+
+def test_writes_are_seen_through_views_and_data() -> None:
+    through_view, through_data, read = torch.zeros(4, 2), torch.zeros(3), torch.zeros(3)
+    with WritesSeen() as seen:
+        through_view[1:].t().add_(1)
+        through_data.data.clamp_(min=read.sum())
+    assert seen.holds(through_view) and seen.holds(through_data) and not seen.holds(read)

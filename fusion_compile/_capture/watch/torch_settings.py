@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -32,13 +33,6 @@ def _devices() -> list[str]:
     return ["cpu"] + ([] if current is None else [current.type])
 
 
-def _attribute(path: str) -> Any:
-    value: Any = torch
-    for name in path.split(".")[1:]:
-        value = getattr(value, name)
-    return value
-
-
 _CALLS = (
     "torch.are_deterministic_algorithms_enabled",
     "torch.get_float32_matmul_precision",
@@ -61,6 +55,10 @@ _FLAGS = (
 )
 
 
+def _called(function: attrgetter[Reader]) -> Any:
+    return function(torch)()
+
+
 def _or_unreadable(reader: Reader) -> Any:
     """torch refuses to read an old TF32 flag after a new one was written; that is a setting too."""
     try:
@@ -75,8 +73,9 @@ class TorchSettings:
 
     def __init__(self, *, compared: bool = True) -> None:
         self.fast = _readers_of(_devices()) if compared else {}
-        slow: dict[str, Reader] = {f"{path}()": partial(lambda p: _attribute(p)(), path) for path in _CALLS}
-        slow |= {path: partial(_attribute, path) for path in _FLAGS}
+        paths = {path: attrgetter(path.removeprefix("torch.")) for path in (*_CALLS, *_FLAGS)}
+        slow: dict[str, Reader] = {f"{path}()": partial(_called, paths[path]) for path in _CALLS}
+        slow |= {path: partial(paths[path], torch) for path in _FLAGS}
         self.slow = {n: reader for n, reader in slow.items() if compared and _or_unreadable(reader) != "unreadable"}
         self._fast = list(self.fast.values())
 

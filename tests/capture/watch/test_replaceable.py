@@ -33,3 +33,30 @@ def test_a_tensor_of_another_kind_is_told_with_both_kinds(other: str) -> None:
 
 def test_no_slots_are_no_lots() -> None:
     assert of_one_kind([], 0) == []
+
+
+class Holder:
+    """Keeps a tensor in an attribute that is no dictionary's entry."""
+
+    __slots__ = ("t",)
+    t: Tensor | None
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_slot_of_an_object_is_compared_as_well(other: str) -> None:
+    value, told = OTHERS[other]
+    held = Holder()
+    held.t = torch.zeros(2)
+    (lot,) = of_one_kind([Slot(held, vars(Holder)["t"], "model.held.t")], 2)
+    held.t = torch.ones(2)
+    assert lot.is_as_it_was()
+    held.t = value
+    assert not lot.is_as_it_was()
+    assert [str(after) for _, _, after in lot.differences()] == [told]
+
+
+def test_a_tensor_of_another_class_of_the_same_kind_may_stand_there() -> None:
+    held: dict[str, Tensor] = {"t": torch.zeros(2)}
+    (lot,) = of_one_kind([Slot(held, "t", "model.t")], 2)
+    held["t"] = nn.Parameter(torch.ones(2), requires_grad=False)
+    assert lot.is_as_it_was()
