@@ -50,7 +50,7 @@ def on_ranks(world: int, function: Callable[..., Any], *given: Any) -> list[Any]
     )
     if said:
         _teams.pop(world).end()
-    assert not said, f"{function.__name__}{given or ''}\n{said}"
+    assert not said, f"{function.__name__}{str(given or '')[:200]}\n{said}"
     return [what for _, what in found]
 
 

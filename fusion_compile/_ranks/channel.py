@@ -25,8 +25,12 @@ class Channel:
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
         self._group: Any = None
+        self._second: Any = None
         if ranks.backend != FAKE:
-            self._group = group_among(list(ranks.everyone.members), "gloo", timeout_of(ranks.device_type))
+            self._group = self._made()
+
+    def _made(self) -> Any:
+        return group_among(list(self._ranks.everyone.members), "gloo", timeout_of(self._ranks.device_type))
 
     @property
     def rank(self) -> int:
@@ -51,9 +55,16 @@ class Channel:
         dist.all_gather_object(heard, said, self._group)
         return heard
 
+    def group(self, *, beside: bool) -> Any:
+        """The group, None where nobody is heard. `beside`: another one, for a thread of its own, which all ranks make
+        together when they first ask for it."""
+        if beside and self._group is not None and self._second is None:
+            self._second = self._made()
+        return self._second if beside else self._group
+
     def close(self) -> None:
-        """Give the group up."""
-        self._group = None
+        """Give the groups up."""
+        self._group = self._second = None
 
 
 def number_of(said: Any) -> int:

@@ -173,6 +173,11 @@ class Division:
         whole = self.gathered({bank: sent})[bank]
         return whole.view(part.dtype).view(-1, *part.shape[1:])
 
+    def writes(self, bank: str) -> bool:
+        """Whether this rank, and none of those that have the same part of divided bank `bank`, saves it."""
+        outer = self.shares[bank].outer
+        return outer is None or outer.rank == [*self.divided].index(bank) % outer.size
+
     def kept_whole(self, state: Tensors) -> list[tuple[str, str]]:
         """Keys of `state`, with their banks, of divided banks that every rank keeps whole."""
         divided = self.divided

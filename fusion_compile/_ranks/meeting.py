@@ -135,7 +135,10 @@ class Meeting:
 
     def _stop(self, error: Exception) -> NoReturn:
         """Raise `error` on all ranks, of which the others are on their way to a meeting."""
-        self.channel.all_say([-1, -1])
+        try:
+            self.channel.all_say([-1, -1])
+        except RuntimeError:  # nobody is left to hear it
+            raise error from error.__cause__
         self._hear(error)
         raise error
 
@@ -178,8 +181,8 @@ def _difference(acts: list[str], facts: list[Mapping[str, Any]]) -> str:
     if (other := _first_other(acts)) is not None:
         return (
             f"rank 0 {acts[0]} while rank {other} {acts[other]}, so no rank does either. Every rank calls the same "
-            f"methods of a step in the same order (step(...), save, load, state_dict; rank 0 alone writes files), and "
-            f"has as many batches: DistributedSampler(drop_last=True)."
+            f"methods of a step in the same order (step(...), save, load, state_dict), and has as many "
+            f"batches: DistributedSampler(drop_last=True)."
         )
     for name in facts[0]:
         values = [each.get(name) for each in facts]

@@ -40,17 +40,21 @@ def state_dict(
 
     ``buffers``: those that the loss changes and ``model`` lacks.
     """
-    tensors = model_tensors(model)
-    sections = {
-        "model": tensors,
-        "optimizer": named_state(layout, state),
-        "counts": keys.section(state, keys.COUNTS),
-        "buffers": {n: t for n, t in keys.section(state, keys.BUFFERS).items() if n not in tensors},
-    }
+    sections = {**sections_of(model, layout, state), "optimizer": named_state(layout, state)}
     return {
         **{section: {n: t.detach().clone() for n, t in named.items()} for section, named in sections.items()},
         "hyperparameters": hyperparameters.state_dict(),
         "steps_called": steps_called,
+    }
+
+
+def sections_of(model: nn.Module, layout: Layout, state: Tensors) -> dict[str, Tensors]:
+    """The model's tensors, counts and buffers, not copied, and the random state."""
+    tensors = model_tensors(model)
+    return {
+        "model": tensors,
+        "counts": keys.section(state, keys.COUNTS),
+        "buffers": {n: t for n, t in keys.section(state, keys.BUFFERS).items() if n not in tensors},
         "rng": RandomState.now(layout.device),
     }
 

@@ -1,4 +1,6 @@
-"""A checkpoint's folder: tensors in safetensors files, and a JSON index that names them and is renamed into place last.
+"""A checkpoint's folder: files of tensors, and a JSON index that names them and is renamed into place last.
+
+One process writes two safetensors files; several ranks write a folder of parts (`checkpoint_parts`).
 
 Any number of processes may save into one folder and read it. Every save writes files under names of its own, so savers
 never meet; the index is replaced in one moment, so a reader finds the old checkpoint or the new one. A file is removed
@@ -12,7 +14,8 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -23,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fusion_compile._state import checksums
+from fusion_compile._state import checkpoint_parts, checksums
 from fusion_compile._types import Tensors
 
 try:
@@ -31,11 +34,12 @@ try:
 except ImportError:  # no POSIX; a dead process's files then stay
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = 1
+FORMAT, OF_PARTS = 1, 2
 INDEX = "checkpoint.json"
 STATE_SECTIONS = ("optimizer", "counts", "buffers", "carried", "rng")
 _TENSORS = re.compile(r"(model|state)-(\d+-[0-9a-f]{8})\.safetensors")
-_WRITTEN = re.compile(rf"{_TENSORS.pattern}|{re.escape(INDEX)}\.\d+-[0-9a-f]{{8}}")
+_PARTS = re.compile(r"parts-\d+-[0-9a-f]{8}")
+_WRITTEN = re.compile(rf"{_TENSORS.pattern}|{_PARTS.pattern}|{re.escape(INDEX)}\.\d+-[0-9a-f]{{8}}")
 """Names of the files that `save` makes besides the index. Nothing else in the folder is ever removed."""
 _READS = 20
 """How often a reader looks again because a saver replaced the checkpoint while it was read."""
@@ -57,31 +61,60 @@ def save(path: str | PathLike[str], saved: Mapping[str, Any]) -> None:
     Raises OSError where the disk is full or a file cannot be written, and FileExistsError where `path` is a file or
     another program's folder. An older checkpoint stays as it was.
     """
-    folder = _made(path)
-    tag = f"{saved['steps_called']}-{secrets.token_hex(4)}"
+    folder, tag = made(path), new_tag(saved["steps_called"])
     files = {"model": f"model-{tag}.safetensors", "state": f"state-{tag}.safetensors"}
+    with replacing(folder, tag, [*files.values()]) as put_index:
+        state = {f"{s}/{n}": t for s in STATE_SECTIONS for n, t in saved.get(s, {}).items()}
+        sums = {
+            "model": _write_tensors(folder / files["model"], saved["model"]),
+            "state": _write_tensors(folder / files["state"], state),
+        }
+        put_index(index_of(saved, FORMAT, files, sums))
+
+
+def new_tag(steps: int) -> str:
+    """What names the files of one checkpoint."""
+    return f"{steps}-{secrets.token_hex(4)}"
+
+
+@contextmanager
+def replacing(folder: Path, tag: str, names: Sequence[str]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Inside, write the files or folders `names`, and last give their index to what this yields.
+
+    Raises OSError where that fails; what was written is removed, and the older checkpoint is the present one.
+    """
     temporary = folder / f"{INDEX}.{tag}"
+    former: set[str] = set()
+
+    def put_index(index: Mapping[str, Any]) -> None:
+        _write_index(temporary, index)
+        former.update(_names_in_use(folder))
+        os.replace(temporary, folder / INDEX)
+
     with _writing(folder) as lock:
         try:
-            state = {f"{s}/{n}": t for s in STATE_SECTIONS for n, t in saved.get(s, {}).items()}
-            sums = {
-                "model": _write_tensors(folder / files["model"], saved["model"]),
-                "state": _write_tensors(folder / files["state"], state),
-            }
-            _write_index(temporary, _index(saved, files, sums))
-            former = _names_in_use(folder)
-            os.replace(temporary, folder / INDEX)
+            yield put_index
         except (OSError, SafetensorError) as error:
-            for name in {temporary.name, *files.values()} - _names_in_use(folder):
-                (folder / name).unlink(missing_ok=True)
+            for name in {temporary.name, *names} - _names_in_use(folder):
+                _remove(folder / name)
             raise _unwritten(folder, error) from error
         _sync_folder(folder)
         _clear_away(folder, former, lock)
 
 
-def _index(saved: Mapping[str, Any], files: dict[str, str], sums: dict[str, dict[str, str]]) -> dict[str, Any]:
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def index_of(
+    saved: Mapping[str, Any], form: int, files: dict[str, str], sums: Mapping[str, Mapping[str, str]]
+) -> dict[str, Any]:
+    """The index of a checkpoint. `saved`: its plain values. `sums`: checksums by file and tensor."""
     index = {
-        "format": FORMAT,
+        "format": form,
         "files": files,
         "steps_called": saved["steps_called"],
         "hyperparameters": saved["hyperparameters"],
@@ -89,6 +122,7 @@ def _index(saved: Mapping[str, Any], files: dict[str, str], sums: dict[str, dict
         "torch": torch.__version__,
         "computed_on": saved.get("computed_on", {}),
         "checksums": sums,
+        **({"stacks": saved["stacks"]} if "stacks" in saved else {}),
     }
     return {**index, "checksum": checksums.of_index(index)}
 
@@ -113,7 +147,7 @@ def _write_tensors(path: Path, tensors: Tensors) -> dict[str, str]:
     return sums
 
 
-def _made(path: str | PathLike[str]) -> Path:
+def made(path: str | PathLike[str]) -> Path:
     """The folder `path`, made where it is missing. Another program's is refused."""
     folder = Path(path).expanduser()
     try:
@@ -191,7 +225,7 @@ def _clear_away(folder: Path, former: set[str], lock: int | None) -> None:
     for file in found:
         # Unless this process is the only one that writes, a file that no index ever named may be another's new one.
         if alone or file.name in former:
-            file.unlink(missing_ok=True)
+            _remove(file)
 
 
 def _is_alone(lock: int) -> bool:
@@ -254,8 +288,10 @@ def _read_index(folder: Path, verify: bool) -> dict[str, Any]:
         raise _damaged(folder, f"{INDEX} is no JSON ({error})") from error
     if not isinstance(index, dict) or "format" not in index:
         raise _damaged(folder, f"{INDEX} is no index of a checkpoint, because it has no format")
-    if index["format"] != FORMAT:
-        raise ValueError(f"{folder / INDEX} has format {index['format']}; this version reads format {FORMAT}.")
+    if index["format"] not in (FORMAT, OF_PARTS):
+        raise ValueError(
+            f"{folder / INDEX} has format {index['format']}; this version reads formats {FORMAT} and {OF_PARTS}."
+        )
     summed = {"checksum", "checksums"} & index.keys()  # version 0.1 wrote neither
     if verify and summed and index.get("checksum") != checksums.of_index(index):
         raise ValueError(
@@ -264,7 +300,12 @@ def _read_index(folder: Path, verify: bool) -> dict[str, Any]:
         )
     if absent := [key for key in ("files", "steps_called", "hyperparameters") if key not in index]:
         raise _damaged(folder, f"{INDEX} lacks {', '.join(absent)}")
-    _check_files(folder, index["files"])
+    if index["format"] == OF_PARTS:
+        name = index["files"].get("parts") if isinstance(index["files"], dict) else None
+        if not (isinstance(name, str) and _PARTS.fullmatch(name)):
+            raise _damaged(folder, f"{INDEX} names {name!r} as the folder of the parts, which is no name of save")
+    else:
+        _check_files(folder, index["files"])
     return index
 
 
@@ -287,18 +328,21 @@ def _read(folder: Path, index: Mapping[str, Any], device: torch.device, verify: 
     sums = index.get("checksums") if verify else None
     if sums is not None and not (isinstance(sums, dict) and all(isinstance(sums.get(k), dict) for k in index["files"])):
         raise _damaged(folder, f"{INDEX} has checksums that save does not give")
-    sections: dict[str, dict[str, Tensor]] = {section: {} for section in STATE_SECTIONS}
-    for name, tensor in _read_tensors(folder, index["files"]["state"], device, sums and sums["state"]):
-        section, _, rest = name.partition("/")
-        if section not in sections:
-            raise _damaged(folder, f"{index['files']['state']} holds {name}, which is no part of a step's state")
-        sections[section][rest] = tensor
-    model = dict(_read_tensors(folder, index["files"]["model"], device, sums and sums["model"]))
+    if index["format"] == OF_PARTS:
+        sections = _read_parts(folder, index, device, sums and sums["parts"])
+    else:
+        sections = {section: {} for section in STATE_SECTIONS}
+        for name, tensor in _read_tensors(folder, index["files"]["state"], device, sums and sums["state"]):
+            section, _, rest = name.partition("/")
+            if section not in sections:
+                raise _damaged(folder, f"{index['files']['state']} holds {name}, which is no part of a step's state")
+            sections[section][rest] = tensor
+        sections["model"] = dict(_read_tensors(folder, index["files"]["model"], device, sums and sums["model"]))
     kept = {key: index[key] for key in ("steps_called", "hyperparameters")}
     computed_on = index.get("computed_on", {})
     if not (isinstance(computed_on, dict) and all(isinstance(value, str) for value in computed_on.values())):
         raise _damaged(folder, f"{INDEX} says {computed_on!r} about the machine, which is nothing that save writes")
-    return {"model": model, **kept, "numbers": index.get("numbers", {}), "computed_on": computed_on, **sections}
+    return {**kept, "numbers": index.get("numbers", {}), "computed_on": computed_on, **sections}
 
 
 def _read_tensors(
@@ -313,10 +357,35 @@ def _read_tensors(
         if not (folder / name).exists():  # whichever of the two that open it, safetensors or torch, found it gone
             raise _Replaced from error
         raise _damaged(folder, f"{name} is no safetensors file ({error})") from error
+    _compare(folder, name, tensors, expected)
+    return [(key, tensor.to(device)) for key, tensor in tensors.items()]
+
+
+def _compare(folder: Path, name: str, tensors: Tensors, expected: Mapping[str, Any] | None) -> None:
     if expected is not None and (lines := checksums.damaged(tensors, expected)):
         more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""
         raise ValueError(
             f"{folder} is damaged: in {name}, {lines[0]}{more}. Nothing was loaded. Give another checkpoint, or load "
             f"this one as it is with verify=False."
         )
-    return [(key, tensor.to(device)) for key, tensor in tensors.items()]
+
+
+def _read_parts(
+    folder: Path, index: Mapping[str, Any], device: torch.device, expected: Mapping[str, Any] | None
+) -> dict[str, Tensors]:
+    """The sections of a checkpoint that several ranks wrote."""
+    name = index["files"]["parts"]
+    try:
+        tensors = checkpoint_parts.read(folder / name)
+    except checkpoint_parts.UNREADABLE as error:
+        if not (folder / name).exists():
+            raise _Replaced from error
+        raise _damaged(folder, f"{name} cannot be read by torch.distributed.checkpoint ({error})") from error
+    _compare(folder, name, tensors, expected)
+    sections: dict[str, Tensors] = {section: {} for section in ("model", *STATE_SECTIONS)}
+    for key, tensor in checkpoint_parts.with_whole_stacks(tensors, index.get("stacks", {})).items():
+        section, _, rest = key.partition(".")
+        if section not in sections:
+            raise _damaged(folder, f"{name} holds {key}, which is no part of a step's state")
+        sections[section][rest] = tensor.to(device)
+    return sections

@@ -12,6 +12,7 @@ from fusion_compile._ranks.meeting import Meeting
 from fusion_compile._state.half_precision import forget_lost
 from fusion_compile._state.hyperparameters import Hyperparameters
 from fusion_compile._state.residence import Residence
+from fusion_compile._step.background import Background
 from fusion_compile._step.models import several_ranks
 from fusion_compile._step.together import contents
 from fusion_compile._step.turn import Turn
@@ -33,6 +34,7 @@ class Lifetime:
         self._released = False
         self._state: Tensors = {}
         self._turn = Turn(lambda: self._state)
+        self._background = Background()
         self._meeting: Meeting | None = None
         self._versions_seen = 0
 

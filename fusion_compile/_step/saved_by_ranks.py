@@ -1,7 +1,7 @@
-"""A divided state as a checkpoint has it, whole and by parameter name, and back.
+"""A divided state as a checkpoint has it, by parameter name, and back.
 
-The folder is the one that a single process writes, so any number of ranks, in either form, load it, and so does a step
-without torch.distributed.
+Each rank writes what it owns, and any number of ranks, in either form, load it, and so does a step without
+torch.distributed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from fusion_compile._ranks.division import Division
 from fusion_compile._ranks.meeting import Meeting
 from fusion_compile._state import keys
+from fusion_compile._state.named_state import kept_parts, named_state
 from fusion_compile._step.update import UpdatePlan
 from fusion_compile._types import Tensors
 
@@ -28,6 +29,54 @@ def assembled(division: Division, state: Tensors) -> Tensors:
     with torch.no_grad():
         whole = {key: division.assembled(bank, state[key]).cpu() for key, bank in division.parts(state).items()}
     return {**state, **whole}
+
+
+def written_here(division: Division, saved: Mapping[str, Tensors], state: Tensors) -> Tensors:
+    """What this rank writes into a checkpoint, by ``<section>.<name>``, copied to the CPU: what it owns, and its share
+    of what all ranks have. No rank writes what another does.
+
+    `saved`: sections that all ranks have alike; ``rng`` this rank's own, ``carried`` the first one's.
+    """
+    rank, parts = division.ranks.rank, division.parts(state)
+    modules = keys.MODULE + "/"
+    shown = {key: tensor for key, tensor in state.items() if key.startswith(modules)}
+    mine = {key: state[key] for key, bank in parts.items() if division.writes(bank)} | shown
+    rest = {key: tensor for key, tensor in state.items() if key not in parts}
+    own = {f"optimizer.{name}": t for name, t in named_state(division.owned, mine).items()}
+    numbers = {part for part, bank, _ in kept_parts(division.whole, rest) if bank is None}
+    whole = {f"optimizer.{name}": t for name, t in named_state(division.whole, rest).items()}
+    first = {f"optimizer.{part}" for part in numbers}
+    for section, named in saved.items():
+        if section == "rng":
+            own |= {f"rng.{name if rank == 0 else _OF_RANK.format(rank) + name}": t for name, t in named.items()}
+        else:
+            whole |= {f"{section}.{name}": t for name, t in named.items()}
+            first |= {f"{section}.{name}" for name in named if section != "model"}
+    own |= {key: whole[key] for key in (first if rank == 0 else ())}
+    own |= {key: whole[key] for key in _shared_out({k: t for k, t in whole.items() if k not in first}, division)}
+    return {key: tensor.detach().to("cpu", copy=True) for key, tensor in own.items()}
+
+
+def _shared_out(whole: Tensors, division: Division) -> list[str]:
+    """The keys of `whole` that this rank writes: each has about as many bytes."""
+    bytes_of, found = [0] * division.ranks.world, []
+    for key in sorted(whole, key=lambda key: (-whole[key].nbytes, key)):
+        rank = bytes_of.index(min(bytes_of))
+        bytes_of[rank] += whole[key].nbytes
+        if rank == division.ranks.rank:
+            found.append(key)
+    return found
+
+
+def stacks_of(division: Division) -> dict[str, Any]:
+    """The stacks that are written matrix by matrix: see `checkpoint_parts.with_whole_stacks`."""
+    return {
+        place.name: {"shape": [*place.shape], "matrix": [*share.bank.matrix]}
+        for share in division.divided.values()
+        if share.bank.matrix is not None
+        for place, count in zip(share.bank.places, share.bank.matrices, strict=True)
+        if count > 1
+    }
 
 
 def room_for_whole(division: Division, state: Tensors) -> Tensors:

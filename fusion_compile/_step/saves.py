@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future
 from functools import partial
 from os import PathLike
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,9 @@ from fusion_compile._state import checkpoint, checkpoint_folder, machine
 from fusion_compile._state.banks import Layout
 from fusion_compile._state.hyperparameters import Hyperparameters
 from fusion_compile._state.warm_start import WarmStart, begin_from
+from fusion_compile._step.background import Background
 from fusion_compile._step.lifetime import Lifetime
+from fusion_compile._step.parts_saved import PartsSaved
 from fusion_compile._step.periodic import FirstTaken
 from fusion_compile._step.pure_step import StepPlan
 from fusion_compile._step.saved_by_ranks import (
@@ -25,7 +29,9 @@ from fusion_compile._step.saved_by_ranks import (
     put_parts,
     random_states,
     room_for_whole,
+    stacks_of,
     with_own_random_state,
+    written_here,
 )
 from fusion_compile._step.step_programs import StepPrograms
 from fusion_compile._step.together import contents
@@ -44,6 +50,7 @@ class Saves(Lifetime):
     _plan: StepPlan
     _programs: StepPrograms
     _is_first: FirstTaken
+    _background: Background
 
     @in_turn
     def state_dict(self) -> dict[str, Any]:
@@ -104,22 +111,70 @@ class Saves(Lifetime):
         self._residence.say_written()
         self._versions_seen = self._residence.versions()
 
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write a checkpoint folder: safetensors files, and a JSON index that is renamed into place last.
+    @overload
+    def save(self, path: str | PathLike[str], *, asynchronous: Literal[False] = False) -> None: ...
+    @overload
+    def save(self, path: str | PathLike[str], *, asynchronous: Literal[True]) -> Future[None]: ...
+
+    def save(self, path: str | PathLike[str], *, asynchronous: bool = False) -> Future[None] | None:
+        """Write a checkpoint folder: files of tensors, and a JSON index that is renamed into place last.
+
+        Without ``mesh=`` the files are safetensors. With it all ranks call this together and each writes what it owns,
+        with ``torch.distributed.checkpoint``; all of them see the folder. Any number of ranks loads it, and one process
+        does.
 
         Args:
-            path: The folder; it is made where it is missing. With ``mesh=`` all ranks call this together, and the first
-                one writes.
+            path: The folder; it is made where it is missing.
+            asynchronous: Copy the state and return, and write it in the background while training goes on. What is
+                saved is the state at the call. The next save waits for it, and Python ends after it; call the result
+                before ``destroy_process_group()``.
+
+        Returns:
+            With `asynchronous` a future: ``.result()`` waits until the checkpoint is written.
+
+        Raises:
+            OSError: It could not be written; the older checkpoint is whole.
+
+        Example:
+            >>> saving = step.save("checkpoint", asynchronous=True)  # doctest: +SKIP
+            >>> loss = step(x, y)  # doctest: +SKIP
+            >>> saving.result()  # doctest: +SKIP
         """
         computed_on = machine.computing_on(self.layout.device)
-        if self._meeting is None:
-            checkpoint_folder.save(path, {**self.state_dict(), "computed_on": computed_on})
-            return
+        if self._meeting is not None and self._meeting.division is not None:
+            return self._save_by_ranks(path, {"computed_on": computed_on}, asynchronous)
+        self._background.wait()
+        write = partial(checkpoint_folder.save, path, {**self.state_dict(), "computed_on": computed_on})
+        if asynchronous:
+            return self._background.begin(write)
+        write()
+        return None
+
+    def _save_by_ranks(
+        self, path: str | PathLike[str], facts: dict[str, Any], asynchronous: bool
+    ) -> Future[None] | None:
+        meeting, kept = self._meeting, self._programs.kept
+        assert meeting is not None and meeting.division is not None
         with self._together("saves"), self._turn:
-            saved = self._everything(again=True)
-            if self._meeting.ranks.rank == 0:
-                checkpoint_folder.save(path, {**saved, "computed_on": computed_on})
-            self._meeting.meet("has saved")  # what the first rank could not write, no rank has saved
+            self._check_whole()
+            self._background.wait()
+            first = meeting.ranks.rank == 0
+            folder = checkpoint_folder.made(path) if first else Path(path).expanduser()
+            weights = contents(self.layout.views(self._residence.banks))
+            meeting.meet("saves", again=not asynchronous, weights=weights)
+            tag = meeting.channel.everyone_says(checkpoint_folder.new_tag(self.steps_called))[0]
+            sections = checkpoint.sections_of(self.model, self.layout, self._state)
+            now = kept.now()
+            parts = written_here(meeting.division, {**sections, "carried": now["carried"]}, self._state)
+            facts |= {"steps_called": self.steps_called, "hyperparameters": self.hyperparameters.state_dict()}
+            facts |= {"numbers": now["numbers"], "stacks": stacks_of(meeting.division)}
+            group = meeting.channel.group(beside=asynchronous)
+            saved = PartsSaved(folder, tag, parts, facts if first else None, group)
+            if asynchronous:
+                return self._background.begin(saved.write)
+            saved.write()
+            meeting.meet("has saved")
+            return None
 
     def load(self, path: str | PathLike[str], *, verify: bool = True) -> None:
         """Load a folder that `save` wrote, with the random state, so that a resumed run is bitwise the same.

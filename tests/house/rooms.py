@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, str] = {
     "_program": "ground passes",  # a graph becomes a compiled program
     "_gpu_program": "ground passes _program",  # a graph's program for a GPU, on a machine without one
     "_state": "ground optim",  # modules <-> banks <-> files
-    "_ranks": "ground optim _program _state",  # torch.distributed; nobody else knows it
+    "_ranks": "ground optim _program _state",  # torch.distributed; nobody else knows it, but for the files of _state
     "_step": "ground passes optim _capture _program _state _ranks",
     "_torch_optim": "ground optim _program _state _ranks _step",
     "_scaling": "",  # arithmetic: what travels and what Newton-Schulz costs
