@@ -1,7 +1,7 @@
 """Loops that differ in their optimizer alone: equal parameters, one loss, backward, ``step()``, ``zero_grad()``.
 
-Each contender finds its gradients where its own backward has left them: torch's in ``.grad``, ours in the banks into
-which hooks have moved them.
+Each contender finds its gradients where its own backward has left them: torch's in ``.grad``, ours there too, or in the
+banks into which hooks have moved them.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ def _kept_by_ours(optimizer: TorchOptimizer) -> Iterator[Tensor]:
     for group in optimizer._inside.groups():  # the parameters are views of what it has in banks
         yield from group.state.values()
         yield from group._gradients._banks.values()
+        yield from optimizer._inside.runs.memory(group.at)
 
 
 def torchs(

@@ -3,9 +3,9 @@
     python benchmarks/update.py [--rounds 15] [--only adapters] [--json update.json]
 
 The whole loop is backward, ``step()``, ``zero_grad()``; what the backward costs without any optimizer is a row. Ours
-moves large gradients into its banks within the backward, so the whole loop is the fair comparison. The step alone finds
-its gradients where its own backward has left them: in ``.grad`` for the peers, in the banks for ours. "ema" is what an
-average of the weights adds: in our update, and beside it. Each round times every contender once, in turn; reported are
+may move large gradients into its banks within the backward, so the whole loop is the fair comparison. The step alone
+finds its gradients where its own backward has left them: in ``.grad``, or in the banks. "ema" is what an average of the
+weights adds: in our update, and beside it. Each round times every contender once, in turn; reported are
 medians and the median of the per-round ratios, and bytes at the highest point of a loop. On a machine that does other
 work use ``--cpu-time``, which counts the process's own time on one thread.
 """

@@ -71,7 +71,8 @@ def as_torch_optimizer(
     ``set_loss(loss)``. Nothing is clipped or skipped here: gradients are the loop's or a GradScaler's responsibility.
 
     Memory: the recipe's; an fp32 master for half-precision parameters; with Schedule-Free x, 4 bytes a parameter more
-    than in a training step; and banks of the gradients. From the second step on a large gradient lies there itself.
+    than in a training step. On a CPU gradients are read where they lie if every entry is updated alone (``adamw``,
+    ``lion``, ``sf_adamw``); else there are banks of them, where a large one lies itself from the second step on.
 
     Args:
         params: The model, which routes as in `compile_training_step`; ``model.named_parameters()``; a list of groups

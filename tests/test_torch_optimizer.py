@@ -58,7 +58,7 @@ def test_compiled_by_inductor_it_is_torchs_adamw() -> None:
     optimizer = as_torch_optimizer(model, optim.adamw(lr=1e-2))
     train(model, optimizer, batches(10))
     train(reference, torch.optim.AdamW(reference.parameters(), lr=1e-2), batches(10))
-    assert len(optimizer._inside.programs) == 1
+    assert len(optimizer._inside.runs) == 1
     close_to_torch(model, reference)
 
 

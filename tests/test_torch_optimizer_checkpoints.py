@@ -84,7 +84,7 @@ def test_loading_over_a_running_optimizer_recompiles_nothing() -> None:
     optimizer.load_state_dict(at[1])
     with torch.compiler.set_stance("fail_on_recompile"):
         train(model, optimizer, batches(4)[2:])
-    assert equal(weights(model), end) and len(optimizer._inside.programs) == 1
+    assert equal(weights(model), end) and len(optimizer._inside.runs) == 1
 
 
 def test_state_of_another_optimizer_is_refused_and_nothing_is_loaded() -> None:

@@ -26,7 +26,7 @@ class BesideItsGraph:
 
     `before_first`: called before the compiled function runs for the first time, with what runs the graph, and what runs
     the function, on the same tensors; it may raise. `around_each`: gives what is around each run of either; it may
-    raise, too.
+    raise, too. `compiled`: the compiled function alone.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class BesideItsGraph:
         around_each: Around = contextlib.nullcontext,
     ) -> None:
         self._graph: torch.fx.GraphModule | None = graph
-        self._compiled = compiled
+        self.compiled = compiled
         self._before_first: BeforeFirst | None = before_first
         self._around_each = around_each
         self.runs_graph = False
@@ -48,8 +48,8 @@ class BesideItsGraph:
             return self._run(graph, given)
         if graph is not None and self._before_first is not None:
             before, self._before_first = self._before_first, None
-            before(lambda: self._run(graph, given), lambda: self._run(self._compiled, given))
-        return self._run(self._compiled, given)
+            before(lambda: self._run(graph, given), lambda: self._run(self.compiled, given))
+        return self._run(self.compiled, given)
 
     def _run(self, function: Callable[..., Any], given: tuple[Any, ...]) -> Any:
         with self._around_each():

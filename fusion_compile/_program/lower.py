@@ -24,6 +24,7 @@ from fusion_compile._program.casts import merge_casts
 from fusion_compile._program.kernel_sources._compat import kernels_compiled_together
 from fusion_compile._program.memory._compat import written_over_what_is_read_for_the_last_time
 from fusion_compile._program.memory.activations import compute_again, share_kept, waits_in_the_backward
+from fusion_compile._program.numbers_once import numbers_once
 from fusion_compile._program.recomputation import checkpoints, recomputes
 from fusion_compile._program.saved._compat import kept_in_caches
 from fusion_compile._program.sums._compat import sums_in_one_order
@@ -103,7 +104,8 @@ def lower_graph(
 
 @contextlib.contextmanager
 def inductor_as_told(graph: torch.fx.GraphModule, backend: str = "inductor") -> Iterator[None]:
-    """Inside, Inductor writes gradients straight into their banks and casts each weight once, what the checkpoints of
+    """Inside, Inductor writes gradients straight into their banks, casts each weight once and computes a
+    CPU's numbers once, what the checkpoints of
     `graph` compute again waits for the gradient, sums over repeated indices have one order, results are written over
     what is read for the last time, a CPU's kernels are compiled together, a GPU's small ones are launched together, and
     none is written that its compiler fails on."""
@@ -113,6 +115,7 @@ def inductor_as_told(graph: torch.fx.GraphModule, backend: str = "inductor") -> 
     with contextlib.ExitStack() as told:
         told.enter_context(products_written_into_concatenations())
         told.enter_context(inductor_rewrites(merge_casts))
+        told.enter_context(inductor_rewrites(numbers_once))
         told.enter_context(numbers_apart_from_sums())
         told.enter_context(small_kernels_together(graph))
         told.enter_context(sums_in_one_order())

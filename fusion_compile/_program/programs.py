@@ -81,6 +81,12 @@ class Programs:
         finally:
             kept.runs_graph = False
 
+    def unguarded(self, key: Hashable) -> Callable[..., Any] | None:
+        """What a graph was compiled into, as a function of the graph's inputs in order, which checks nothing; None
+        where it was not compiled `beside` its graph."""
+        kept = self._graphs.get(key)
+        return None if kept is None else kept.compiled
+
     def forget_graph(self, key: Hashable) -> None:
         """Keep only what was compiled from the graph of `key`."""
         if (kept := self._graphs.pop(key, None)) is not None:

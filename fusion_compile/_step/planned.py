@@ -89,11 +89,12 @@ def plan_update(
 
 
 def banks_for(
-    transform: Transform, model: nn.Module, routes: Sequence[Route], half_precision: str = "master"
+    transform: Transform, model: nn.Module, routes: Sequence[Route], half_precision: str = "master", alignment: int = 1
 ) -> tuple[Layout, Transform]:
     """The banks of `model`, whose matrices keep their order in memory where `transform` allows it, and the transform
-    that knows them."""
-    alignment = max(transform.extras.alignment, alignment_of(half_precision, [p.dtype for p in model.parameters()]))
+    that knows them. `alignment`: parameters begin at multiples of so many entries of a flat bank at least."""
+    drawn = alignment_of(half_precision, [p.dtype for p in model.parameters()])
+    alignment = max(transform.extras.alignment, drawn, alignment)
     layout = build_layout(model, routes, columns_in_memory_order=True, alignment=alignment)
     whole = bound(transform, layout.infos)
     if _knows_columns(whole, layout):

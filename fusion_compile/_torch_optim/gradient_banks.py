@@ -1,4 +1,7 @@
-"""The memory into which the gradients of a step are gathered: the same at each step, so that none is fresh."""
+"""The memory into which the gradients of a step are gathered: the same at each step, so that none is fresh.
+
+Updates that read gradients where they lie (`run_programs`) need none.
+"""
 
 from __future__ import annotations
 

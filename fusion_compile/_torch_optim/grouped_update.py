@@ -28,6 +28,7 @@ from fusion_compile._torch_optim.guards import Guards
 from fusion_compile._torch_optim.named_groups import STEPS, check_options, check_parameters, group_routes
 from fusion_compile._torch_optim.naming import full_names, undecided
 from fusion_compile._torch_optim.parameter_group import ParameterGroup, holder
+from fusion_compile._torch_optim.run_programs import RunPrograms
 from fusion_compile._torch_optim.several_ranks import agree_on, begins_step, refuse_spread, without_data
 from fusion_compile._torch_optim.sharded_group import ShardedGroup
 from fusion_compile._torch_optim.torch_words import (
@@ -39,7 +40,7 @@ from fusion_compile._torch_optim.torch_words import (
     split_betas,
     without_torchs_words,
 )
-from fusion_compile._torch_optim.update_program import Arrivals, Signature, Turn, UpdatePrograms
+from fusion_compile._torch_optim.update_program import Arrivals, Signature, Turn, UpdatePrograms, as_minimized
 from fusion_compile._types import Tensors
 from fusion_compile.optim._resolve import OptimizerChoice
 from fusion_compile.optim._schedules import Schedule
@@ -89,8 +90,10 @@ class GroupedUpdate:
     averages: tuple[KeptAverage, ...] = ()
     warn: SayOnce = field(default_factory=SayOnce)
     guards: Guards = field(init=False)
+    runs: RunPrograms = field(init=False)
 
     def __post_init__(self) -> None:
+        self.runs = RunPrograms(self.programs)
         self.guards = Guards(self.warn, self._after_load, points_of(self.transform))
 
     @property
@@ -205,6 +208,7 @@ class GroupedUpdate:
         record = self.records[group.at]
         if record.group is not group:
             self.programs.forget()
+            self.runs.forget()
             record.group = group
         if group.moves:
             self.apply_numbers(group, options)
@@ -226,7 +230,7 @@ class GroupedUpdate:
             return self.released.close()
         groups: dict[int, ParameterGroup] = {}
         turns, updated = [], []
-        gradients, present = {}, {}
+        gradients, present, in_runs = {}, {}, {}
         dropped = self.has_lost(state)
         pairs = [(r, options, r.pairs(options)) for r, options in zip(self.records, param_groups, strict=True)]
         arrived = [gradients_of(named) for _, _, named in pairs]
@@ -245,28 +249,29 @@ class GroupedUpdate:
             if idle:
                 turns.append(Turn(at, due=False, partial=False, idle=True))
                 continue
+            updated += group.holders(list(given))
             missing = frozenset(group.members) - given.keys()
+            if group.takes_runs(missing):
+                in_runs[at] = given
+                continue
             due = group.transform.period > 0 and options[STEPS] % group.transform.period == 0
             turns.append(Turn(at, due, bool(missing)))
             gradients.update(group.gather(given, uphill=bool(options.get(MAXIMIZE))))
             if missing:
                 present.update(group.present(missing))
-            updated += group.holders(list(given))
         if not groups:
             return
-        layout = next(iter(groups.values())).layout
-        if loss is not None:
-            uphill = {bool(param_groups[at].get(MAXIMIZE)) for at in groups}
-            if len(uphill) > 1:
-                raise ValueError("a step with a loss has groups with maximize and groups without; take two optimizers.")
-            loss = -loss if True in uphill else loss
-            loss = torch.as_tensor(loss, device=layout.device).detach().to(layout.state_dtype).reshape(())
-        signature = Signature(tuple(turns), loss is not None)
-        self.programs.step(groups, signature, Arrivals(gradients, present, loss))
+        uphill = {at: bool(param_groups[at].get(MAXIMIZE)) for at in groups}
+        loss = as_minimized(loss, uphill.values(), next(iter(groups.values())).layout)
+        if turns:
+            signature = Signature(tuple(turns), loss is not None)
+            self.programs.step(groups, signature, Arrivals(gradients, present, loss))
+        for at, given in in_runs.items():
+            self.runs.step(groups[at], self.transform, self.half_precision, given, uphill=uphill[at], loss=loss)
         for average in self.averages:
             average.bound()
             average.say_written()
-        for at in (turn.at for turn in turns if not turn.idle):
+        for at in (*in_runs, *(turn.at for turn in turns if not turn.idle)):
             param_groups[at][STEPS] += 1
             self.programs.after_step(groups[at], param_groups[at][STEPS])
         torch.autograd.graph.increment_version(updated)

@@ -27,6 +27,8 @@ from fusion_compile._state.routing import Route
 from fusion_compile._step.planned import banks_for
 from fusion_compile._step.update import UpdatePlan
 from fusion_compile._torch_optim.gradient_banks import GradientBanks
+from fusion_compile._torch_optim.piecewise import COLUMNS, is_piecewise
+from fusion_compile._torch_optim.runs import large_first
 from fusion_compile._torch_optim.samples import Samples
 from fusion_compile._torch_optim.written_point import WrittenPoint
 from fusion_compile._types import Tensors
@@ -55,7 +57,8 @@ class ParameterGroup:
     """The trainable parameters of one group in banks, with everything that their update needs. `at`: its index.
 
     `covers`: the parameters as people have them, by the same names; `members` are what this group updates in their
-    place. `plan`: its update. `moves`: the parameters hold the gradient point while training. `state`: all tensors;
+    place. `plan`: its update. `piecewise`: it is taken run by run, without banks of
+    gradients. `moves`: the parameters hold the gradient point while training. `state`: all tensors;
     `shared_state`: the same under keys that a program of several groups shares.
     """
 
@@ -72,8 +75,11 @@ class ParameterGroup:
         module = holder(members)
         self.at, self.members, self.routes = at, dict(members), routes
         self.covers = self.members
-        self.layout, self.transform = layout, _ = banks_for(transform, module, routes, half_precision)
         self.averages = tuple(averages)
+        self.piecewise = self._is_piecewise(transform, half_precision)
+        ordered = large_first(routes, members) if self.piecewise else routes
+        alignment = COLUMNS if self.piecewise else 1
+        self.layout, self.transform = layout, _ = banks_for(transform, module, ordered, half_precision, alignment)
         self.moves = self.transform.gradient_point is not None
         refuse_banks(half_precision, layout)
         half = next((b for b in layout.banks if b.dtype != layout.state_dtype), None)
@@ -113,6 +119,17 @@ class ParameterGroup:
         self.written_point = WrittenPoint(Samples(moving))
         self.loses = keeps_lost(self.state)
         self.note_versions()
+
+    def _is_piecewise(self, transform: Transform, half_precision: str) -> bool:
+        kinds = {(p.device.type, p.dtype == torch.float64) for p in self.members.values()}
+        cuts = len(kinds) == 1 and ("cpu" in next(iter(kinds))) and half_precision != "stochastic"
+        return cuts and not self.averages and is_piecewise(transform, self.routes)
+
+    def takes_runs(self, missing: frozenset[str]) -> bool:
+        """Whether a step without gradients of `missing` is taken run by run. Of weights that the optimizer keeps beside
+        the model's a step takes up what was written into any, those without a gradient, too."""
+        kept_beside = self.moves or any(b.dtype != self.layout.state_dtype for b in self.layout.banks)
+        return self.piecewise and not (missing and kept_beside)
 
     # ------------------------------------------------------------------ where the weights are
 

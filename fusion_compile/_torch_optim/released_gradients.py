@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 import weakref
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple, NoReturn
@@ -20,40 +19,26 @@ from torch import Tensor, nn
 
 from fusion_compile._program.lower import resolve_mode, without_cuda_graph
 from fusion_compile._program.programs import Programs
-from fusion_compile._state import flat_tree, keys
+from fusion_compile._state import keys
 from fusion_compile._state.banks import Bank, Layout
-from fusion_compile._state.half_precision import COUNT, SEED, noise_for, weights_of
 from fusion_compile._step.pooled import refuse_pooled
-from fusion_compile._step.update import UpdatePlan, donated
+from fusion_compile._step.update import donated
 from fusion_compile._torch_optim._compat import is_scaling_losses
 from fusion_compile._torch_optim.group_record import gradients_of, names_in
 from fusion_compile._torch_optim.grouped_update import GroupedUpdate
 from fusion_compile._torch_optim.named_groups import STEPS
+from fusion_compile._torch_optim.one_form import NEXT, Form, form_of, is_shared, update_of_one
 from fusion_compile._torch_optim.parameter_group import ParameterGroup
 from fusion_compile._torch_optim.torch_words import MAXIMIZE, gradient_belongs
-from fusion_compile._torch_optim.update_program import Arrivals, Turn, outside_autocast, update_of
+from fusion_compile._torch_optim.update_program import outside_autocast
 from fusion_compile._types import Tensors
 from fusion_compile.optim._rounding_noise import number_of
-from fusion_compile.optim._transform import bound
-
-_NEXT = "next/"
-"""Before the key of a shared number: its value after the step that is under way."""
-
-
-class _Form(NamedTuple):
-    """What all parameters of one shape share. `names`: what stands for the name of the one that is updated. `paths`:
-    the entries of the transform's state."""
-
-    key: Hashable
-    plan: UpdatePlan
-    names: Tensor
-    paths: frozenset[str]
 
 
 class _Unit(NamedTuple):
     """One parameter: its form, its parts of the group's banks, and the numbers of its names."""
 
-    form: _Form
+    form: Form
     state: Tensors
     names: Tensor
 
@@ -80,7 +65,7 @@ class ReleasedGradients:
         refuse_pooled(inside.transform)
         self._optimizer, self._inside = weakref.ref(optimizer), inside
         self._programs = Programs(inside.programs.backend)
-        self._forms: dict[Hashable, _Form] = {}
+        self._forms: dict[Hashable, Form] = {}
         self._units: dict[int, _Units] = {}
         self._arrived: dict[int, set[str]] = {}
         self._names: dict[int, tuple[int, str]] = {}
@@ -149,7 +134,7 @@ class ReleasedGradients:
             (group, _, after, moved), options = self._units[at], self._groups()[at]
             with torch.no_grad():
                 for key in moved:
-                    group.state[key.removeprefix(_NEXT)].copy_(after[key])
+                    group.state[key.removeprefix(NEXT)].copy_(after[key])
             moved.clear()
             options[STEPS] += 1
             self._inside.programs.after_step(group, options[STEPS])
@@ -187,19 +172,19 @@ class ReleasedGradients:
         due = group.transform.period > 0 and options[STEPS] % group.transform.period == 0
         (bank,) = layout.banks
         arranged = {bank.key: _arranged(bank, -gradient if options.get(MAXIMIZE) else gradient)}
-        self._units[group.at].moved.update(key for key in unit.state if key.startswith(_NEXT))
+        self._units[group.at].moved.update(key for key in unit.state if key.startswith(NEXT))
         with outside_autocast(layout.device):
             if self._programs.rerun((form.key, due), unit.state, arranged):
                 return
             mode = without_cuda_graph(resolve_mode(self._inside.programs.mode, layout.device))
-            update, what = donated(_update_of_one(form.plan, due)), f"the update of a {list(bank.places[0].shape)}"
+            update, what = donated(update_of_one(form.plan, due)), f"the update of a {list(bank.places[0].shape)}"
             self._programs.compile((form.key, due), update, unit.state, arranged, mode=mode, what=what)
 
     def _unit(self, group: ParameterGroup, name: str) -> _Unit:
         known = self._units.get(group.at)
         if known is None or known.group is not group:
-            shared = {k: t for k, t in group.state.items() if _is_shared(group.layout, k, t)}
-            after = {f"{_NEXT}{key}": t.clone() for key, t in shared.items()}
+            shared = {k: t for k, t in group.state.items() if is_shared(group.layout, k, t)}
+            after = {f"{NEXT}{key}": t.clone() for key, t in shared.items()}
             if known is not None:  # the group was built anew, perhaps in the middle of a step
                 after |= {key: t for key, t in known.next.items() if key in known.moved}
             known = self._units[group.at] = _Units(group, {}, after, set() if known is None else known.moved)
@@ -218,7 +203,7 @@ class ReleasedGradients:
             )
         state: Tensors = {}
         for key, tensor in group.state.items():
-            if key == keys.HYPERPARAMETERS or _is_shared(group.layout, key, tensor):
+            if key == keys.HYPERPARAMETERS or is_shared(group.layout, key, tensor):
                 state[key] = tensor
             elif group.layout.bank_of(key) == whole.key:
                 each = whole.length // max(1, tensor.shape[0])  # of a flat bank, one number for so many entries
@@ -226,10 +211,10 @@ class ReleasedGradients:
         own = bank.places[0]
         kind = (bank.key, own.shape, own.order, bank.shape)
         if kind not in self._forms:
-            self._forms[kind] = _form_of(kind, self._inside, group, layout, state)
+            inside = self._inside
+            self._forms[kind] = form_of(kind, inside.transform, inside.half_precision, group, layout, state)
         form = self._forms[kind]
-        state = {k: t for k, t in state.items() if k in form.paths or keys.split(k)[0] != keys.OPTIMIZER}
-        state |= {f"{_NEXT}{k}": after[f"{_NEXT}{k}"] for k in state if f"{_NEXT}{k}" in after}
+        state = form.own(state, after)
         numbers = [number_of(n) for n in _names_of(own.name, form.names.shape[0])]
         return _Unit(form, state, torch.tensor(numbers, dtype=torch.int64, device=layout.device))
 
@@ -255,16 +240,6 @@ def _named(record: Any, options: Mapping[str, Any]) -> list[tuple[str, nn.Parame
     return list(zip(record.names, options["params"], strict=True))
 
 
-def _update_of_one(plan: UpdatePlan, due: bool) -> Any:
-    turn = Turn(0, due, False)
-
-    def advance(state: Tensors, gradients: Tensors) -> Tensors:
-        new = update_of(plan, turn, state, Arrivals(keys.of_group(0, gradients), {}, None))
-        return {f"{_NEXT}{key}" if f"{_NEXT}{key}" in state else key: value for key, value in new.items()}
-
-    return advance
-
-
 def _alone(bank: Bank, name: str) -> tuple[Bank, int, int]:
     """A bank of the parameter `name` alone, and where it begins and ends in `bank`."""
     i = next(i for i, place in enumerate(bank.places) if place.name == name)
@@ -279,27 +254,6 @@ def _alone(bank: Bank, name: str) -> tuple[Bank, int, int]:
 
 def _names_of(name: str, count: int) -> list[str]:
     return [name] if count == 1 else [f"{name}[{i}]" for i in range(count)]
-
-
-def _form_of(kind: Hashable, inside: GroupedUpdate, group: ParameterGroup, layout: Layout, state: Tensors) -> _Form:
-    (bank,) = layout.banks
-    names = torch.zeros(len(layout.infos[bank.key].places), dtype=torch.int64, device=layout.device)
-    infos = {key: info._replace(names=names) for key, info in layout.infos.items()}
-    transform = bound(inside.transform, infos)
-    with warnings.catch_warnings():  # the group's own banks have been warned of
-        warnings.simplefilter("ignore")
-        fresh = transform.init({bank.key: weights_of(bank, state)})
-    held = state.get(keys.module(bank.key), state.get(keys.params(bank.key)))
-    assert held is not None
-    noise = noise_for(inside.half_precision, layout, {bank.key: held}, infos)
-    paths = frozenset(dict(flat_tree.flatten(fresh, keys.OPTIMIZER))) | {COUNT, SEED}
-    plan = UpdatePlan(layout, transform, flat_tree.form(fresh, keys.OPTIMIZER), group.hyperparameters, noise)
-    return _Form(kind, plan, names, paths)
-
-
-def _is_shared(layout: Layout, key: str, tensor: Tensor) -> bool:
-    """Whether all parameters of a group share the number under `key`."""
-    return keys.split(key)[0] == keys.OPTIMIZER and not tensor.ndim and layout.bank_of(key) is None
 
 
 def _arranged(bank: Bank, gradient: Tensor) -> Tensor:

@@ -56,6 +56,9 @@ class ShardedGroup(ParameterGroup):
         self._stored = StoredParts(self.stand_ins, self.parts(), shared)
         self._note_parts()
 
+    def _is_piecewise(self, transform: Transform, half_precision: str) -> bool:
+        return False  # gradients come from other ranks, into their places
+
     # ------------------------------------------------------------------ the parameters
 
     def _note_parts(self) -> None:

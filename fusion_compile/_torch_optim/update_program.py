@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from fusion_compile._program.lower import resolve_mode
 from fusion_compile._program.programs import Programs
 from fusion_compile._state import keys
+from fusion_compile._state.banks import Layout
 from fusion_compile._state.half_precision import counted, packed, unpacked
 from fusion_compile._state.masters import rounded, with_written_weights
 from fusion_compile._step.periodic import run_due_work
@@ -48,6 +49,16 @@ class Arrivals(NamedTuple):
     gradients: Tensors
     present: Tensors
     loss: Tensor | None
+
+
+def as_minimized(loss: Any, uphill: Collection[bool], layout: Layout) -> Tensor | None:
+    """The loss of a step as a number in the state's dtype, with the other sign where groups go `uphill`."""
+    if loss is None:
+        return None
+    if len({*uphill}) > 1:
+        raise ValueError("a step with a loss has groups with maximize and groups without; take two optimizers.")
+    loss = -loss if True in uphill else loss
+    return torch.as_tensor(loss, device=layout.device).detach().to(layout.state_dtype).reshape(())
 
 
 def pure_updates(groups: Mapping[int, ParameterGroup], signature: Signature) -> Callable[[Tensors, Arrivals], Tensors]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile import optim
+from fusion_compile._torch_optim import runs
 from fusion_compile._torch_optim.moved_gradients import LARGE, MovedGradients
 from fusion_compile.torch_optimizer import TorchOptimizer
 
@@ -265,21 +266,31 @@ LOOPS: dict[str, Loop] = {
 }
 
 
-def momentum(net: nn.Module) -> TorchOptimizer:
-    """Of one bank, whose numbers torch's SGD has: it sums up what ours averages, so the rate is a tenth there."""
+def momentum(net: nn.Module, *, moves: bool = True, **how: Any) -> TorchOptimizer:
+    """Of one bank, whose numbers torch's SGD has: it sums up what ours averages, so the rate is a tenth there.
+
+    `moves`: it declares that it needs the bank whole, so that gradients are not read where they lie.
+    """
     made = optim.chain(optim.scale_by_momentum(0.9), optim.scale_by_learning_rate(0.1))
-    return optim.as_torch_optimizer(net, made, mode="eager")
+    if moves:
+        made = made._replace(extras=made.extras._replace(pools="a test"))
+    return optim.as_torch_optimizer(net, made, **(how or {"mode": "eager"}))
 
 
+@pytest.mark.parametrize("moves", [True, False], ids=["moved", "where they lie"])
 @pytest.mark.parametrize("name", LOOPS)
 @pytest.mark.filterwarnings("ignore:Using backward")
-def test_it_is_the_ordinary_optimizers_loop(name: str) -> None:
+def test_it_is_the_ordinary_optimizers_loop(name: str, moves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients that are seen or held, and weights; in fp64, whose rounding is far below the bound."""
+    monkeypatch.setattr(runs, "LARGE", LARGE)
     ours, theirs = model(), model()
-    loops = LOOPS[name](ours, momentum(ours)), LOOPS[name](theirs, torch.optim.SGD(theirs.parameters(), 0.01, 0.9))
+    mine = momentum(ours, moves=moves)
+    loops = LOOPS[name](ours, mine), LOOPS[name](theirs, torch.optim.SGD(theirs.parameters(), 0.01, 0.9))
     for seen, wanted in zip(*loops, strict=True):
         torch.testing.assert_close(seen, wanted, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close([*ours.parameters()], [*theirs.parameters()], rtol=1e-9, atol=1e-12)
+    (group,) = mine._inside.groups()
+    assert group.piecewise is not moves and (moved(mine) is None or moves)
 
 
 def moved(optimizer: TorchOptimizer) -> MovedGradients | None:
@@ -362,8 +373,7 @@ def one_process() -> Iterator[None]:
 def test_the_compiled_update_reads_other_banks_once_gradients_are_held() -> None:
     """Programs know the banks they were compiled with as memory that stays."""
     ours, theirs = model(), model()
-    made = optim.chain(optim.scale_by_momentum(0.9), optim.scale_by_learning_rate(0.1))
-    mine = optim.as_torch_optimizer(ours, made, backend="aot_eager")
+    mine = momentum(ours, backend="aot_eager")
     loops = (
         last_gradients_kept(ours, mine),
         last_gradients_kept(theirs, torch.optim.SGD(theirs.parameters(), 0.01, 0.9)),

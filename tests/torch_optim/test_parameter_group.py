@@ -154,7 +154,7 @@ def test_two_optimizers_may_share_parameters_in_two_programs() -> None:
             heads[i % 2](trunk(x)).square().mean().backward()
             optimizers[i % 2].step()
         if ours:
-            assert [len(o._inside.programs) for o in optimizers] == [1, 1]
+            assert [len(o._inside.runs) for o in optimizers] == [1, 1]
         found.append(nn.ModuleList([trunk, *heads]))
     close_to_torch(*found)
 
