@@ -84,7 +84,8 @@ def lower(
 def lower_graph(
     graph: torch.fx.GraphModule, inputs: Sequence[Tensor], *, mode: str, backend: str = "inductor"
 ) -> Callable[..., Any]:
-    """Compile a graph in ATen operators for `inputs` of these shapes; ``mode="eager"`` gives `graph` back.
+    """Compile a graph in ATen operators for `inputs` of these shapes; ``mode="eager"`` gives `graph` back. Fake tensors
+    of the trace stand for inputs where sizes are symbols.
 
     Inputs that are marked static keep their addresses, so that a CUDA graph updates them in place. What checkpointing
     computes again waits for the gradient.
@@ -95,8 +96,10 @@ def lower_graph(
     _compat.hand_on_static_inputs(graph)
     quiet = compilers_warnings.are_no_errors()
     told = inductor_as_told(graph, backend)
-    # With a trace around it, another backend would leave out random draws that nothing uses, and has no cache.
-    kept = kept_in_caches(inputs) if backend == "inductor" else contextlib.nullcontext([*inputs])
+    # With a trace around it, another backend would leave out random draws that nothing uses, and has no cache. Where
+    # sizes are symbols, the caches would have to ask for the trace's assumptions, and the caller does.
+    known = backend == "inductor" and not any(isinstance(n, torch.SymInt) for tensor in inputs for n in tensor.shape)
+    kept = kept_in_caches(inputs) if known else contextlib.nullcontext([*inputs])
     with torch.no_grad(), quiet, _compat.shapes_as_the_kernels_have_them(), kept as given, told:
         compiled: Callable[..., Any] = _compat.backend_for(backend, mode)(graph, given)
     return compiled

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fusion_compile._capture.by_running.symbolic_sizes import SizeFixed, SymbolicSizes
 from fusion_compile._capture.by_running.trace import lift_constants, modules_named, run_on_fakes
 from fusion_compile._capture.rehearsal.contents import Contents
 from fusion_compile._compat import mark_input_static
@@ -20,6 +21,7 @@ from fusion_compile._program.shared_regions import SharedRegions
 from fusion_compile._step import batches
 from fusion_compile._step.host_reads import not_on_fakes_message, refused_graph_message
 from fusion_compile._step.operands import NotAnOperand
+from fusion_compile._step.shapes import Dims
 from fusion_compile._step.update import donated
 from fusion_compile._types import Tensors
 
@@ -30,7 +32,8 @@ class CapturedStep:
     Its inputs are the tensors of the state, those of the batch, and those that user code closes over (frozen weights,
     a teacher's buffers), which are read where they lie at every run.
 
-    `model`: names the modules in which its operators are called.
+    `model`: names the modules in which its operators are called. `dims`: the axes of the batch's tensors whose size is
+    a symbol. Raises SizeFixed if one is not.
 
     Attributes:
         graph: What was captured. Each placeholder's ``meta["label"]`` says what it is.
@@ -45,6 +48,7 @@ class CapturedStep:
         state: Tensors,
         batch: tuple[Any, ...],
         model: nn.Module | None = None,
+        dims: Dims = (),
     ) -> None:
         self._keys = list(state)
         self.is_cuda = any(tensor.is_cuda for tensor in state.values())
@@ -59,8 +63,10 @@ class CapturedStep:
 
         inputs = {f"state/{key}": tensor for key, tensor in state.items()}
         inputs |= {_as_label(path): leaf for path, leaf in batches.leaves(batch) if isinstance(leaf, Tensor)}
+        sizes = {(n + i, axis) for i, axes in enumerate(dims) for axis in axes}
+        self._symbols = SymbolicSizes(list(inputs.values()), sizes) if sizes else None
         with contextlib.nullcontext() if model is None else modules_named(model):
-            self.graph: fx.GraphModule = run_on_fakes(flat, inputs)
+            self.graph: fx.GraphModule = run_on_fakes(flat, inputs, symbols=self._symbols)
         self.constants = lift_constants(self.graph)
         for node in self.graph.graph.find_nodes(op="placeholder"):
             if not node.meta["label"].startswith("batch/"):
@@ -78,8 +84,10 @@ class CapturedStep:
         shared: SharedRegions | None = None,
     ) -> None:
         """Compile the graph, as one, or region by region with those of `shared`. Runs nothing. Raises ValueError if the
-        compiler does not take it."""
-        inputs = self._inputs(state, batch)
+        compiler does not take it, SizeFixed if it makes a number of a size."""
+        inputs, symbols = self._inputs(state, batch), self._symbols
+        if symbols is not None:
+            inputs = [*symbols.fakes, *map(symbols.beside, self.constants)]
         try:
             if shared is not None:
                 lowered = lower_by_region(self.graph, inputs, shared, mode=mode, backend=backend)
@@ -90,6 +98,12 @@ class CapturedStep:
             raise
         except Exception as error:  # of any kind: the graph itself was captured
             raise ValueError(refused_graph_message(error)) from error
+        if symbols is not None:
+            symbols.settle()
+
+    def fits(self, state: Tensors, batch: tuple[Any, ...]) -> bool:
+        """Whether the graph is right for the sizes of `batch`, which has the ranks and dtypes of the first."""
+        return self._symbols is None or self._symbols.fit(self._inputs(state, batch))
 
     def uncompiled(self, state: Tensors, batch: tuple[Any, ...]) -> None:
         """Take one step in place, operator by operator."""
@@ -112,15 +126,17 @@ def captured_step(
     state: Tensors,
     batch: tuple[Any, ...],
     model: nn.Module,
+    dims: Dims = (),
 ) -> CapturedStep:
-    """Capture `advance`, and put back what it leaves in whatever can be reached from `roots`.
+    """Capture `advance`, and put back what it leaves in whatever can be reached from `roots`. `dims`: for a band of
+    sizes.
 
-    Raises NotAnOperand, or ValueError naming the line that does not run on tensors without data.
+    Raises NotAnOperand, SizeFixed, or ValueError naming the line that does not run on tensors without data.
     """
     contents = Contents(roots)
     try:
-        return CapturedStep(advance, state, batch, model)
-    except NotAnOperand:
+        return CapturedStep(advance, state, batch, model, dims)
+    except (NotAnOperand, SizeFixed):
         raise
     except Exception as error:  # of any kind: the loss itself has run before, on real tensors
         raise ValueError(not_on_fakes_message(error)) from error

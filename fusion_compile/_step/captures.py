@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from fusion_compile._capture.by_running.symbolic_sizes import SizeFixed
 from fusion_compile._capture.python_state.slots import Slot
 from fusion_compile._capture.rehearsal.contents import Contents
 from fusion_compile._program.beside_its_graph import Beside
@@ -33,7 +34,7 @@ from fusion_compile._step.pure_step import Form, StepPlan
 from fusion_compile._step.read_step import NotRead, Pure, ReadStep, graph_proved, watch_around
 from fusion_compile._step.rehearsed import RehearsedStep
 from fusion_compile._step.run_step import RunStep, Step
-from fusion_compile._step.shapes import Band, Bands, no_band_sentence
+from fusion_compile._step.shapes import Band, Bands, Dims, no_band_sentence
 from fusion_compile._step.way import Way, refuse_aliases, refuse_sources, refuse_unread
 from fusion_compile._types import Tensors
 
@@ -129,12 +130,45 @@ class Captures:
         refuse_sources(seen.sources, because)
         refuse_aliases(seen.rehearsal, because)
         changing = [record.slot for record in way.numbers if record.slot is not None]
-        step = self._run(key, pure, batch, changing, seen)
-        step.watch(self._roots, seen.reads, self._carried)
         self.notices.runs(because, seen.changes_batch)
-        if options.dynamic and self._signatures:
-            self.notices.warn("fixed", no_band_sentence(options.max_shapes))
-        return step, key
+        band, step = self._run_for_a_band(key, pure, batch, changing, seen)
+        step.watch(self._roots, seen.reads, self._carried)
+        if band is None:
+            return step, key
+        self._bands.open(band, key[0])
+        return step, (band.signature, *key[1:])
+
+    def _run_for_a_band(
+        self, key: Key, pure: Pure, batch: tuple[Any, ...], changing: list[Slot], seen: RehearsedStep
+    ) -> tuple[Band | None, RunStep]:
+        """Run the step for `batch`, or for a band of sizes, which is then given, too."""
+        band, options = self._bands.opened_by(key[0], self._signatures), self._plan.options
+        if band is not None and (why := self._no_band(changing)):
+            self.notices.warn("fixed", no_band_sentence(why, options.max_shapes))
+        elif band is not None:
+            try:
+                return band, self._run(key, pure, batch, changing, seen, band)
+            except NotAnOperand:
+                raise
+            except ValueError as error:
+                said = str(error) if isinstance(error, SizeFixed) else f"with symbols for sizes, {error}"
+                self.notices.warn("band", f"no one program serves these sizes, so each has its own: {said}")
+        return None, self._run(key, pure, batch, changing, seen)
+
+    def _no_band(self, changing: list[Slot]) -> str:
+        """Why a step that is captured by running has a program for each shape; empty where one may serve several.
+
+        What Python keeps besides tensors may be a size, which a program would give back as it was at its capture.
+        """
+        if changing or not self._carried.holds_tensors_alone():
+            return "the loss changes what Python keeps besides tensors"
+        if self._given.slots:
+            return "a batch has plain numbers"
+        if self._plan.options.accumulate > 1:
+            return "accumulate cuts the batch by its size"
+        if self._regions is not None:
+            return "regions are compared size by size"
+        return "several ranks must do the same" if self._meeting is not None else ""
 
     def _read(
         self, key: Key, pure: Pure, batch: tuple[Any, ...], proof: Proof | None, *, apart: bool
@@ -160,16 +194,26 @@ class Captures:
         """Whether the compiled step draws other random numbers than the ordinary loop."""
         return seen.rehearsal.drew_random and self._plan.options.backend == "inductor"
 
-    def _run(self, key: Key, pure: Pure, batch: tuple[Any, ...], changing: list[Slot], seen: RehearsedStep) -> RunStep:
+    def _run(
+        self,
+        key: Key,
+        pure: Pure,
+        batch: tuple[Any, ...],
+        changing: list[Slot],
+        seen: RehearsedStep,
+        band: Band | None = None,
+    ) -> RunStep:
         numbers, options = self._numbers(changing, batch), self._plan.options
         with stage(f"compiling the training step ({options.compiler(self._mode)})"):
             try:
-                captured = self._capture(key, pure, batch, numbers)
+                captured = self._capture(key, pure, batch, numbers, () if band is None else band.dims)
             except NotAnOperand as error:
                 if changing or not self._given.slots:
                     raise ValueError(operand_sentence(numbers, str(error))) from error
                 numbers = fixed_numbers(self._given.slots)  # an operator wants the plain number
                 captured = self._capture(key, pure, batch, numbers)
+            if band is not None and not self._carried.holds_tensors_alone():
+                raise SizeFixed("the loss keeps something in Python that may be a size.")
             step = RunStep(captured, self._carried.without_numbers(self._carried.forms), numbers)
             with activations_kept(options.activation_memory):
                 step.compile(self._state, batch, self._mode, options.backend, self._regions)
@@ -181,9 +225,11 @@ class Captures:
         self._take(step, found.fresh)
         return step
 
-    def _capture(self, key: Key, pure: Pure, batch: tuple[Any, ...], numbers: CountedNumbers) -> CapturedStep:
+    def _capture(
+        self, key: Key, pure: Pure, batch: tuple[Any, ...], numbers: CountedNumbers, dims: Dims = ()
+    ) -> CapturedStep:
         step = numbers.followed(pure(Form(due=key[1], runs=True)))
-        return captured_step(self._roots, step, self._state, numbers.given(batch), self._model)
+        return captured_step(self._roots, step, self._state, numbers.given(batch), self._model, dims)
 
     def _numbers(self, slots: list[Slot], batch: tuple[Any, ...]) -> CountedNumbers:
         contents, given = Contents(self._roots), self._given

@@ -26,6 +26,7 @@ from fusion_compile._step.carried_values import (
     Key,
     Own,
     PartOf,
+    Place,
     filled,
     form_of,
     part,
@@ -138,6 +139,11 @@ class Carried:
     def labels(self) -> set[str]:
         """What is carried, by label."""
         return {*self.replaced, *self.written}
+
+    def holds_tensors_alone(self) -> bool:
+        """Whether user code keeps tensors and nothing beside them, now and after the forward that `now` last saw."""
+        held = [read(slot) for slot in self.replaced.values()]
+        return all(isinstance(value, (Tensor, Place)) for value in (*held, *self.forms.values()))
 
     def signature(self) -> Hashable:
         """What the program depends on: which slots hold what kind of value."""

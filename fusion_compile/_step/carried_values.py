@@ -173,7 +173,7 @@ def tensors_in(value: Any, path: str, own: Own = _NONE) -> Iterator[tuple[str, T
             yield from tensors_in(inner, path + step, own)
 
 
-class _At(NamedTuple):
+class Place(NamedTuple):
     """Stands for a tensor in a form: where it lies."""
 
     path: str
@@ -183,16 +183,16 @@ def form_of(value: Any, path: str, own: Own = _NONE) -> Any:
     """`value` without its tensors, which would keep memory alive, or have none: containers, plain values and paths. The
     model's own stay."""
     if isinstance(value, Tensor):
-        return own.get(id(value), _At(path))
+        return own.get(id(value), Place(path))
     parts = _parts(value)
-    if parts is None or isinstance(value, _At):
+    if parts is None or isinstance(value, Place):
         return value
     return _rebuilt(value, [form_of(inner, path + step, own) for step, inner in parts])
 
 
 def filled(form: Any, tensors: Mapping[str, Tensor]) -> Any:
     """The value of that `form` with `tensors` (by path) in it."""
-    if isinstance(form, _At):
+    if isinstance(form, Place):
         return tensors[form.path]
     parts = _parts(form)
     if parts is None:

@@ -81,7 +81,7 @@ class ReadStep:
         """
         self._methods, self._hooks, self._around = methods, hooks, around
 
-    def fits(self) -> bool:
+    def fits(self, state: Tensors, batch: tuple[Any, ...]) -> bool:
         """True: Dynamo's guards say at the call whether it fits."""
         return True
 

@@ -38,7 +38,7 @@ class Step(Protocol):
     @property
     def counted(self) -> list[Slot]: ...
 
-    def fits(self) -> bool: ...
+    def fits(self, state: Tensors, batch: tuple[Any, ...]) -> bool: ...
 
     def __call__(self, state: Tensors, batch: tuple[Any, ...]) -> Tensors: ...
 
@@ -78,7 +78,7 @@ class UncapturedStep:
         """False: nothing was compiled."""
         return False
 
-    def fits(self) -> bool:
+    def fits(self, state: Tensors, batch: tuple[Any, ...]) -> bool:
         """True: nothing was captured."""
         return True
 
@@ -143,9 +143,9 @@ class RunStep:
         around = [slot.holder.slot for slot in self.counted if isinstance(slot.holder, PartOf)]
         self._watch.except_([*carried.slots(), *self.counted, *around])
 
-    def fits(self) -> bool:
-        """Whether the numbers are such that this is the step."""
-        return self._numbers.fit()
+    def fits(self, state: Tensors, batch: tuple[Any, ...]) -> bool:
+        """Whether numbers and sizes are such that this is the step."""
+        return self._numbers.fit() and self._captured.fits(state, batch)
 
     def __call__(self, state: Tensors, batch: tuple[Any, ...]) -> Tensors:
         """Take one step in place; returns the entries that the state does not have yet.

@@ -59,11 +59,11 @@ def constant_sentence(signature: batches.Signature, known: Iterable[batches.Sign
     )
 
 
-def no_band_sentence(bound: int) -> str:
-    """What to say where ``dynamic=True`` meets a step that is captured by running."""
+def no_band_sentence(why: str, bound: int) -> str:
+    """What to say where ``dynamic=True`` meets a step that is captured by running and has no bands. `why`."""
     return (
-        f"dynamic=True serves a band of sizes where a step is captured by reading. This one is captured by running, "
-        f"which fixes sizes, so each shape has a program of its own, at most {bound} (max_shapes)."
+        f"dynamic=True serves no band of sizes here: the step is captured by running, and {why}. So each shape has a "
+        f"program of its own, at most {bound} (max_shapes)."
     )
 
 
@@ -98,11 +98,14 @@ class Bands:
         return next((band.signature for band in self._bands if _fits(band, signature)), signature)
 
     def opened_by(self, signature: batches.Signature, known: Iterable[batches.Signature]) -> Band | None:
-        """The band that a new shape makes with one before it: they differ in sizes of contiguous tensors."""
+        """The band that a new shape makes with one before it: they differ in sizes of contiguous tensors.
+
+        A size of 0 or 1 is one number to torch, and makes none.
+        """
         if self._dynamic and signature not in self._outside:
             for other in known:
                 dims = _differing(signature, other)
-                if dims is not None and any(dims):
+                if dims is not None and any(dims) and min(_sizes(signature, dims)) > 1:
                     return Band(_marked(signature, dims), dims)
         return None
 
@@ -162,6 +165,10 @@ def _differing(one: batches.Signature, other: batches.Signature) -> Dims | None:
 def _marked(signature: batches.Signature, dims: Dims) -> batches.Signature:
     following = iter(dims)
     return tuple((path, _mark(what, next(following)) if type(what) is tuple else what) for path, what in signature)
+
+
+def _sizes(signature: batches.Signature, dims: Dims) -> list[int]:
+    return [what[0][axis] for what, axes in zip(_tensors(signature), dims, strict=True) for axis in axes]
 
 
 def _mark(what: tuple[Any, ...], dims: tuple[int, ...]) -> tuple[Any, ...]:

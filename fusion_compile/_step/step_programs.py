@@ -110,7 +110,7 @@ class StepPrograms(Captures):
         own = (signature, due, self._carried.signature())
         key = own if own in self._steps else (self._bands.key_of(signature), *own[1:])
         with torch.enable_grad(), self._plan.precision.kept():
-            step = next((step for step in self._steps.get(key, ()) if step.fits()), None)
+            step = next((step for step in self._steps.get(key, ()) if step.fits(self._state, batch)), None)
             try:
                 if step is None:
                     step = self._compile(own, batch)
@@ -147,10 +147,10 @@ class StepPrograms(Captures):
                 self._steps[key].remove(step)
                 self._second.pop(id(step))
                 objection = f"in its second step {found.objection}"
-                if isinstance(step, RunStep) or self._plan.options.capture == "read":
+                given_up = self._bands.gives_up(own[0])
+                if (isinstance(step, RunStep) and not given_up) or self._plan.options.capture == "read":
                     raise ValueError(not_the_loops(objection))
-                self._bands.gives_up(own[0])
-                self._compile(own, batch, f"when it is read, {objection}")
+                self._compile(own, batch, "" if isinstance(step, RunStep) else f"when it is read, {objection}")
                 return
             self._take(step, found.fresh)
         self._second.pop(id(step))

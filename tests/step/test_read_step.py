@@ -28,7 +28,7 @@ def step_of(programs: Programs, pure: Any, state: dict[str, Tensor]) -> ReadStep
 def test_the_first_step_is_taken_while_it_is_compiled() -> None:
     programs, state = Programs("aot_eager"), {"w": torch.ones(2)}
     step = step_of(programs, doubling, state)
-    assert state["w"].tolist() == [2.0, 2.0] and len(programs) == 1 and step.fits() and step.forms == {}
+    assert state["w"].tolist() == [2.0, 2.0] and len(programs) == 1 and step.fits(state, ()) and step.forms == {}
     assert step(state, (torch.full((2,), 3.0),)) == {}
     assert state["w"].tolist() == [6.0, 6.0]
     step.forget()

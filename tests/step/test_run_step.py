@@ -29,7 +29,7 @@ def test_an_uncaptured_step_runs_python_at_every_call() -> None:
 
     step = UncapturedStep(advance, Carried(), [])
     assert [step(state, (torch.ones(2),)).keys() for _ in range(2)] == [{"new"}] * 2
-    assert len(calls) == 2 and state["w"].tolist() == [3.0, 3.0] and step.fits() and step.forms == {}
+    assert len(calls) == 2 and state["w"].tolist() == [3.0, 3.0] and step.fits(state, ()) and step.forms == {}
 
 
 def test_a_captured_step_counts_and_watches() -> None:
@@ -52,7 +52,7 @@ def test_a_captured_step_counts_and_watches() -> None:
     step = RunStep(captured, {}, numbers)
     step.watch(roots, reads, Carried())
     for steps in (1, 2):
-        assert step.fits() and step(state, ()) == {}
+        assert step.fits(state, ()) and step(state, ()) == {}
         step.done()
         assert settings.steps == steps
     assert state["w"].tolist() == [4.0, 4.0] and step.program.captured_by == "run"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -54,6 +55,8 @@ def test_two_shapes_open_a_band_that_serves_others() -> None:
 def test_shapes_that_differ_in_more_than_sizes_open_none(one: tuple[Any, ...], other: tuple[Any, ...]) -> None:
     assert Bands(dynamic=True).opened_by(of(*one), [of(*other)]) is None
     assert Bands(dynamic=False).opened_by(of(torch.zeros(2)), [of(torch.zeros(3))]) is None
+    assert Bands(dynamic=True).opened_by(of(torch.zeros(1)), [of(torch.zeros(3))]) is None
+    assert Bands(dynamic=True).opened_by(of(torch.zeros(3)), [of(torch.zeros(1))]) is not None
 
 
 def test_a_shape_that_the_bands_program_refuses_gets_its_own_once() -> None:
@@ -160,9 +163,93 @@ def test_options_are_checked() -> None:
         fc.compile_training_step(mlp(), lambda m, x: m(x).mean(), optimizer="adamw", dynamic="yes")  # type: ignore[arg-type]
 
 
-def test_a_step_that_is_captured_by_running_says_that_its_sizes_are_fixed() -> None:
-    step = compiled(mlp(), capture="run", dynamic=True, max_shapes=3)
-    step(*batches(1)[0])
-    with pytest.warns(UserWarning, match=r"which fixes sizes, so each shape has a program of its own, at most 3 \(max"):
-        step(*batches(1, size=6)[0])
-    assert len(step.programs) == 2
+# -- captured by running -----------------------------------------------------------------------------------------------
+
+
+class Sequences(nn.Module):
+    """Dynamo cannot read it: a tensor with a gradient in an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.kept = torch.zeros(())
+        self.register_buffer("position", torch.linspace(0, 1, 40)[:, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x) + self.position[: x.shape[1]]
+        self.kept = h.square().mean()
+        out: Tensor = self.out(F.scaled_dot_product_attention(h, h, h)).mean(1)
+        return out
+
+
+def _run_both(
+    make: Any, sizes: list[tuple[int, ...]], loss: Any = None, /, **options: Any
+) -> tuple[fc.TrainingStep, list[str]]:
+    """One step for each shape, compared with the ordinary loop's, captured by running; what was warned of."""
+    torch.manual_seed(0)
+    mine, reference = make(), make()
+    reference.load_state_dict(mine.state_dict())
+    data = [(torch.randn(*size, 4), torch.randn(size[0], 2)) for size in sizes]
+    loss = loss or (lambda m, x, y: F.mse_loss(m(x), y))
+    step = compiled(mine, loss, lr=1e-2, capture="run", dynamic=True, **options)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        losses = [step(*batch) for batch in data]
+    expected = torch_loop(reference, data, loss, lr=1e-2)
+    torch.testing.assert_close(torch.stack(losses), torch.stack(expected), rtol=1e-5, atol=0)  # fp32 sums
+    assert_same_weights(mine, reference, rtol=1e-4, atol=1e-5)
+    return step, [str(warning.message) for warning in said]
+
+
+def test_a_step_that_is_captured_by_running_serves_a_band() -> None:
+    """(8, 5) has a program of its own, (6, 7) opens the band; a size of 1 is special to torch."""
+    sizes = [(8, 5), (6, 7), (3, 9), (12, 2), (8, 5), (1, 4), (2, 40), (6, 7)]
+    step, said = _run_both(Sequences, sizes, max_shapes=3)
+    assert len(step.programs) == 3 and not any("no one program" in one or "serves no band" in one for one in said)
+
+
+def test_a_branch_on_a_size_is_an_assumption_of_a_run() -> None:
+    """Lengths over 16 take another branch: their sizes are a second band's."""
+
+    def loss(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return (2.0 if x.shape[1] > 16 else 1.0) * F.mse_loss(m(x), y)
+
+    step, _ = _run_both(Sequences, [(4, 5), (4, 7), (4, 20), (4, 6), (4, 30), (4, 16), (4, 17)], loss)
+    assert len(step.programs) == 3
+
+
+def by_loop(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return torch.stack([F.mse_loss(m(x[:, : i + 1]), y) for i in range(x.shape[1])]).mean()
+
+
+def by_text(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return {"3": 2.0, "5": 3.0}.get(f"{x.shape[1]}", 1.0) * F.mse_loss(m(x), y)
+
+
+def by_key(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return {3: 2.0, 5: 3.0}.get(x.shape[1], 1.0) * F.mse_loss(m(x), y)
+
+
+@pytest.mark.parametrize("loss", [by_loop, by_text, by_key])
+def test_what_needs_the_number_of_a_size_has_a_program_for_each(loss: Any) -> None:
+    step, said = _run_both(Sequences, [(4, 5), (4, 3), (4, 2), (4, 5), (4, 3)], loss)
+    told = [one for one in said if one.startswith("no one program serves these sizes")]
+    assert len(step.programs) == 3 and len(told) == 1, said
+    assert loss is by_key or ": return" in told[0]  # the line
+
+
+class Counts(Sequences):
+    """Counts the positions that it has seen, which another size would count otherwise."""
+
+    seen = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += x.shape[1]
+        out: Tensor = super().forward(x)
+        return out
+
+
+def test_where_python_counts_by_a_size_each_shape_is_a_program_and_it_is_said() -> None:
+    step, said = _run_both(Counts, [(4, 5), (4, 3), (4, 2), (4, 5)], max_shapes=3)
+    assert step.model.seen == 15
+    assert any("and the loss changes what Python keeps besides tensors. So each" in one for one in said), said

@@ -9,7 +9,7 @@ import os
 import traceback
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,11 @@ import torch.utils._pytree as pytree
 import torch.utils.checkpoint
 from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.source import LocalSource
 from torch._ops import OpOverload as OpOverload
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import PythonKeyTracer, make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointFunction
 
@@ -38,13 +40,16 @@ _RECURRENT = [
 _MAKE_FX = inspect.signature(make_fx).parameters
 
 
-def trace_on_fakes(fn: Callable[..., Any], inputs: Sequence[Tensor], *, stack_traces: bool) -> fx.GraphModule:
+def trace_on_fakes(
+    fn: Callable[..., Any], inputs: Sequence[Tensor], *, stack_traces: bool, symbolic: bool = False
+) -> fx.GraphModule:
     """Run `fn` on fake tensors in the place of `inputs` and write down the ATen operators that it calls.
 
     Args:
         fn: Takes the tensors one by one and returns tensors.
         inputs: Real tensors; only their metadata is read. Real tensors that `fn` closes over become constants.
         stack_traces: Record the user's line for every node. Costs as much again as the trace.
+        symbolic: `inputs` are the fake tensors already, some of whose sizes are symbols (`fakes_with_symbols`).
 
     Returns:
         The graph, with one placeholder for each input.
@@ -53,7 +58,8 @@ def trace_on_fakes(fn: Callable[..., Any], inputs: Sequence[Tensor], *, stack_tr
         {"record_stack_traces": True} if stack_traces and "record_stack_traces" in _MAKE_FX else {}
     )
     with fx.traceback.preserve_node_meta(), _all_frames_of_the_users(), _composites_as_in_torch_compile():
-        trace = make_fx(fn, tracing_mode="fake", _allow_non_fake_inputs=True, **options)
+        how = "symbolic" if symbolic else "fake"
+        trace = make_fx(fn, tracing_mode=how, _allow_non_fake_inputs=True, **options)
         return trace(*inputs)
 
 
@@ -265,6 +271,69 @@ def modules_named(model: nn.Module) -> Iterator[None]:
 
     with patched(PythonKeyTracer, "call_module", call):
         yield
+
+
+def fakes_with_symbols(inputs: Sequence[Tensor], sizes: Collection[tuple[int, int]]) -> tuple[list[Tensor], Any]:
+    """Fake tensors in the place of `inputs`, and what keeps the assumptions about their symbols.
+
+    `sizes`: ``(input, axis)`` of the sizes that are symbols; every other is a number. A size of 0 or 1 is none that a
+    symbol stands for.
+    """
+    # A value read on the host, and a shape that depends on one, are refused as they are without symbols.
+    env = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False, assume_static_by_default=True)
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=env)
+    fakes: list[Tensor] = []
+    for i, tensor in enumerate(inputs):
+        dims = [DimDynamic.DYNAMIC if (i, axis) in sizes else DimDynamic.STATIC for axis in range(tensor.ndim)]
+        context: Any = StatelessSymbolicContext(dynamic_sizes=dims, constraint_sizes=[None] * tensor.ndim)
+        fakes.append(mode.from_tensor(tensor, source=LocalSource(f"t{i}"), symbolic_context=context))
+    return fakes, env
+
+
+def fake_beside(fake: Tensor, tensor: Tensor) -> Tensor:
+    """A fake tensor for `tensor`, of the same trace as `fake`; its sizes are numbers."""
+    assert isinstance(fake, FakeTensor)
+    return fake.fake_mode.from_tensor(tensor, static_shapes=True)
+
+
+def is_symbol(size: Any) -> bool:
+    """Whether a size stands for more than one number."""
+    return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
+
+
+@contextlib.contextmanager
+def questions_about_sizes(env: Any, asked: Callable[[], object]) -> Iterator[None]:
+    """Inside, `asked()` is called after each question about a symbol to which the answer is an assumption. A symbol's
+    text is its number's: it is asked for."""
+    plain = env.evaluate_sym_node
+
+    def evaluate(node: Any, *args: Any, **kwargs: Any) -> Any:
+        before = len(env.guards)
+        outcome = plain(node, *args, **kwargs)
+        if len(env.guards) > before:
+            asked()
+        return outcome
+
+    def text(number: Any) -> str:
+        return str(int(number))
+
+    def formatted(number: Any, form: str) -> str:
+        return format(int(number), form)
+
+    with (
+        patched(env, "evaluate_sym_node", evaluate),
+        patched(torch.SymInt, "__str__", text),
+        patched(torch.SymInt, "__format__", formatted),
+    ):
+        yield
+
+
+def assumptions(env: Any, fakes: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], bool]:
+    """Whether what a trace and a compiler have assumed of the symbols holds for tensors in the place of `fakes`."""
+    said = env.produce_guards_expression(fakes)
+    if said is None:
+        return lambda _: True
+    return lambda inputs: bool(env.evaluate_guards_expression(said, inputs))
 
 
 def is_of_autograd(node: fx.Node) -> bool:

@@ -11,10 +11,17 @@ from torch import Tensor, fx, nn
 from fusion_compile._capture.by_running import _compat
 from fusion_compile._capture.by_running._compat import OpOverload
 from fusion_compile._capture.by_running.settled_coins import SettledCoins
+from fusion_compile._capture.by_running.symbolic_sizes import SymbolicSizes
 from fusion_compile._compat import distributions_check_nothing, shapes_as_the_kernels_have_them
 
 
-def run_on_fakes(fn: Callable[..., Any], inputs: Mapping[str, Tensor], *, stack_traces: bool = True) -> fx.GraphModule:
+def run_on_fakes(
+    fn: Callable[..., Any],
+    inputs: Mapping[str, Tensor],
+    *,
+    stack_traces: bool = True,
+    symbols: SymbolicSizes | None = None,
+) -> fx.GraphModule:
     """Capture `fn` by running it.
 
     Real Python runs, once, so `fn` may do what no bytecode reader follows: log, call a fused LSTM, keep tensors in
@@ -24,6 +31,7 @@ def run_on_fakes(fn: Callable[..., Any], inputs: Mapping[str, Tensor], *, stack_
         fn: Called with one tensor for each input, in order; what it writes into them in place is written down.
         inputs: Real tensors by label. Placeholder ``i`` gets ``meta["label"]``, and its fake tensor in ``meta["val"]``.
         stack_traces: Record the user's line at every node.
+        symbols: Those of the sizes of `inputs` that are to be symbols.
 
     Returns:
         The graph in ATen operators, forward and backward alike. Real tensors that `fn` closes over are constants of
@@ -39,8 +47,10 @@ def run_on_fakes(fn: Callable[..., Any], inputs: Mapping[str, Tensor], *, stack_
         shapes_as_the_kernels_have_them(),
         distributions_check_nothing(),
         SettledCoins(),
+        contextlib.nullcontext() if symbols is None else symbols.noticed(),
     ):
-        graph = _compat.trace_on_fakes(fn, tuple(inputs.values()), stack_traces=stack_traces)
+        given = tuple(inputs.values()) if symbols is None else symbols.fakes
+        graph = _compat.trace_on_fakes(fn, given, stack_traces=stack_traces, symbolic=symbols is not None)
     _give_backward_nodes_their_lines(graph)
     for label, node in zip(inputs, graph.graph.find_nodes(op="placeholder"), strict=True):
         node.meta["label"] = label
