@@ -184,3 +184,36 @@ def test_an_ip_adapter_and_a_controlnet_of_flux() -> None:
     roles = str(sampler.report)
     assert "joint_attention_kwargs=request" in roles and "controlnet_block_samples=live" in roles
     assert sampler.release_weights(to="drop") > 0
+
+
+@pytest.mark.exhaustive
+def test_an_ip_adapter_of_sd3_which_hears_the_time() -> None:
+    """Its images are resampled anew at each step: a row of the request and the step."""
+    from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
+    from diffusers.models.embeddings import IPAdapterTimeImageProjection
+    from tests.models.tiny import tiny_model
+
+    model = tiny_model("SD3")
+    own = {
+        name: SD3IPAdapterJointAttnProcessor2_0(16, 12, 8, 16, scale=0.8) if ".attn2." not in name else processor
+        for name, processor in model.attn_processors.items()
+    }
+    model.set_attn_processor(own)
+    model.image_proj = IPAdapterTimeImageProjection(10, 12, 16, 1, 8, 2, 4, 2, timestep_in_dim=8)
+    randomised(model)
+    sampler = sampler_of(model)
+    for _ in range(2):
+        text, pooled, image = torch.randn(2, 3, 12), torch.randn(2, 10), torch.randn(2, 5, 10)
+        for t in TIMES:
+            call = {
+                "hidden_states": torch.randn(2, 4, 8, 8),
+                "timestep": torch.full((2,), 1000 * t),
+                "encoder_hidden_states": text,
+                "pooled_projections": pooled,
+                "joint_attention_kwargs": {"ip_adapter_image_embeds": image},
+                "return_dict": False,
+            }
+            assert differs(sampler, call) == 0
+    assert "joint_attention_kwargs=request" in str(sampler.report) and len(sampler.report.programs) == 1
+    assert sampler.report.programs[0].nodes["step_request"] > 0
+    assert sampler.release_weights(to="drop") > 0
