@@ -191,6 +191,7 @@ def test_an_ip_adapter_of_sd3_which_hears_the_time() -> None:
     """Its images are resampled anew at each step: a row of the request and the step."""
     from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
     from diffusers.models.embeddings import IPAdapterTimeImageProjection
+
     from tests.models.tiny import tiny_model
 
     model = tiny_model("SD3")
