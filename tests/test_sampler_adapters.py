@@ -194,7 +194,7 @@ def test_an_ip_adapter_of_sd3_which_hears_the_time() -> None:
 
     from tests.models.tiny import tiny_model
 
-    model = tiny_model("SD3")
+    model: Any = tiny_model("SD3")
     own = {
         name: SD3IPAdapterJointAttnProcessor2_0(16, 12, 8, 16, scale=0.8) if ".attn2." not in name else processor
         for name, processor in model.attn_processors.items()

@@ -72,10 +72,10 @@ def test_a_repositorys_own_call_is_served_bit_for_bit(name: str) -> None:
     model = make().eval().requires_grad_(False)
     for parameter in model.parameters():
         parameter.normal_(std=0.2)
-    method = {"method": "apply_model"} if name == "sd3-ref" else {}
-    sampler = fc.optimize_sampler(model, len(TIMES), mode="eager", **method)
-    served = getattr(sampler, method.get("method", "__call__"))
-    asks = getattr(model, method.get("method", "__call__"))
+    method = "apply_model" if name == "sd3-ref" else "forward"
+    sampler = fc.optimize_sampler(model, len(TIMES), mode="eager", method=method)
+    served = sampler if method == "forward" else getattr(sampler, method)
+    asks = getattr(model, method)
     for of in (request(), request()):
         for t in TIMES:
             args, more = of(torch.tensor(t))

@@ -62,6 +62,9 @@ def mixed(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
 class Preconditioned(nn.Module):
     """``c_skip x + c_out F(c_in x, ln σ / 4)`` around two blocks, one of half the size; σ is one number a call."""
 
+    freqs: Tensor
+    phases: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("freqs", 2 * torch.pi * torch.randn(W))
@@ -230,7 +233,7 @@ class Policy(nn.Module):
             timesteps = timesteps[None].to(sample.device)
         told = self.clock(sinusoids(timesteps.expand(sample.shape[0]), W))
         if global_cond is not None:
-            told = torch.cat([told, global_cond], axis=-1)  # type: ignore[call-overload]
+            told = torch.cat([told, global_cond], dim=-1)
         h = sample
         kept: list[Tensor] = []
         for i, (film, conv, norm) in enumerate(zip(self.films, self.convs, self.norms, strict=True)):

@@ -169,6 +169,8 @@ def test_options_are_checked() -> None:
 class Sequences(nn.Module):
     """Dynamo cannot read it: a tensor with a gradient in an attribute."""
 
+    position: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.embed, self.out = nn.Linear(4, 8), nn.Linear(8, 2)
@@ -203,7 +205,7 @@ def _run_both(
 
 def test_a_step_that_is_captured_by_running_serves_a_band() -> None:
     """(8, 5) has a program of its own, (6, 7) opens the band; a size of 1 is special to torch."""
-    sizes = [(8, 5), (6, 7), (3, 9), (12, 2), (8, 5), (1, 4), (2, 40), (6, 7)]
+    sizes: list[tuple[int, ...]] = [(8, 5), (6, 7), (3, 9), (12, 2), (8, 5), (1, 4), (2, 40), (6, 7)]
     step, said = _run_both(Sequences, sizes, max_shapes=3)
     assert len(step.programs) == 3 and not any("no one program" in one or "serves no band" in one for one in said)
 

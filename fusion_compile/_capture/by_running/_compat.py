@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch._dynamo
@@ -58,7 +58,7 @@ def trace_on_fakes(
         {"record_stack_traces": True} if stack_traces and "record_stack_traces" in _MAKE_FX else {}
     )
     with fx.traceback.preserve_node_meta(), _all_frames_of_the_users(), _composites_as_in_torch_compile():
-        how = "symbolic" if symbolic else "fake"
+        how: Literal["symbolic", "fake"] = "symbolic" if symbolic else "fake"
         trace = make_fx(fn, tracing_mode=how, _allow_non_fake_inputs=True, **options)
         return trace(*inputs)
 
