@@ -112,15 +112,15 @@ class LossFacts:
     def _other_metrics(self, other: LossFacts) -> list[str]:
         return [n for n, what in self.metrics.items() if other.metrics.get(n, what) != what]
 
-    def joined(self, other: LossFacts | None, *, any_metrics: bool = False) -> LossFacts:
+    def joined(self, other: LossFacts | None, *, any_metrics: bool = False, any_unread: bool = False) -> LossFacts:
         """These facts with what either changes, writes or returns: what a loss leaves alone passes through a step.
 
-        `any_metrics`: a metric may have another shape or dtype. Raises ValueError, the first difference in words, if
-        anything else differs.
+        `any_metrics`: a metric may have another shape or dtype. `any_unread`: other parameters may be unread. Raises
+        ValueError, the first difference in words, if anything else differs.
         """
         if other is None:
             return self
-        if self.unused != other.unused or (self._other_metrics(other) and not any_metrics):
+        if (self.unused != other.unused and not any_unread) or (self._other_metrics(other) and not any_metrics):
             raise ValueError(self.difference(other))
         more = tuple(name for name in self.changed_buffers if name not in other.changed_buffers)
         wrote = tuple(name for name in self.written if name not in other.written)
@@ -133,6 +133,7 @@ class LossFacts:
             assigned=other.assigned + put,
             reshaped=self.reshaped,
             saved=self.saved,
+            unused=self.unused,
         )
 
 

@@ -34,6 +34,7 @@ from fusion_compile._step.loss_scale import LossScale, moved, scale_of, scaled, 
 from fusion_compile._step.micro_batches import Shares, micro_batches, times
 from fusion_compile._step.options import StepOptions
 from fusion_compile._step.precision import Precision
+from fusion_compile._step.unread import left_alone, moving, present, refuse_other_unread
 from fusion_compile._step.update import UpdatePlan, is_alike, pure_update, settled
 from fusion_compile._step.written import Written, with_written_point
 from fusion_compile._types import Tensors
@@ -142,6 +143,7 @@ def pure_step(
     # Regions write gradients into their banks, and a norm of each parameter's would grow with depth; ranks send pieces.
     apart = options.granularity == "program" and division is None
     apart = apart and stays_apart(layout, facts.saved, accumulate=options.accumulate)
+    leaves_unread, rules = plan.update.transform.extras.leaves_unread, options.rules
     hooked = form.runs and any(map(_compat.gradient_hooks, parameters.values()))
 
     def forward(leaves: Tensors, batch: tuple[Any, ...]) -> tuple[Tensor, Tensors, Tensors]:
@@ -150,11 +152,13 @@ def pure_step(
             value, metrics, after = loss.forward(*batch)
         return value, {k: m.detach() for k, m in metrics.items()}, {k: b.detach() for k, b in after.items()}
 
-    def backward(values: list[Tensor], forwards: list[Tensors], divisor: Tensor | int, scales: Tensors) -> Tensors:
+    def backward(
+        values: list[Tensor], forwards: list[Tensors], divisor: Tensor | int, scales: Tensors, read: set[str]
+    ) -> Tensors:
         """Gradients of the sum of `values` by `divisor`, summed over the leaves of `forwards`, in the state dtype: by
         name, or banks where the norm is taken of those.
 
-        `scales`: the state, whose scale the loss has during its backward.
+        `scales`: the state, whose scale the loss has during its backward. `read` gets the parameters with a gradient.
         """
         left_out = () if form.runs else facts.unused
         used = tuple((i, n) for i, leaves in enumerate(forwards) for n in leaves if n not in left_out)
@@ -169,9 +173,10 @@ def pure_step(
                 ).found
             else:
                 found = torch.autograd.grad(summed, given)
-        if form.runs:
-            _refuse_other_unread([n for (_, n), g in zip(used, found, strict=True) if g is None], facts.unused)
         by_place = {at: g for at, g in zip(used, found, strict=True) if g is not None}
+        read.update(name for _, name in by_place)
+        if form.runs and not leaves_unread:
+            refuse_other_unread([at[1] for at in used if at not in by_place], facts.unused)
         total: Tensors = {}
         for i, leaves in enumerate(forwards):
             named = {n: by_place[i, n] if (i, n) in by_place else torch.zeros_like(w) for n, w in leaves.items()}
@@ -187,6 +192,7 @@ def pure_step(
         context = plan.update.context(state, due=form.due)._replace(finite=skips)
         point = plan.update.gradient_point(state, context)
 
+        read: set[str] = set()
         before = {n: state[keys.buffers(n)] for n in facts.changed_buffers}
         buffers = before
         kept = keys.section(state, keys.CARRIED)
@@ -217,7 +223,7 @@ def pure_step(
                 if form.one_backward:
                     forwards.append(leaves)
                 else:
-                    own_grads = backward([value], [leaves], known or 1, state)
+                    own_grads = backward([value], [leaves], known or 1, state, read)
                     grads = {k: grads[k] + g if i else g for k, g in own_grads.items()}
                 if form.runs:  # after the backward, whose recomputation counts in statistics too
                     kept = carried.now()
@@ -226,7 +232,7 @@ def pure_step(
             found.append(metrics)
         total = shares.total(counts)
         if form.one_backward:
-            grads = backward(values, forwards, known or 1, state)
+            grads = backward(values, forwards, known or 1, state, read)
         if facts.written:
             written = {n: Written(seen[n], weights[n]) for n in facts.written}
             first = state[keys.counts("step")] == 0
@@ -253,7 +259,11 @@ def pure_step(
             factor = clip_factor(norm, context.hyperparameters[CLIP])
             clipped = {k: g * factor.to(g.dtype) for k, g in grads.items()}
             clipped = layout.join(clipped) if apart and not joins_at_once else clipped
-            new, updates = pure_update(plan.update, state, clipped, context._replace(loss=value))
+            unread = [n for n in weights if n not in read] if leaves_unread else []
+            context = context._replace(loss=value, present=present(layout, unread if rules else []))
+            new, updates = pure_update(plan.update, state, clipped, context)
+            if unread:
+                new, updates = left_alone(layout, new, state, unread, rules), moving(layout, updates, unread)
         new |= {keys.buffers(n): buffers[n].to(b.dtype) for n, b in before.items()}
         new |= {keys.carried(path): t.detach() for path, t in kept.items()}
         new[keys.counts("step")] = state[keys.counts("step")] + 1
@@ -291,17 +301,6 @@ def pure_step(
         return contextlib.nullcontext()
 
     return advance
-
-
-def _refuse_other_unread(unread: Sequence[str], at_first: Sequence[str]) -> None:
-    """Raise ValueError if the loss now reads other parameters than at first: their gradient is none, not zero."""
-    if odd := sorted({*unread} ^ {*at_first}):
-        now, then = ("does not read", "read") if odd[0] in unread else ("reads", "did not read")
-        raise ValueError(
-            f"the loss {now} {odd[0]} in this step, but {then} it before. torch.optim skips a parameter without a "
-            f"gradient, and a step cannot, with mode='eager' neither. Multiply the part by 0 or 1 (a 0-dim tensor of "
-            f"the batch) instead of leaving it out, or use as_torch_optimizer(), which leaves such parameters alone."
-        )
 
 
 def takes(new: Tensors, state: Tensors, norm: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ from fusion_compile._step.rehearsed import Outcome, RehearsedStep, outcome_now, 
 from fusion_compile._step.run_step import RunStep, Step, UncapturedStep
 from fusion_compile._step.shapes import MAX_PROGRAMS, Bands, constant_sentence, refuse_too_many
 from fusion_compile._step.turn import compiling
+from fusion_compile._step.unread import REMEDY, refuse_left_alone
 from fusion_compile._step.way import Asked, Grown, Way, choose, tagged
 from fusion_compile._step.written import refuse_other_points, refuse_rebound
 from fusion_compile._types import Tensors
@@ -61,6 +62,8 @@ class StepPrograms(Captures):
         self._model, self._loss_fn, self._plan, self._mode = model, loss_fn, plan, mode
         self._roots, self.written_in = {"model": model, "loss_fn": loss_fn}, [loss_fn, *model.modules()]
         self._residence, self._state, self._meeting = residence, state, meeting
+        self._leaves_unread = plan.update.transform.extras.leaves_unread
+        refuse_left_alone(plan.update.transform, plan.options, several_ranks=meeting is not None)
         self._before = None if meeting is None or plan.division is None else BeforeSending(plan, state, meeting)
         self._programs = Programs(plan.options.backend, plan.options.activation_memory)
         self._regions = plan.options.shared_regions(mode)
@@ -278,18 +281,17 @@ class StepPrograms(Captures):
         """The facts for a program. Buffers that a loss did not change before join the state, and programs that do not
         know them are dropped."""
         try:  # where nothing is captured each step shows the metrics that it has
-            facts = found.joined(self.facts, any_metrics=self._mode == "eager")
+            facts = found.joined(self.facts, any_metrics=self._mode == "eager", any_unread=self._leaves_unread)
         except ValueError as difference:
             when = "the loss now" if known_shape else "with this batch shape the loss"
-            apart = "as_torch_optimizer() leaves a parameter without a gradient alone"
-            raise ValueError(f"{when} {difference}; compile another step for it ({apart}).") from None
+            raise ValueError(f"{when} {difference}; compile another step for it. {REMEDY}.") from None
         if self.facts is None or self._mode != "eager":
             update, options = self._plan.update, self._plan.options
             parts = 1 if self._plan.division is None else self._plan.division.ranks.world
             shares = Shares((1,) * options.accumulate * parts, options.weigh_by)
             more = {n: what for n, what in facts.metrics.items() if self.facts is None or n not in self.facts.metrics}
             keep_metrics(update, self._state, shares.metrics(more, update.layout.state_dtype))
-        if self.facts is None and facts.unused:
+        if self.facts is None and facts.unused and not self._leaves_unread:
             self.notices.warn("unused", unread_sentence(facts.unused))
         known = () if self.facts is None else self.facts.changed_buffers
         if new := [name for name in facts.changed_buffers if name not in known]:

@@ -66,6 +66,7 @@ from fusion_compile.optim.kaon_recipes import autokaon as autokaon
 from fusion_compile.optim.kaon_recipes import nekaon as nekaon
 from fusion_compile.optim.kempner_recipes import kempner_muon as kempner_muon
 from fusion_compile.optim.kempner_recipes import kempner_sf_adamw as kempner_sf_adamw
+from fusion_compile.optim.leave_unread import leave_unread as leave_unread
 from fusion_compile.optim.measured import measured as measured
 from fusion_compile.optim.mechanic import mechanic as mechanic
 from fusion_compile.optim.normalize_entries import normalize_entries as normalize_entries

@@ -119,5 +119,6 @@ def grouped(transform: Transform, groups: Mapping[str, Mapping[str, float | Sche
         stored=transform.extras.stored,
         max_aspect=transform.extras.max_aspect,
         pools=transform.extras.pools,
+        leaves_unread=transform.extras.leaves_unread,
     )
     return Transform(init, update, extras)

@@ -165,6 +165,7 @@ class Extras(NamedTuple):
         max_aspect: Matrices that are more than so many times as long as wide are not wanted on the spectral path.
         pools: What the update of one parameter needs of all others, as the subject of a sentence; empty where each
             parameter's depends on itself alone. Such an update cannot be taken as soon as a gradient arrives.
+        leaves_unread: Whether every parameter has numbers of its own, so that a step may leave some alone.
     """
 
     name: str = "transform"
@@ -183,6 +184,7 @@ class Extras(NamedTuple):
     stored: Mapping[str, str] = {}
     max_aspect: float = inf
     pools: str = ""
+    leaves_unread: bool = False
 
 
 class Transform(NamedTuple):

@@ -144,4 +144,4 @@ def averaged(base: Transform, averages: Sequence[Average]) -> Transform:
 
     numbers = {average.number: average.rate for average in averages if average.number}
     extras = wrap(base, base.name, numbers, rebuild=lambda base: averaged(base, averages))
-    return Transform(init, update, extras)
+    return Transform(init, update, extras._replace(leaves_unread=base.extras.leaves_unread))
