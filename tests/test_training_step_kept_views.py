@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fusion_compile as fc
 from tests.small_models import batches, compiled, torch_loop
 
 pytestmark = pytest.mark.filterwarnings("ignore:the step is captured by running it")
@@ -178,6 +179,24 @@ def test_it_is_the_ordinary_loops(program: str, way: str) -> None:
         runs.append([*losses, *model.parameters(), *model.buffers(), *read()])
     for got, wanted in zip(runs[1], runs[0], strict=True):  # AdamW's fused arithmetic rounds otherwise
         torch.testing.assert_close(got, wanted, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(("program", "way"), [("row of a weight", "run"), ("weight.data", "eager")])
+def test_under_schedule_free_they_see_the_point_of_the_gradient(program: str, way: str) -> None:
+    """In a torch optimizer the parameters hold y themselves, and views see it without anybody's help."""
+    (theirs, loss, _), (model, _, read) = PROGRAMS[program](), PROGRAMS[program]()
+    theirs.load_state_dict(model.state_dict())
+    data, recipe = batches(3), fc.optim.sf_adamw(0.1)
+    optimizer = fc.optim.as_torch_optimizer(theirs, recipe, backend="eager")
+    step = fc.compile_training_step(model, loss, optimizer=recipe, **{"backend": "aot_eager", **WAYS[way]})
+    for batch in data:
+        optimizer.zero_grad()
+        wanted = loss(theirs, *batch)
+        wanted.backward()
+        optimizer.step()
+        torch.testing.assert_close(step(*batch), wanted.detach(), rtol=2e-5, atol=2e-6)
+    weight = model.get_parameter("linear.weight")
+    assert torch.equal(read()[0], weight[1] if program.startswith("row") else weight)  # x again
 
 
 @pytest.mark.parametrize("program", ["row", "weight.data"])
