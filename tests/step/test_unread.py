@@ -167,7 +167,7 @@ def test_without_it_the_sentence_names_it() -> None:
 
 
 def test_what_it_does_not_go_with_is_said() -> None:
-    given = {"optimizer": left(), "mode": "eager"}
+    given: dict[str, Any] = {"optimizer": left(), "mode": "eager"}
     with pytest.raises(ValueError, match="keep_gradients"):
         fc.compile_training_step(Turns("name"), loss_fn, keep_gradients=True, **given)
 
