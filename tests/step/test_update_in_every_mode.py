@@ -194,6 +194,7 @@ ALL: dict[str, Callable[[], Transform]] = {
     "nekaon": optim.nekaon,
     "prodigy": optim.prodigy,
     "averaged": lambda: optim.averaged(optim.adamw(1e-3), [optim.Average(warmup="power", every=2)]),
+    "leave_unread": lambda: optim.leave_unread(optim.adamw(1e-3)),
     "stored": lambda: optim.stored(optim.adamw(1e-3), mu="int8", nu="int8_companded"),
     "scale_by_adabelief": lambda: stepped(optim.scale_by_adabelief()),
     "scale_by_adamp": lambda: stepped(optim.scale_by_adamp()),
