@@ -22,8 +22,12 @@ from fusion_compile._program._compat import (
 )
 from fusion_compile._program.casts import merge_casts
 from fusion_compile._program.kernel_sources._compat import kernels_compiled_together
-from fusion_compile._program.memory._compat import written_over_what_is_read_for_the_last_time
+from fusion_compile._program.memory._compat import (
+    written_over_what_is_read_for_the_last_time,
+    written_programs_noted,
+)
 from fusion_compile._program.memory.activations import compute_again, share_kept, waits_in_the_backward
+from fusion_compile._program.memory.schedule import note
 from fusion_compile._program.numbers_once import numbers_once
 from fusion_compile._program.recomputation import checkpoints, recomputes
 from fusion_compile._program.saved._compat import kept_in_caches
@@ -124,6 +128,7 @@ def inductor_as_told(graph: torch.fx.GraphModule, backend: str = "inductor") -> 
         told.enter_context(sums_in_one_order())
         told.enter_context(kernels_compiled_together())
         told.enter_context(written_over_what_is_read_for_the_last_time())
+        told.enter_context(written_programs_noted(note))
         if (share := share_kept()) is not None:
             told.enter_context(inductor_rewrites(partial(compute_again, budget=share), f"keeps {share}"))
         if share is not None or recomputes(graph.graph) or checkpoints(graph.graph):

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from fusion_compile import _compat
+from fusion_compile._program.memory.schedule import Schedule
 from fusion_compile._say_once import SayOnce
 from fusion_compile.passes import Finding, find_host_syncs, lower_to_aten
 from fusion_compile.passes.find_host_syncs import matters_on_a_gpu_alone
@@ -48,12 +49,13 @@ class CompiledRegion:
 class Program:
     """One captured graph. `gradients`: whether they were enabled where it begins. `captured_by`: ``"read"`` where
     Dynamo read the program, ``"run"`` where it ran and its ATen operators were written down. `compiled`: the regions
-    that it was compiled in; none where it was compiled as one."""
+    that it was compiled in; none where it was compiled as one. `schedule`: what the compiler wrote for it."""
 
     graph: fx.GraphModule
     gradients: bool = True
     captured_by: str = "read"
     compiled: list[CompiledRegion] = field(default_factory=list, compare=False)
+    schedule: Schedule = field(default_factory=Schedule, compare=False)
 
     @cached_property
     def aten(self) -> fx.GraphModule:

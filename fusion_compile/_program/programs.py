@@ -13,6 +13,7 @@ from fusion_compile._program._compat import numbers_in_tensors_are_tensors
 from fusion_compile._program.beside_its_graph import Beside, BesideItsGraph
 from fusion_compile._program.lower import lower, no_recompile
 from fusion_compile._program.memory.activations import activations_kept
+from fusion_compile._program.memory.schedule import Schedule, written_into
 from fusion_compile._program.program import Program
 from fusion_compile._progress import stage
 
@@ -124,9 +125,10 @@ class Programs:
         # torch keeps every backend, and beside a function's code, where the collector of cycles does not look. What
         # leads back from there to the function, its model and its state is therefore taken away again.
         lent: dict[str, Callable[..., Any]] = {}
+        schedule = Schedule()
 
         def observe(graph: torch.fx.GraphModule, inputs: list[Any]) -> None:
-            program = Program(graph)
+            program = Program(graph, schedule=schedule)
             if check is not None:
                 check(program)
             self.captured[key] = program
@@ -151,6 +153,7 @@ class Programs:
                 _compat.shapes_as_the_kernels_have_them(),
                 numbers_in_tensors_are_tensors(),
                 activations_kept(self.activations),
+                written_into(schedule),
                 compilers_warnings.are_no_errors(),
             ):
                 result = run(*given)

@@ -10,6 +10,7 @@ from fusion_compile._capture.by_running.trace import no_checkpoint_is_reentrant
 from fusion_compile._capture.python_state.slots import Slot
 from fusion_compile._capture.watch.reads import Reads
 from fusion_compile._capture.watch.watch import Watch
+from fusion_compile._program.memory.schedule import written_into
 from fusion_compile._program.program import Program, refuse_host_syncs
 from fusion_compile._program.shared_regions import SharedRegions
 from fusion_compile._ranks.meeting import AtEachRun
@@ -118,7 +119,9 @@ class RunStep:
         """Compile what was captured, as one, or in regions with those of `shared`. Runs nothing. Raises ValueError if
         the compiler does not take it."""
         given = self._numbers.given(batch)
-        self._captured.compile(state, given, mode=mode, backend=backend, shared=shared)
+        self.program.schedule.forget()
+        with written_into(self.program.schedule):
+            self._captured.compile(state, given, mode=mode, backend=backend, shared=shared)
         self.program.compiled[:] = self._captured.regions
 
     @property

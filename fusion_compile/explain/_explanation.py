@@ -40,6 +40,8 @@ class Explanation(ExplanationFacts):
         runtime: Graph breaks, recompiles, kernels and CUDA graphs; None if nothing was run.
         hoisting: For a sampler, the decision about every node and weight; else None.
         notes: What a reader must know besides.
+        peaks: For a training step that Inductor compiled on a CPU, the predicted highest point of memory of each
+            program, and what is alive there.
 
     Example:
         >>> import torch, fusion_compile as fc

@@ -125,6 +125,21 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class CompiledPeak:
+    """The highest point of memory of a compiled program, in bytes, predicted from what the compiler wrote.
+
+    `program`: its name. `kept_bytes`: of it, what is there between two runs. `at`: the kernel or library call that is
+    about to run. `alive`: what the program itself has allocated then, the largest first.
+    """
+
+    program: str
+    bytes: int
+    kept_bytes: int
+    at: str
+    alive: tuple[Alive, ...]
+
+
+@dataclass(frozen=True)
 class GraphFacts:
     """One graph. `edges`: ``(from region, to region, bytes)`` of the values that cross between regions."""
 
@@ -301,6 +316,7 @@ class ExplanationFacts:
     runtime: RuntimeFacts | None = None
     hoisting: Hoisting | None = None
     notes: tuple[str, ...] = ()
+    peaks: tuple[CompiledPeak, ...] = ()
 
 
 def section(heading: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Section:

@@ -209,6 +209,7 @@ def test_the_table_of_the_json_is_its_form(folder: Path) -> None:
         "graphs.regions": named(_facts.RegionFacts),
         "graphs.nodes": named(_facts.NodeFacts),
         "graphs.memory": named(_facts.Memory, _facts.Alive),
+        "peaks": named(_facts.CompiledPeak),
         "passes": named(_facts.PassFacts),
         "runtime": named(_facts.RuntimeFacts, _facts.CudaGraphs),
         "hoisting.values": named(_facts.HoistedValue),

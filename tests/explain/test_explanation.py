@@ -28,7 +28,7 @@ def test_the_form_is_the_one_that_is_promised(explanation: fc.Explanation) -> No
     assert (data["schema"], data["version"]) == ("fusion_compile.explanation", 2)
     assert set(data) == {
         "schema", "version", "title", "kind", "environment", "summary", "findings", "sections", "graphs", "passes",
-        "runtime", "hoisting", "notes",
+        "runtime", "hoisting", "notes", "peaks",
     }  # fmt: skip
     graph = data["graphs"][0]
     assert set(graph) == {"name", "regions", "edges", "nodes", "memory"}

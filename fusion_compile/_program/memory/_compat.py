@@ -1,19 +1,26 @@
 """Private API of AOTAutograd's partitioner: which values of a forward its backward should keep; and of Inductor: a
-value that gets memory where it stands, and over which memory a kernel writes its result."""
+value that gets memory where it stands, over which memory a kernel writes its result, and what is written around
+kernels."""
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Collection, Iterator, Sequence
+import re
+import sys
+import types
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import fx
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy
 
+from fusion_compile._compat import fake_mode
 from fusion_compile.passes._graph import impurity
 
 _NEEDED = ("NodeInfo", "choose_saved_values_set", "get_default_op_list")
@@ -176,3 +183,191 @@ def _only_comes_after(user: Any, buffer: str) -> bool:
         return False
     uses = [dep for dep in user.node.read_writes.reads | user.node.read_writes.writes if dep.name == buffer]
     return bool(uses) and all(getattr(dep, "is_fake", False) for dep in uses)
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """An input of a program: what a tensor without data is made from."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What a compiler wrote around its kernels.
+
+    Attributes:
+        function: Takes all inputs in a list. It finds its kernels, and all else, by name.
+        source: Its file's text.
+        kernels: Names of the kernels.
+        found: What it finds by other names.
+        inputs: One for each input.
+    """
+
+    function: types.CodeType
+    source: str
+    kernels: frozenset[str]
+    found: Mapping[str, Any]
+    inputs: tuple[Given, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Allocation:
+    """Memory that the function got at `line` of its file, counted from 1."""
+
+    line: int
+    bytes: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@contextlib.contextmanager
+def written_programs_noted(note: Callable[[Written], object]) -> Iterator[None]:
+    """Inside, `note` gets what Inductor writes around a program's kernels, be it new or from its caches.
+
+    Where torch has moved what this looks at, for sizes that are symbols and on a GPU, it gets nothing.
+    """
+    from torch._inductor import output_code
+
+    kind: Any = getattr(output_code, "CompiledFxGraph", None)
+    theirs = getattr(kind, "post_compile", None)
+    if theirs is None:
+        yield
+        return
+
+    def post_compile(self: Any, example_inputs: Any, *given: Any, **named: Any) -> Any:
+        if (written := _written(self, example_inputs)) is not None:
+            note(written)
+        return theirs(self, example_inputs, *given, **named)
+
+    kind.post_compile = post_compile
+    try:
+        yield
+    finally:
+        kind.post_compile = theirs
+
+
+_KERNEL = re.compile(r"^(\w+) = async_compile\.", re.MULTILINE)
+
+
+def _written(compiled: Any, inputs: Sequence[Any]) -> Written | None:
+    call, source = getattr(compiled, "current_callable", None), getattr(compiled, "source_code", None)
+    function = getattr(call, "__func__", call)
+    runner = getattr(call, "__self__", None)
+    if not isinstance(function, types.FunctionType) or not isinstance(source, str):
+        return None
+    if getattr(runner, "partitions", None) or not all(map(_is_plain, inputs)):
+        return None
+    kernels = frozenset(_KERNEL.findall(source))
+    theirs: dict[str, Any] = function.__globals__
+    found = {name: theirs[name] for name in function.__code__.co_names if name in theirs and name not in kernels}
+    given = tuple(Given(tuple(t.shape), t.stride(), t.dtype, t.device) for t in inputs)
+    return Written(function.__code__, source, kernels, found, given)
+
+
+def _is_plain(value: Any) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.device.type == "cpu"
+        and all(isinstance(size, int) for size in (*value.shape, *value.stride()))
+    )
+
+
+class _Library:
+    """The operators that a program calls by themselves: one that is given the memory to write into does nothing."""
+
+    def __init__(self, theirs: Any) -> None:
+        self._theirs = theirs
+
+    def __getattr__(self, name: str) -> Any:
+        own = getattr(self._theirs, name)
+
+        def call(*given: Any, out: Any = None, **named: Any) -> Any:
+            return own(*given, **named) if out is None else out
+
+        return call
+
+
+def _empty(shape: Any, strides: Any, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty_strided(shape, strides, dtype=dtype, device="cpu")
+
+
+def _seen_as(tensor: torch.Tensor, shape: Any, strides: Any, offset: int = 0) -> torch.Tensor:
+    return torch.as_strided(tensor, shape, strides, int(tensor.storage_offset()) + offset)
+
+
+def _nothing(*given: Any, **named: Any) -> None:
+    pass
+
+
+class _AllocationsSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside, note at each allocation all memory that is alive, besides that of the inputs."""
+
+    def __init__(self, function: types.CodeType, inputs: Sequence[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._function = function
+        self._inputs = {t.untyped_storage()._cdata for t in inputs}
+        self._alive: dict[int, tuple[Any, Allocation]] = {}
+        self.moments: list[list[Allocation]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for one in out if isinstance(out, (list, tuple)) else (out,):
+            if isinstance(one, torch.Tensor) and one.layout is torch.strided:
+                self._note(one)
+        return out
+
+    def _note(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        at = storage._cdata
+        if at in self._inputs or (at in self._alive and not self._is_gone(at)):
+            return
+        for other in [other for other in self._alive if self._is_gone(other)]:
+            _let_go(self._alive.pop(other)[0])
+        made = Allocation(self._line(), int(storage.nbytes()), tuple(tensor.shape), tensor.dtype)
+        self._alive[at] = storage._weak_ref(), made
+        self.moments.append([allocation for _, allocation in self._alive.values()])
+
+    def _is_gone(self, at: int) -> bool:
+        return bool(torch.UntypedStorage._expired(self._alive[at][0]))
+
+    def _line(self) -> int:
+        frame: Any = sys._getframe()
+        while frame is not None and frame.f_code is not self._function:
+            frame = frame.f_back
+        return 0 if frame is None else int(frame.f_lineno)
+
+    def forget(self) -> None:
+        """Let go of all memory."""
+        for reference, _ in self._alive.values():
+            _let_go(reference)
+        self._alive.clear()
+
+
+def _let_go(weak_reference: Any) -> None:
+    storage: Any = torch.UntypedStorage
+    storage._free_weak_ref(weak_reference)
+
+
+def allocations_of(written: Written) -> list[list[Allocation]]:
+    """What is alive at each allocation of a run, found on tensors without data."""
+    stubs = {
+        "empty_strided_cpu": _empty,
+        "reinterpret_tensor": _seen_as,
+        "extern_kernels": _Library(written.found.get("extern_kernels")),
+        **dict.fromkeys(("assert_size_stride", "assert_alignment", *written.kernels), _nothing),
+    }
+    function = types.FunctionType(written.function, {**written.found, **stubs, "__builtins__": builtins})
+    with fake_mode():
+        given = [torch.empty_strided(g.shape, g.strides, dtype=g.dtype, device=g.device) for g in written.inputs]
+        seen = _AllocationsSeen(written.function, given)
+        try:
+            with seen:
+                takes_runner = written.function.co_varnames[:1] == ("self",)
+                function(*([None] if takes_runner else []), given)
+        finally:
+            seen.forget()
+    return seen.moments

@@ -24,6 +24,7 @@ from fusion_compile.explain._graph.graph_facts import graph_facts
 from fusion_compile.explain._graph.roofline import Roofline, roofline
 from fusion_compile.explain._graph.static_findings import find_in_program
 from fusion_compile.explain._show.summary import summarize
+from fusion_compile.explain._subjects.step_memory import compiled_peaks, peak_section
 from fusion_compile.passes import Finding
 
 _MOST_OPERATORS = 6
@@ -82,6 +83,8 @@ def _explain_step(title: str, parts: StepParts, device: str | None) -> Explanati
     sections += [_graph(heading, program) for heading, program in headings.items() if not program.not_in_aten]
     sections += [_regions(heading, program) for heading, program in headings.items() if program.compiled]
     named = {f"step {i}": p for i, p in enumerate(programs)} | dict(periodic_programs)
+    peaks = compiled_peaks(named, [*parts.state.values(), *parts.model.parameters(), *parts.model.buffers()])
+    sections += map(peak_section, peaks)
     found = [*_rebound(layout, parts.banks, parts.model), *(f for p in named.values() for f in find_in_program(p))]
     findings = deduplicate(found)
     graphs = [_facts(name, program, line, findings) for name, program in named.items() if not program.not_in_aten]
@@ -104,6 +107,7 @@ def _explain_step(title: str, parts: StepParts, device: str | None) -> Explanati
         sections=tuple(sections),
         graphs=tuple(graphs),
         notes=tuple(notes),
+        peaks=tuple(peaks),
     )
 
 
