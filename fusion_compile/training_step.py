@@ -54,7 +54,6 @@ from fusion_compile._step.together import (
 from fusion_compile._step.turn import in_turn
 from fusion_compile._step.update import UpdatePlan
 from fusion_compile._step.way import Capture
-from fusion_compile._types import Tensors
 from fusion_compile.ema import EMA
 from fusion_compile.explain._explanation import Explanation
 from fusion_compile.explain._subjects.step import StepParts, explain_step
@@ -115,6 +114,9 @@ class TrainingStep(Evaluates, Saves):
         if division is not None:
             share_state(division, self._state, self._residence.banks, moves=transform.gradient_point is not None)
         self._residence.keep(options.averages, self._state, gradients=options.keep_gradients)
+        if (divides := self._divides_weights()) is not None:
+            self._residence.empty(divides.divided)
+        self._residence.notes_writes |= self._publishing() is not None
         self._programs = StepPrograms(
             model, loss_fn, self._plan, self._residence, self._state, mode=self.mode, meeting=meeting
         )
@@ -149,19 +151,20 @@ class TrainingStep(Evaluates, Saves):
         self._check_alive()
         self._check_mode(self.model)
         self._take_up_weights()
+        self._take_written()
         batch, signature, numpys = self._batches.taken(batch)
         due = self.transform.period > 0 and self.steps_called % self.transform.period == 0
         self.hyperparameters.apply_schedules(self.steps_called)
         with self._turn.writing(), from_numpy_takes_tensors() if numpys else nullcontext():
-            if self._meeting is not None and keys.section(self._state, keys.POINT):
-                self._gather_point(again=True)
-            self._programs.run(signature, batch, due)
+            with nullcontext() if self._meeting is None else self._point_gathered():
+                self._programs.run(signature, batch, due)
             self.steps_called += 1
             first = self._is_first(self._state)
             run_due_work(self._plan.update, self.steps_called, self._state, self._periodic, mode=self.mode, first=first)
             self._residence.say_written()
             if self._meeting is not None:
                 self._versions_seen = self._residence.versions()
+                self._stepped()
         return self._state[keys.metrics("loss")].clone()
 
     @property
@@ -197,7 +200,7 @@ class TrainingStep(Evaluates, Saves):
         """
         if self._released:
             return self.model
-        self._residence.move_out()
+        self._move_out()
         self._state.clear()
         for programs in (self._programs, self._periodic, self._evaluation):
             programs.forget()
@@ -209,20 +212,6 @@ class TrainingStep(Evaluates, Saves):
         """Capture again at the next call: what the loss read (a flag, a module, a number) has changed. State stays."""
         self._check_alive()
         self._programs.recapture()
-
-    @in_turn
-    def gradient_point(self) -> Tensors:
-        """Copy the weights at which the next gradient is taken (Schedule-Free's y).
-
-        Returns:
-            The copies by full parameter name.
-        """
-        self._check_alive()
-        if keys.section(self._state, keys.POINT):
-            return {n: v.clone() for n, v in self.layout.views(self._whole_point()).items()}
-        plan = self._plan.update
-        point = plan.gradient_point(self._state, plan.context(self._state))
-        return {n: v.clone() for n, v in self.layout.views(point).items()}
 
     def explain(self, *, device: str | None = None) -> Explanation:
         """Explain where every parameter went and what was captured; see `fusion_compile.explain`.
@@ -293,6 +282,7 @@ def compile_training_step(
     mesh: Any = None,
     shard: str | None = None,
     reduce_dtype: torch.dtype | None = None,
+    publish_every: int = 1,
 ) -> TrainingStep:
     """Turn forward, backward and optimizer of `model` into one compiled program.
 
@@ -340,8 +330,9 @@ def compile_training_step(
         mesh: A ``torch.distributed`` DeviceMesh over whose ranks the batch is divided: of one axis, or of two (copies,
             shards). Every rank makes the step and calls it with its own part; see docs/distributed.md.
         shard: ``"optimizer"``: the optimizer's state is divided over ranks, matrix by matrix (ZeRO-1); the default with
-            several ranks. ``"replicate"``: every rank has all of it.
+            several ranks. ``"replicate"``: every rank has all of it. ``"full"``: the weights are divided, too.
         reduce_dtype: dtype in which gradients travel, such as ``torch.bfloat16``; None for that of the state.
+        publish_every: With Schedule-Free and ``shard="optimizer"``: gather the model's weights every so many steps.
 
     Returns:
         The step. Nothing is compiled before its first call.
@@ -364,7 +355,7 @@ def compile_training_step(
         True
     """
     refuse_other_kinds(model, loss_fn)
-    meeting = meeting_of(mesh, shard, reduce_dtype, model)
+    meeting = meeting_of(mesh, shard, reduce_dtype, model, publish_every)
     refuse_on_ranks(meeting, granularity=granularity, program=program)
     with together(meeting, "makes a step"):
         refuse_model(model, over_ranks=mesh is not None)
@@ -386,6 +377,7 @@ def compile_training_step(
             max_shapes=max_shapes,
             dynamic=dynamic,
             activation_memory=activation_memory,
+            publish_every=publish_every,
         )
         forced = Forced(force_scalar, force_spectral, split_blocks)
         planned = plan_update(model, optimizer, lr, groups, clip_grad_norm, forced, half_precision, options.rules)

@@ -21,6 +21,7 @@ from fusion_compile._program._compat import (
     why_no_kernels,
 )
 from fusion_compile._program.casts import merge_casts
+from fusion_compile._program.gathers import gather_late, has_gathers
 from fusion_compile._program.kernel_sources._compat import kernels_compiled_together
 from fusion_compile._program.memory._compat import (
     written_over_what_is_read_for_the_last_time,
@@ -120,6 +121,8 @@ def inductor_as_told(graph: torch.fx.GraphModule, backend: str = "inductor") -> 
         yield
         return
     with contextlib.ExitStack() as told:
+        if has_gathers(graph.graph):
+            told.enter_context(inductor_rewrites(gather_late))
         told.enter_context(products_written_into_concatenations())
         told.enter_context(inductor_rewrites(merge_casts))
         told.enter_context(inductor_rewrites(numbers_once))

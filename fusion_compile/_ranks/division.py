@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fusion_compile import _compat
 from fusion_compile._ranks._compat import start_all_gather, start_all_reduce, start_reduce_scatter, wait
+from fusion_compile._ranks.alone import Alone
 from fusion_compile._ranks.groups import Group, Ranks
+from fusion_compile._ranks.ranges import ranges
 from fusion_compile._ranks.shares import Share, cut, parts_of
 from fusion_compile._state import keys
 from fusion_compile._state.banks import Layout
 from fusion_compile._types import Tensors
 from fusion_compile.optim._total import total
 
-REPLICATE, OPTIMIZER = FORMS = ("replicate", "optimizer")
+REPLICATE, OPTIMIZER, FULL = FORMS = ("replicate", "optimizer", "full")
 _AVERAGES = "averages/"
 
 
@@ -31,6 +34,8 @@ class Division:
         shares: By bank key.
         dtype: In which gradients travel.
         leaving: Bank and piece in the order in which gradients are ready: the last layers' first.
+        form: Of `FORMS`.
+        publishes: Whether the module's whole weights are written now and then, and not in the program.
     """
 
     ranks: Ranks
@@ -39,6 +44,13 @@ class Division:
     shares: Mapping[str, Share]
     dtype: torch.dtype
     leaving: tuple[tuple[str, int], ...]
+    form: str = OPTIMIZER
+    publishes: bool = False
+
+    @property
+    def divides_weights(self) -> bool:
+        """Whether the state has this rank's part of the weights alone."""
+        return (self.form == FULL or self.publishes) and bool(self.divided)
 
     @property
     def divided(self) -> dict[str, Share]:
@@ -108,7 +120,7 @@ class Division:
         across = sum(
             self.shares[key].inner is not None and self.shares[key].outer is not None for key, _ in self.leaving
         )
-        back = sum(len(share.pieces) for share in self.divided.values()) * (1 + averages)
+        back = 0 if self.publishes else sum(len(share.pieces) for share in self.divided.values()) * (1 + averages)
         return pieces + (0 if everywhere else across) + 1 + buffers + (1 + back if self.divided else 0)
 
     # ------------------------------------------------------------------ weights
@@ -130,6 +142,34 @@ class Division:
             started[key] = [start_all_gather(part, inner.size, inner.name) for part in parts]
         return {key: self.shares[owned[key][0]].whole([wait(p) for p in parts]) for key, parts in started.items()}
 
+    def seen(self, mine: Tensors, state: Tensors) -> Tensors:
+        """The weights that the loss sees, by full name, of banks that are divided.
+
+        `mine`: where this rank's parts of them alone are kept, those, by bank key. `state`: where they lie whole: at
+        the gradient point, if that is another place than the module.
+        """
+        found: Tensors = {}
+        started: dict[str, list[Tensor]] = {}
+        for key, share in self.divided.items():
+            whole = state.get(keys.point(key), None if self.divides_weights else state.get(keys.module(key)))
+            if whole is None:
+                assert share.inner is not None
+                with _compat.region("communication"):
+                    parts = share.sent(mine[key].to(share.bank.dtype))
+                    started[key] = [start_all_gather(part, share.inner.size, share.inner.name) for part in parts]
+            else:
+                found |= zip((p.name for p in share.bank.places), share.bank.split(whole), strict=True)
+        for key, parts in started.items():
+            with _compat.region("communication"):
+                parts = [wait(part) for part in parts]
+            found |= self.shares[key].views(parts)
+        return found
+
+    def alone(self) -> Alone:
+        """Inside, nothing is sent: see `Alone`."""
+        groups = [g for share in self.shares.values() for g in (share.inner, share.outer) if g is not None]
+        return Alone({g.name: g for g in (self.ranks.everyone, *groups)})
+
     # ------------------------------------------------------------------ the flat state
 
     def narrowed(self, state: Tensors) -> Tensors:
@@ -147,13 +187,18 @@ class Division:
         wide = {key: bank for key, bank in self.kept_whole(state) if key in new}
         return {**new, **self._gathered({key: (bank, new[key]) for key, bank in wide.items()})}
 
+    def owned_names(self, names: Collection[str]) -> set[str]:
+        """`names` of parameters as `owned` has them: of a stack its matrices, one by one."""
+        places = [place.name for bank in self.owned.banks for place in bank.places]
+        return {name for name in places if name in names or name.rpartition("[")[0] in names}
+
     def whole_entries(self, state: Tensors) -> Tensors:
         """The entries of `state` that are whole here, of banks that are divided."""
         return {key: state[key] for key, _ in self.kept_whole(state)}
 
-    def seen(self, state: Tensors) -> Tensors:
-        """By divided bank, the whole weights that the loss sees: at the gradient point where it is another."""
-        return {k: state.get(keys.point(k), state[keys.module(k)]) for k in self.divided}
+    def deployed(self, state: Tensors) -> Tensors:
+        """By divided bank, what this rank keeps of what the module shows, where it keeps its part alone."""
+        return {k: state.get(keys.module(k), state.get(keys.params(k))) for k in self.divided}  # type: ignore[misc]
 
     def parts(self, state: Tensors) -> dict[str, str]:
         """Keys of `state`, with their banks, of which this rank has its part alone."""
@@ -162,8 +207,9 @@ class Division:
         for key in state:
             section, rest = keys.split(key)
             bank = self.owned.bank_of(rest) if section == keys.OPTIMIZER else rest
+            shown = section == keys.PARAMS and keys.module(rest) not in state  # a checkpoint has it as the model's
             if section in (keys.PARAMS, *keys.LOST, keys.OPTIMIZER) and bank in self.divided and key not in whole:
-                found[key] = bank
+                found |= {} if shown else {key: bank}
         return found
 
     def assembled(self, bank: str, part: Tensor) -> Tensor:
@@ -180,7 +226,7 @@ class Division:
 
     def kept_whole(self, state: Tensors) -> list[tuple[str, str]]:
         """Keys of `state`, with their banks, of divided banks that every rank keeps whole."""
-        divided = self.divided
+        divided = {} if self.divides_weights else self.divided
         found = []
         for key in state:
             section, rest = keys.split(key)
@@ -192,35 +238,38 @@ class Division:
 
     def is_owned(self, key: str, tensor: Tensor) -> bool:
         """Whether `tensor`, shaped like bank `key` in its leading dimension, is a part already."""
-        return tensor.shape[0] == len(self.shares[key].mine)
+        return tensor.shape[0] == self.shares[key].kept
 
 
-def divide(ranks: Ranks, whole: Layout, form: str, order: Sequence[str], dtype: torch.dtype | None = None) -> Division:
+def divide(
+    ranks: Ranks,
+    whole: Layout,
+    form: str,
+    order: Sequence[str],
+    dtype: torch.dtype | None = None,
+    cuts: Collection[str] = (),
+) -> Division:
     """Divide the banks of `whole` among ranks. All ranks call this together.
 
     `form`: of `FORMS`. `order`: full parameter names in the order in which the forward uses them, as far as the model
-    tells. `dtype`: in which gradients travel; None for that of the state.
+    tells. `dtype`: in which gradients travel; None for that of the state. `cuts`: keys of the flat banks that are
+    divided, too, entry by entry.
     """
     sent = dtype or whole.state_dtype
     groups: dict[int, tuple[Group, Group | None]] = {}
     shares: dict[str, Share] = {}
     for bank in whole.banks:
-        count = parts_of(bank.length, ranks.shards.size) if bank.matrix is not None and form == OPTIMIZER else 1
-        if count == 1:
-            shares[bank.key] = Share(bank, None, ranks.everyone, cut(bank, 1, sent.itemsize))
-            continue
-        if count not in groups:
+        count = parts_of(bank.length, ranks.shards.size) if bank.matrix is not None and form != REPLICATE else 1
+        count = ranks.shards.size if bank.key in cuts else count
+        if count > 1 and count not in groups:
             groups[count] = ranks.among(count)
-        shares[bank.key] = Share(bank, *groups[count], cut(bank, count, sent.itemsize))
+        divided: Share | None = None
+        if bank.key in cuts:
+            divided = ranges(bank, *groups[count], sent.itemsize) if count > 1 else None
+        elif count > 1:
+            divided = Share(bank, *groups[count], cut(bank, count, sent.itemsize))
+        shares[bank.key] = divided or Share(bank, None, ranks.everyone, cut(bank, 1, sent.itemsize))
     owned = Layout(tuple(share.owned for share in shares.values()), whole.device)
     at = {name: i for i, name in enumerate(order)}
-    firsts = {(key, i): at[name] for key, share in shares.items() for i, name in enumerate(_first_names(share))}
-    return Division(ranks, whole, owned, shares, sent, tuple(sorted(firsts, key=lambda piece: -firsts[piece])))
-
-
-def _first_names(share: Share) -> list[str]:
-    """For each piece, the parameter in it that the forward uses first, whose gradient is ready last."""
-    if share.bank.matrix is None:
-        return [share.bank.places[0].name]
-    names = [p.name for p, count in zip(share.bank.places, share.bank.matrices, strict=True) for _ in range(count)]
-    return [names[piece.start] for piece in share.pieces]
+    firsts = {(key, i): at[name] for key, share in shares.items() for i, name in enumerate(share.first_names())}
+    return Division(ranks, whole, owned, shares, sent, tuple(sorted(firsts, key=lambda piece: -firsts[piece])), form)

@@ -63,6 +63,11 @@ class Share:
         )
 
     @property
+    def kept(self) -> int:
+        """How many matrices this rank has, or entries of a flat bank."""
+        return len(self.mine)
+
+    @property
     def owned(self) -> Bank:
         """The bank as this rank's optimizer sees it: its matrices alone, each of them a parameter."""
         if self.inner is None:
@@ -103,7 +108,8 @@ class Share:
             here = len(range(piece.start + self.inner.rank, piece.stop, self.inner.size))
             part = owned[at : at + here]
             if short := piece.each - here:
-                part = torch.cat([part, part.new_zeros(short, *part.shape[1:])])
+                # Matrices and no zeros: what a rank proves alone, it proves with its own in the place of all.
+                part = torch.cat([part, owned[-1:].expand(short, *owned.shape[1:])])
             out.append(part.contiguous())
             at += here
         return out
@@ -116,6 +122,25 @@ class Share:
             by_rank = both.view(self.inner.size, piece.each, *both.shape[1:])
             parts.append(by_rank.transpose(0, 1).reshape(-1, *both.shape[1:])[: piece.stop - piece.start])
         return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
+
+    def views(self, gathered: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The whole parameters of the bank, by full name, from what all ranks sent of their parts: views of that, so
+        that each piece can be freed behind its last use."""
+        assert self.inner is not None
+        size = self.inner.size
+        matrices: list[Tensor] = []
+        for piece, both in zip(self.pieces, gathered, strict=True):
+            by_rank = both.view(size, piece.each, *both.shape[1:])
+            matrices += [by_rank[k % size, k // size] for k in range(piece.stop - piece.start)]
+        return dict(zip((p.name for p in self.bank.places), self.bank.placed(matrices), strict=True))
+
+    def first_names(self) -> list[str]:
+        """For each piece, the parameter in it that the forward uses first, whose gradient is ready last."""
+        if self.bank.matrix is None:
+            return [self.bank.places[0].name]
+        counts = zip(self.bank.places, self.bank.matrices, strict=True)
+        names = [place.name for place, count in counts for _ in range(count)]
+        return [names[piece.start] for piece in self.pieces]
 
     def _order(self, piece: Piece) -> Iterator[int | None]:
         """The matrices of a piece as they travel: all of one rank behind those of another; None for a filling."""

@@ -72,6 +72,20 @@ class Bank:
             return [part[: -(-p.numel // each)] for part, p in zip(padded, self.places, strict=True)]
         return [_shaped(part[: p.numel], p) for part, p in zip(padded, self.places, strict=True)]
 
+    @staticmethod
+    def shaped(part: Tensor, place: Place) -> Tensor:
+        """A contiguous part of a bank in the shape of the parameter at `place`, a view."""
+        return _shaped(part, place)
+
+    def placed(self, matrices: Sequence[Tensor]) -> list[Tensor]:
+        """The matrices ``[m, n]`` of a stacked bank, one by one, as one tensor a place, in that part's shape."""
+        found, at = [], 0
+        for place, count in zip(self.places, self.matrices, strict=True):
+            part = matrices[at] if count == 1 else torch.stack([*matrices[at : at + count]])
+            found.append(_shaped(part, place))
+            at += count
+        return found
+
     def join(self, parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """The inverse of `split`: one new tensor of the bank's shape; padding is zero."""
         parts = [part.permute(p.order) if p.order else part for part, p in zip(parts, self.places, strict=True)]

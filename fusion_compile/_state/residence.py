@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import contextlib
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from operator import attrgetter, is_
 from typing import Any
 
@@ -10,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fusion_compile._compat import same_kinds
+from fusion_compile._state._compat import others_hold
 from fusion_compile._state.banks import Layout
+from fusion_compile._state.elsewhere import hide, nothing_like, show
 from fusion_compile._state.followers import Move, move, refuse_two_in_one_place, stay
 from fusion_compile._state.half_precision import keeps_lost
 from fusion_compile._state.kept_average import KeptAverage, banks_of, counter_of
@@ -63,6 +67,9 @@ class Residence:
         self._at_keys = [parameter for *_, parameter, _ in self._tenants]
         self._pointers = [p.data_ptr() for p in self._places]
         self._are_like_their_places = same_kinds(self._places)
+        self._absent: list[tuple[str, nn.Parameter]] = []
+        self._nothing: Tensors = {}
+        self._hidden = self.moved_out = False
         self.notes_writes = True
         self.note_versions()
 
@@ -80,6 +87,71 @@ class Residence:
         self.notes_writes = keeps_lost(state)
         if gradients:
             self._gradients = KeptGradients(self._model, self.layout, state)
+
+    def empty(self, banks: Collection[str]) -> None:
+        """Free the memory of `banks`. The parameters in them then refuse to be read, until `fill`.
+
+        Whatever lies in their memory besides (a view that user code keeps) holds what it holds; at the first time it is
+        not-a-number from then on, with a warning, because it would not follow the parameter any more.
+        """
+        own = [bank for bank in self.layout.banks if bank.key in banks]
+        names = {place.name for bank in own for place in bank.places}
+        absent = [(n, p) for n, p in zip(self._names, self._places, strict=True) if n in names]
+        if not self._nothing:
+            self._nothing = {name: stay(nothing_like(p.detach())) for name, p in absent}
+            if (kept := next((n for n, p in absent if others_hold(p, known=1)), None)) is not None:
+                warnings.warn(
+                    f"another tensor lies in the memory of {kept}, which is freed between steps (shard='full'): it "
+                    f"holds nan from now on. Make it from the parameter inside of `with step.gathered():`.",
+                    stacklevel=6,
+                )
+            for bank in own:
+                self.banks[bank.key].fill_(float("nan"))
+        self._put(self._nothing)
+        for bank in own:
+            self.banks[bank.key] = torch.empty(bank.shape, dtype=bank.dtype, device="meta")
+        self._absent = absent
+        self._hide()
+
+    def fill(self, banks: Tensors) -> None:
+        """The inverse of `empty`: let the parameters in `banks` be views into these."""
+        self._show()
+        self._absent = []
+        self.banks |= banks
+        layout = Layout(tuple(bank for bank in self.layout.banks if bank.key in banks), self.layout.device)
+        self._put({n: stay(torch.from_dlpack(v)) for n, v in layout.views(banks).items()})  # type: ignore[attr-defined]
+
+    @contextlib.contextmanager
+    def plain(self) -> Iterator[None]:
+        """Inside, parameters whose memory was freed are what they are for torch: this package touches them alone."""
+        if not self._hidden:
+            yield
+            return
+        self._show()
+        try:
+            yield
+        finally:
+            self._hide()
+
+    def _hide(self) -> None:
+        if self._absent and not self._hidden:
+            hide(self._absent)
+            self._hidden = True
+
+    def _show(self) -> None:
+        if self._hidden:
+            show(self._absent)
+            self._hidden = False
+
+    def _put(self, places: Mapping[str, Tensor]) -> None:
+        """Point the parameters at `places`, by name."""
+        at = {id(p): places[n] for n, p in zip(self._names, self._places, strict=True) if n in places}
+        for p in self._places:
+            if id(p) in at:
+                p.data = at[id(p)]
+        self._tenants = [(o, key, full, p, at.get(id(p), place)) for o, key, full, p, place in self._tenants]
+        self._pointers = [p.data_ptr() for p in self._places]
+        self._are_like_their_places = same_kinds(self._places)
 
     def note_versions(self) -> None:
         """Remember the parameters' versions for `written`."""
@@ -99,6 +171,7 @@ class Residence:
         alone."""
         if self._gradients is not None:
             self._gradients.drop()
+        self.moved_out = True
         own = [place for *_, place in self._tenants]
         self._tenants = []  # they hold the memory, too
         moves = [Move(n, p, p.data.clone()) for n, p in zip(self._names, self._places, strict=True)]

@@ -14,6 +14,7 @@ from fusion_compile._capture.by_running.symbolic_sizes import SizeFixed, Symboli
 from fusion_compile._capture.by_running.trace import lift_constants, modules_named, run_on_fakes
 from fusion_compile._capture.rehearsal.contents import Contents
 from fusion_compile._compat import mark_input_static
+from fusion_compile._program.gathers import gather_late
 from fusion_compile._program.lower import lower_graph
 from fusion_compile._program.program import CompiledRegion
 from fusion_compile._program.regions import lower_by_region
@@ -73,6 +74,12 @@ class CapturedStep:
                 mark_input_static(node)
         self._body: Callable[..., Any] = self.graph
         self.regions: tuple[CompiledRegion, ...] = ()
+
+    def gather_late(self) -> int:
+        """Let weights of other ranks lie in memory while they are used; how many collectives there are more."""
+        more = gather_late(self.graph.graph)
+        self.graph.recompile()
+        return more
 
     def compile(
         self,

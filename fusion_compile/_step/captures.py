@@ -214,10 +214,11 @@ class Captures:
                 captured = self._capture(key, pure, batch, numbers)
             if band is not None and not self._carried.holds_tensors_alone():
                 raise SizeFixed("the loss keeps something in Python that may be a size.")
+            more = captured.gather_late() if self._meeting is not None else 0
             step = RunStep(captured, self._carried.without_numbers(self._carried.forms), numbers)
             with activations_kept(options.activation_memory):
                 step.compile(self._state, batch, self._mode, options.backend, self._regions)
-            step.meets = None if self._meeting is None else AtEachRun(self._meeting).of(captured.graph)
+            step.meets = None if self._meeting is None else AtEachRun(self._meeting).of(captured.graph, more)
             found = self._compared(Proof(seen.wanted, self._state, seen.rehearsal.dtypes), step, batch, seen)
         if found.objection:
             raise ValueError(not_the_loops(found.objection))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+import contextlib
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from fusion_compile._progress import following
 from fusion_compile._state import keys
@@ -15,22 +15,20 @@ from fusion_compile._state.kept_average import KeptAverage, banks_of
 from fusion_compile._step import batches
 from fusion_compile._step.containers import map_tensors
 from fusion_compile._step.evaluation import Evaluation
-from fusion_compile._step.lifetime import Lifetime
 from fusion_compile._step.micro_batches import leading_size
-from fusion_compile._step.pure_step import StepPlan
 from fusion_compile._step.together import put_point
 from fusion_compile._step.turn import in_turn
+from fusion_compile._step.whole_weights import WholeWeights
 from fusion_compile._types import Tensors
 
 Weights = Literal["deployed", "current"] | KeptAverage
 
 
-class Evaluates(Lifetime):
+class Evaluates(WholeWeights):
     """The part of a step that evaluates. `_evaluation`: the programs that do."""
 
-    model: nn.Module
     layout: Layout
-    _plan: StepPlan
+    mode: str
     _evaluation: Evaluation
 
     def _gather_point(self, *, again: bool) -> None:
@@ -39,12 +37,45 @@ class Evaluates(Lifetime):
         self._meeting.meet("gathers the gradient point", again=again)
         put_point(self._plan, self._state)
 
+    @contextlib.contextmanager
+    def _point_gathered(self) -> Iterator[None]:
+        """Inside, this rank has what a step needs whole of what ranks divide. A program gathers weights itself; where
+        nothing is captured they are gathered here, because a loss may fail between."""
+        gathers = self.mode == "eager" and self._divides_weights() is not None
+        if gathers or keys.section(self._state, keys.POINT):
+            self._gather_point(again=True)
+        try:
+            yield
+        finally:
+            if gathers:
+                self._drop_point()
+
+    def _drop_point(self) -> None:
+        for bank in keys.section(self._state, keys.POINT):
+            del self._state[keys.point(bank)]
+
     def _whole_point(self) -> Tensors:
         with self._together("reads the gradient point"):
             self._gather_point(again=False)
         point = self._plan.update.gradient_point(self._state, self._plan.update.context(self._state))
         whole = {**point, **keys.section(self._state, keys.POINT)}
+        if self._divides_weights() is not None:
+            self._drop_point()
         return {b.key: whole[b.key].to(b.dtype) for b in self.layout.banks}
+
+    @in_turn
+    def gradient_point(self) -> Tensors:
+        """Copy the weights at which the next gradient is taken (Schedule-Free's y).
+
+        Returns:
+            The copies by full parameter name. Where ranks divide it, all of them call this together.
+        """
+        self._check_alive()
+        if keys.section(self._state, keys.POINT) or self._divides_weights() is not None:
+            return {n: v.clone() for n, v in self.layout.views(self._whole_point()).items()}
+        plan = self._plan.update
+        point = plan.gradient_point(self._state, plan.context(self._state))
+        return {n: v.clone() for n, v in self.layout.views(point).items()}
 
     def evaluate(
         self,
@@ -86,6 +117,14 @@ class Evaluates(Lifetime):
     @in_turn
     def _evaluated(self, batch: tuple[Any, ...], weights: Weights, seed: int) -> Tensors:
         self._check_whole()
+        if self._is_behind():
+            with self._together("evaluates"):
+                self._meet_and_publish("publishes its weights")
+        if self._divides_weights() is not None and not self._shows_whole:
+            raise RuntimeError(
+                "evaluate() with shard='full' outside of `with step.gathered():`; each rank has only its own matrices "
+                "then. Enter that on all ranks, and evaluate inside."
+            )
         banks = {key: bank.detach() for key, bank in self._banks(weights).items()}
         return {name: t.clone() for name, t in self._evaluation.run(banks, batch, seed).items()}
 
@@ -149,6 +188,11 @@ class Evaluates(Lifetime):
             raise ValueError(f"evaluate(weights={weights!r}) is not known; give 'deployed', 'current' or an EMA.")
         if weights == "deployed" or plan.transform.gradient_point is None:
             return self._residence.banks
+        if self._divides_weights() is not None:
+            raise ValueError(
+                "evaluate(weights='current') with shard='full', where the gradient point is another than the model's "
+                "weights; give weights='deployed', or copy step.gradient_point() into a model of your own."
+            )
         if keys.section(self._state, keys.POINT):
             return self._whole_point()
         with torch.no_grad():

@@ -4,6 +4,7 @@ model's first mode."""
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -37,6 +38,8 @@ class Lifetime:
         self._background = Background()
         self._meeting: Meeting | None = None
         self._versions_seen = 0
+        self._shows_whole = False
+        self._written_whole: dict[str, int] = {}
 
     def _check_whole(self, *, torn: bool = False) -> None:
         """Refuse to save or load where the state is gone, or the model's parameters are no longer the trained ones.
@@ -52,7 +55,11 @@ class Lifetime:
         """Refuse parameters that no longer lie in their place, and forget what the rounding lost of written ones."""
         self._residence.check()
         if self._residence.notes_writes:
-            forget_lost(self._residence.layout, self._state, self._residence.written())
+            names, division = self._residence.written(), None if self._meeting is None else self._meeting.division
+            if division is None:
+                forget_lost(self._residence.layout, self._state, names)
+            else:  # a rank keeps what its own matrices lost
+                forget_lost(division.owned, self._state, division.owned_names(names))
 
     def _check_mode(self, model: nn.Module) -> None:
         if torch.is_inference_mode_enabled():
@@ -66,14 +73,27 @@ class Lifetime:
                 f"the step."
             )
 
-    def _together(self, act: str) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def _together(self, act: str) -> Iterator[None]:
         """With ranks: inside, this one does `act` as the others do, and what it refuses, all refuse."""
         if self._meeting is None:
-            return contextlib.nullcontext()
-        writes = 0 if self._released else self._residence.versions() - self._versions_seen
-        facts = {"steps": self.steps_called, "numbers": self.hyperparameters.now()}
-        layout, banks = self._residence.layout, self._residence.banks
-        return self._meeting.about_to(act, facts, writes, lambda: contents(layout.views(banks)))
+            yield
+            return
+        with self._residence.plain():
+            writes = 0 if self._released else self._residence.versions() - self._versions_seen
+            facts = {"steps": self.steps_called, "numbers": self.hyperparameters.now()}
+            with self._meeting.about_to(act, facts, writes, self._contents):
+                if self._shows_whole:
+                    raise RuntimeError(
+                        f"the step {act} inside of `with step.gathered():`, where the model alone is looked at or "
+                        f"written; leave it first."
+                    )
+                yield
+
+    def _contents(self) -> dict[str, int]:
+        """A number for the bits of each parameter that lies here, and of what was written in `gathered`."""
+        views = self._residence.layout.views(self._residence.banks)
+        return contents({n: v for n, v in views.items() if not v.is_meta}) | self._written_whole
 
     def _check_alive(self) -> None:
         if self._released:

@@ -193,6 +193,7 @@ class _Looked(NamedTuple):
 
 def _examine_fakes(looked: _Looked, real: RealWritesPutBack) -> tuple[LossFacts, list[Tensor]]:
     """The facts, and the leaves on which the loss depends besides the weights, from tensors without data."""
+    device = next(p.device for p in looked.model.parameters() if p.requires_grad)  # weights may lie elsewhere in part
     with (
         _compat.shapes_as_the_kernels_have_them(),
         _compat.distributions_check_nothing(),
@@ -205,7 +206,7 @@ def _examine_fakes(looked: _Looked, real: RealWritesPutBack) -> tuple[LossFacts,
 
         def blank(w: Tensor) -> Tensor:
             # In memory of its own, unlike the views of a bank: a write must be told from its neighbour's.
-            return torch.empty_strided(w.shape, w.stride(), dtype=w.dtype, device=w.device)
+            return torch.empty_strided(w.shape, w.stride(), dtype=w.dtype, device=device)
 
         return _examine(looked, fake, blank, _on_fakes(real))
 

@@ -43,6 +43,7 @@ class StepOptions:
     keep_gradients: bool = False
     loss_scale: LossScale | bool | None = None
     activation_memory: float | None = None
+    publish_every: int = 1
 
     @property
     def rules(self) -> list[Average]:
@@ -80,6 +81,9 @@ class StepOptions:
             )
         if not isinstance(self.max_shapes, int) or isinstance(self.max_shapes, bool) or self.max_shapes < 1:
             raise ValueError(f"max_shapes={self.max_shapes!r} is not a number of batch shapes; give at least 1.")
+        every = self.publish_every
+        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+            raise ValueError(f"publish_every={every!r} is not a number of steps; give a whole number, at least 1.")
         if not isinstance(self.dynamic, bool):
             raise TypeError(f"dynamic={self.dynamic!r} is a {type(self.dynamic).__name__}; give True or False.")
         if not isinstance(self.keep_gradients, bool):

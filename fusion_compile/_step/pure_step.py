@@ -101,12 +101,14 @@ def weights_at(plan: StepPlan, point: Tensors, kept: Tensors) -> Tensors:
     """The weights that the loss sees, by full name, from banks at the gradient point. `kept`: the state as it is kept,
     whose module's banks are these weights where the gradient is taken at them."""
     own = shown_weights(plan.update.layout, kept) if plan.update.transform.gradient_point is None else {}
-    seen = {**point, **own} | ({} if plan.division is None else plan.division.seen(kept))
-    return {
-        p.name: v if v.dtype == b.dtype else v.to(b.dtype)
-        for b in plan.whole.banks
-        for p, v in zip(b.places, b.split(seen[b.key]), strict=True)
-    }
+    seen = {**point, **own}
+    divided = {} if plan.division is None else plan.division.seen(seen, kept)
+    found: Tensors = {}
+    for b in plan.whole.banks:
+        named = {p.name: divided[p.name] for p in b.places if p.name in divided}
+        found |= named or zip((p.name for p in b.places), b.split(seen[b.key]), strict=True)
+    dtypes = {p.name: b.dtype for b in plan.whole.banks for p in b.places}
+    return {name: v if v.dtype == dtypes[name] else v.to(dtypes[name]) for name, v in found.items()}
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,9 @@ class OrdinaryStep:
         self, model: nn.Module, loss_fn: LossFn, plan: StepPlan, state: Tensors, batch: tuple[Any, ...]
     ) -> None:
         self._parameters = dict(model.named_parameters())
-        with torch.no_grad():
+        # Where weights are gathered in the program: with this rank's in the place of all, as the program is proved.
+        alone = plan.division.alone() if plan.division is not None else contextlib.nullcontext()
+        with torch.no_grad(), alone:
             point = plan.update.gradient_point(state, plan.update.context(state))
             weights = {n: w.clone() for n, w in weights_at(plan, point, state).items()}
         self._model, self._options, self._device = model, plan.options, plan.update.layout.device

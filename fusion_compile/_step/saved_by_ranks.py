@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusion_compile._ranks.division import Division
+from fusion_compile._ranks.division import FULL, Division
 from fusion_compile._ranks.meeting import Meeting
 from fusion_compile._state import keys
 from fusion_compile._state.named_state import kept_parts, named_state
@@ -35,9 +35,10 @@ def written_here(division: Division, saved: Mapping[str, Tensors], state: Tensor
     """What this rank writes into a checkpoint, by ``<section>.<name>``, copied to the CPU: what it owns, and its share
     of what all ranks have. No rank writes what another does.
 
-    `saved`: sections that all ranks have alike; ``rng`` this rank's own, ``carried`` the first one's.
+    `state`: with whole tensors where weights are divided, whose ranges of entries are no parameters. `saved`: sections
+    that all ranks have alike; ``rng`` this rank's own, ``carried`` the first one's.
     """
-    rank, parts = division.ranks.rank, division.parts(state)
+    rank, parts = division.ranks.rank, {} if division.form == FULL else division.parts(state)
     modules = keys.MODULE + "/"
     shown = {key: tensor for key, tensor in state.items() if key.startswith(modules)}
     mine = {key: state[key] for key, bank in parts.items() if division.writes(bank)} | shown
@@ -73,7 +74,7 @@ def stacks_of(division: Division) -> dict[str, Any]:
     return {
         place.name: {"shape": [*place.shape], "matrix": [*share.bank.matrix]}
         for share in division.divided.values()
-        if share.bank.matrix is not None
+        if share.bank.matrix is not None and division.form != FULL
         for place, count in zip(share.bank.places, share.bank.matrices, strict=True)
         if count > 1
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fusion_compile._program.saved import folder
 from fusion_compile._program.saved.folder import refuse_uncompiled
@@ -19,10 +19,8 @@ from fusion_compile._state.banks import Layout
 from fusion_compile._state.hyperparameters import Hyperparameters
 from fusion_compile._state.warm_start import WarmStart, begin_from
 from fusion_compile._step.background import Background
-from fusion_compile._step.lifetime import Lifetime
 from fusion_compile._step.parts_saved import PartsSaved
 from fusion_compile._step.periodic import FirstTaken
-from fusion_compile._step.pure_step import StepPlan
 from fusion_compile._step.saved_by_ranks import (
     assembled,
     begin_parts,
@@ -36,18 +34,17 @@ from fusion_compile._step.saved_by_ranks import (
 from fusion_compile._step.step_programs import StepPrograms
 from fusion_compile._step.together import contents
 from fusion_compile._step.turn import in_turn
+from fusion_compile._step.whole_weights import WholeWeights
 
 
-class Saves(Lifetime):
+class Saves(WholeWeights):
     """The part of a step that saves and loads."""
 
-    model: nn.Module
     layout: Layout
     hyperparameters: Hyperparameters
     mode: str
     backend: str
     steps_called: int
-    _plan: StepPlan
     _programs: StepPrograms
     _is_first: FirstTaken
     _background: Background
@@ -68,12 +65,14 @@ class Saves(Lifetime):
     def _everything(self, *, again: bool) -> dict[str, Any]:
         """What `state_dict` gives. `again`: with ranks, whether they meet once more afterwards."""
         self._check_whole()
+        self._take_written()
         meeting, state = self._meeting, self._state
         if meeting is not None and meeting.division is not None:
-            weights = contents(self.layout.views(self._residence.banks))
+            weights = self._contents()
             meeting.meet("gathers its state", again=again, weights=weights)
             state = assembled(meeting.division, state)
-        saved = checkpoint.state_dict(self.model, self.layout, state, self.hyperparameters, self.steps_called)
+        with self._whole():
+            saved = checkpoint.state_dict(self.model, self.layout, state, self.hyperparameters, self.steps_called)
         if meeting is not None:
             saved["rng"] = random_states(meeting, saved["rng"])
         return {**saved, **self._programs.kept.now()}
@@ -101,7 +100,7 @@ class Saves(Lifetime):
             weights = contents({n: t for n, t in saved.get("model", {}).items() if isinstance(t, Tensor)})
             called = saved.get("steps_called")
             agreed = partial(meeting.meet, "loads a state", weights=weights, steps=called)
-        with self._turn.writing(everything=True), torch.no_grad():
+        with self._turn.writing(everything=True), torch.no_grad(), self._room_for_whole():
             called = checkpoint.load_state_dict(saved, self.model, self.layout, state, numbers, agreed)
             self.steps_called = called
             if division is not None:
@@ -157,15 +156,19 @@ class Saves(Lifetime):
         assert meeting is not None and meeting.division is not None
         with self._together("saves"), self._turn:
             self._check_whole()
+            self._take_written()
             self._background.wait()
             first = meeting.ranks.rank == 0
             folder = checkpoint_folder.made(path) if first else Path(path).expanduser()
-            weights = contents(self.layout.views(self._residence.banks))
+            weights = self._contents()
             meeting.meet("saves", again=not asynchronous, weights=weights)
             tag = meeting.channel.everyone_says(checkpoint_folder.new_tag(self.steps_called))[0]
-            sections = checkpoint.sections_of(self.model, self.layout, self._state)
-            now = kept.now()
-            parts = written_here(meeting.division, {**sections, "carried": now["carried"]}, self._state)
+            divides = self._divides_weights()
+            state = self._state if divides is None else assembled(divides, self._state)
+            with self._whole():
+                sections = checkpoint.sections_of(self.model, self.layout, state)
+                now = kept.now()
+                parts = written_here(meeting.division, {**sections, "carried": now["carried"]}, state)
             facts |= {"steps_called": self.steps_called, "hyperparameters": self.hyperparameters.state_dict()}
             facts |= {"numbers": now["numbers"], "stacks": stacks_of(meeting.division)}
             group = meeting.channel.group(beside=asynchronous)
@@ -237,15 +240,16 @@ class Saves(Lifetime):
             if meeting is not None:
                 checkpoint.refuse_another_model(saved, self.model)
                 meeting.meet("starts from a state", weights=contents(dict(saved["model"])))
-            checkpoint.load_model(saved, self.model)
-            if division is None:
-                self._plan.update.begin_at(self._residence.banks, self._state)
-                started = begin_from(saved["optimizer"], self.layout, self._state)
-            else:
-                begin_parts(division, self._plan.update, self._residence.banks, self._state)
-                whole = assembled(division, self._state)
-                started = begin_from(saved["optimizer"], self.layout, whole)
-                put_parts(division, self._state, whole)
+            with self._room_for_whole():
+                checkpoint.load_model(saved, self.model)
+                if division is None:
+                    self._plan.update.begin_at(self._residence.banks, self._state)
+                    started = begin_from(saved["optimizer"], self.layout, self._state)
+                else:
+                    begin_parts(division, self._plan.update, self._residence.banks, self._state)
+                    whole = assembled(division, self._state)
+                    started = begin_from(saved["optimizer"], self.layout, whole)
+                    put_parts(division, self._state, whole)
             self._residence.say_written()
             self._versions_seen = self._residence.versions()
             return started

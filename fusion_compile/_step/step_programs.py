@@ -197,7 +197,8 @@ class StepPrograms(Captures):
         key = (*key[:2], self._carried.signature())  # what it carries is known now
         if self._mode != "eager" and not way.not_yet:
             self._carried.refuse_more_programs(MAX_PROGRAMS, key[:2])
-        weights = self._plan.whole.views(self._residence.banks)
+        there = {k: self._state.get(keys.point(k), b) if b.is_meta else b for k, b in self._residence.banks.items()}
+        weights = self._plan.whole.views(there)
         given = self._model, self._loss_fn, weights, parts[0].batch, self._plan.precision, self._carried
         found = examine(*given, rehearsed=seen is not None, uncaptured=self._mode == "eager")
         if self._plan.division is not None:

@@ -17,11 +17,11 @@ from fusion_compile._ranks.shards.groups import group_of
 from fusion_compile._ranks.shards.spread import local_part
 from fusion_compile._say_once import SayOnce
 from fusion_compile._state.kept_average import KeptAverage
+from fusion_compile._step.separable import refuse_inseparable
 from fusion_compile._torch_optim.group_numbers import as_float
 from fusion_compile._torch_optim.group_record import GroupRecord
 from fusion_compile._torch_optim.named_groups import STEPS
 from fusion_compile._torch_optim.parameter_group import ParameterGroup
-from fusion_compile._torch_optim.separable import refuse_inseparable
 from fusion_compile._torch_optim.sharded_group import ShardedGroup
 from fusion_compile._torch_optim.torch_words import MAXIMIZE
 from fusion_compile.optim._resolve import OptimizerChoice

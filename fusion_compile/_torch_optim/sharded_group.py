@@ -18,9 +18,9 @@ from fusion_compile._state import keys
 from fusion_compile._state.mismatches import difference
 from fusion_compile._state.named_state import kept_parts
 from fusion_compile._state.routing import Route
+from fusion_compile._step.separable import is_entry_by_entry
 from fusion_compile._torch_optim._compat import norm_of_each
 from fusion_compile._torch_optim.parameter_group import ParameterGroup, Parts, is_a_part, is_of_an_average
-from fusion_compile._torch_optim.separable import is_entry_by_entry
 from fusion_compile._torch_optim.stand_ins import StandIns, is_held
 from fusion_compile._torch_optim.stored_parts import StoredParts
 from fusion_compile._types import Tensors

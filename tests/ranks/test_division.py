@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from fusion_compile._ranks.division import OPTIMIZER, REPLICATE
 from tests.ranks import programs as P
 from tests.ranks.conftest import assert_equal_to_one
+from tests.ranks.full_scenarios import full_of_every_kind, of_two
 from tests.ranks.scenarios import QUICK, collectives, trained
 from tests.several_processes import on_ranks
 
@@ -62,6 +63,48 @@ def test_every_recipe_in_both_forms_on_four_ranks(one_process: Any) -> None:
             assert_equal_to_one(seen, one_process(optimizer))
 
 
+def test_weights_that_no_rank_has_whole_are_one_process(one_process: Any) -> None:
+    first, second = of_two("full")
+    for found in (first, second):
+        assert_equal_to_one(found, one_process("sf_normuon"))
+    whole, flat = first["whole bytes"], 760 * 4  # of 7,160 entries; more than one in 16, so they are cut in halves
+    nothing = 44 * 4  # one entry stands for each parameter
+    assert first["bytes"] == flat // 2 + (whole - flat) * 3 // 5 + nothing  # of 5 matrices a bank, 3 and 2
+    assert second["bytes"] == flat // 2 + (whole - flat) * 2 // 5 + nothing
+
+
+@pytest.mark.exhaustive
+def test_captured_they_are_gathered_in_the_program(one_process: Any) -> None:
+    for seen in of_two("full_captured"):
+        for capture in ("read", "run", "unrehearsed"):
+            assert_equal_to_one(seen[capture], one_process("muon"))
+        assert_equal_to_one(seen["accumulated"], one_process("muon", 2))
+        # Four banks, gathered once where the step is read (Inductor gathers again), for each forward and each backward
+        # where it is run, and reduced once; and two packed vectors.
+        for capture, gathers in (("read", 4), ("run", 8), ("accumulated", 16)):
+            found = seen[capture]["collectives"]
+            counts = {name: found.count(name) for name in set(found)}
+            assert counts == {"reduce_scatter_tensor": 4, "all_gather_into_tensor": gathers + 2}
+
+
+@pytest.mark.exhaustive
+def test_they_are_alike_in_half_precision() -> None:
+    for seen in of_two("full_half_precision"):
+        for form in ("master", "exact", "kahan", "stochastic"):
+            assert seen[form, "bits"] and seen[form, "same"]
+            assert seen[form, "apart"] <= 2**-8  # a step of bf16 at 1
+
+
+@pytest.mark.exhaustive
+def test_they_are_one_process_on_four_ranks_and_in_copies(one_process: Any) -> None:
+    for found in on_ranks(4, full_of_every_kind):
+        copies = found.pop("copies")
+        assert copies["copies alike"]
+        assert_equal_to_one(copies, one_process("sf_normuon"))
+        for optimizer, seen in found.items():
+            assert_equal_to_one(seen, one_process(optimizer))
+
+
 def whose_state_decides(rank: int, world: int) -> Any:
     return {
         (o, form): trained(P.step_of(o, P.mesh_of(world), model=P.net(rank), shard=form), rank, world, 2)
@@ -82,8 +125,8 @@ def test_recipes_with_periodic_work_are_the_same_divided_and_replicated() -> Non
 
 
 def test_forms_are_known_by_name() -> None:
-    with pytest.raises(ValueError, match="shard='full' is not known; use one of 'replicate', 'optimizer'"):
-        P.step_of("adamw", shard="full")
+    with pytest.raises(ValueError, match="shard='rows' is not known; use one of 'replicate', 'optimizer', 'full'"):
+        P.step_of("adamw", shard="rows")
     with pytest.raises(ValueError, match="shard='optimizer' without mesh= has no effect"):
         P.step_of("adamw", shard="optimizer")
     with pytest.raises(ValueError, match=r"reduce_dtype=torch\.int8 is no floating-point dtype"):

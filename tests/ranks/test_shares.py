@@ -40,6 +40,8 @@ def test_what_travels_comes_back_as_it_was(matrices: int, ranks: int, monkeypatc
     sent = [share.sent(share.own(whole)) for share in every]
     gathered = [torch.cat(parts) for parts in zip(*sent, strict=True)]
     assert torch.equal(every[0].whole(gathered), whole)
+    views = every[0].views(gathered)
+    assert all(torch.equal(views[place.name], part) for place, part in zip(of.places, of.split(whole), strict=True))
 
 
 def test_a_bank_travels_in_few_pieces_however_deep_the_model() -> None:
@@ -61,6 +63,10 @@ def test_the_matrices_of_a_stack_are_owned_one_by_one() -> None:
     parts = [torch.randn(3, 3, 2), torch.randn(3, 2)]
     (leaving,) = first.leaving(parts, torch.float32)
     assert torch.equal(first.arrived([leaving[:2]]), torch.stack([parts[0][0], parts[0][2]]))
+    whole = of.join(parts, torch.float32)
+    gathered = [torch.cat([first.sent(first.own(whole))[0], second.sent(second.own(whole))[0]])]
+    views = first.views(gathered)
+    assert torch.equal(views["up"], parts[0]) and torch.equal(views["gate"], parts[1])
 
 
 def test_a_flat_bank_is_whole_on_every_rank() -> None:

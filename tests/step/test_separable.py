@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fusion_compile import optim
-from fusion_compile._torch_optim.separable import is_entry_by_entry, refuse_inseparable
+from fusion_compile._step.separable import is_entry_by_entry, refuse_inseparable
 from fusion_compile._types import Tensors
 from fusion_compile.optim._registry import factory_of, names
 from fusion_compile.optim._transform import Context, EmptyState, Transform, stateless
