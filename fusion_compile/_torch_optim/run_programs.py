@@ -49,7 +49,8 @@ _GRADIENT, _LOSS, _SIZE = " gradient", " loss", " size"
 
 
 class _Group:
-    """The runs of one group with their states, for the last set of parameters without a gradient."""
+    """The runs of one group with their states, for the last set of parameters without a gradient. `guarded`: which run
+    goes through the guards."""
 
     def __init__(self, group: ParameterGroup) -> None:
         self.group, self.runs = group, Runs(group.layout)
@@ -58,6 +59,7 @@ class _Group:
         self.missing: frozenset[str] | None = None
         self.cut: list[tuple[Run, Form, Tensors]] = []
         self.arguments: dict[int, list[Any]] = {}
+        self.guarded = -1
 
     def state_of(self, bank: Bank, first: int, last: int) -> Tensors:
         """A part's state as the group has it."""
@@ -118,7 +120,7 @@ class RunPrograms:
                 tensor.copy_(own.next[f"{NEXT}{key}"])
 
     def _cut(self, own: _Group, missing: frozenset[str], transform: Transform, half_precision: str) -> None:
-        own.missing, own.cut, own.arguments = missing, [], {}
+        own.missing, own.cut, own.arguments, own.guarded = missing, [], {}, -1
         for run in own.runs.of(missing):
             state, kind = own.state_of(run.bank, run.first, run.last), run.bank.key
             if kind not in self._forms:
@@ -127,6 +129,8 @@ class RunPrograms:
                 layout = Layout((bank,), own.group.layout.device)
                 self._forms[kind] = form_of(kind, transform, half_precision, own.group, layout, state)
             form = self._forms[kind]
+            if own.guarded < 0 and run.rows > 1:  # a size of 1 is another program to Dynamo
+                own.guarded = len(own.cut)
             own.cut.append((run, form, form.own(state, own.next)))
 
     def _update(self, own: _Group, i: int, given: Tensors, uphill: bool, loss: Tensor | None) -> None:
@@ -137,7 +141,7 @@ class RunPrograms:
         if key not in self._programs:
             self._compile(key, form, own.group.layout.device, state, loss)
         compiled = self._compiled[key]
-        if compiled is None or (i == 0 and run.rows > 1):  # a size of 1 is another program to Dynamo
+        if compiled is None or i == own.guarded:
             self._programs.rerun(key, state, {run.bank.key: gradient}, *further)
             return
         arguments = own.arguments.get(i)

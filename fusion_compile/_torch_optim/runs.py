@@ -64,7 +64,10 @@ class Runs:
         return tuple(self._memory.values())
 
     def of(self, missing: Collection[str]) -> list[Run]:
-        """The runs without the parameters `missing`, the longest first."""
+        """The runs without the parameters `missing`, in the bank's order.
+
+        A backward ends with the gradients of the first layers, which are still in a cache then.
+        """
         pieces = [(bank, *piece) for bank in self._layout.banks for piece in _pieces(bank, missing)]
         cut = [Run(*piece, names=tuple(place.name for place in piece[-1])) for piece in pieces]
         for run in cut:
@@ -73,8 +76,7 @@ class Runs:
                 if known is None or known.numel() < entries:
                     made = torch.zeros(entries, dtype=run.bank.dtype, device=self._layout.device)
                     self._memory[run.bank.dtype] = made
-        found = [run if _lies(run) else self._with_places(run) for run in cut]
-        return sorted(found, key=lambda run: -run.rows)
+        return [run if _lies(run) else self._with_places(run) for run in cut]
 
     def _with_places(self, run: Run) -> Run:
         memory = self._memory[run.bank.dtype][: run.last - run.first]

@@ -28,9 +28,9 @@ def layout(monkeypatch: pytest.MonkeyPatch) -> Layout:
 
 def test_a_large_parameter_is_a_run_and_small_ones_are_together(layout: Layout) -> None:
     found = {run.names: run for run in Runs(layout).of(())}
-    assert [*found] == [("odd",), ("large",), ("a", "b"), ("c",)], "odd is no multiple of 16, and is copied"
-    assert [run.gradient is None for run in found.values()] == [False, True, False, False]
-    assert [run.rows for run in found.values()] == [10, 8, 3, 1]
+    assert [*found] == [("large",), ("odd",), ("a", "b"), ("c",)], "odd is no multiple of 16, and is copied"
+    assert [run.gradient is None for run in found.values()] == [True, False, False, False]
+    assert [run.rows for run in found.values()] == [8, 10, 3, 1]
 
 
 def test_runs_cover_each_entry_once_and_leave_out_what_is_missing(layout: Layout) -> None:
