@@ -69,3 +69,11 @@ def timeout_of(device_type: str) -> Any:
         return dist.distributed_c10d._get_default_group()._get_backend(torch.device(device_type)).options._timeout
     except (AttributeError, RuntimeError, ValueError):
         return None
+
+
+def store() -> Any:
+    """The key-value store by which the ranks found each other; None where torch keeps none."""
+    try:
+        return dist.distributed_c10d._get_default_store()
+    except (AttributeError, RuntimeError, ValueError):
+        return None

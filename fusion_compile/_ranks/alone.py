@@ -41,6 +41,15 @@ class Alone(DispatchMode):  # type: ignore[no-untyped-call]
         return _stand_in(name, group, args, kwargs)
 
 
+class Quiet(DispatchMode):  # type: ignore[no-untyped-call]
+    """Inside, a loss runs on this rank alone: a collective of its own is refused with a ValueError before it begins."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace in ("c10d", NAMESPACE) and "wait_tensor" not in str(func):
+            raise ValueError(own_collective(func))
+        return func(*args, **(kwargs or {}))
+
+
 def _stand_in(name: str, group: Group, args: Any, kwargs: Any) -> Any:
     tensors = args[0]
     if name == "all_reduce":

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fusion_compile._ranks._compat import group_among, timeout_of
+from fusion_compile._ranks._compat import group_among, name_of, store, timeout_of
 from fusion_compile._ranks.groups import Ranks
 
 FAKE = "fake"
@@ -61,6 +61,19 @@ class Channel:
         if beside and self._group is not None and self._second is None:
             self._second = self._made()
         return self._second if beside else self._group
+
+    def leave_word(self, meeting: int, said: str) -> str:
+        """Leave to the others why this rank goes no further after so many meetings, unless another has left word
+        before: what that was, or nothing. It waits for nobody; the word lies where the ranks found each other."""
+        found, own = store(), f"rank {self.rank}: {said}"
+        if found is None or self._group is None:
+            return ""
+        try:
+            key = f"fusion_compile/failed/{name_of(self._group)}/{meeting}"
+            first = str(found.compare_set(key, "", own).decode())
+        except (RuntimeError, AttributeError):  # it lay with a rank that has ended
+            return ""
+        return "" if first == own else first
 
     def close(self) -> None:
         """Give the groups up."""

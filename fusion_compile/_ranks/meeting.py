@@ -27,6 +27,8 @@ _LATER = (
     "This rank had agreed with the others before that, and they may wait for it. End the processes, and start them "
     "again from a checkpoint."
 )
+_CUT_OFF = ("onnection", "gloo", "Gloo", "NCCL", "imed out")
+"""In what torch says where a collective finds another rank no more."""
 
 
 class Meeting:
@@ -49,6 +51,7 @@ class Meeting:
         self._facts: dict[str, Any] = {}
         self._writes: tuple[int, Callable[[], dict[str, int]]] = 0, dict
         self._act, self._met, self._alone, self._inside = "", False, False, False
+        self._agreed, self._meetings = False, 0
 
     @property
     def met(self) -> bool:
@@ -68,14 +71,21 @@ class Meeting:
             yield
             return
         self._act, self._facts, self._met, self._inside = act, dict(facts), False, True
+        self._agreed = False
         self._writes = writes, weights
         try:
             yield
         except Exception as error:
-            if self._met:
+            if not self._met:
+                self._stop(error)
+            if self._agreed:
                 error.add_note(_LATER)
-                raise
-            self._stop(error)
+                word = self.channel.leave_word(self._meetings, f"{type(error).__name__}: {error}")
+                if word and isinstance(error, RuntimeError) and any(cut in str(error) for cut in _CUT_OFF):
+                    raise RuntimeError(
+                        f"{word}, and this rank waited for it in the middle of an act. {_LATER}"
+                    ) from error
+            raise
         finally:
             self._inside, self._writes = False, (0, dict)
 
@@ -105,7 +115,8 @@ class Meeting:
             same, _ = self._all_say()
         if not same:
             self._hear(None)
-        self._met = not again
+        self._met, self._agreed = not again, True
+        self._meetings += 1
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection
 
 from torch import nn
 
+from fusion_compile._ranks.alone import Quiet
 from fusion_compile._ranks.meeting import Meeting
 from fusion_compile._state import keys
 from fusion_compile._step.across_ranks import Local, reduced, refuse_buffers
@@ -51,6 +53,12 @@ def expected_collectives(plan: StepPlan, model: nn.Module, facts: LossFacts) -> 
     return plan.division.collectives(
         averages=len(plan.options.averages), buffers=buffers, everywhere=plan.options.keep_gradients
     )
+
+
+def quiet(meeting: Meeting | None, mode: str) -> contextlib.AbstractContextManager[object]:
+    """Inside, a loss that is not captured runs for the first time, and may not communicate. The graph of one that is
+    captured shows what it sends (`expected_collectives`)."""
+    return contextlib.nullcontext() if meeting is None or mode != "eager" else Quiet()  # type: ignore[no-untyped-call]
 
 
 def refuse_across_ranks(model: nn.Module, found: LossFacts, carried: Collection[str], notices: Notices) -> None:

@@ -18,7 +18,7 @@ from fusion_compile._state import keys
 from fusion_compile._state.residence import Residence
 from fusion_compile._step import batches
 from fusion_compile._step.batch_numbers import BatchNumbers
-from fusion_compile._step.before_sending import BeforeSending, expected_collectives, refuse_across_ranks
+from fusion_compile._step.before_sending import BeforeSending, expected_collectives, quiet, refuse_across_ranks
 from fusion_compile._step.captures import Captures, Key
 from fusion_compile._step.carried import Carried
 from fusion_compile._step.carried_entries import CarriedEntries
@@ -186,7 +186,8 @@ class StepPrograms(Captures):
             self.notices.warn(f"uncut {whole}", whole)
         if self._mode != "eager" and (said := constant_sentence(signature, self._signatures)):
             self.notices.warn(said, said)
-        seen, way = self._rehearsed(key, batch)
+        with quiet(self._meeting, self._mode):
+            seen, way = self._rehearsed(key, batch)
         follows = bool(self._given.slots) and not options.fixes_numbers
         if not_read or (follows and not way.runs):
             way = way._replace(runs=True, because=not_read or self._given.because())
@@ -200,7 +201,8 @@ class StepPrograms(Captures):
         there = {k: self._state.get(keys.point(k), b) if b.is_meta else b for k, b in self._residence.banks.items()}
         weights = self._plan.whole.views(there)
         given = self._model, self._loss_fn, weights, parts[0].batch, self._plan.precision, self._carried
-        found = examine(*given, rehearsed=seen is not None, uncaptured=self._mode == "eager")
+        with quiet(self._meeting, self._mode):
+            found = examine(*given, rehearsed=seen is not None, uncaptured=self._mode == "eager")
         if self._plan.division is not None:
             refuse_across_ranks(self._model, found, self._carried.labels(), self.notices)
         refuse_other_points(self._plan.update, self._state, found.written)

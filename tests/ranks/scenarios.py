@@ -348,7 +348,7 @@ def other_programs(rank: int, world: int, **options: Any) -> Any:
     return said_by(lambda: P.step_of("adamw", P.mesh_of(world), loss=loss, **options)(*good))
 
 
-def talks(rank: int, world: int) -> Any:
+def talks(rank: int, world: int, **options: Any) -> Any:
     """The loss sums something over ranks itself."""
 
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -358,7 +358,7 @@ def talks(rank: int, world: int) -> Any:
         return value, {"summed": summed}
 
     good = P.part(P.whole_batches(1)[0], rank, world)
-    return said_by(lambda: P.step_of("adamw", P.mesh_of(world), loss=loss, **CAPTURED)(*good))
+    return said_by(lambda: P.step_of("adamw", P.mesh_of(world), loss=loss, **options)(*good))
 
 
 def unreadable_on_one(rank: int, world: int) -> Any:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fusion_compile._ranks import _compat
-from fusion_compile._ranks.alone import Alone
+from fusion_compile._ranks.alone import Alone, Quiet
 from fusion_compile._ranks.groups import Group
 
 
@@ -56,3 +56,14 @@ def test_a_collective_of_the_loss_is_refused_by_its_name(group: Group) -> None:
         _compat.start_all_reduce(torch.ones(2), group.name)
     with Alone({group.name: group}), pytest.raises(ValueError, match="the loss itself communicates"):
         dist.all_reduce(torch.ones(2))
+
+
+def test_where_a_loss_runs_first_nothing_is_sent(group: Group) -> None:
+    with Quiet():
+        assert (torch.ones(2) * 2).sum() == 4
+        for act in (
+            lambda: dist.all_reduce(torch.ones(1)),
+            lambda: _compat.start_all_reduce(torch.ones(1), group.name),
+        ):
+            with pytest.raises(ValueError, match="the loss itself communicates"):
+                act()

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.ranks import programs as P
+from tests.several_processes import on_ranks, said_by
 
 
 def both(two_ranks: Any, name: str, key: str | None = None) -> str:
@@ -86,8 +91,8 @@ def test_a_loss_that_one_rank_cannot_read(two_ranks: Any) -> None:
 
 
 @pytest.mark.exhaustive
-def test_a_loss_that_communicates_itself(two_ranks: Any) -> None:
-    assert "the loss itself communicates (3 collectives instead of 2)" in both(two_ranks, "talks")
+def test_a_captured_loss_that_communicates_itself(two_ranks: Any) -> None:
+    assert "the loss itself communicates (3 collectives instead of 2)" in both(two_ranks, "talks@captured")
 
 
 @pytest.mark.exhaustive
@@ -95,3 +100,32 @@ def test_captured_steps_refuse_alike(two_ranks: Any) -> None:
     assert "batch[0] [4, 8] requires a gradient" in both(two_ranks, "refusals@captured", "said")
     assert "rank 1 sends all_gather_into_tensor of [4]" in both(two_ranks, "other_programs@captured")
     assert "its loss is another" in both(two_ranks, "proof_fails_on_one@captured")
+
+
+def test_a_loss_that_communicates_itself(two_ranks: Any) -> None:
+    assert "the loss itself communicates (c10d.allreduce_.default)" in both(two_ranks, "talks")
+
+
+def fails_after_the_meeting(rank: int, world: int, folder: str) -> None:
+    from fusion_compile._step import across_ranks
+
+    def fails(*given: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    step = P.step_of("adamw", P.mesh_of(world))
+    good = P.part(P.whole_batches(1)[0], rank, world)
+    step(*good)
+    if rank == 1:
+        changed: Any = across_ranks
+        changed.of_every_rank = fails
+    Path(folder, str(rank)).write_text(said_by(lambda: step(*good)))
+    if rank == 1:
+        os._exit(5)  # as Python does at an error that nobody catches
+
+
+def test_the_others_are_told_what_one_failed_of_in_the_middle(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"\[rank 1 of 2\] died without a word, with exit code 5"):
+        on_ranks(2, fails_after_the_meeting, str(tmp_path))
+    assert (tmp_path / "1").read_text() == "RuntimeError: out of memory"
+    said = (tmp_path / "0").read_text()
+    assert said.startswith("RuntimeError: rank 1: RuntimeError: out of memory, and this rank waited for it")
