@@ -16,6 +16,9 @@ from tests.ranks import programs as P
 from tests.ranks.scenarios import equal_states
 from tests.several_processes import on_ranks, said_by
 
+# Ranks compute with one thread each, and this process perhaps with more.
+pytestmark = pytest.mark.filterwarnings("ignore:the checkpoint was saved with")
+
 
 class Experts(nn.Module):
     """A stack whose matrices have different owners, a tied weight and what is updated entry by entry."""
