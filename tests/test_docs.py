@@ -158,7 +158,8 @@ def lacking(function: Callable[..., Any], example: bool) -> list[str]:
     ]
     named = [name.strip(" `") for entry in entries(doc, "Args") or [] for name in entry.split(",")]
     said = [f"Args names {named} and the function takes {takes}"] if sorted(named) != sorted(takes) else []
-    if signature.return_annotation not in ("None", None) and not entries(doc, "Returns"):
+    gives = entries(doc, "Returns") or entries(doc, "Yields")
+    if signature.return_annotation not in ("None", None) and not gives:
         said.append("Returns is missing")
     if example and not any(">>> " in line for line in (entries(doc, "Example") or [])):
         said.append("Example is missing")
