@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from fusion_compile._capture.by_running.symbolic_sizes import SizeFixed, SymbolicSizes
 from fusion_compile._capture.by_running.trace import lift_constants, modules_named, run_on_fakes
 from fusion_compile._capture.rehearsal.contents import Contents
+from fusion_compile._capture.rehearsal.reach import Reach
 from fusion_compile._compat import mark_input_static
 from fusion_compile._program.gathers import gather_late
 from fusion_compile._program.lower import lower_graph
@@ -25,6 +26,8 @@ from fusion_compile._step.operands import NotAnOperand
 from fusion_compile._step.shapes import Dims
 from fusion_compile._step.update import donated
 from fusion_compile._types import Tensors
+
+_SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 class CapturedStep:
@@ -142,7 +145,10 @@ def captured_step(
     """
     contents = Contents(roots)
     try:
-        return CapturedStep(advance, state, batch, model, dims)
+        step = CapturedStep(advance, state, batch, model, dims)
+        if kept := dims and [slot.label for slot, value in Reach(roots).slots() if isinstance(value, _SYMBOLS)]:
+            raise SizeFixed(f"{kept[0]} keeps a size, which is another at each shape.")
+        return step
     except (NotAnOperand, SizeFixed):
         raise
     except Exception as error:  # of any kind: the loss itself has run before, on real tensors

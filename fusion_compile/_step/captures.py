@@ -11,6 +11,7 @@ from torch import nn
 from fusion_compile._capture.by_running.symbolic_sizes import SizeFixed
 from fusion_compile._capture.python_state.slots import Slot
 from fusion_compile._capture.rehearsal.contents import Contents
+from fusion_compile._capture.rehearsal.left_behind import Kind
 from fusion_compile._program.beside_its_graph import Beside
 from fusion_compile._program.memory.activations import activations_kept
 from fusion_compile._program.programs import Programs
@@ -143,7 +144,7 @@ class Captures:
     ) -> tuple[Band | None, RunStep]:
         """Run the step for `batch`, or for a band of sizes, which is then given, too."""
         band, options = self._bands.opened_by(key[0], self._signatures), self._plan.options
-        if band is not None and (why := self._no_band(changing)):
+        if band is not None and (why := self._no_band(changing, seen)):
             self.notices.warn("fixed", no_band_sentence(why, options.max_shapes))
         elif band is not None:
             try:
@@ -155,12 +156,13 @@ class Captures:
                 self.notices.warn("band", f"no one program serves these sizes, so each has its own: {said}")
         return None, self._run(key, pure, batch, changing, seen)
 
-    def _no_band(self, changing: list[Slot]) -> str:
+    def _no_band(self, changing: list[Slot], seen: RehearsedStep) -> str:
         """Why a step that is captured by running has a program for each shape; empty where one may serve several.
 
         What Python keeps besides tensors may be a size, which a program would give back as it was at its capture.
         """
-        if changing or not self._carried.holds_tensors_alone():
+        filled = any(record.kind is Kind.CACHE for record in seen.rehearsal.left)
+        if changing or filled or not self._carried.holds_tensors_alone():
             return "the loss changes what Python keeps besides tensors"
         if self._given.slots:
             return "a batch has plain numbers"

@@ -255,3 +255,20 @@ def test_where_python_counts_by_a_size_each_shape_is_a_program_and_it_is_said() 
     step, said = _run_both(Counts, [(4, 5), (4, 3), (4, 2), (4, 5)], max_shapes=3)
     assert step.model.seen == 15
     assert any("and the loss changes what Python keeps besides tensors. So each" in one for one in said), said
+
+
+class Keeps(Sequences):
+    """Keeps its batch's last size, which nothing reads before it is written."""
+
+    size = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.size = x.shape[0]
+        out: Tensor = super().forward(x) * self.size
+        return out
+
+
+def test_a_size_that_python_keeps_is_that_of_each_batch() -> None:
+    """The third shape has the second's first size: only the run with symbols shows that it is kept."""
+    step, _ = _run_both(Keeps, [(4, 5), (6, 5), (6, 7), (5, 7), (4, 5)])
+    assert step.model.size == 4
