@@ -42,6 +42,7 @@ def followed(want: dict[str, Tensor], weights: dict[str, Tensor], decay: float =
     return {n: decay * want[n] + (1 - decay) * w for n, w in weights.items()}
 
 
+@pytest.mark.filterwarnings("ignore:.* has a gradient, and had none")
 @pytest.mark.parametrize("lacking", ["nothing", "a parameter", "a group"])
 @pytest.mark.parametrize("recipe", ["adamw", "sf_normuon"])
 def test_it_averages_the_deployed_weights_also_of_what_has_no_gradient(recipe: str, lacking: str) -> None:

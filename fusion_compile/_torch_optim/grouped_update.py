@@ -22,6 +22,7 @@ from fusion_compile._state.mismatches import refuse_mismatches
 from fusion_compile._state.routing import Route
 from fusion_compile._step.numbers_used import numbers_used
 from fusion_compile._torch_optim.averages import bind_averages
+from fusion_compile._torch_optim.group_counts import GroupCounts
 from fusion_compile._torch_optim.group_numbers import as_float, check_number, number_at
 from fusion_compile._torch_optim.group_record import GroupRecord, gradients_of, names_in
 from fusion_compile._torch_optim.guards import Guards
@@ -91,6 +92,7 @@ class GroupedUpdate:
     warn: SayOnce = field(default_factory=SayOnce)
     guards: Guards = field(init=False)
     runs: RunPrograms = field(init=False)
+    counts: GroupCounts = field(default_factory=GroupCounts)
 
     def __post_init__(self) -> None:
         self.runs = RunPrograms(self.programs)
@@ -229,8 +231,7 @@ class GroupedUpdate:
         if self.released is not None:
             return self.released.close()
         groups: dict[int, ParameterGroup] = {}
-        turns, updated = [], []
-        gradients, present, in_runs = {}, {}, {}
+        turns, updated, gradients, present, in_runs = [], [], {}, {}, {}
         dropped = self.has_lost(state)
         pairs = [(r, options, r.pairs(options)) for r, options in zip(self.records, param_groups, strict=True)]
         arrived = [gradients_of(named) for _, _, named in pairs]
@@ -250,7 +251,7 @@ class GroupedUpdate:
                 turns.append(Turn(at, due=False, partial=False, idle=True))
                 continue
             updated += group.holders(list(given))
-            missing = frozenset(group.members) - given.keys()
+            missing = self.counts.missing(group, given, self.warn)
             if group.takes_runs(missing):
                 in_runs[at] = given
                 continue
@@ -281,8 +282,7 @@ class GroupedUpdate:
         self.guards.switch(self.moves)
 
     def has_lost(self, state: State) -> bool:
-        """Whether somebody dropped state: ``optimizer.state.clear()``, or ``del optimizer.state[p]``. Looking at each
-        parameter in each step would cost too much."""
+        """Whether somebody dropped state (``state.clear()``, ``del state[p]``), without a look at each parameter."""
         return len(state) < self.kept or any(not group.kept_in(state, 1) for group in self.groups())
 
     def ready(self, at: int, options: Options, state: State, given: Tensors, dropped: bool) -> ParameterGroup:

@@ -417,7 +417,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "another format": (
         lambda f: (f / "checkpoint.json").write_text('{"format": 99}'),
         ValueError,
-        "has format 99; this version reads format 1",
+        "has format 99; this version reads formats 1 and 2",
     ),
     "half the weights": (lambda f: _truncate(next(f.glob("model-*"))), ValueError, "is no safetensors file"),
     "half the state": (lambda f: _truncate(next(f.glob("state-*"))), ValueError, "is no safetensors file"),

@@ -73,6 +73,7 @@ def only_some(model: nn.Module, step: int) -> None:
             p.grad = None
 
 
+@pytest.mark.filterwarnings("ignore:.* has a gradient, and had none")
 @pytest.mark.parametrize("options", [{"mode": "eager"}, {"backend": "aot_eager"}])
 def test_a_parameter_without_a_gradient_is_left_alone(options: dict[str, Any]) -> None:
     """Against torch.optim, without Adam's bias correction, whose count is the group's here: with SGD with momentum."""

@@ -188,6 +188,7 @@ def in_groups(model: nn.Sequential, choice: Any, *, release: bool) -> TorchOptim
     return optim.as_torch_optimizer(groups, choice, model=model, mode="eager", release_gradients=release)
 
 
+@pytest.mark.filterwarnings("ignore:.* has a gradient, and had none")
 @pytest.mark.parametrize("choice", ["adamw", "sf_adamw"])
 def test_groups_schedules_missing_gradients_and_joining_parameters(choice: str) -> None:
     def run(release: bool) -> tuple[nn.Module, TorchOptimizer]:

@@ -15,6 +15,8 @@ from fusion_compile._torch_optim.parameter_group import ParameterGroup
 from fusion_compile.optim import Transform
 from fusion_compile.torch_optimizer import TorchOptimizer
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* has a gradient, and had none")
+
 SHAPES = [(16, 24), (24,), (5, 7), (40, 16), (3,), (9, 9)]
 
 
