@@ -112,11 +112,10 @@ def lower_graph(
 
 @contextlib.contextmanager
 def inductor_as_told(graph: torch.fx.GraphModule, backend: str = "inductor") -> Iterator[None]:
-    """Inside, Inductor writes gradients straight into their banks, casts each weight once and computes a
-    CPU's numbers once, what the checkpoints of
-    `graph` compute again waits for the gradient, sums over repeated indices have one order, results are written over
-    what is read for the last time, a CPU's kernels are compiled together, a GPU's small ones are launched together, and
-    none is written that its compiler fails on."""
+    """Inside, Inductor writes gradients straight into their banks, casts each weight once and computes a CPU's numbers
+    once, what the checkpoints of `graph` compute again waits for the gradient, sums over repeated indices have one
+    order, results are written over what is read for the last time, a CPU's kernels are compiled together, a GPU's small
+    ones are launched together, and none is written that its compiler fails on."""
     if backend != "inductor":
         yield
         return

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 
 
 class Background:
@@ -25,8 +25,7 @@ class Background:
     def wait(self) -> None:
         """Wait until what was begun has ended, well or not."""
         if self._last is not None:
-            with suppress(BaseException):
-                self._last.result()
+            futures.wait([self._last])  # raises nothing of the write's, and lets Ctrl-C through
             self._last = None
 
 
